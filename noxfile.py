@@ -1,0 +1,119 @@
+"""The one entry point: `nox` alone runs all that a change has to pass."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.error_on_missing_interpreters = False
+nox.options.error_on_external_run = True
+nox.options.stop_on_first_error = False
+nox.options.sessions = ["lint", "types", "tests_without_torch", "tests", "tests_of_the_oldest"]
+
+# torch is only ever installed with these: unpinned, it takes gigabytes.
+CONSTRAINTS = ("-c", "constraints.txt")
+
+# The oldest has everything installed; the others show that the rest needs no torch.
+PYTHON, *OTHER_PYTHONS = nox.project.python_versions(nox.project.load_toml())
+
+# pyenv hides the Pythons it has, all but one, until it is told to show them.
+PYENV = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser() / "versions"
+if shown := [
+    found.name for python in (PYTHON, *OTHER_PYTHONS) for found in sorted(PYENV.glob(f"{python}.*"))
+]:
+    os.environ.setdefault("PYENV_VERSION", ":".join([*shown, "system"]))
+
+ENV = {
+    # 200 examples each instead of 100; see tests/conftest.py.
+    "HYPOTHESIS_PROFILE": os.environ.get("HYPOTHESIS_PROFILE", "ci"),
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def install_all(session: nox.Session) -> None:
+    """What every test needs, torch among it."""
+    session.install(*CONSTRAINTS, "--group", "tests", ".[transformers,trio,uvloop,cli]")
+
+
+@nox.session(python=PYTHON)
+def lint(session: nox.Session) -> None:
+    """Style, formatting and the direction of imports."""
+    session.install(*CONSTRAINTS, "--group", "lint", ".")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+
+
+@nox.session(python=PYTHON)
+def types(session: nox.Session) -> None:
+    """The package is typed strictly, and all of its public names completely."""
+    session.install(
+        *CONSTRAINTS,
+        *("--group", "typing", "--group", "tests", "nox"),
+        ".[transformers,trio,uvloop,cli]",
+    )
+    session.run("mypy")
+    session.run("pyright", "--verifytypes", "anystreamer", "--ignoreexternal")
+
+
+@nox.session(python=PYTHON)
+def tests(session: nox.Session) -> None:
+    """Every test, against the built package."""
+    install_all(session)
+    session.run("pytest", *session.posargs, env=ENV)
+
+
+@nox.session(python=PYTHON)
+def tests_of_the_oldest(session: nox.Session) -> None:
+    """What depends on anyio and transformers, with the oldest of them that are supported."""
+    install_all(session)
+    session.install("anyio==4.11.0", "trio==0.31.0", "transformers==5.0.0", "tokenizers==0.22.2")
+    names = ("bridge", "bridge_storm", "endings", "generate", "generate_kinds", "batch", "drop_in")
+    session.run("pytest", *(f"tests/test_{name}.py" for name in names), env=ENV)
+
+
+@nox.session(python=OTHER_PYTHONS)
+def tests_without_torch(session: nox.Session) -> None:
+    """The tests that need no model, where torch is not installed."""
+    session.install(*CONSTRAINTS, "--group", "tests", ".[trio,uvloop,cli]")
+    session.run("pytest", *session.posargs, env=ENV)
+
+
+@nox.session(python=PYTHON)
+def nightly(session: nox.Session) -> None:
+    """What takes too long for every change: many more Hypothesis examples, long soaks."""
+    install_all(session)
+    session.run(
+        "pytest",
+        "-m",
+        "nightly or hypothesis",
+        "--timeout=3600",
+        *session.posargs,
+        env=ENV | {"HYPOTHESIS_PROFILE": "nightly"},
+    )
+
+
+@nox.session(python=PYTHON)
+def soak(session: nox.Session) -> None:
+    """10,000 streams with faults on each loop, and 2,000 loops killed under flat-out workers."""
+    install_all(session)
+    session.run(
+        "pytest",
+        "-m",
+        "nightly",
+        "-rP",  # the figures
+        *(session.posargs or ("tests/test_soak.py", "tests/test_teardown.py")),
+        env=ENV,
+    )
+
+
+@nox.session(python=PYTHON)
+def benchmarks(session: nox.Session) -> None:
+    """Run a program of benchmarks/, e.g. `nox -s benchmarks -- benchmarks/latency.py`."""
+    session.install(*CONSTRAINTS, "--group", "benchmarks", ".[transformers,trio,uvloop,cli]")
+    session.run("python", *(session.posargs or session.error("which program?")), env=ENV)
