@@ -1,0 +1,146 @@
+"""The three loops, and what every test is held to."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+# Before anything can import huggingface_hub, which reads it once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("default", max_examples=100, deadline=None)
+hypothesis.settings.register_profile(
+    "ci", max_examples=200, deadline=None, derandomize=False, print_blob=True
+)
+hypothesis.settings.register_profile(
+    "nightly", max_examples=5000, deadline=None, derandomize=False, print_blob=True
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+# A shell's background jobs ignore Ctrl-C, and so would the programs that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def installed(*names: str) -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in names)
+
+
+# Test modules that import torch, transformers or what needs them. They are left out
+# where torch is not installed; one that is missing here fails there, at its imports.
+NEEDS_TORCH = [
+    "test_batch.py",
+    "test_cli.py",
+    "test_decoding.py",
+    "test_demo_model.py",
+    "test_docs.py",
+    "test_drop_in.py",
+    "test_generate.py",
+    "test_generate_kinds.py",
+    "test_layers.py",
+    "test_responses.py",
+]
+collect_ignore = [] if installed("torch", "transformers") else NEEDS_TORCH
+
+
+LOOPS = [
+    pytest.param(("asyncio", {"debug": True}), id="asyncio"),
+    *(
+        [pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop")]
+        if installed("uvloop")
+        else []  # there is none for Windows
+    ),
+    pytest.param(("trio", {}), id="trio"),
+]
+
+
+@pytest.fixture(scope="module", params=LOOPS)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """The loop that an `async def` test runs on: each of them in turn."""
+    return request.param
+
+
+def pytest_collection_finish() -> None:
+    # The imported modules are not garbage: without them a collection after
+    # each test costs next to nothing, even with torch among them.
+    gc.collect()
+    gc.freeze()
+
+
+# Loops keep idle worker threads for a while: AnyIO's until the loop ends, trio's for
+# ten seconds more; and the loop of anystreamer.sync stays for the process's life. One
+# is busy while a frame of these folders is on its stack.
+POOLED = ("AnyIO worker thread", "Trio thread ", "anystreamer portal")
+PACKAGE = importlib.util.find_spec("anystreamer")
+OWN_CODE = tuple(
+    os.path.join(folder, "")
+    for folder in [
+        *((PACKAGE and PACKAGE.submodule_search_locations) or []),
+        os.path.dirname(__file__),
+    ]
+)
+
+# How long a thread may take from its last visible act to its end, in seconds.
+GRACE = 2.0
+
+
+def runs_own_code(thread: threading.Thread) -> bool:
+    frame: FrameType | None = sys._current_frames().get(thread.ident or 0)
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(OWN_CODE):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def stack(thread: threading.Thread) -> str:
+    frame = sys._current_frames().get(thread.ident or 0)
+    return f"{thread.name}:\n{''.join(traceback.format_stack(frame)) if frame else ''}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a thread running, or garbage that complains."""
+    alive = set(threading.enumerate())
+    busy = {thread for thread in alive if runs_own_code(thread)}
+
+    def left() -> list[threading.Thread]:
+        return [
+            thread
+            for thread in threading.enumerate()
+            if (runs_own_code(thread) and thread not in busy)
+            or (thread not in alive and not thread.name.startswith(POOLED))
+        ]
+
+    yield
+    deadline = time.monotonic() + GRACE
+    while (threads := left()) and time.monotonic() < deadline:
+        threads[0].join(0.01)
+    if threads:
+        pytest.fail("Threads left running:\n\n" + "\n".join(map(stack, threads)), pytrace=False)
+    # Tasks and sockets that nobody awaited or closed complain when they are
+    # collected: here, and not in a later test.
+    gc.collect()
+
+
+@pytest.fixture
+def asyncio_complains_of_nothing(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No "Task exception was never retrieved", no "Task was destroyed but it is pending"."""
+    yield
+    gc.collect()
+    records = [*caplog.get_records("call"), *caplog.get_records("teardown")]
+    errors = [r.getMessage() for r in records if r.name == "asyncio" and r.levelname == "ERROR"]
+    assert not errors
