@@ -1,0 +1,416 @@
+"""The bridge: a blocking producer in a worker thread becomes a stream, and a stop flag reaches it.
+
+Nothing here knows of models. Two objects share the work, and each has its thread:
+
+- `ThreadStream` lives on the event loop. Consumers hold it.
+- `Producer` lives in the worker thread. It is the ``emit`` and ``should_stop`` of a producer.
+
+The threads meet in three places only: the deque of emitted items (the worker appends, the loop
+pops), the plain attributes that ask the worker to stop (anyone sets them, the worker reads them),
+and the outcome (the worker sets it, the loop reads it once the worker has left).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from time import perf_counter
+from typing import Any, Generic, NoReturn, TypeVar
+
+from anyio import (
+    BusyResourceError,
+    CancelScope,
+    CapacityLimiter,
+    ClosedResourceError,
+    EndOfStream,
+    WouldBlock,
+    create_memory_object_stream,
+    from_thread,
+    get_cancelled_exc_class,
+    sleep,
+)
+from anyio.abc import ObjectReceiveStream
+from anyio.lowlevel import (
+    EventLoopToken,
+    checkpoint,
+    checkpoint_if_cancelled,
+    current_token,
+)
+
+from ._errors import GenerationStopped
+from ._waiting import Flag
+
+__all__ = ["Producer", "ThreadStream", "raise_unchanged"]
+
+T = TypeVar("T")
+StreamT = TypeVar("StreamT", bound="ThreadStream[Any]")
+
+# The crossing budget. A crossing blocks the worker until the loop has run a callback, so crossings
+# may take this share of its time; what is emitted in between waits for the next one, but never
+# longer than the cap (seconds). What that costs and saves: benchmarks/overhead.py.
+CROSSING_SHARE = 0.05
+CROSSING_CAP = 0.002
+
+# A producer that stalls after emitting cannot bring over what it still holds, so it is fetched for
+# a waiting receive() after this time (seconds). Late enough to leave the work to the worker's own
+# crossings.
+HOLDING_GUARD = 2 * CROSSING_CAP
+
+# stop() only sets an attribute, because that alone is safe in a signal handler. While a worker's
+# turn has not come, somebody has to look at it this often (seconds).
+QUEUE_POLL = 0.05
+
+# A worker that waits for room in the buffer looks at the stop flag this often (seconds).
+ROOM_POLL = 0.01
+
+
+class ThreadStream(ObjectReceiveStream[T], Generic[T]):
+    """What a blocking producer emits, as an `anyio.abc.ObjectReceiveStream`. The loop's side.
+
+    Made by `stream_from_thread` and `stream_iterable`. Iterate over it, or call `receive`.
+    """
+
+    def __init__(self, max_buffer_size: float = math.inf) -> None:
+        self._send, self._receive = create_memory_object_stream[T](math.inf)
+        self._held: deque[T] = deque()  # emitted, and not yet in the memory object stream
+        self._buffered = 0  # items in the memory object stream
+        self._guard_at = 0.0  # when what is held is fetched for a waiting receive() (perf_counter)
+        self._ready = Flag()  # replaced by each receive() that waits
+        self._waits = Flag()  # set when a receive() begins to wait
+        self._watch_scope = CancelScope(shield=True)
+        self._left = Flag()  # set once the worker has left the producer, or will never enter it
+        self._scope = CancelScope()  # around the worker's turn and its wait for it
+        self._turn_at: float | None = None  # when its turn came (perf_counter)
+        self._left_at: float | None = None  # when it was seen to have left
+        self._stopped = False  # asked by stop(): what has been made is still wanted
+        self._cancelled = False  # asked by a scope, aclose() or the block's end: nobody will read
+        self._error: BaseException | None = None
+        self._error_raised = False
+        self._result: Any = None
+        self._receiving = False
+        self._closed = False
+        self._max_buffer_size = max_buffer_size
+        self._room = threading.Event()  # set when a consumer has taken something
+        self._number = 0  # in the log
+
+    # -- for consumers
+
+    async def receive(self) -> T:
+        """Return the next item. Always a checkpoint; a cancelled call loses no item.
+
+        Raises:
+            anyio.EndOfStream: the producer has returned, or was stopped, and all has been received.
+            anyio.ClosedResourceError: the stream was closed, or its block left.
+            anyio.BusyResourceError: another task is receiving.
+            BaseException: what the producer raised, after all that it emitted before.
+        """
+        if self._receiving:
+            raise BusyResourceError("receiving from")
+        self._receiving = True
+        try:
+            # Checkpoint first, then take: nothing can be lost between the two. Waiting is a
+            # checkpoint.
+            if self._is_ready() or self._closed or self._left.is_set():
+                await checkpoint()
+            else:
+                await checkpoint_if_cancelled()
+                await self._wait()
+            while not self._closed:
+                self._fetch()
+                try:
+                    return self._take()
+                except WouldBlock:
+                    pass
+                except EndOfStream:
+                    break
+                await self._wait()
+            # Where a scope ended the stream, the end must not be seen before the cancellation.
+            if self._cancelled and not self._closed:
+                await checkpoint()
+        finally:
+            self._receiving = False
+        if self._closed:
+            raise ClosedResourceError
+        self._conclude()
+        if self._error is not None:
+            self._error_raised = True
+            raise_unchanged(self._error)
+        raise EndOfStream
+
+    async def __anext__(self) -> T:
+        try:
+            return await self.receive()
+        except EndOfStream:
+            pass
+        raise StopAsyncIteration
+
+    def stop(self) -> None:
+        """Ask the producer to end after the current step; what it has made can still be received.
+
+        Safe from any task or thread and from a signal handler; calling it again changes nothing.
+        """
+        self._stopped = True
+
+    async def aclose(self) -> None:
+        """Stop the producer, drop what was not received, and wait until the worker has left it."""
+        self._close()
+        await self._left.wait()
+        self._conclude()
+
+    def __repr__(self) -> str:
+        if self._closed:
+            state = "closed"
+        elif self._left.is_set():
+            state = "ended"
+        else:
+            state = "waiting for its turn" if self._turn_at is None else "running"
+        return f"<anystreamer.{type(self).__name__} {state}>"
+
+    # -- for subclasses
+
+    def _take(self) -> T:
+        """Take the next item without waiting. Raises WouldBlock or EndOfStream."""
+        item = self._receive.receive_nowait()
+        self._buffered -= 1
+        self._room.set()
+        return item
+
+    def _is_ready(self) -> bool:
+        """Whether there is an item to take."""
+        return bool(self._held or self._buffered)
+
+    def _conclude(self) -> None:
+        """Called on the loop when the worker has left and the consumer has the end, or has gone."""
+
+    def _progress(self) -> tuple[str, int, int]:
+        """Its state, and how many tokens have been computed and delivered; for any thread."""
+        if self._left.is_set():
+            return "ended", 0, 0
+        return "waiting" if self._turn_at is None else "running", 0, 0
+
+    def _summary(self) -> str:
+        """How it ended, in words, for the log."""
+        if self._error is not None:
+            return repr(self._error)
+        if self._turn_at is None:
+            return "its turn had not come"
+        return "stopped" if self._stopped else "cancelled" if self._cancelled else "all was made"
+
+    # -- for the other two, always on the loop
+
+    def _deliver(self) -> float:
+        """A crossing of the worker's: fetch what it has emitted, and return the time."""
+        self._fetch()
+        self._ready.set()
+        now = perf_counter()
+        self._guard_at = now + HOLDING_GUARD
+        return now
+
+    def _fetch(self) -> None:
+        """Move what the worker has emitted into the memory object stream."""
+        held = self._held
+        if self._closed:
+            held.clear()
+        while held:
+            self._send.send_nowait(held.popleft())
+            self._buffered += 1
+
+    def _finish(self) -> None:
+        """The worker has left the producer, or will never enter it."""
+        self._left_at = self._deliver()
+        self._send.close()
+        self._left.set()
+        self._watch_scope.cancel()
+
+    def _abandon(self) -> None:
+        """Nobody will read any more: tell the worker."""
+        self._cancelled = True
+
+    def _close(self, *, is_cancelled: bool = False) -> None:
+        """Nobody will read any more: stop the worker, or keep it from starting; drop what comes.
+
+        *is_cancelled* says that its host is about to be cancelled anyway.
+        """
+        if not self._left.is_set():
+            self._abandon()
+            if not is_cancelled:
+                self._scope.cancel()
+        self._closed = True
+        self._watch_scope.cancel()
+        self._ready.set()
+        self._room.set()  # who waits for room need not wait any longer
+
+    def _release(self) -> BaseException | None:
+        """End the stream for good, after the worker. Returns an error that nobody has seen yet."""
+        self._conclude()
+        self._send.close()
+        self._receive.close()
+        # The traceback of the error leads back to this stream: do not leave a cycle behind.
+        error, self._error = self._error, None
+        return None if self._error_raised else error
+
+    async def _wait(self) -> None:
+        self._ready = ready = Flag()
+        self._waits.set()
+        await ready.wait()
+
+    async def _watch(self) -> None:
+        """While a receive() waits, see to what the worker cannot bring over or see by itself.
+
+        In a task of its own, which never raises. A deadline around the waiting would do the same,
+        but up to anyio 4.15 it swallows a native cancellation that comes in the same tick.
+        """
+        # Shielded: where a scope and one around it are both cancelled, anyio 4.16 takes back one
+        # cancellation too many in the task of the outer one.
+        with suppress(get_cancelled_exc_class()), self._watch_scope:
+            while True:
+                await self._waits.wait()
+                self._waits = Flag()
+                while self._turn_at is None:
+                    if self._stopped:
+                        self._scope.cancel()
+                    await sleep(QUEUE_POLL)
+                while (nap := self._guard_at - perf_counter()) > 0:
+                    await sleep(nap)
+                if self._held:
+                    self._fetch()
+                    self._ready.set()
+
+
+class Producer(Generic[T]):
+    """The worker thread's side: delivers what is emitted, and says when to stop."""
+
+    def __init__(self, stream: ThreadStream[T], limiter: CapacityLimiter | None) -> None:
+        self._stream = stream
+        self._limiter = limiter
+        # Both are looked up on the loop: the worker must not need it to learn that it should stop.
+        self._token: EventLoopToken = current_token()
+        self._cancellation = get_cancelled_exc_class()
+        self._thread = 0
+        self._hold_until = 0.0
+        self._has_refused = False  # an item, so that the producer knows
+        self.also_stops: Callable[[], bool] | None = None  # asked beside the flag
+        self._seconds_held_up = 0.0  # by the loop and the consumer
+
+    def run(self, produce: Callable[[StreamT, Producer[T]], object], stream: StreamT) -> None:
+        """Call the producer and tell the stream how it ended. Raises nothing, ever."""
+        self._thread = threading.get_ident()
+        try:
+            stream._result = produce(stream, self)
+        except BaseException as exc:
+            stream._error = self._error_of(exc)
+        self._thread = 0
+
+    def emit(self, item: T) -> None:
+        """Deliver an item to the stream. Waits while its buffer is full and nobody needs the model.
+
+        Raises:
+            GenerationStopped: the stream has been stopped, or its consumer has gone.
+            RuntimeError: called in another thread than the one that the producer runs in.
+        """
+        stream = self._stream
+        if threading.get_ident() != self._thread:
+            raise RuntimeError("emit() must be called in the thread that runs the producer")
+        stopping = self.should_stop()
+        if stream._cancelled or self._has_refused:
+            raise GenerationStopped
+        self.deliver(item)
+        if stopping:
+            self._has_refused = True
+            raise GenerationStopped
+
+    def deliver(self, *items: T) -> None:
+        """As `emit` for one who asks `should_stop`: drops what nobody will read, refuses none."""
+        stream = self._stream
+        if stream._cancelled:
+            return
+        # Append before looking at the clock: then a receive() that looks later sees the items.
+        stream._held.extend(items)
+        if perf_counter() >= self._hold_until:
+            self._cross()
+        if self._is_full():
+            self._wait_for_room()
+
+    def should_stop(self) -> bool:
+        """Whether to return: asked by `stop()`, a cancelled scope or a consumer that has gone."""
+        stream = self._stream
+        if stream._stopped or stream._cancelled:
+            return True
+        # Sees a cancelled scope at once, even while the loop is blocked and can tell nobody.
+        if threading.get_ident() == self._thread:
+            try:
+                from_thread.check_cancelled()
+            except self._cancellation:
+                stream._cancelled = True
+                return True
+        return self.also_stops is not None and self.also_stops()
+
+    def seconds_spent(self) -> float:
+        """A clock that stands still while delivery holds the producer up."""
+        return perf_counter() - self._seconds_held_up
+
+    def _cross(self) -> None:
+        started = perf_counter()
+        delivered = from_thread.run_sync(self._stream._deliver, token=self._token)
+        # Counted from the loop's clock reading, so that what is held after the loop's own guard has
+        # looked for it cannot exist.
+        cost = perf_counter() - started
+        self._seconds_held_up += cost
+        self._hold_until = delivered + min(CROSSING_CAP, cost / CROSSING_SHARE)
+
+    def _is_full(self) -> bool:
+        stream = self._stream
+        return len(stream._held) + stream._buffered >= stream._max_buffer_size
+
+    def _wait_for_room(self) -> None:
+        # On this side and in steps, not in send(): behind a dying loop that left threads stuck.
+        stream = self._stream
+        if stream._held:
+            self._cross()
+        is_needed = False
+        while self._is_full() and not is_needed and not self.should_stop():
+            started = perf_counter()
+            stream._room.clear()
+            is_needed = self._is_needed()
+            if self._is_full() and not is_needed:
+                stream._room.wait(ROOM_POLL)
+            self._seconds_held_up += perf_counter() - started
+
+    def _is_needed(self) -> bool:
+        """Whether somebody waits for this producer's turn to end. They may be whom we wait for."""
+        limiter = self._limiter
+        if limiter is None:
+            return False
+        statistics = from_thread.run_sync(limiter.statistics, token=self._token)
+        return statistics.tasks_waiting > 0
+
+    def _error_of(self, exc: BaseException) -> BaseException | None:
+        """What the consumer shall see of an exception out of the producer."""
+        if isinstance(exc, (GenerationStopped, self._cancellation)) and self.should_stop():
+            return None
+        # In the consumer these would be taken for an end or a cancellation that is none.
+        signals = (
+            StopIteration,
+            StopAsyncIteration,
+            GeneratorExit,
+            EndOfStream,
+            self._cancellation,
+        )
+        if isinstance(exc, signals):
+            error = RuntimeError(f"the producer raised {type(exc).__name__}")
+            error.__cause__ = exc
+            return error
+        return exc
+
+
+def raise_unchanged(exc: BaseException) -> NoReturn:
+    """Raise *exc* without making what is being handled right now its context."""
+    context = exc.__context__
+    try:
+        raise exc
+    finally:
+        exc.__context__ = context
+        del exc, context

@@ -1,0 +1,117 @@
+"""`stream_from_thread` and `stream_iterable`: any blocking producer as a stream."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import TypeVar
+
+from anyio import CapacityLimiter
+
+from ._bridge import ThreadStream
+from ._contexts import StreamContext
+
+__all__ = ["checked_buffer_size", "checked_limiter", "stream_from_thread", "stream_iterable"]
+
+T = TypeVar("T")
+
+
+def stream_from_thread(
+    produce: Callable[[Callable[[T], None], Callable[[], bool]], object],
+    *,
+    max_buffer_size: float = math.inf,
+    limiter: CapacityLimiter | None = None,
+) -> StreamContext[ThreadStream[T]]:
+    """Run a blocking function in a worker thread and stream what it emits.
+
+    Use it as ``async with stream_from_thread(produce) as stream:``. When the block has been left,
+    however it was left, the thread has left *produce*.
+
+    Args:
+        produce: ``produce(emit, should_stop)``, any blocking function. It calls ``emit(item)`` for
+            each item, in the thread that it is called in, and returns soon after ``should_stop()``
+            is true. One that never asks is unwound by the `GenerationStopped` that ``emit`` raises
+            after a stop.
+        max_buffer_size: ``emit`` waits while this many items have not been received, unless another
+            task waits for *limiter*. Unbounded by default.
+        limiter: the turn to wait for before the thread starts and to hold until it has ended.
+
+    Raises:
+        TypeError, ValueError: at once, for an argument that cannot work.
+    """
+    kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    functions = (produce, getattr(produce, "__call__", None))  # noqa: B004
+    if not callable(produce) or any(is_kind(each) for is_kind in kinds for each in functions):
+        raise TypeError("produce must be a blocking function: def produce(emit, should_stop)")
+    max_buffer_size = checked_buffer_size(max_buffer_size)
+    limiter = checked_limiter(limiter)
+    return StreamContext(
+        "stream_from_thread",
+        lambda: ThreadStream[T](max_buffer_size),
+        lambda _, producer: produce(producer.emit, producer.should_stop),
+        limiter=lambda: limiter,
+    )
+
+
+def stream_iterable(
+    make_iterable: Callable[[], Iterable[T]],
+    *,
+    max_buffer_size: float = math.inf,
+    limiter: CapacityLimiter | None = None,
+) -> StreamContext[ThreadStream[T]]:
+    """Make, iterate and close a blocking iterable in one worker thread, and stream its items.
+
+    Args:
+        make_iterable: called in the thread; what it returns is iterated there, and closed there if
+            it has a ``close()``: a generator, a database cursor, a llama.cpp completion.
+        max_buffer_size: as for `stream_from_thread`.
+        limiter: as for `stream_from_thread`.
+
+    Raises:
+        TypeError, ValueError: at once, for an argument that cannot work.
+    """
+    if not callable(make_iterable):
+        raise TypeError(
+            "make_iterable must be a callable that returns an iterable, "
+            f"not a {type(make_iterable).__name__}: write stream_iterable(lambda: ...)"
+        )
+
+    def produce(emit: Callable[[T], None], should_stop: Callable[[], bool]) -> None:
+        iterable = make_iterable()
+        with ExitStack() as stack:
+            if callable(close := getattr(iterable, "close", None)):
+                stack.callback(close)
+            iterator = iter(iterable)
+            if iterator is not iterable and callable(close := getattr(iterator, "close", None)):
+                stack.callback(close)
+            while not should_stop():
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+                emit(item)
+
+    context = stream_from_thread(produce, max_buffer_size=max_buffer_size, limiter=limiter)
+    context._name = "stream_iterable"
+    return context
+
+
+def checked_limiter(limiter: object) -> CapacityLimiter | None:
+    """Return the *limiter* argument. Raises TypeError if it is none."""
+    if limiter is None or isinstance(limiter, CapacityLimiter):
+        return limiter
+    raise TypeError(f"limiter must be an anyio.CapacityLimiter, not {type(limiter).__name__}")
+
+
+def checked_buffer_size(max_buffer_size: float) -> float:
+    """Return the *max_buffer_size* argument. Raises TypeError or ValueError if it is none."""
+    is_whole = isinstance(max_buffer_size, int) and not isinstance(max_buffer_size, bool)
+    if not is_whole and max_buffer_size != math.inf:
+        raise TypeError(
+            f"max_buffer_size must be a whole number or math.inf, not {max_buffer_size!r}"
+        )
+    if max_buffer_size < 1:
+        raise ValueError(f"max_buffer_size must be at least 1, not {max_buffer_size!r}")
+    return max_buffer_size

@@ -1,0 +1,153 @@
+"""Producers that do what a test tells them, and remember what they did."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import math
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+import anyio
+import pytest
+
+from anystreamer import ThreadStream
+
+T = TypeVar("T")
+Emit = Callable[[Any], None]
+ShouldStop = Callable[[], bool]
+
+# How long a test waits for what must come, in seconds. Nothing is ever asserted about less.
+PATIENCE = 30.0
+
+
+class Scripted:
+    """A producer of 0, 1, 2, ... that takes a step when the test allows it.
+
+    It is shaped like a generation: a step is computed, its item is emitted, and then it asks
+    whether to go on. A step that is not yet allowed is one that takes long. It cannot be
+    interrupted, but it comes to its end once a stop was asked for; so a test counts at most one
+    more.
+    """
+
+    def __init__(
+        self,
+        length: float = math.inf,
+        *,
+        allowed: float = math.inf,
+        fails: Mapping[int, BaseException] | None = None,
+        asks: bool = True,
+        result: object = None,
+    ) -> None:
+        self.length = length
+        self.allowed = allowed
+        self.fails = fails or {}
+        self.asks = asks  # one that does not is unwound by emit()
+        self.result = result
+        self.steps = 0  # computed
+        self.entered = False
+        self.running = False
+        self.unwound_by: BaseException | None = None
+        self.thread: int | None = None
+
+    def __call__(self, emit: Emit, should_stop: ShouldStop) -> object:
+        assert not self.entered
+        self.thread = threading.get_ident()
+        self.entered = self.running = True
+        try:
+            for step in range(10**9):
+                if step >= self.length:
+                    break
+                self._compute(step, should_stop)
+                emit(step)
+                if self.asks and should_stop():
+                    break
+            return self.result
+        except BaseException as exc:
+            self.unwound_by = exc
+            raise
+        finally:
+            self.running = False
+
+    def _compute(self, step: int, should_stop: ShouldStop) -> None:
+        while step >= self.allowed and not (self.asks and should_stop()):
+            time.sleep(0.0002)
+        if step in self.fails:
+            raise self.fails[step]
+        self.steps += 1
+
+    def allow(self, steps: float = math.inf) -> None:
+        """Let it take *steps* more."""
+        self.allowed += steps
+
+    @property
+    def has_left(self) -> bool:
+        return self.entered and not self.running
+
+
+class Latch:
+    """A producer that emits what it is given, and is then in one long step until it is let go."""
+
+    def __init__(self, *items: Any, then: BaseException | None = None) -> None:
+        self.items = items
+        self.then = then
+        self.holding = threading.Event()
+        self._go = threading.Event()
+        self.running = False
+
+    def __call__(self, emit: Emit, should_stop: ShouldStop) -> None:
+        self.running = True
+        try:
+            for item in self.items:
+                emit(item)
+            self.holding.set()
+            assert self._go.wait(PATIENCE)
+            if self.then is not None:
+                raise self.then
+        finally:
+            self.running = False
+
+    def let_go(self) -> None:
+        self._go.set()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what a thread does, and cannot say."""
+    with anyio.fail_after(PATIENCE):
+        while not condition():
+            await anyio.sleep(0.0005)
+
+
+async def rest(stream: ThreadStream[T]) -> list[T]:
+    return [item async for item in stream]
+
+
+class Native:
+    """asyncio by its own means: what only asyncio's users can do to a stream."""
+
+    def __init__(self, *, debug: bool = False, uvloop: bool = False) -> None:
+        self.debug = debug
+        self.uvloop = uvloop
+
+    def runner(self) -> asyncio.Runner:
+        if self.uvloop:
+            import uvloop
+
+            return asyncio.Runner(debug=self.debug, loop_factory=uvloop.new_event_loop)
+        return asyncio.Runner(debug=self.debug)
+
+    def run(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        with self.runner() as runner:
+            return runner.run(main())
+
+
+NATIVE_LOOPS = [
+    pytest.param(Native(debug=True), id="asyncio"),
+    *(
+        [pytest.param(Native(uvloop=True), id="uvloop")]
+        if importlib.util.find_spec("uvloop")
+        else []
+    ),
+]
