@@ -1,0 +1,34 @@
+"""Cancellation-safe token streams from ``generate()``: the public names, nothing else."""
+
+from anystreamer._bridge import ThreadStream
+from anystreamer._deadlines import Timeouts
+from anystreamer._decoding import SupportsDecode, text_decoder
+from anystreamer._drop_in import AsyncTextIteratorStreamer
+from anystreamer._errors import GenerationStopped, GenerationTimeout
+from anystreamer._generate import SupportsGenerate, stream_batch, stream_text
+from anystreamer._observing import Statistics, statistics
+from anystreamer._producers import stream_from_thread, stream_iterable
+from anystreamer._streams import BatchStream, FinishReason, TextChunk, TextStream, Timing, Usage
+
+__all__ = [
+    "AsyncTextIteratorStreamer",
+    "BatchStream",
+    "FinishReason",
+    "GenerationStopped",
+    "GenerationTimeout",
+    "Statistics",
+    "SupportsDecode",
+    "SupportsGenerate",
+    "TextChunk",
+    "TextStream",
+    "ThreadStream",
+    "Timeouts",
+    "Timing",
+    "Usage",
+    "statistics",
+    "stream_batch",
+    "stream_from_thread",
+    "stream_iterable",
+    "stream_text",
+    "text_decoder",
+]

@@ -1,0 +1,108 @@
+"""What ``generate()`` asks at each step: whether to stop, and of what scores. Needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from transformers import LogitsProcessor, StoppingCriteria
+
+__all__ = [
+    "CallerCriteria",
+    "LogprobsProcessor",
+    "StopFlagCriteria",
+    "any_would_stop",
+    "watched",
+]
+
+
+class StopFlagCriteria(StoppingCriteria):
+    """Ends the rows that *rows_end* says, one bool for each, or for all. Asked after each step."""
+
+    def __init__(self, rows_end: Callable[[torch.Tensor], Sequence[bool]]) -> None:
+        self._rows_end = rows_end
+        self._answers: dict[tuple[bool, ...], torch.Tensor] = {}
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Return a bool tensor of shape ``(B,)`` for *input_ids* of shape ``(B, T)``."""
+        # Nobody writes into an answer, so the same ones serve for every step.
+        key = tuple(self._rows_end(input_ids))
+        answer = self._answers.get(key)
+        if answer is None:
+            answer = torch.tensor(key, dtype=torch.bool, device=input_ids.device)
+            self._answers[key] = answer = answer.expand(input_ids.shape[0])
+        return answer
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StopFlagCriteria:
+        # Assisted decoding copies criteria. There is one flag, and it leads back to a live stream.
+        return self
+
+
+class CallerCriteria(StoppingCriteria):
+    """A criterion of the caller's, and what it said when it was last asked."""
+
+    def __init__(self, criterion: Any) -> None:
+        self._criterion = criterion
+        self._answer: Any = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
+        """Return what the caller's criterion says."""
+        self._answer = self._criterion(input_ids, scores, **kwargs)
+        return self._answer
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # while it is being copied there is no criterion yet
+            raise AttributeError(name)
+        return getattr(self._criterion, name)
+
+    def rows_said(self, rows: int) -> list[bool]:
+        """For each row, whether it said to stop."""
+        if self._answer is None:
+            return [False] * rows
+        return cast("list[bool]", torch.as_tensor(self._answer, device="cpu").expand(rows).tolist())
+
+
+class LogprobsProcessor(LogitsProcessor):
+    """Keeps the log-probabilities of the latest step, and changes nothing.
+
+    ``generate()`` asks processors of the caller's after the ones that its own penalties are made of
+    and before temperature, top-k and their like.
+    """
+
+    def __init__(self) -> None:
+        self._latest = torch.zeros(0)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return *scores*, of shape ``(B, vocabulary)``, as they are."""
+        self._latest = scores.log_softmax(dim=-1)
+        return scores
+
+    def of(self, token_ids: Sequence[int]) -> list[float]:
+        """The log-probabilities of the tokens that were chosen, one for each row."""
+        index = torch.tensor(token_ids, device=self._latest.device)[:, None]
+        return cast("list[float]", self._latest.gather(1, index)[:, 0].tolist())
+
+
+def any_would_stop(criteria: Iterable[Any], output: Any) -> bool:
+    """Whether any of transformers' own criteria says to stop after what ``generate()`` returned."""
+    is_mapping = isinstance(output, Mapping)  # Whisper's may be nothing more than that
+    sequences = output["sequences"] if is_mapping else getattr(output, "sequences", output)
+    return any(
+        bool(criterion(sequences, None).any())
+        for criterion in criteria
+        if not isinstance(criterion, CallerCriteria)
+    )
+
+
+def watched(criteria: Iterable[Any]) -> list[Any]:
+    """The caller's criteria, each in a `CallerCriteria` but for transformers' own.
+
+    ``generate()`` recognises those by their type.
+    """
+    return [
+        criterion
+        if type(criterion).__module__ == "transformers.generation.stopping_criteria"
+        else CallerCriteria(criterion)
+        for criterion in criteria
+    ]

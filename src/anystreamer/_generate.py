@@ -1,0 +1,496 @@
+"""`stream_text` and `stream_batch`: ``model.generate()`` behind the bridge."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Literal, Protocol, TypeVar
+
+from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
+
+from ._arguments import (
+    check_cancel_within,
+    check_generate_kwargs,
+    check_model,
+    is_assisted,
+    most_new_tokens,
+    setting,
+    uses_torch,
+)
+from ._bridge import Producer
+from ._contexts import StreamContext
+from ._deadlines import Deadlines, Timeouts, checked_timeouts, first_to_pass
+from ._decoding import SupportsDecode, TextDecoder, text_decoder
+from ._errors import GenerationStopped, GenerationTimeout
+from ._producers import checked_buffer_size, checked_limiter
+from ._prompts import (
+    Prompt,
+    checked_prompt,
+    checked_prompts,
+    encode,
+    kept_for,
+    prompt_rows,
+    tokenizer_of,
+)
+from ._responses import Response, checked_template
+from ._stop_strings import StopStrings
+from ._streamers import RowText, TokenStreamer, WindowTokens, eos_ids
+from ._streams import BatchStream, FinishReason, GenerationStream, Row, TextChunk, TextStream
+from ._tracing import GenerationSpan
+
+__all__ = ["SupportsGenerate", "stream_batch", "stream_text", "turns_of"]
+
+WorkerContext = Callable[[], contextlib.AbstractContextManager[object]]
+StreamT = TypeVar("StreamT", bound=GenerationStream)
+
+
+class SupportsGenerate(Protocol):
+    """What a model must have. Every generation model of transformers does.
+
+    A model that is none may set ``uses_torch = False``: it is then given lists of ids in place of
+    tensors, and its criteria return a bool.
+    """
+
+    @property
+    def generate(self) -> Callable[..., Any]:
+        """Generates with ``streamer=`` and ``stopping_criteria=``, among other arguments."""
+
+
+def stream_text(
+    model: SupportsGenerate,
+    tokenizer: SupportsDecode,
+    prompt: Prompt,
+    *,
+    stop: str | Iterable[str] = (),
+    timeout: float | Timeouts | None = None,
+    max_buffer_size: float = math.inf,
+    cancel_within: Literal["step", "layer"] = "step",
+    logprobs: bool = False,
+    skip_special_tokens: bool = True,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    parse_response: bool | Mapping[str, Any] = False,
+    worker_context: WorkerContext | None = None,
+    limiter: CapacityLimiter | None = None,
+    **generate_kwargs: Any,
+) -> StreamContext[TextStream]:
+    """Generate from one prompt in a worker thread, and stream the text.
+
+    Use it as ``async with stream_text(model, tokenizer, prompt, max_new_tokens=20) as stream:``.
+    Leaving the block, for any reason, stops the model within one step; when it has been left, the
+    worker thread has left ``generate()``. One model runs one generation at a time, first come,
+    first served.
+
+    The block owns a task group, so it must not be held across a ``yield`` (PEP 789).
+
+    Args:
+        model: a generation model of transformers, in evaluation mode.
+        tokenizer: its tokenizer, or a processor that has one.
+        prompt: a text; or chat messages (``{"role": ..., "content": ...}``), which go through the
+            chat template; or a mapping of model inputs, which goes to ``generate()`` as it is.
+        stop: strings that end the text. Neither they nor any part of them is shown.
+        timeout: seconds in all, or `Timeouts` for each phase. When one has passed, the model stops
+            after its step, and what it has made is delivered before `GenerationTimeout` is raised.
+        max_buffer_size: hold the model while this many pieces wait, unless somebody else waits for
+            it.
+        cancel_within: how soon the model stops. ``"layer"`` also stops it inside of a step, between
+            two layers: a long prefill is one step. The step that is cut is lost, and what
+            ``generate()`` would have returned with it. Not for compiled models, static caches or a
+            ``past_key_values=`` of your own.
+        logprobs: give each token's log-probability under the model, as `TextChunk.logprobs`: before
+            temperature, top-k and their like. Not with assisted decoding.
+        skip_special_tokens: leave special tokens out of the text; their ids are delivered.
+        chat_template_kwargs: more arguments for the chat template, such as ``tools``.
+        parse_response: tell reasoning, content and tool calls apart, by the response template of
+            the tokenizer (True) or by this one (a dict). Iterating then gives the answer only;
+            `TextChunk.field` and `TextChunk.value` give the rest, `TextStream.message` all of it.
+            ``tools`` of *chat_template_kwargs* give the arguments of calls their types. *stop* is
+            looked for in all that the model says, markers of the template included.
+        worker_context: makes a context manager that is entered in the worker thread, when its turn
+            has come, and left right after ``generate()``: a seed, an adapter, autocast, a default
+            device.
+        limiter: whose turns to take, in place of the model's own.
+        generate_kwargs: everything else goes to ``generate()``. With ``token_healing=True`` the
+            text continues the healed prompt, and `TextStream.prompt_token_ids` are its ids.
+
+    Raises:
+        TypeError, ValueError: at once, or when the block is entered, for what cannot be streamed.
+        ImportError: transformers is not installed.
+        GenerationTimeout: from the stream, after *timeout*.
+        BaseException: what ``generate()`` raises, from the stream, after the text before it.
+    """
+    request = _Request(
+        "stream_text",
+        model,
+        tokenizer,
+        stop,
+        checked_timeouts(timeout),
+        cancel_within,
+        logprobs,
+        skip_special_tokens,
+        chat_template_kwargs or {},
+        parse_response,
+        worker_context,
+        generate_kwargs,
+    )
+    checked_prompt("stream_text", prompt)
+    prompts = prompt if isinstance(prompt, Mapping) else [prompt]
+    return _open(TextStream, request, prompts, max_buffer_size, limiter)
+
+
+def stream_batch(
+    model: SupportsGenerate,
+    tokenizer: SupportsDecode,
+    prompts: Sequence[Prompt] | Mapping[str, Any],
+    *,
+    stop: str | Iterable[str] = (),
+    timeout: float | Timeouts | None = None,
+    max_buffer_size: float = math.inf,
+    cancel_within: Literal["step", "layer"] = "step",
+    logprobs: bool = False,
+    skip_special_tokens: bool = True,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    parse_response: bool | Mapping[str, Any] = False,
+    worker_context: WorkerContext | None = None,
+    limiter: CapacityLimiter | None = None,
+    **generate_kwargs: Any,
+) -> StreamContext[BatchStream]:
+    """Generate from several prompts at once, and stream the texts of all rows in one stream.
+
+    As `stream_text`, for a list of prompts, ``num_return_sequences``, or both. Shorter prompts are
+    padded on the left. Each row has its own stop strings, finish reason and usage, can be stopped
+    alone, and says no more once it has ended; when all have, the model stops.
+
+    Args:
+        prompts: texts, or lists of chat messages; or one mapping of model inputs with a row for
+            each prompt, which goes to ``generate()`` as it is.
+
+    The other arguments and the errors are those of `stream_text`.
+    """
+    request = _Request(
+        "stream_batch",
+        model,
+        tokenizer,
+        stop,
+        checked_timeouts(timeout),
+        cancel_within,
+        logprobs,
+        skip_special_tokens,
+        chat_template_kwargs or {},
+        parse_response,
+        worker_context,
+        generate_kwargs,
+    )
+    checked_prompts(prompts)
+    return _open(BatchStream, request, prompts, max_buffer_size, limiter)
+
+
+@dataclass
+class _Request:
+    """A call of `stream_text` or `stream_batch`. What cannot work is refused when it is made."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    stop: str | Iterable[str]
+    timeouts: Timeouts
+    cancel_within: str
+    logprobs: bool
+    skip_special_tokens: bool
+    chat_template_kwargs: Mapping[str, Any]
+    parse_response: bool | Mapping[str, Any]
+    worker_context: WorkerContext | None
+    generate_kwargs: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        check_model(self.name, self.model)
+        check_generate_kwargs(self.name, self.model, self.generate_kwargs, logprobs=self.logprobs)
+        check_cancel_within(self.model, self.generate_kwargs, self.cancel_within)
+        self.decoding = tokenizer_of(self.tokenizer)
+        self.template = checked_template(self.decoding, self.tokenizer, self.parse_response)
+        self.decoder()
+        if isinstance(self.stop, Iterable) and not isinstance(self.stop, str | bytes):
+            self.stop = tuple(self.stop)
+        StopStrings(self.stop)
+        self.stops_between_layers(lambda: False)
+        if hasattr(self.model, "generate_with_fallback"):  # Whisper's
+            self.check_fallback()
+
+    def check_fallback(self) -> None:
+        """Refuse what makes Whisper take back a window that it has heard to its end."""
+        temperature = self.generate_kwargs.get("temperature")
+        thresholds = ("compression_ratio_threshold", "logprob_threshold")
+        if (
+            isinstance(temperature, list | tuple)
+            and len(temperature) > 1
+            and any(self.setting(name) is not None for name in thresholds)
+        ):
+            raise ValueError(
+                f"temperature={temperature}: with a threshold, what was said at one temperature is "
+                "taken back and said again at the next; pass one temperature"
+            )
+        if (silence := self.setting("no_speech_threshold")) is not None:
+            raise ValueError(
+                f"no_speech_threshold={silence}: what was said is taken back if it is found to be "
+                "silence; leave it out"
+            )
+
+    def check_rows(self, inputs: Mapping[str, Any], rows: Sequence[Row]) -> None:
+        """Refuse several rows where ``generate()`` cannot do them, or does them wrong."""
+        if len(rows) == 1:
+            return
+        first = rows[0].prompt_token_ids
+        if self.setting("token_healing") and any(row.prompt_token_ids != first for row in rows):
+            raise ValueError(
+                "token_healing=True: generate() pads the healed prompts anew and keeps the old "
+                "attention mask; heal one prompt at a time, with stream_text()"
+            )
+        if self.hears_in_windows:
+            frames = getattr(inputs.get("input_features"), "shape", (0,))[-1]
+            is_long = frames > 2 * self.model.config.max_source_positions  # what its encoder takes
+            if is_long or self.setting("return_timestamps"):
+                raise ValueError(
+                    f"{len(rows)} rows of long recordings or with return_timestamps=True: Whisper "
+                    "drops a row when it has heard it, and does not say which; "
+                    "stream one recording at a time, with stream_text()"
+                )
+
+    @property
+    def hears_in_windows(self) -> bool:
+        """Whether ``generate()`` calls the common one for each window of a recording: Whisper's."""
+        is_whisper = hasattr(self.model, "generate_with_fallback")
+        return is_whisper and not self.setting("force_unique_generate_call")
+
+    def stops_between_layers(
+        self, should_stop: Callable[[], bool]
+    ) -> contextlib.AbstractContextManager[None]:
+        if self.cancel_within == "step":
+            return contextlib.nullcontext()
+        from ._layers import StopBetweenLayers, layers_of
+
+        models = (self.model, self.setting("assistant_model"))
+        layers = [layer for model in models if model is not None for layer in layers_of(model)]
+        return StopBetweenLayers(layers, should_stop)
+
+    def setting(self, name: str) -> Any:
+        return setting(self.model, self.generate_kwargs, name)
+
+    def decoder(self) -> TextDecoder:
+        # Special tokens are what a response template tells its fields apart by.
+        skip = self.skip_special_tokens and self.template is None
+        return text_decoder(self.decoding, skip_special_tokens=skip)
+
+    def span(self, prompts: Any) -> GenerationSpan | None:
+        """What the application's tracing is told of this request."""
+        is_chat = not isinstance(prompts, Mapping) and not isinstance(prompts[0], str)
+        model = getattr(self.model, "name_or_path", "") or type(self.model).__name__
+        return GenerationSpan.start(
+            "chat" if is_chat else "text_completion",
+            model,
+            lambda: {
+                "max_tokens": self.setting("max_new_tokens"),
+                "stop_sequences": [self.stop] if isinstance(self.stop, str) else self.stop,
+                "choice.count": self.setting("num_return_sequences"),
+                **{name: self.setting(name) for name in ("temperature", "top_k", "top_p")},
+            },
+        )
+
+    def new_row(self, prompt_ids: list[int]) -> Row:
+        if self.template is None:
+            return Row(prompt_ids)
+        tools = self.chat_template_kwargs.get("tools")
+        response = Response(self.decoding, self.template, prompt_ids, tools)
+        return Row(prompt_ids, response=response)
+
+    def row_text(self, index: int, row: Row) -> RowText:
+        eos = eos_ids(self.setting("eos_token_id"))
+        no_timestamps = self.setting("no_timestamps_token_id") if self.hears_in_windows else None
+        return RowText(
+            index,
+            row,
+            self.decoder(),
+            StopStrings(self.stop),
+            StopStrings(self.setting("stop_strings") or ()),
+            eos,
+            # Not every template knows of every EOS, nor in every field: it would become text.
+            eos if self.template is not None and self.skip_special_tokens else (),
+            None if no_timestamps is None else WindowTokens(no_timestamps + 1, eos),
+        )
+
+
+def _open(
+    new_stream: Callable[[float], StreamT],
+    request: _Request,
+    prompts: Sequence[Prompt] | Mapping[str, Any],
+    max_buffer_size: float,
+    limiter: CapacityLimiter | None,
+) -> StreamContext[StreamT]:
+    max_buffer_size = checked_buffer_size(max_buffer_size)
+    limiter = checked_limiter(limiter)
+    inputs: dict[str, Any] = {}
+
+    def new() -> StreamT:
+        stream = new_stream(max_buffer_size)
+        stream._span = request.span(prompts)
+        return stream
+
+    def prepare(stream: StreamT) -> None:
+        encoded = encode(
+            request.tokenizer,
+            prompts,
+            request.chat_template_kwargs,
+            device=getattr(request.model, "device", None),
+            uses_torch=uses_torch(request.model),
+        )
+        if both := sorted(encoded.keys() & request.generate_kwargs.keys()):
+            raise TypeError(f"{both[0]}= is given twice: in the prompt and as an argument")
+        inputs.update(encoded)
+        copies = request.setting("num_return_sequences") or 1
+        stream._rows = [request.new_row(ids) for ids in prompt_rows(encoded, copies)]
+        request.check_rows(encoded, stream._rows)
+
+    def produce(stream: StreamT, producer: Producer[TextChunk]) -> Any:
+        context = request.worker_context or contextlib.nullcontext
+        with context():
+            return _generate(request, inputs, stream, producer)
+
+    return StreamContext(
+        request.name,
+        new,
+        produce,
+        prepare=prepare,
+        limiter=lambda: limiter or turns_of(request.model),
+        queue_timeout=lambda stream: first_to_pass(
+            request.timeouts, perf_counter() - stream._called_at
+        ),
+    )
+
+
+# Arguments whose use makes generate() ask for a tokenizer, which stream_text() has been given.
+_NEED_TOKENIZER = ("stop_strings", "token_healing", "assistant_tokenizer")
+
+
+def _generate(
+    request: _Request,
+    inputs: Mapping[str, Any],
+    stream: GenerationStream,
+    producer: Producer[TextChunk],
+) -> Any:
+    """Call ``generate()`` in the worker thread, and find out how each row ended."""
+    model = request.model
+    kwargs = {**inputs, **request.generate_kwargs}
+    criteria = list(kwargs.get("stopping_criteria") or ())
+    texts = [request.row_text(index, row) for index, row in enumerate(stream._rows)]
+    streamer = TokenStreamer(stream, producer, texts)
+    is_encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    streamer.heals_prompt = bool(request.setting("token_healing")) and not is_encoder_decoder
+    deadlines = Deadlines(request.timeouts, stream._called_at, producer.seconds_spent())
+    if request.timeouts != Timeouts():
+        producer.also_stops = lambda: deadlines.look(perf_counter(), producer.seconds_spent())
+        streamer.on_tokens = lambda: deadlines.token_made(producer.seconds_spent())
+    # A stop string has to end the very step that completes it. Criteria are asked before put(),
+    # but for assisted decoding, whose criteria also see drafts that nobody has accepted.
+    looks = bool(request.stop) and not is_assisted(model, request.generate_kwargs)
+
+    def rows_end(sequences: Any) -> list[bool]:
+        has_said = rows_said(criteria, len(texts))
+        # On a device that stops a step late, criteria are asked once more.
+        if looks and not streamer.is_over and not all(has_said):
+            streamer.look(sequences)
+        for text, row in zip(texts, stream._rows, strict=True):
+            has_said[text.index] |= row.stop_requested or text.ended is FinishReason.STOP_STRING
+            if has_said[text.index] and len(texts) > 1:
+                streamer.end_row(text.index, sequences)
+        if producer.should_stop():
+            has_said = [True] * len(texts)
+        streamer.is_over = all(has_said[text.index] or text.ended is not None for text in texts)
+        return has_said
+
+    if uses_torch(model):
+        from ._criteria import LogprobsProcessor, StopFlagCriteria, any_would_stop, watched
+
+        criteria = watched(criteria)
+        kwargs["stopping_criteria"] = [*criteria, StopFlagCriteria(rows_end)]
+        if request.logprobs:
+            processor = LogprobsProcessor()
+            kwargs["logits_processor"] = [processor, *(kwargs.get("logits_processor") or ())]
+            streamer.logprobs_of = processor.of
+    else:
+        kwargs["stopping_criteria"] = [*criteria, lambda sequences, _: all(rows_end(sequences))]
+    if any(request.setting(name) for name in _NEED_TOKENIZER):
+        kwargs["tokenizer"] = request.decoding
+    started = perf_counter()
+    output, is_cut = None, False
+    try:
+        with request.stops_between_layers(producer.should_stop):
+            output = model.generate(**kwargs, streamer=streamer)
+    except BaseException as exc:
+        is_cut = isinstance(exc, GenerationStopped) and streamer.is_to_stop()
+        if not is_cut:
+            with contextlib.suppress(Exception):  # it must not take the place of this error
+                streamer.finish()
+            raise
+        if len(texts) == 1:  # if it has ended, then only a window of it
+            texts[0].begin_window()
+    seconds = perf_counter() - started
+    producer.also_stops = None
+    streamer.finish()
+
+    common: FinishReason | None = None  # of the rows that have no end of their own
+    if is_cut:
+        pass  # none has
+    elif streamer.steps >= most_new_tokens(model, kwargs, streamer.prompt_length):
+        common = FinishReason.LENGTH
+    elif seconds >= (request.setting("max_time") or math.inf):
+        common = FinishReason.TIME
+    elif criteria and uses_torch(model) and any_would_stop(criteria, output):
+        common = FinishReason.CRITERIA
+    elif not (producer.should_stop() or deadlines.late):  # then it is what is left
+        others = FinishReason.CRITERIA if criteria else FinishReason.LENGTH
+        common = FinishReason.STOP_STRING if request.setting("stop_strings") else others
+    said = rows_said(criteria, len(texts))
+    for text, row in zip(texts, stream._rows, strict=True):
+        if text.ended is not None:
+            row.own_end = text.ended
+        elif said[text.index]:
+            row.own_end = FinishReason.CRITERIA
+        elif text.last_step == math.inf:
+            row.own_end = common
+    if deadlines.late and any(row.own_end is None for row in stream._rows):
+        stream._result = output
+        raise GenerationTimeout(deadlines.late)
+    return output
+
+
+def rows_said(criteria: Iterable[Any], rows: int) -> list[bool]:
+    """For each row, whether a criterion of the caller's said to stop when it was last asked."""
+    said = [False] * rows
+    for criterion in criteria:
+        if hasattr(criterion, "rows_said"):
+            said = [old or new for old, new in zip(said, criterion.rows_said(rows), strict=True)]
+    return said
+
+
+# One generation at a time on a model, in one event loop. A device or a CPU pool that is shared
+# between threads runs them slower than one by one.
+_turns: RunVar[dict[int, CapacityLimiter]] = RunVar("anystreamer_turns")
+
+
+def turns_of(model: Any) -> CapacityLimiter:
+    """The limiter whose turns a model's generations take in this event loop."""
+    while True:  # the same weights behind torch.compile() or an adapter are the same model
+        if (inner := getattr(model, "_orig_mod", None)) is not None:
+            model = inner
+        elif callable(inner := getattr(model, "get_base_model", None)):
+            model = inner()
+        else:
+            break
+    try:
+        limiters = _turns.get()
+    except LookupError:
+        limiters = {}
+        _turns.set(limiters)
+    return kept_for(model, limiters, lambda: CapacityLimiter(1))

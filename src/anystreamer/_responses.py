@@ -1,0 +1,239 @@
+"""Tells an answer's reasoning, content and tool calls apart, with transformers' response parser.
+
+The parser is the one of ``tokenizer.get_response_parser()``; only its public side is used. What is
+added here is what a live stream needs and a parser of complete answers does not:
+
+- A tool call counts once its end has been seen. Of one that was cut off some arguments may parse,
+  and a call that lacks the others must not be made. Nor is half a marker told as text then.
+- A value that does not parse, though the model closed it, raises in the parser. Here it is told as
+  the text that it is, and left out of the message; what comes after it is parsed as before.
+- Text is told without the white space around it that the parser takes away in the end, so that the
+  pieces of a field joined are its value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy, deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Piece", "Response", "checked_template"]
+
+# The content parsers whose value is the text itself: it can be told as it is said.
+STREAMED = frozenset({"text", "int", "float", "bool"})
+_NO_MARKER = "\0"  # ends what a marker could still grow by, and is part of none
+
+
+@dataclass(slots=True)
+class Piece:
+    """Something said in one field: a part of its text, or a whole value."""
+
+    field: str
+    value: Any
+    is_whole: bool = False
+
+
+def checked_template(tokenizer: Any, processor: Any, parse_response: Any) -> dict[str, Any] | None:
+    """The template that a ``parse_response`` argument asks for; None for False.
+
+    Raises:
+        TypeError, ValueError: there is none, or it is malformed.
+    """
+    if parse_response is False:
+        return None
+    if parse_response is not True and not isinstance(parse_response, Mapping):
+        kind = type(parse_response).__name__
+        raise TypeError(f"parse_response must be a bool or a response template (dict), not {kind}")
+    if not callable(getattr(tokenizer, "get_response_parser", None)):
+        raise ValueError(
+            "parse_response: the tokenizer has no get_response_parser(); "
+            "use one of transformers, in a release that has it"
+        )
+    template: Any = parse_response
+    if parse_response is True:
+        templates = (getattr(each, "response_template", None) for each in (processor, tokenizer))
+        template = next((each for each in templates if each is not None), None)
+    if template is None:
+        raise ValueError(
+            "parse_response=True: the tokenizer has no response template; "
+            "set tokenizer.response_template, or pass the template as parse_response={...}"
+        )
+    template = dict(template) if isinstance(template, Mapping) else template
+    tokenizer.get_response_parser(template, prefix="")  # raises what is wrong with it
+    # Required fields would make the parser raise when an answer was cut before them.
+    fields = {name: {**field, "optional": True} for name, field in template["fields"].items()}
+    return {**template, "fields": fields}
+
+
+class Response:
+    """One answer: its text goes in as it is made, pieces of its fields come out."""
+
+    def __init__(
+        self, tokenizer: Any, template: dict[str, Any], prompt_ids: Sequence[int], tools: Any
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._fields: dict[str, Any] = template["fields"]
+        self._defaults: dict[str, Any] = template.get("defaults", {})
+        self._closed = deepcopy(self._defaults)  # the message, of the fields that are complete
+        self._is_exact = True  # whether the parser's own message has everything, and no more
+        self._message: dict[str, Any] | None = None
+        self._open: str | None = None  # the field that is being said
+        self._said: list[str] = []  # in it
+        self._spaces: str | None = None  # in it, after what was told of it; None: nothing was
+
+        def new_parser(prefix: str) -> Any:
+            return tokenizer.get_response_parser(template, prefix=prefix, tools=tools)
+
+        self._new_parser: Callable[[str], Any] = new_parser
+        prompt = tokenizer.decode(prompt_ids) if prompt_ids else ""
+        # The parser takes a prompt that does not open an answer for a part of the answer.
+        anchors = {key: value for key, value in template.items() if key.startswith("start_anchor")}
+        rest = {"content": "text", "content_args": {"strip": False}}
+        opened = tokenizer.get_response_parser({**anchors, "fields": {"rest": rest}}, prefix=prompt)
+        has_anchor = opened.finalize()[0].get("rest", "") != prompt
+        self._parser = new_parser(prompt if has_anchor else "")
+        self._take(self._parser.initial_events, [])  # the prompt's: known, but not told
+        self._spaces = self._spaces and ""
+
+    def feed(self, text: str) -> list[Piece]:
+        """Take more of the answer, and return what that makes known."""
+        pieces: list[Piece] = []
+        before = copy(self._parser)
+        try:
+            self._take(self._parser.feed(text), pieces)
+        except Exception:  # it keeps its events to itself: find out which character it was
+            if len(text) == 1:
+                return self._after_failure(text)
+            self._parser = before
+            for character in text:
+                self._merge(pieces, self.feed(character))
+        return pieces
+
+    def finish(
+        self, *, has_ended: bool, end_ids: Sequence[int] = (), stop_string: str | None = None
+    ) -> list[Piece]:
+        """Return what was held back. *has_ended*: by the model's own will, not cut off.
+
+        What ended the answer and is no part of it was kept from `feed`; it may close a field.
+        """
+        pieces: list[Piece] = []
+        end = self._tokenizer.decode(end_ids) if end_ids else ""
+        if end and self._is_marker(end):
+            pieces += self.feed(end)
+        is_in_value = self._is_value(self._open)
+        self._is_exact &= has_ended
+        try:
+            if is_in_value and not has_ended:
+                for event in self._parser.feed((stop_string or "") + _NO_MARKER):
+                    self._take([event], pieces)
+                    if event["type"] == "region_close":
+                        break
+            # What the parser holds back of an answer that was cut is the beginning of a marker, or
+            # looks like one, and is left out. What a stop string ended has gone on otherwise.
+            elif has_ended or stop_string or "transform" in self._fields.get(self._open or "", ()):
+                message, events = self._parser.finalize()
+                if not has_ended:  # then a value among them was only opened
+                    events = [event for event in events if not self._is_value(event["field"])]
+                self._take(events, pieces)
+                if self._is_exact:
+                    self._message = message
+        except Exception:
+            pieces += self._failed() if is_in_value else []
+        if self._message is None:
+            self._close_text()
+            message = self._closed.items()
+            self._message = {k: v for k, v in message if k in self._defaults or v not in _EMPTY}
+        return pieces
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a chat message. Asking for it ends the answer."""
+        if self._message is None:
+            self.finish(has_ended=False)
+        assert self._message is not None
+        return self._message
+
+    def _is_marker(self, end: str) -> bool:
+        """Whether an end-of-sequence token closes what is open, and does not become its text."""
+        trial = deepcopy(self._parser)
+        try:
+            events = trial.feed(end)
+        except Exception:  # so it has closed something
+            return True
+        with contextlib.suppress(Exception):
+            events += trial.finalize()[1]
+        return end not in "".join(event.get("text", "") for event in events)
+
+    def _is_value(self, field: str | None) -> bool:
+        return field is not None and self._fields[field].get("content", "text") not in STREAMED
+
+    def _take(self, events: Iterable[Mapping[str, Any]], pieces: list[Piece]) -> None:
+        for event in events:
+            field = event["field"]
+            if event["type"] == "region_open":
+                self._open, self._said, self._spaces = field, [], None
+            elif event["type"] == "region_chunk":
+                self._said.append(event["text"])
+                text = "" if event["dirty"] else self._shown(field, event["text"])
+                self._merge(pieces, [Piece(field, text)] if text else [])
+            else:
+                self._open = None
+                self._close(field, event["value"])
+                if self._is_value(field):
+                    pieces.append(Piece(field, event["value"], is_whole=True))
+
+    def _merge(self, pieces: list[Piece], new: Iterable[Piece]) -> None:
+        for piece in new:
+            last = pieces[-1] if pieces else None
+            if last is None or last.field != piece.field or last.is_whole or piece.is_whole:
+                pieces.append(piece)
+            else:
+                last.value += piece.value
+
+    def _shown(self, field: str, text: str) -> str:
+        if not self._fields[field].get("content_args", {}).get("strip", True):
+            return text
+        text = text.lstrip() if self._spaces is None else self._spaces + text
+        shown = text.rstrip()
+        if shown or self._spaces is not None:
+            self._spaces = text[len(shown) :]
+        return shown
+
+    def _close(self, field: str, value: Any) -> None:
+        join = self._fields[field].get("join")
+        if join is not None and field in self._closed:
+            self._closed[field] += join + value
+        elif join is None and self._fields[field].get("repeats"):
+            self._closed.setdefault(field, []).append(value)
+        elif value != "" or field not in self._closed:  # white space between two values
+            self._closed[field] = value
+
+    def _close_text(self) -> None:
+        """Keep the text of a field that the parser has not come to close."""
+        spec = self._fields.get(self._open or "", {"content": None})
+        if self._open and spec.get("content", "text") == "text" and "transform" not in spec:
+            text = "".join(self._said)
+            is_stripped = spec.get("content_args", {}).get("strip", True)
+            self._close(self._open, text.strip() if is_stripped else text)
+        self._open = None
+
+    def _failed(self) -> list[Piece]:
+        """The value that is open does not parse."""
+        field, self._open, self._is_exact = self._open, None, False
+        return [Piece(field, "".join(self._said), is_whole=True)] if field is not None else []
+
+    def _after_failure(self, character: str) -> list[Piece]:
+        field = self._open
+        if not self._is_value(field):
+            self._close_text()
+        pieces = self._failed()
+        self._parser = self._new_parser("")
+        # The end of a pattern is only known from what comes after it, which is not part of it.
+        if field is not None and "close" not in self._fields[field]:
+            pieces += self.feed(character)
+        return pieces
+
+
+_EMPTY: tuple[Any, ...] = (None, "", [], {})

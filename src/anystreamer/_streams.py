@@ -1,0 +1,378 @@
+"""What a consumer of generated text holds: the stream, its pieces, and how it ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from time import perf_counter
+from typing import Any
+
+from ._bridge import ThreadStream
+from ._errors import GenerationTimeout
+from ._responses import Response
+from ._tracing import GenerationSpan
+
+__all__ = ["BatchStream", "FinishReason", "TextChunk", "TextStream", "Timing", "Usage"]
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended."""
+
+    EOS = "eos"  #: the model made an end-of-sequence token
+    STOP_STRING = "stop_string"  #: a stop string was completed
+    LENGTH = "length"  #: ``max_new_tokens`` or ``max_length`` was reached
+    TIME = "time"  #: ``generate()``'s own ``max_time`` was up
+    CRITERIA = "criteria"  #: a ``StoppingCriteria`` of the caller's said so
+    TIMEOUT = "timeout"  #: it took longer than ``timeout=`` allows
+    STOPPED = "stopped"  #: `TextStream.stop` was called
+    CANCELLED = "cancelled"  #: by a scope, ``aclose()``, or leaving the block
+    ERROR = "error"  #: ``generate()`` raised
+
+    @property
+    def openai(self) -> str | None:
+        """The ``finish_reason`` of OpenAI's API: ``"stop"``, ``"length"`` or None."""
+        if self in (FinishReason.EOS, FinishReason.STOP_STRING, FinishReason.CRITERIA):
+            return "stop"
+        return "length" if self in (FinishReason.LENGTH, FinishReason.TIME) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Numbers of tokens. What was computed and not delivered came after a stop."""
+
+    prompt_tokens: int
+    completion_tokens: int  #: delivered to the consumer
+    computed_tokens: int  #: made by the model
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds since the call; None for what has not come to pass."""
+
+    queued: float | None  #: until the model was free
+    first_token: float | None  #: until the first token was made
+    total: float  #: until the worker thread had left ``generate()``
+
+
+class TextChunk(str):
+    """A piece of generated text, with the tokens that it was made of.
+
+    It is never empty, but for one mode: with ``parse_response`` it is the answer only, and a piece
+    of another field is the empty string. Its `field` and `value` say what it is about.
+    """
+
+    __slots__ = ("_is_whole", "elapsed", "field", "index", "logprobs", "token_ids", "value")
+
+    token_ids: tuple[
+        int, ...
+    ]  #: of this text, and of tokens before it that have no text of their own
+    logprobs: tuple[float, ...] | None  #: one for each token id, if they were asked for
+    # Every str has a method of that name, which nobody calls on generated text.
+    index: int  # type: ignore[assignment]  #: the row of a batch, from 0
+    elapsed: float  #: seconds from the call until the last of these tokens was made
+    field: str | None  #: of the response template (``content``, ...); None without one
+    #: what was said in that field: a part of its text; or a whole value, such as a tool call, once
+    #: it is complete. A value that is malformed comes as the text that it is, a str.
+    value: Any
+    _is_whole: bool  # a value that is not to be joined with the next one
+
+    def __new__(
+        cls,
+        text: str = "",
+        token_ids: Iterable[int] = (),
+        *,
+        logprobs: Iterable[float] | None = None,
+        index: int = 0,
+        elapsed: float = 0.0,
+        field: str | None = None,
+        value: Any = None,
+    ) -> TextChunk:
+        chunk = super().__new__(cls, text)
+        chunk.token_ids = tuple(token_ids)
+        chunk.logprobs = None if logprobs is None else tuple(logprobs)
+        chunk.index = index
+        chunk.elapsed = elapsed
+        chunk.field = field
+        chunk.value = value
+        chunk._is_whole = False
+        return chunk
+
+    @classmethod
+    def joined(cls, chunks: Sequence[TextChunk]) -> TextChunk:
+        """One chunk in place of several of the same row, and of the same field if they have one."""
+        if len(chunks) == 1:
+            return chunks[0]
+        last = chunks[-1]
+        return cls(
+            "".join(chunks),
+            (token_id for chunk in chunks for token_id in chunk.token_ids),
+            logprobs=None
+            if last.logprobs is None
+            else (logprob for chunk in chunks for logprob in chunk.logprobs or ()),
+            index=last.index,
+            elapsed=last.elapsed,
+            field=last.field,
+            value=None if last.field is None else "".join(chunk.value for chunk in chunks),
+        )
+
+
+@dataclass(slots=True)
+class Row:
+    """One sequence of a generation. The worker writes the first fields, the loop the others."""
+
+    prompt_token_ids: list[int] = field(default_factory=list)
+    computed_tokens: int = 0
+    own_end: FinishReason | None = None  # how the model ended it by itself; None while it has not
+    matched: str | None = None  # the stop string that ended it
+    stop_requested: bool = False  # by anyone: `BatchStream.stop`
+    response: Response | None = None  # with parse_response; the worker's until it has left
+
+    pieces: list[str] = field(default_factory=list)  # what the consumer has been given
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+    @property
+    def text(self) -> str:
+        """All the text delivered so far."""
+        if len(self.pieces) > 1:
+            self.pieces = ["".join(self.pieces)]
+        return self.pieces[0] if self.pieces else ""
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended it, once it is known that one did."""
+        return self.matched if self.finish_reason is FinishReason.STOP_STRING else None
+
+    @property
+    def message(self) -> dict[str, Any] | None:
+        """What `Response` made of it, once it has ended."""
+        if self.response is None or self.finish_reason is None:
+            return None
+        return self.response.message
+
+
+class GenerationStream(ThreadStream[TextChunk]):
+    """What streams of one sequence and of several have in common."""
+
+    def __init__(self, max_buffer_size: float = math.inf) -> None:
+        super().__init__(max_buffer_size)
+        self._rows = [Row()]
+        self._called_at = perf_counter()
+        self._first_token_at: float | None = None
+        self._taken: dict[int, list[TextChunk]] = {}  # by row: taken from the buffer, and not given
+        self._timing: Timing | None = None
+        self._output: Any = None
+        self._span: GenerationSpan | None = None
+
+    @property
+    def timing(self) -> Timing | None:
+        """Seconds that it took; None until the end."""
+        return self._timing
+
+    @property
+    def output(self) -> Any:
+        """What ``generate()`` returned; None until the end, and where it did not return."""
+        return self._output
+
+    def _is_ready(self) -> bool:
+        return bool(self._taken) or super()._is_ready()
+
+    def _take(self) -> TextChunk:
+        taken = self._taken
+        while self._buffered:
+            chunk = super()._take()
+            taken.setdefault(chunk.index, []).append(chunk)
+        while taken:
+            index = next(iter(taken))
+            chunks = taken.pop(index)
+            row = self._rows[index]
+            if row.response is not None and (rest := chunks[_alike(chunks) :]):
+                taken[index] = rest
+                chunks = chunks[: -len(rest)]
+            chunk = TextChunk.joined(chunks)
+            row.token_ids.extend(chunk.token_ids)
+            if chunk:
+                row.pieces.append(chunk)
+            if chunk or chunk.field is not None:  # else the last tokens, with no text
+                return chunk
+        return super()._take()  # raises: there is nothing
+
+    def _conclude(self) -> None:
+        if self._timing is not None:
+            return
+        for row in self._rows:
+            row.finish_reason = self._reason(row)
+            row.usage = Usage(
+                prompt_tokens=len(row.prompt_token_ids),
+                completion_tokens=len(row.token_ids),
+                computed_tokens=row.computed_tokens,
+            )
+        turn, first, called = self._turn_at, self._first_token_at, self._called_at
+        self._timing = Timing(
+            queued=None if turn is None else turn - called,
+            first_token=None if first is None else first - called,
+            total=(perf_counter() if self._left_at is None else self._left_at) - called,
+        )
+        self._output = self._result
+        if self._span is not None:
+            self._span.end(self._rows, self._timing, self._error)
+
+    def _progress(self) -> tuple[str, int, int]:
+        state, _, _ = super()._progress()
+        computed = sum(row.computed_tokens for row in self._rows)
+        return state, computed, sum(len(row.token_ids) for row in self._rows)
+
+    def _summary(self) -> str:
+        reasons = ", ".join(str(row.finish_reason) for row in self._rows)
+        _, computed, delivered = self._progress()
+        return f"{reasons}; {delivered} of {computed} tokens delivered; {self._timing}"
+
+    def _reason(self, row: Row) -> FinishReason:
+        """Decide why a row ended where several reasons meet. Called once, on the loop."""
+        is_late = isinstance(self._error, GenerationTimeout)
+        if self._error is not None and not is_late:
+            return FinishReason.ERROR
+        # The model's own end counts if the consumer was given all that it made.
+        given = len(row.token_ids) == row.computed_tokens and not self._is_ready()
+        if row.own_end is not None and given:
+            return row.own_end
+        if is_late:
+            return FinishReason.TIMEOUT
+        return (
+            FinishReason.STOPPED if self._stopped or row.stop_requested else FinishReason.CANCELLED
+        )
+
+
+def _alike(chunks: Sequence[TextChunk]) -> int:
+    """How many of them, from the first one on, are parts of the same text."""
+    first = chunks[0]
+    if not first._is_whole:
+        for count, chunk in enumerate(chunks):
+            if chunk._is_whole or chunk.field != first.field:
+                return count
+        return len(chunks)
+    return 1
+
+
+class TextStream(GenerationStream):
+    """Generated text, as an `anyio.abc.ObjectReceiveStream` of `TextChunk`, which is a `str`.
+
+    A consumer that lags gets what is ready joined into one piece. What is None until the end is set
+    before the end is seen.
+    """
+
+    async def read(self) -> str:
+        """Return the rest of the text, once it is complete.
+
+        As with iterating: a cancelled scope around the block stops the model at once, one within
+        the block only when that is left. What had come until then is in `text`.
+
+        Raises:
+            BaseException: what ``generate()`` raised; `text` has what came before.
+        """
+        return "".join([piece async for piece in self])
+
+    @property
+    def text(self) -> str:
+        """All the text delivered so far."""
+        return self._rows[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The ids of all tokens delivered so far, at the end also of those that have no text."""
+        return list(self._rows[0].token_ids)
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        """The ids of the prompt's tokens; empty where it has none (``inputs_embeds``, audio)."""
+        return list(self._rows[0].prompt_token_ids)
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it ended; None until then."""
+        return self._rows[0].finish_reason
+
+    @property
+    def stop_string(self) -> str | None:
+        """Which stop string ended it; None until then, and where none did."""
+        return self._rows[0].stop_string
+
+    @property
+    def usage(self) -> Usage | None:
+        """Numbers of tokens; None until the end."""
+        return self._rows[0].usage
+
+    @property
+    def message(self) -> dict[str, Any] | None:
+        """The answer as a chat message to append to the conversation, with ``parse_response``.
+
+        It has what was said by the end, whatever ended it. Of a value that was cut off or is
+        malformed, such as a tool call, it has nothing. None until the end.
+        """
+        return self._rows[0].message
+
+
+class BatchStream(GenerationStream):
+    """The texts of several sequences, as an `anyio.abc.ObjectReceiveStream` of `TextChunk`.
+
+    The pieces of all rows come in one stream; ``piece.index`` says whose it is. Row ``p * n + k``
+    is the k-th of ``num_return_sequences=n`` answers to prompt p. What `TextStream` tells of its
+    text, this tells in lists, one entry for each row. A row that has ended says no more, and when
+    all have, the model stops.
+    """
+
+    async def read(self) -> list[str]:
+        """Return the rest of each row's text, once all are complete."""
+        texts: list[list[str]] = [[] for _ in self._rows]
+        async for piece in self:
+            texts[piece.index].append(piece)
+        return ["".join(pieces) for pieces in texts]
+
+    def stop(self, index: int | None = None) -> None:
+        """Ask one row to end after the current step, or all of them; safe from anywhere.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        if index is None:
+            super().stop()
+        else:
+            self._rows[index].stop_requested = True
+
+    @property
+    def text(self) -> list[str]:
+        """All the text of each row delivered so far."""
+        return [row.text for row in self._rows]
+
+    @property
+    def token_ids(self) -> list[list[int]]:
+        """The ids of all tokens of each row delivered so far."""
+        return [list(row.token_ids) for row in self._rows]
+
+    @property
+    def prompt_token_ids(self) -> list[list[int]]:
+        """The ids of each row's prompt, without padding."""
+        return [list(row.prompt_token_ids) for row in self._rows]
+
+    @property
+    def finish_reason(self) -> list[FinishReason | None]:
+        """Why each row ended; None until all have."""
+        return [row.finish_reason for row in self._rows]
+
+    @property
+    def stop_string(self) -> list[str | None]:
+        """Which stop string ended each row; None where none did."""
+        return [row.stop_string for row in self._rows]
+
+    @property
+    def usage(self) -> list[Usage | None]:
+        """Numbers of tokens of each row; None until the end."""
+        return [row.usage for row in self._rows]
+
+    @property
+    def message(self) -> list[dict[str, Any] | None]:
+        """Each row's answer as a chat message; see `TextStream.message`. None until the end."""
+        return [row.message for row in self._rows]

@@ -1,0 +1,281 @@
+"""The command line: ``anystreamer demo``. What is heavy is imported only when a command runs."""
+
+# Without `from __future__ import annotations`: typer evaluates the annotations of the functions in
+# _app(), and some names in them are known in there only.
+
+import importlib.metadata
+import io
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from enum import StrEnum
+from importlib.util import find_spec
+from time import perf_counter
+from typing import Annotated, Any, NoReturn
+
+import anyio
+
+from . import TextStream, stream_text
+
+__all__ = ["main"]
+
+PROMPT = "An increasing sequence: one,"
+CANCEL_AFTER = 0.2  # seconds
+INSTALL = "pip install 'anystreamer[demo]'"
+
+
+class Backend(StrEnum):
+    """The event loops that a command can run on."""
+
+    ASYNCIO = "asyncio"
+    TRIO = "trio"
+
+
+def main() -> None:
+    """Run the command line."""
+    # As a KeyboardInterrupt, Ctrl-C could strike a __del__ during an import, which swallows it; and
+    # a second one, a loop that is just ending.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not so under nohup
+        signal.signal(signal.SIGINT, _leave)
+    try:
+        app = _app()
+    except ImportError as exc:
+        _fail(f"the command line needs typer and rich ({exc}): {INSTALL}")
+    try:
+        app(prog_name="anystreamer")
+    except OSError as exc:  # a full disk, an unreadable file
+        _fail(str(exc))
+
+
+def _app() -> Any:
+    """Return the typer application."""
+    import rich.console  # noqa: F401  # typer can do without it, the commands cannot
+    import typer
+
+    app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+    def show_version(asked: bool) -> None:
+        if asked:
+            try:
+                version = importlib.metadata.version("anystreamer")
+            except importlib.metadata.PackageNotFoundError:  # run from its source
+                version = "(not installed)"
+            typer.echo(f"anystreamer {version}")
+            raise typer.Exit
+
+    show = typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")
+    text = typer.Argument(help="The text to continue. Without one: a short tour.")
+    loop = typer.Option(help="The event loop: by default asyncio, and both for the tour.")
+    limit = typer.Option(min=1, metavar="N", help="How many tokens to generate at most.")
+
+    @app.callback()
+    def anystreamer(version: Annotated[bool, show] = False) -> None:
+        """Cancellation-safe token streams from transformers' generate(), on asyncio and trio."""
+
+    @app.command()
+    def demo(
+        prompt: Annotated[str | None, text] = None,
+        backend: Annotated[Backend | None, loop] = None,
+        max_new_tokens: Annotated[int, limit] = 20,
+    ) -> None:
+        """Stream from the embedded model, which has learnt to count."""
+        _demo(prompt, backend, max_new_tokens)
+
+    return app
+
+
+class Screen:
+    """Standard output: text as it is, and no escape codes but for a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console()
+        self._replaced = False
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A stream must not break off at a character that the terminal does not have.
+            sys.stdout.reconfigure(errors="replace")
+
+    def write(self, text: str, style: str = "", end: str = "") -> None:
+        """Show *text* at once, neither wrapped nor searched for markup."""
+        from rich.segment import Segment, Segments
+        from rich.style import Style
+
+        try:
+            text.encode(self._console.encoding)
+        except UnicodeEncodeError:
+            self._replaced = True
+        segments = Segments([Segment(text, Style.parse(style)), Segment(end)])
+        self._console.print(segments, end="", soft_wrap=True)
+
+    def explain_replacements(self) -> None:
+        """Say what to do about characters that could not be shown."""
+        if self._replaced:
+            print(
+                f"Note: ? stands for what {self._console.encoding} cannot show. "
+                "Use a UTF-8 locale, or set PYTHONIOENCODING=utf-8.",
+                file=sys.stderr,
+            )
+
+
+def _demo(prompt: str | None, backend: Backend | None, max_new_tokens: int) -> None:
+    import typer
+
+    if prompt == "":
+        raise typer.BadParameter("the prompt is empty: there is nothing to continue")
+    if prompt and any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise typer.BadParameter(
+            "the prompt is no text in this locale: use a UTF-8 one, or set PYTHONUTF8=1"
+        )
+    if backend and find_spec(backend) is None:
+        _fail(f"{backend} is not installed: {INSTALL}")
+    model, tokenizer = _load()
+    room = model.config.max_position_embeddings
+    tokens = len(tokenizer(prompt or PROMPT, verbose=False)["input_ids"])
+    if tokens + 1 > room:
+        raise typer.BadParameter(
+            f"the prompt has {tokens} tokens; the model takes {room}, new ones included"
+        )
+    if tokens + max_new_tokens > room:
+        raise typer.BadParameter(
+            f"--max-new-tokens {max_new_tokens} is more than the {room - tokens} that fit: "
+            f"the model takes {room}, and the prompt has {tokens}"
+        )
+
+    screen = Screen()
+    if prompt:
+        backend = backend or Backend.ASYNCIO
+        anyio.run(_stream, screen, model, tokenizer, prompt, max_new_tokens, backend=backend)
+    else:
+        backends = [backend] if backend else list(Backend)
+        for each in backends:
+            screen.write(each, "bold", end="\n")
+            if find_spec(each) is None:
+                screen.write(f"not installed: {INSTALL}", "dim", end="\n")
+            else:
+                anyio.run(_stream, screen, model, tokenizer, PROMPT, max_new_tokens, backend=each)
+            screen.write("\n")
+        title = f"{backends[0]}, cancelled by move_on_after({CANCEL_AFTER})"
+        screen.write(title, "bold", end="\n")
+        anyio.run(_cancel, screen, model, tokenizer, room - tokens, backend=backends[0])
+    screen.explain_replacements()
+
+
+def _load() -> tuple[Any, Any]:
+    """Load the embedded model. It takes seconds, nearly all of them to import torch."""
+    from .demo import load_demo
+
+    notice = "Loading the model ..." if sys.stderr and sys.stderr.isatty() else ""
+    if notice:
+        print(notice, end="", file=sys.stderr, flush=True)
+    model: Any
+    try:
+        try:
+            model, tokenizer = load_demo()
+            # A process's first generation is slower than all others.
+            model.generate(**tokenizer(PROMPT, return_tensors="pt"), max_new_tokens=1)
+            return model, tokenizer
+        finally:
+            if notice:
+                print("\r" + " " * len(notice), end="\r", file=sys.stderr, flush=True)
+    except ImportError as exc:
+        _fail(f"the demo needs transformers and torch ({exc.__cause__ or exc}): {INSTALL}")
+
+
+@asynccontextmanager
+async def _open(model: Any, tokenizer: Any, prompt: str, limit: int) -> AsyncIterator[TextStream]:
+    """Open a stream that Ctrl-C stops. The program then ends after the model's thread."""
+    interrupted = False
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        async with stream_text(model, tokenizer, prompt, max_new_tokens=limit) as stream:
+
+            def stop(*_: object) -> None:
+                nonlocal interrupted
+                interrupted = True
+                signal.signal(signal.SIGINT, _leave)  # a second one does not wait
+                stream.stop()
+
+            if handler is _leave:
+                signal.signal(signal.SIGINT, stop)
+            yield stream
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if interrupted:
+            _leave()
+
+
+async def _stream(screen: Screen, model: Any, tokenizer: Any, prompt: str, limit: int) -> None:
+    screen.write(prompt, "dim")
+    async with _open(model, tokenizer, prompt, limit) as stream:
+        async for text in stream:
+            screen.write(text)
+    screen.write("\n")
+    screen.write(_figures(stream), "dim", end="\n")
+
+
+async def _cancel(screen: Screen, model: Any, tokenizer: Any, limit: int) -> None:
+    """Cancel a long generation, and measure what becomes of the model."""
+    steps = 0
+
+    def count_step(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+
+    model.register_forward_hook(count_step)
+    screen.write(PROMPT, "dim")
+    deadline = perf_counter() + CANCEL_AFTER
+    with anyio.move_on_after(CANCEL_AFTER) as scope:
+        async with _open(model, tokenizer, PROMPT, limit) as stream:
+            try:
+                async for text in stream:
+                    screen.write(text)
+            finally:  # this is where the cancellation arrives
+                cancelled, steps_then = perf_counter(), steps
+    left = perf_counter()
+    screen.write("\n")
+    screen.write(_figures(stream), "dim", end="\n")
+    if scope.cancelled_caught:
+        late, took = (cancelled - deadline) * 1e3, (left - cancelled) * 1e3
+        screen.write(
+            f"cancelled {late:.1f} ms after the deadline: the model took "
+            f"{_counted(steps - steps_then, 'step')} more, and its thread left in {took:.1f} ms",
+            "dim",
+            end="\n",
+        )
+
+
+def _figures(stream: TextStream) -> str:
+    """Say how a generation ended, and how quick it was."""
+    usage, timing = stream.usage, stream.timing
+    assert usage is not None
+    assert timing is not None
+    figures = [str(stream.finish_reason), _counted(usage.completion_tokens, "token")]
+    if timing.first_token is not None:
+        figures.append(f"the first after {timing.first_token * 1e3:.1f} ms")
+        if usage.computed_tokens > 1:
+            rate = (usage.computed_tokens - 1) / (timing.total - timing.first_token)
+            figures.append(f"then {rate:.0f} tokens/s")
+    return ", ".join(figures)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _fail(message: str) -> NoReturn:
+    """Leave with any other error."""
+    print(f"Error: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def _leave(*_: object) -> NoReturn:
+    """Leave at once. With torch loaded, the interpreter's own end can take seconds."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if sys.stdout.isatty():
+            os.write(sys.stdout.fileno(), b"\n")
+    finally:
+        os._exit(130)

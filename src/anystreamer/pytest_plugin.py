@@ -1,0 +1,38 @@
+"""A fixture for tests of code that streams: ``pytest_plugins = ["anystreamer.pytest_plugin"]``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import pytest
+
+from .testing import Script, ScriptedModel
+
+__all__ = ["NewScriptedModel", "scripted_model"]
+
+
+class NewScriptedModel(Protocol):
+    """What the `scripted_model` fixture is: makes a model, as `ScriptedModel` itself does."""
+
+    def __call__(
+        self, script: Script, *, prefill: float = 0.0, delay: float = 0.0
+    ) -> ScriptedModel:
+        """Make one; see `ScriptedModel`."""
+
+
+@pytest.fixture
+def scripted_model() -> Iterator[NewScriptedModel]:
+    """Make scripted models, and fail a test that leaves one of them generating."""
+    models: list[ScriptedModel] = []
+
+    def new(script: Script, *, prefill: float = 0.0, delay: float = 0.0) -> ScriptedModel:
+        models.append(ScriptedModel(script, prefill=prefill, delay=delay))
+        return models[-1]
+
+    yield new
+    left = [model for model in models if model.is_generating]
+    for model in models:  # a thread that stands before one would keep the process
+        model.open_gates()
+    if left:
+        pytest.fail(f"{len(left)} scripted model(s) left generating", pytrace=False)

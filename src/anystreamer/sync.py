@@ -1,0 +1,228 @@
+"""The same streams for callers with no event loop: Flask, Django, Gradio, notebooks, scripts."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar, cast
+
+import anyio
+from anyio.from_thread import BlockingPortal
+
+from ._contexts import StreamContext
+from ._generate import stream_batch as _stream_batch
+from ._generate import stream_text as _stream_text
+from ._streams import BatchStream, GenerationStream, TextChunk, TextStream
+
+__all__ = ["SyncStream", "stream_batch", "stream_text"]
+
+T = TypeVar("T")
+StreamT = TypeVar("StreamT", bound=GenerationStream)
+
+# Seconds that the interpreter's exit waits for streams that were left open.
+EXIT_PATIENCE = 5.0
+
+# How often the loop looks whether an open stream has been forgotten (seconds).
+OWNER_POLL = 1.0
+
+
+class _Portal:
+    """The one event loop that all callers of a process share, in a daemon thread of its own.
+
+    Shared, because one model runs one generation at a time in one event loop: a loop for each of a
+    server's threads would mean nothing. Started on first use, and anew in a forked child.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._portal: BlockingPortal | None = None
+        self._thread: threading.Thread
+        self._pid = 0
+
+    def get(self) -> BlockingPortal:
+        with self._lock:
+            if self._portal is None or self._pid != os.getpid():
+                started: Future[BlockingPortal] = Future()
+                self._thread = threading.Thread(
+                    target=anyio.run,
+                    args=(self._serve, started),
+                    name="anystreamer portal",
+                    daemon=True,  # its workers inherit it: an open stream must not keep a process
+                )
+                self._thread.start()
+                self._portal, self._pid = started.result(), os.getpid()
+            return self._portal
+
+    async def _serve(self, started: Future[BlockingPortal]) -> None:
+        async with BlockingPortal() as portal:
+            started.set_result(portal)
+            await portal.sleep_until_stopped()
+
+    def close(self) -> None:
+        """Stop what is open, so that no thread is inside of a model when the interpreter goes."""
+        portal, self._portal = self._portal, None
+        if portal is not None and self._pid == os.getpid():
+            with contextlib.suppress(RuntimeError):
+                portal.start_task_soon(portal.stop, True)
+            self._thread.join(EXIT_PATIENCE)
+
+
+_portal = _Portal()
+atexit.register(_portal.close)
+
+
+class SyncStream(Generic[StreamT]):
+    """A `TextStream` or `BatchStream` for a ``with`` block and a ``for`` loop.
+
+    It may be opened in one thread and advanced or closed in others. All that tells of the text,
+    such as ``text``, ``finish_reason`` and ``usage``, is there under the same names. One that is
+    forgotten stops its model when it is collected.
+    """
+
+    def __init__(self, name: str, open_stream: Callable[[], StreamContext[StreamT]]) -> None:
+        self._name = name
+        self._context = open_stream()
+        self._portal: BlockingPortal
+        self._stream: StreamT
+        self._done: Future[BaseException | None] | None = None
+        self._error_seen = False
+
+    def __enter__(self) -> Self:
+        if self._done is not None:
+            raise RuntimeError(f"this {self._name}() has been opened before; call it again")
+        self._portal = _portal.get()
+        self._done, (self._stream, self._close_requested) = self._portal.start_task(
+            _hold, self._context, weakref.ref(self)
+        )
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except BaseException as error:
+            if exc is None or isinstance(error, KeyboardInterrupt):
+                raise
+            if error is not exc:
+                exc.add_note(f"The worker of {self._name}() failed as well: {error!r}")
+
+    def __iter__(self) -> Iterator[TextChunk]:
+        self._opened()
+        return self
+
+    def __next__(self) -> TextChunk:
+        """Return the next piece; block until there is one.
+
+        Raises:
+            BaseException: what ``generate()`` raised, after all text that came before it.
+        """
+        self._opened()
+        try:
+            return self._call(self._stream.receive)
+        except (anyio.EndOfStream, anyio.ClosedResourceError):  # closed: from another thread
+            pass
+        raise StopIteration
+
+    def read(self) -> Any:
+        """Return all the rest: a `str`, or a list of them from a batch."""
+        self._opened()
+        return self._call(self._stream.read)  # type: ignore[attr-defined]
+
+    def stop(self, *index: int) -> None:
+        """Ask the model to end after the current step, as `TextStream.stop` does."""
+        self._opened()
+        self._stream.stop(*index)
+
+    def close(self) -> None:
+        """Stop the model, and wait until its thread has left it. Called by the end of the block.
+
+        Raises:
+            BaseException: what ``generate()`` raised, if nobody has seen it.
+        """
+        if self._done is None:
+            return
+        seen = self._error_seen
+        self._stream._cancelled = not self._stream._left.is_set()
+        with contextlib.suppress(RuntimeError):  # the portal has been closed, and with it this
+            self._portal.call(self._close_requested.set)
+        error, self._error_seen = self._done.result(), True
+        if error is not None and not seen:
+            raise error
+
+    def __del__(self) -> None:
+        # Any thread may be collecting, the loop's own too. So ask only; the worker looks.
+        if getattr(self, "_done", None) is not None and not self._stream._left.is_set():
+            self._stream._cancelled = True
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        self._opened()
+        return getattr(self._stream, name)
+
+    def _call(self, func: Callable[[], Awaitable[T]]) -> T:
+        value, error = self._portal.call(_outcome, func)
+        if error is not None:
+            raise error
+        return cast("T", value)
+
+    def _opened(self) -> None:
+        if self._done is None:
+            raise TypeError(
+                f"{self._name}() must be opened first: "
+                f"'with {self._name}(...) as stream:', then 'for text in stream:'"
+            )
+
+
+async def _hold(
+    context: StreamContext[StreamT],
+    owner: weakref.ref[SyncStream[StreamT]],
+    *,
+    task_status: anyio.abc.TaskStatus[Any],
+) -> BaseException | None:
+    """Own a stream's block in a task of the portal, for as long as its owner keeps it open."""
+    close_requested = anyio.Event()
+    is_open = False
+    try:
+        async with context as stream:
+            is_open = True
+            task_status.started((stream, close_requested))
+            while owner() is not None and not close_requested.is_set():
+                with anyio.move_on_after(OWNER_POLL):
+                    await close_requested.wait()
+    except anyio.get_cancelled_exc_class():
+        raise
+    except BaseException as error:
+        if not is_open:
+            raise
+        return error  # one that is no Exception would take the portal down
+    return None
+
+
+async def _outcome(func: Callable[[], Awaitable[T]]) -> tuple[T | None, BaseException | None]:
+    try:
+        return await func(), None
+    except anyio.get_cancelled_exc_class():
+        raise
+    except BaseException as error:
+        return None, error
+
+
+def stream_text(*args: Any, **kwargs: Any) -> SyncStream[TextStream]:
+    """As `anystreamer.stream_text`, with the same arguments, for ``with`` and ``for``."""
+    return SyncStream("stream_text", lambda: _stream_text(*args, **kwargs))
+
+
+def stream_batch(*args: Any, **kwargs: Any) -> SyncStream[BatchStream]:
+    """As `anystreamer.stream_batch`, with the same arguments, for ``with`` and ``for``."""
+    return SyncStream("stream_batch", lambda: _stream_batch(*args, **kwargs))

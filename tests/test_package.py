@@ -1,0 +1,89 @@
+"""What a bare `import anystreamer` costs, and which way its modules import."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from importlib.resources import files
+
+import pytest
+
+import anystreamer
+
+# What anyio itself loads on use counts as anyio's.
+LOADED_BY_IMPORT = """
+import json, sys
+import anyio, anyio.abc, anyio.from_thread, anyio.lowlevel, anyio.streams.memory, anyio.to_thread
+before = set(sys.modules)
+import anystreamer
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded() -> set[str]:
+    """The modules that a fresh interpreter loads for `import anystreamer`, beyond anyio's."""
+    output = subprocess.run(
+        [sys.executable, "-W", "error", "-c", LOADED_BY_IMPORT],
+        check=True,
+        stdout=subprocess.PIPE,
+    ).stdout
+    return set(json.loads(output))
+
+
+def test_import_loads_nothing_heavy(loaded):
+    """Neither a model library nor an event loop: a program may import it and never use it."""
+    heavy = {"asyncio", "numpy", "rich", "tokenizers", "torch", "transformers", "trio", "typer"}
+    assert heavy.isdisjoint(name.partition(".")[0] for name in loaded)
+
+
+def test_import_is_quick(loaded):
+    """Well under 0.1 s. Counted in modules, since a busy machine does not change them."""
+    own = {name for name in loaded if name.partition(".")[0] == "anystreamer"}
+    assert len(own) <= 20
+    assert len(loaded - own) <= 40
+
+
+@pytest.mark.parametrize("name", anystreamer.__all__)
+def test_public_names(name):
+    """Each is there, or says which extra it needs."""
+    assert name in dir(anystreamer)
+    message = None
+    try:
+        getattr(anystreamer, name)
+    except ImportError as error:
+        message = str(error)
+    if importlib.util.find_spec("transformers") is not None:
+        assert message is None
+    elif message is not None:
+        assert "anystreamer[transformers]" in message
+
+
+def test_unknown_name():
+    """A lazy package still says that a name is missing, so that `hasattr` and typos work."""
+    with pytest.raises(AttributeError, match="no_such_name"):
+        anystreamer.no_such_name  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_typed():
+    """Type checkers read the annotations of a package that carries this file."""
+    assert files(anystreamer).joinpath("py.typed").is_file()
+
+
+def test_imports_point_one_way(pytestconfig):
+    """The contracts in pyproject.toml hold: layers, no event loop, no torch in the pure modules."""
+    linted = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from importlinter.cli import lint_imports_command as run; run()",
+            "--no-cache",
+        ],
+        cwd=pytestconfig.rootpath,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert linted.returncode == 0, linted.stdout

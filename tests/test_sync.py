@@ -1,0 +1,248 @@
+"""`anystreamer.sync`: the same streams for callers with no event loop."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import anyio
+import pytest
+from anyio import to_thread
+
+from anystreamer import FinishReason
+from anystreamer.sync import stream_batch, stream_text
+from anystreamer.testing import Gate, ScriptedModel
+
+PATIENCE = 30.0
+
+
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def endless(**kwargs: Any) -> ScriptedModel:
+    return ScriptedModel(["word "] * 100_000, delay=0.0005, **kwargs)
+
+
+def opened(model: ScriptedModel, **kwargs: Any) -> Any:
+    return stream_text(model, model.tokenizer, "hi", **kwargs)
+
+
+def test_a_for_loop_gets_the_text_as_it_is_made() -> None:
+    gate = Gate()
+    model = ScriptedModel(["one", gate, ", ", "two"])
+    with opened(model) as stream:
+        pieces = iter(stream)
+        assert next(pieces) == "one"
+        gate.open()
+        assert "".join(pieces) == ", two"
+    assert stream.text == "one, two"
+    assert stream.finish_reason is FinishReason.EOS
+    assert stream.usage.completion_tokens == 4
+
+
+def test_read_returns_the_rest() -> None:
+    with opened(ScriptedModel(["one", ", ", "two"])) as stream:
+        assert stream.read() == "one, two"
+
+
+def test_leaving_the_block_stops_the_model_and_joins_its_thread() -> None:
+    model = endless()
+    with opened(model) as stream:
+        next(stream)
+    assert not model.is_generating
+    assert model.steps < 100_000
+    assert stream.finish_reason is FinishReason.CANCELLED
+
+
+def test_stop_keeps_what_has_been_made() -> None:
+    model = endless()
+    with opened(model) as stream:
+        next(stream)
+        stream.stop()
+        stream.read()
+    assert stream.finish_reason is FinishReason.STOPPED
+    assert stream.text == "word " * model.steps
+
+
+def test_an_error_of_the_model_arrives_after_the_text_before_it() -> None:
+    error = MemoryError("the device is full")
+    model = ScriptedModel(["a", error])
+    texts = []
+    with pytest.raises(MemoryError) as caught, opened(model) as stream:
+        for text in stream:
+            texts.append(text)
+    assert caught.value is error
+    assert texts == ["a"]
+
+
+@pytest.mark.parametrize("error", [ValueError(), SystemExit(3), KeyboardInterrupt()])
+def test_an_error_that_nobody_has_seen_is_raised_at_the_blocks_end(error: BaseException) -> None:
+    """Also one that would take an event loop down; and the next stream is none the worse for it."""
+    model = ScriptedModel([error])
+    with pytest.raises(type(error)) as caught, opened(model):
+        until(lambda: model.calls and not model.is_generating)
+    assert caught.value is error
+    with opened(ScriptedModel(["fine"])) as stream:
+        assert stream.read() == "fine"
+
+
+def test_the_bodys_error_wins_over_the_models() -> None:
+    model = ScriptedModel([ValueError("theirs")])
+    with pytest.raises(LookupError) as caught, opened(model):
+        until(lambda: model.calls and not model.is_generating)
+        raise LookupError
+    assert "theirs" in caught.value.__notes__[0]
+
+
+def test_an_error_in_the_call_is_raised_at_once() -> None:
+    with pytest.raises(ValueError, match="prompt is empty"):
+        model = ScriptedModel([])
+        stream_text(model, model.tokenizer, "")
+
+
+def test_one_model_runs_one_generation_at_a_time_whatever_thread_asks() -> None:
+    model = ScriptedModel(["a", "b", "c"], delay=0.001)
+    most = 0
+    running = 0
+    lock = threading.Lock()
+    generate = model.generate
+
+    def counted(**kwargs: Any) -> Any:
+        nonlocal most, running
+        with lock:
+            running += 1
+            most = max(most, running)
+        try:
+            return generate(**kwargs)
+        finally:
+            with lock:
+                running -= 1
+
+    model.generate = counted  # type: ignore[method-assign]
+
+    def work(_: int) -> str:
+        with opened(model) as stream:
+            return str(stream.read())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(work, range(40))) == {"abc"}
+    assert most == 1
+
+
+def test_opened_in_one_thread_advanced_and_closed_in_others() -> None:
+    model = endless()
+    stream = opened(model)
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        first.submit(stream.__enter__).result()
+        assert second.submit(next, stream).result()
+        assert next(stream)
+        first.submit(stream.close).result()
+    assert not model.is_generating
+    stream.close()
+
+
+def test_closing_it_ends_a_next_in_another_thread() -> None:
+    """As a web framework does when its client has gone."""
+    gate = Gate()
+    model = ScriptedModel(["a", gate, "b"])
+    stream = opened(model).__enter__()
+    assert next(stream) == "a"
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lambda: list(stream))
+        until(lambda: stream._stream._receiving)
+        closing = threading.Thread(target=stream.close)
+        closing.start()
+        assert waiting.result(PATIENCE) == []
+        gate.open()
+        closing.join(PATIENCE)
+    assert not model.is_generating
+
+
+def test_a_forgotten_stream_stops_its_model() -> None:
+    model = endless()
+    stream = opened(model).__enter__()
+    next(stream)
+    del stream
+    gc.collect()
+    until(lambda: not model.is_generating)
+    assert model.steps < 100_000
+
+
+def test_a_generator_that_is_dropped_half_way_stops_its_model() -> None:
+    model = endless()
+
+    def answer() -> Any:
+        with opened(model) as stream:
+            yield from stream
+
+    pieces = answer()
+    next(pieces)
+    pieces.close()
+    assert not model.is_generating
+
+
+async def test_it_works_in_a_thread_of_a_running_loops_pool() -> None:
+    def work() -> str:
+        with opened(ScriptedModel(["a", "b"])) as stream:
+            return str(stream.read())
+
+    with anyio.fail_after(PATIENCE):
+        assert await to_thread.run_sync(work) == "ab"
+
+
+async def test_it_works_where_a_loop_is_running() -> None:
+    """As in a notebook's cell. It blocks that loop, as any blocking call would."""
+    with opened(ScriptedModel(["a", "b"])) as stream:
+        assert stream.read() == "ab"
+
+
+def test_a_batch() -> None:
+    model = ScriptedModel(["a", "b"])
+    with stream_batch(model, model.tokenizer, ["hi"]) as stream:
+        assert {piece.index for piece in stream} == {0}
+    assert stream.text == ["ab"]
+    assert stream.finish_reason == [FinishReason.EOS]
+
+
+@pytest.mark.parametrize("use", [iter, next, lambda stream: stream.read(), lambda s: s.text])
+def test_an_unopened_one_says_how_to_open_it(use: Any) -> None:
+    with pytest.raises(TypeError, match="with stream_text"):
+        use(opened(ScriptedModel([])))
+
+
+def test_it_is_opened_once() -> None:
+    stream = opened(ScriptedModel(["a"]))
+    with stream:
+        pass
+    with pytest.raises(RuntimeError, match="opened before"):
+        stream.__enter__()
+
+
+@pytest.mark.parametrize("ending", ["", "sys.exit(0)", "raise SystemExit(0)"])
+def test_a_process_with_an_open_stream_ends_by_itself(ending: str) -> None:
+    program = (
+        "import sys\n"
+        "from anystreamer.sync import stream_text\n"
+        "from anystreamer.testing import ScriptedModel\n"
+        "model = ScriptedModel(['word '] * 1_000_000, delay=0.001)\n"
+        "stream = stream_text(model, model.tokenizer, 'hi').__enter__()\n"
+        "print(next(stream), flush=True)\n" + ending
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""

@@ -1,0 +1,156 @@
+"""`anystreamer.testing`: a scripted model for tests of code that uses this library."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import anyio
+import pytest
+
+from anystreamer import FinishReason, stream_text
+from anystreamer.pytest_plugin import NewScriptedModel
+from anystreamer.testing import Gate, ScriptedModel
+
+
+async def test_it_plays_its_script() -> None:
+    model = ScriptedModel(["one", ", ", "two"])
+    async with stream_text(model, model.tokenizer, "hi") as stream:
+        assert await stream.read() == "one, two"
+    assert stream.finish_reason is FinishReason.EOS
+    assert stream.prompt_token_ids == [ord("h"), ord("i")]
+    assert stream.output == [stream.prompt_token_ids + stream.token_ids]
+    assert model.steps == 4
+
+
+async def test_it_plays_its_script_at_each_call() -> None:
+    model = ScriptedModel(["again"])
+    for _ in range(2):
+        async with stream_text(model, model.tokenizer, "hi", max_new_tokens=7) as stream:
+            assert await stream.read() == "again"
+    assert [call["max_new_tokens"] for call in model.calls] == [7, 7]
+
+
+async def test_chat_messages_are_a_prompt() -> None:
+    model = ScriptedModel(["fine"])
+    messages = [{"role": "user", "content": "how are you?"}]
+    async with stream_text(model, model.tokenizer, messages) as stream:
+        assert await stream.read() == "fine"
+    assert model.tokenizer.decode(stream.prompt_token_ids) == "user: how are you?\nassistant: "
+
+
+async def test_max_new_tokens_ends_it() -> None:
+    model = ScriptedModel(["a", "b", "c"])
+    async with stream_text(model, model.tokenizer, "hi", max_new_tokens=2) as stream:
+        assert await stream.read() == "ab"
+    assert stream.finish_reason is FinishReason.LENGTH
+
+
+async def test_an_exception_in_the_script_is_raised_after_the_text_before_it() -> None:
+    error = MemoryError("the device is full")
+    model = ScriptedModel(["a", error, "b"])
+    with pytest.raises(MemoryError) as caught:
+        async with stream_text(model, model.tokenizer, "hi") as stream:
+            await stream.read()
+    assert caught.value is error
+    assert stream.text == "a"
+    assert stream.finish_reason is FinishReason.ERROR
+    assert not model.is_generating
+
+
+async def test_a_gate_holds_it_inside_of_a_step() -> None:
+    gate = Gate()
+    model = ScriptedModel(["a", gate, "b", "c"])
+    async with stream_text(model, model.tokenizer, "hi") as stream:
+        assert await stream.receive() == "a"
+        await gate.reached()
+        assert model.is_generating
+        assert model.steps == 1
+        stream.stop()
+        gate.open()
+        assert await stream.read() == "b"
+    assert stream.finish_reason is FinishReason.STOPPED
+    assert model.steps == 2
+
+
+async def test_a_cancelled_scope_stops_it_after_the_step() -> None:
+    gate = Gate()
+    model = ScriptedModel(["a", gate, "b", "c"])
+    with anyio.CancelScope() as scope:
+        async with stream_text(model, model.tokenizer, "hi") as stream:
+            await gate.reached()
+            scope.cancel()
+            gate.open()
+            await stream.read()
+    assert scope.cancelled_caught
+    assert stream.finish_reason is FinishReason.CANCELLED
+    assert model.steps == 2
+
+
+async def test_stop_strings_end_it_in_their_step() -> None:
+    model = ScriptedModel(["a", "b", "c", "d"])
+    async with stream_text(model, model.tokenizer, "hi", stop="bc") as stream:
+        assert await stream.read() == "a"
+    assert stream.stop_string == "bc"
+    assert model.steps == 3
+
+
+def test_a_script_of_something_else_is_refused() -> None:
+    with pytest.raises(TypeError, match="not None"):
+        ScriptedModel(["a", None])  # type: ignore[list-item]
+
+
+def test_it_needs_no_torch() -> None:
+    program = (
+        "import sys, anyio\n"
+        "from anystreamer import stream_text\n"
+        "from anystreamer.testing import ScriptedModel\n"
+        "async def main():\n"
+        "    model = ScriptedModel(['a'])\n"
+        "    async with stream_text(model, model.tokenizer, 'hi') as stream:\n"
+        "        assert await stream.read() == 'a'\n"
+        "anyio.run(main)\n"
+        "assert not {'torch', 'transformers'} & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=60)
+
+
+# -- the fixture
+
+
+async def test_the_fixture_makes_models(scripted_model: NewScriptedModel) -> None:
+    model = scripted_model(["a", 0.001, "b"], delay=0.001)
+    async with stream_text(model, model.tokenizer, "hi") as stream:
+        assert await stream.read() == "ab"
+
+
+def test_the_fixture_fails_a_test_that_leaves_a_model_generating(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["anystreamer.pytest_plugin"]')
+    (tmp_path / "test_it.py").write_text(
+        textwrap.dedent("""
+            import threading
+            from anystreamer.testing import Gate
+
+            def test_leaves(scripted_model):
+                gate = Gate()
+                model = scripted_model([gate, "a"])
+                thread = threading.Thread(target=model.generate, kwargs={"input_ids": [[1]]})
+                thread.start()
+                gate._reached.wait()
+
+            def test_leaves_nothing(scripted_model):
+                model = scripted_model(["a"])
+                assert len(model.generate(input_ids=[[1]])[0]) == 3
+        """)
+    )
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "1 scripted model(s) left generating" in ran.stdout, ran.stdout
+    assert ran.stdout.rstrip().splitlines()[-1].startswith("2 passed, 1 error"), ran.stdout
