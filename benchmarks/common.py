@@ -1,0 +1,71 @@
+"""What the programs share: the loops, models of a size, figures, the environment."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from importlib.metadata import version
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+# Two of torch's threads on two cores wait for each other whenever the loop takes one of them: the
+# spread is then many times the effect. So the model has one core, and the loop another.
+TORCH_THREADS = 1
+
+LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
+    "asyncio": ("asyncio", {}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+    "trio": ("trio", {}),
+}
+VOCABULARY = 512
+
+
+def make_model(layers: int, hidden: int) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=hidden * 2,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=4096,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Every token is a word with its space: any streamer can show it as soon as it has come."""
+    backend = Tokenizer(models.WordLevel({f"word{i}Ġ": i for i in range(VOCABULARY)}, "word0Ġ"))
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def quartiles(values: list[float]) -> dict[str, float]:
+    first, median, third = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": median, "q1": first, "q3": third}
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+def environment() -> dict[str, Any]:
+    packages = ("anystreamer", "anyio", "trio", "uvloop", "transformers", "torch")
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in packages},
+    }
