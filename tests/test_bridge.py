@@ -27,7 +27,7 @@ from anyio import CancelScope, CapacityLimiter, create_task_group, from_thread
 from anyio.lowlevel import checkpoint
 
 from anystreamer import GenerationStopped, ThreadStream, stream_from_thread, stream_iterable
-from anystreamer._contexts import StreamContext
+from anystreamer._contexts import Job, StreamContext, ThreadContext
 
 from .scripted import (
     NATIVE_LOOPS,
@@ -1974,13 +1974,13 @@ async def test_a_stream_leaves_nothing_open(way: str) -> None:
 def prepared(
     prepare: Callable[[Stream], None], producer: Scripted, limiter: CapacityLimiter | None = None
 ) -> StreamContext[Stream]:
-    return StreamContext(
-        "stream_of_tests",
-        ThreadStream[int],
-        lambda _, worker: producer(worker.emit, worker.should_stop),
-        limiter=lambda: limiter,
+    job = Job(
+        name="stream_of_tests",
+        new_stream=ThreadStream[int],
+        produce=lambda _, worker: producer(worker.emit, worker.should_stop),
         prepare=prepare,
     )
+    return ThreadContext(job, lambda: limiter)
 
 
 async def test_what_is_prepared_is_ready_at_the_entry_without_a_turn() -> None:

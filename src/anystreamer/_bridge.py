@@ -23,7 +23,6 @@ from typing import Any, Generic, NoReturn, TypeVar
 from anyio import (
     BusyResourceError,
     CancelScope,
-    CapacityLimiter,
     ClosedResourceError,
     EndOfStream,
     WouldBlock,
@@ -283,9 +282,12 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
 class Producer(Generic[T]):
     """The worker thread's side: delivers what is emitted, and says when to stop."""
 
-    def __init__(self, stream: ThreadStream[T], limiter: CapacityLimiter | None) -> None:
+    def __init__(
+        self, stream: ThreadStream[T], is_needed: Callable[[], bool] | None = None
+    ) -> None:
         self._stream = stream
-        self._limiter = limiter
+        # Whether somebody waits for this producer's turn to end. They may be whom we wait for.
+        self._is_needed = is_needed
         # Both are looked up on the loop: the worker must not need it to learn that it should stop.
         self._token: EventLoopToken = current_token()
         self._cancellation = get_cancelled_exc_class()
@@ -374,18 +376,10 @@ class Producer(Generic[T]):
         while self._is_full() and not is_needed and not self.should_stop():
             started = perf_counter()
             stream._room.clear()
-            is_needed = self._is_needed()
+            is_needed = self._is_needed is not None and self._is_needed()
             if self._is_full() and not is_needed:
                 stream._room.wait(ROOM_POLL)
             self._seconds_held_up += perf_counter() - started
-
-    def _is_needed(self) -> bool:
-        """Whether somebody waits for this producer's turn to end. They may be whom we wait for."""
-        limiter = self._limiter
-        if limiter is None:
-            return False
-        statistics = from_thread.run_sync(limiter.statistics, token=self._token)
-        return statistics.tasks_waiting > 0
 
     def _error_of(self, exc: BaseException) -> BaseException | None:
         """What the consumer shall see of an exception out of the producer."""

@@ -1,82 +1,201 @@
-"""The ``async with`` block around a worker: it starts the thread and does not end before it."""
+"""The ``async with`` block around a stream: what it raises, and how it joins the worker."""
 
 from __future__ import annotations
 
 import inspect
 import math
 import traceback
-from collections.abc import Callable, Coroutine, Generator
-from contextlib import AsyncExitStack
+from abc import abstractmethod
+from collections.abc import Callable, Coroutine, Generator, Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Generic, NoReturn, TypeVar
+from weakref import WeakSet
 
 from anyio import (
     CancelScope,
     CapacityLimiter,
     create_task_group,
+    from_thread,
     get_cancelled_exc_class,
     move_on_after,
 )
 from anyio.abc import TaskGroup
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
 from . import _observing
 from ._bridge import Producer, ThreadStream, raise_unchanged
 from ._errors import GenerationTimeout
 from ._waiting import Flag, run_joined
 
-__all__ = ["StreamContext"]
+__all__ = ["Host", "Job", "StreamContext", "TaskBlock", "ThreadContext", "waits_for"]
 
 StreamT = TypeVar("StreamT", bound="ThreadStream[Any]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(Generic[StreamT]):
+    """What a block is to run, and the stream that it runs for."""
+
+    name: str  # of the public function, for messages
+    new_stream: Callable[[], StreamT]
+    produce: Callable[[StreamT, Producer[Any]], object]  # in the worker, when its turn has come
+    prepare: Callable[[StreamT], None] | None = None  # before, in a thread; fails at the entry
+    queue_timeout: Callable[[StreamT], tuple[float, str]] | None = None  # seconds, and the phase
+
+
+class TaskBlock:
+    """A task group whose end raises one exception and never a group of its own."""
+
+    def __init__(self) -> None:
+        self._task_group: TaskGroup = create_task_group()  # refuses where no event loop is running
+        self._cancellation = get_cancelled_exc_class()
+        self._coroutines = WeakSet[Coroutine[Any, Any, None]]()
+
+    async def open(self) -> None:
+        """Let tasks be started."""
+        await self._task_group.__aenter__()
+
+    def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Start a task. It must not raise.
+
+        Not to be waited for as by `TaskGroup.start`: cancelled natively before the task's first
+        step, that waits for ever.
+        """
+        self._coroutines.add(coroutine)
+        self._task_group.start_soon(lambda: coroutine)
+
+    async def close(self, body: BaseException | None) -> BaseException | None:
+        """Wait for the tasks. Returns what is raised meanwhile, or *body* if it is a cancellation.
+
+        A native cancellation, or a KeyboardInterrupt, may cut the waiting short.
+        """
+        # The task group is shown cancellations only. It would wrap and rebuild the body's own
+        # error.
+        shown = body if isinstance(body, self._cancellation) else None
+        raised: BaseException | None
+        try:
+            swallowed = await self._task_group.__aexit__(
+                type(shown) if shown else None, shown, shown.__traceback__ if shown else None
+            )
+        except BaseException as exc:
+            raised = _bare(exc, self._cancellation)
+        else:
+            raised = None if swallowed else shown
+        for coroutine in self._coroutines:
+            # Not one step was made, and none will be: it would complain of that.
+            if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+                coroutine.close()
+        return raised
+
+
+class Host(Generic[StreamT]):
+    """The task that takes a worker through its phases, and ends after it. It never raises."""
+
+    def __init__(self, job: Job[StreamT]) -> None:
+        self.job = job
+        self.stream = job.new_stream()
+        self.settled = Flag()  # once the worker has been prepared, or will never be
+        self.is_prepared = False
+        self.coroutine: Coroutine[Any, Any, None] = self._run()
+        self._cancellation = get_cancelled_exc_class()
+        _observing.opened(job.name, self.stream)
+
+    @abstractmethod
+    def _turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
+        """What is entered, one after the other, to have its turn, and left when it is over."""
+
+    @abstractmethod
+    async def _work(self) -> None:
+        """Have the job done. Returns after the worker has left it."""
+
+    async def _prepare(self, prepare: Callable[[StreamT], None]) -> None:
+        await run_joined(prepare, self.stream)
+
+    def _on_cancelled(self) -> None:
+        """Called if it is cancelled natively, or with the task group that it is in."""
+
+    def _end(self) -> None:
+        """The worker has left its job, or will never enter it."""
+        self.stream._finish()
+        self.settled.set()
+
+    def look(self) -> None:
+        """End it if its task was cancelled natively before the first step: none will be made."""
+        state = inspect.getcoroutinestate(self.coroutine)
+        if state == inspect.CORO_CLOSED and not self.stream._left.is_set():
+            self._end()
+
+    async def _run(self) -> None:
+        stream, job = self.stream, self.job
+        try:
+            with stream._scope:
+                if job.prepare is not None:
+                    await self._prepare(job.prepare)
+                    await checkpoint()  # a cancellation that came meanwhile must not be missed
+                self.is_prepared = True
+                self.settled.set()
+                async with AsyncExitStack() as turn:
+                    await self._wait_for(turn)
+                    if not (stream._stopped or stream._cancelled):
+                        stream._turn_at = perf_counter()
+                        _observing.runs(job.name, stream)
+                        await self._work()
+        except self._cancellation:
+            stream._abandon()
+            self._on_cancelled()
+        except BaseException as exc:
+            stream._error = exc if stream._error is None else stream._error
+        finally:
+            self._end()
+
+    async def _wait_for(self, turn: AsyncExitStack) -> None:
+        seconds, phase = math.inf, ""
+        if self.job.queue_timeout is not None:
+            seconds, phase = self.job.queue_timeout(self.stream)
+        with move_on_after(seconds) as waiting:
+            for each in self._turns():
+                await turn.enter_async_context(each)
+        if waiting.cancelled_caught:
+            raise GenerationTimeout(phase)
 
 
 class StreamContext(Generic[StreamT]):
     """The ``async with`` block that owns a stream: its worker has left when it ends."""
 
-    def __init__(
-        self,
-        name: str,
-        stream: Callable[[], StreamT],
-        produce: Callable[[StreamT, Producer[Any]], object],
-        *,
-        limiter: Callable[[], CapacityLimiter | None],
-        prepare: Callable[[StreamT], None] | None = None,
-        queue_timeout: Callable[[StreamT], tuple[float, str]] | None = None,
-    ) -> None:
-        self._name = name  # of the public function, for messages
-        self._new_stream = stream
-        self._produce = produce
-        self._find_limiter = limiter
-        self._prepare = prepare  # runs in a thread before the turn; its errors come at the entry
-        self._queue_timeout = queue_timeout  # seconds, and the phase to name if they pass
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._host: Host[StreamT]
         self._entered = False
-        self._is_prepared = False
-        self._task_group: TaskGroup
-        self._cancellation: type[BaseException]
-        self._settled: Flag
-        self._host_coroutine: Coroutine[Any, Any, None]
-        self._watch_coroutine: Coroutine[Any, Any, None]
-        self._stream: StreamT
+
+    @abstractmethod
+    async def _start(self) -> None:
+        """Make the host. What is raised before that is raised as it is."""
+
+    @abstractmethod
+    def _launch(self) -> None:
+        """Start the host's task."""
+
+    @abstractmethod
+    async def _join(self, body: BaseException | None) -> BaseException | None:
+        """Wait until the host has ended. Returns as `TaskBlock.close` does; may be cut short."""
+
+    @property
+    def _stream(self) -> StreamT:
+        return self._host.stream
 
     async def __aenter__(self) -> StreamT:
         if self._entered:
             raise RuntimeError(f"this {self._name}() has been opened before; call it again")
-        self._task_group = create_task_group()  # first: refuses where no event loop is running
+        await self._start()
         self._entered = True
-        self._cancellation = get_cancelled_exc_class()
-        self._stream = self._new_stream()
-        _observing.opened(self._name, self._stream)
-        self._settled = Flag()  # set once the worker has been prepared, or will never be
-        self._host_coroutine, self._watch_coroutine = self._host(), self._stream._watch()
-        await self._task_group.__aenter__()
         failure: BaseException | None = None
         try:
-            # Not start(): cancelled natively before the host's first step, it waits for ever.
-            self._task_group.start_soon(lambda: self._host_coroutine)
-            self._task_group.start_soon(lambda: self._watch_coroutine)
-            await self._settled.wait()
-            if not self._is_prepared:
+            self._launch()
+            await self._host.settled.wait()
+            if not self._host.is_prepared:
                 failure = self._stream._error
                 await checkpoint()  # it was cancelled, and so are we
         except BaseException as exc:
@@ -102,92 +221,32 @@ class StreamContext(Generic[StreamT]):
 
     async def _leave(self, body: BaseException | None) -> BaseException | None:
         """Stop and join the worker. Returns the one exception that the block is to raise."""
-        cancellation = self._cancellation
+        host, stream = self._host, self._host.stream
+        cancellation = host._cancellation
         try:
-            self._stream._close(is_cancelled=isinstance(body, cancellation))
+            stream._close(is_cancelled=isinstance(body, cancellation))
         except KeyboardInterrupt as exc:  # trio raises it wherever it strikes
             body = exc
-            self._stream._close()
-        # The task group is shown cancellations only. It would wrap and rebuild the body's own
-        # error.
-        shown = body if isinstance(body, cancellation) else None
-        raised: BaseException | None = None
-        try:
-            swallowed = await self._task_group.__aexit__(
-                type(shown) if shown else None, shown, shown.__traceback__ if shown else None
-            )
-        except BaseException as exc:
-            raised = _bare(exc, cancellation)
-        else:
-            raised = None if swallowed else shown
-        raised = await self._see_host_end(raised)
-        self._stream._conclude()
-        _observing.ended(self._name, self._stream)
-        error = self._stream._release()
-        if raised is not None and not isinstance(raised, cancellation):
-            return raised  # a KeyboardInterrupt while we waited
-        if body is not None and shown is None:
-            if error is not None and error is not body:
-                summary = "".join(traceback.format_exception_only(error)).strip()
-                body.add_note(f"The worker of {self._name}() failed as well: {summary}")
-            return body
-        return raised if error is None else error
-
-    async def _see_host_end(self, raised: BaseException | None) -> BaseException | None:
-        """Make sure of the join where the task group's was cut short. Returns what to raise."""
-        stream = self._stream
-        state = inspect.getcoroutinestate(self._host_coroutine)
-        if state in (inspect.CORO_CREATED, inspect.CORO_CLOSED) and not stream._left.is_set():
-            # Cancelled natively before its first step, it never ran; and would complain of it.
-            self._host_coroutine.close()
-            stream._finish()
-        if inspect.getcoroutinestate(self._watch_coroutine) == inspect.CORO_CREATED:
-            self._watch_coroutine.close()
-        while not stream._left.is_set():  # a KeyboardInterrupt struck the task group's own code
+            stream._close()
+        raised = await self._join(body)
+        host.look()
+        while not stream._left.is_set():  # the join was cut short
             with CancelScope(shield=True):
                 try:
                     await stream._left.wait()
                 except BaseException as exc:
                     raised = exc if raised is None else raised
-        return raised
-
-    async def _host(self) -> None:
-        """The worker's host task. It ends after the worker, whatever happens, and never raises."""
-        stream = self._stream
-        try:
-            with stream._scope:
-                if self._prepare is not None:
-                    await run_joined(self._prepare, stream)
-                    await checkpoint()  # a cancellation that came meanwhile must not be missed
-                self._is_prepared = True
-                self._settled.set()
-                limiter = self._find_limiter()
-                async with AsyncExitStack() as turn:
-                    if limiter is not None:
-                        await self._wait_for_turn(turn, limiter)
-                    if not (stream._stopped or stream._cancelled):
-                        stream._turn_at = perf_counter()
-                        _observing.runs(self._name, stream)
-                        producer = Producer[Any](stream, limiter)
-                        await run_joined(
-                            producer.run, self._produce, stream, when_cancelled=stream._abandon
-                        )
-        except self._cancellation:
-            stream._abandon()
-        except BaseException as exc:
-            stream._error = exc if stream._error is None else stream._error
-        finally:
-            stream._finish()
-            self._settled.set()
-
-    async def _wait_for_turn(self, turn: AsyncExitStack, limiter: CapacityLimiter) -> None:
-        seconds, phase = math.inf, ""
-        if self._queue_timeout is not None:
-            seconds, phase = self._queue_timeout(self._stream)
-        with move_on_after(seconds) as waiting:
-            await turn.enter_async_context(limiter)
-        if waiting.cancelled_caught:
-            raise GenerationTimeout(phase)
+        stream._conclude()
+        _observing.ended(self._name, stream)
+        error = stream._release()
+        if raised is not None and not isinstance(raised, cancellation):
+            return raised  # a KeyboardInterrupt while we waited
+        if body is not None and not isinstance(body, cancellation):
+            if error is not None and error is not body:
+                summary = "".join(traceback.format_exception_only(error)).strip()
+                body.add_note(f"The worker of {self._name}() failed as well: {summary}")
+            return body
+        return raised if error is None else error
 
     def _misused(self) -> NoReturn:
         raise TypeError(
@@ -209,6 +268,56 @@ class StreamContext(Generic[StreamT]):
 
     def __exit__(self, *exc_info: object) -> NoReturn:
         self._misused()
+
+
+class ThreadContext(StreamContext[StreamT]):
+    """The block of a stream that has a worker thread, and tasks in the block, of its own."""
+
+    def __init__(
+        self, job: Job[StreamT], find_limiter: Callable[[], CapacityLimiter | None]
+    ) -> None:
+        super().__init__(job.name)
+        self._job = job
+        self._find_limiter = find_limiter
+        self._tasks: TaskBlock
+
+    async def _start(self) -> None:
+        self._tasks = TaskBlock()
+        self._host = _ThreadHost(self._job, self._find_limiter)
+        await self._tasks.open()
+
+    def _launch(self) -> None:
+        self._tasks.start(self._host.coroutine)
+        self._tasks.start(self._stream._watch())
+
+    async def _join(self, body: BaseException | None) -> BaseException | None:
+        return await self._tasks.close(body)
+
+
+class _ThreadHost(Host[StreamT]):
+    """Has the job done in a thread of anyio's, under a limiter."""
+
+    def __init__(
+        self, job: Job[StreamT], find_limiter: Callable[[], CapacityLimiter | None]
+    ) -> None:
+        super().__init__(job)
+        self._find_limiter = find_limiter
+        self._limiter: CapacityLimiter | None = None
+
+    def _turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
+        self._limiter = self._find_limiter()
+        return () if self._limiter is None else (self._limiter,)
+
+    async def _work(self) -> None:
+        stream, produce = self.stream, self.job.produce
+        is_needed = None if self._limiter is None else waits_for(self._limiter, current_token())
+        producer = Producer[Any](stream, is_needed)
+        await run_joined(producer.run, produce, stream, when_cancelled=stream._abandon)
+
+
+def waits_for(limiter: CapacityLimiter, token: EventLoopToken) -> Callable[[], bool]:
+    """Tells a worker thread whether anybody waits for *limiter*."""
+    return lambda: from_thread.run_sync(limiter.statistics, token=token).tasks_waiting > 0
 
 
 def _bare(exc: BaseException, cancellation: type[BaseException]) -> BaseException:

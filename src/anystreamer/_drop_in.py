@@ -78,7 +78,7 @@ class AsyncTextIteratorStreamer:
         self._decoder = text_decoder(tokenizer, **decode_kwargs)
         self._stream = ThreadStream[Item]()
         self._stream._turn_at = perf_counter()
-        self._producer = Producer(self._stream, None)
+        self._producer = Producer(self._stream)
         self._cancellation = get_cancelled_exc_class()
         self._courier: _Courier | None = None
         self._criteria: list[Any] | None = None

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ["GenerationStopped", "GenerationTimeout"]
+__all__ = [
+    "EngineBusy",
+    "EngineClosed",
+    "EngineDied",
+    "GenerationStopped",
+    "GenerationTimeout",
+]
 
 
 class GenerationStopped(Exception):
     """Raised in the worker thread, out of ``emit()`` or ``put()``, when its stream was stopped.
 
     It unwinds a producer that does not ask whether it should stop. A producer may clean up and let
-    it
-    pass: coming out of a stopped producer it is the normal end, and no consumer ever sees it.
+    it pass: coming out of a stopped producer it is the normal end, and no consumer ever sees it.
     """
 
 
@@ -23,3 +28,35 @@ class GenerationTimeout(TimeoutError):
 
     def __reduce__(self) -> tuple[type[GenerationTimeout], tuple[str]]:
         return type(self), (self.phase,)
+
+
+class EngineBusy(Exception):
+    """Raised at the entry of a stream's block: as many wait for the engine as may wait."""
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"the engine is busy: {waiting} requests are waiting")
+        self.waiting = waiting  #: how many requests wait
+
+    def __reduce__(self) -> tuple[type[EngineBusy], tuple[int]]:
+        return type(self), (self.waiting,)
+
+
+class EngineClosed(Exception):
+    """Raised by each open stream when its engine's block is left, and by each new one after that.
+
+    An open stream raises it after the text that had been made.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("the engine has been closed")
+
+
+class EngineDied(Exception):
+    """Raised by each open stream when its engine's thread has died, and by each new one after that.
+
+    An open stream raises it after the text that had been made. Its cause is what the thread died
+    of.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("the engine has died")

@@ -5,46 +5,26 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal, Protocol, TypeVar
 
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
-from ._arguments import (
-    check_cancel_within,
-    check_generate_kwargs,
-    check_model,
-    is_assisted,
-    most_new_tokens,
-    setting,
-    uses_torch,
-)
+from ._arguments import is_assisted, most_new_tokens, uses_torch
 from ._bridge import Producer
-from ._contexts import StreamContext
-from ._deadlines import Deadlines, Timeouts, checked_timeouts, first_to_pass
-from ._decoding import SupportsDecode, TextDecoder, text_decoder
+from ._contexts import Job, StreamContext, ThreadContext
+from ._deadlines import Deadlines, Timeouts, first_to_pass
+from ._decoding import SupportsDecode
 from ._errors import GenerationStopped, GenerationTimeout
-from ._producers import checked_buffer_size, checked_limiter
-from ._prompts import (
-    Prompt,
-    checked_prompt,
-    checked_prompts,
-    encode,
-    kept_for,
-    prompt_rows,
-    tokenizer_of,
-)
-from ._responses import Response, checked_template
-from ._stop_strings import StopStrings
-from ._streamers import RowText, TokenStreamer, WindowTokens, eos_ids
-from ._streams import BatchStream, FinishReason, GenerationStream, Row, TextChunk, TextStream
-from ._tracing import GenerationSpan
+from ._producers import checked_limiter
+from ._prompts import Prompt, as_prompts, checked_prompt, checked_prompts, kept_for
+from ._requests import Request, WorkerContext
+from ._streamers import TokenStreamer
+from ._streams import BatchStream, FinishReason, GenerationStream, TextChunk, TextStream
 
-__all__ = ["SupportsGenerate", "stream_batch", "stream_text", "turns_of"]
+__all__ = ["SupportsGenerate", "generation", "stream_batch", "stream_text", "turns_of"]
 
-WorkerContext = Callable[[], contextlib.AbstractContextManager[object]]
 StreamT = TypeVar("StreamT", bound=GenerationStream)
 
 
@@ -122,23 +102,23 @@ def stream_text(
         GenerationTimeout: from the stream, after *timeout*.
         BaseException: what ``generate()`` raises, from the stream, after the text before it.
     """
-    request = _Request(
+    request = Request(
         "stream_text",
         model,
         tokenizer,
-        stop,
-        checked_timeouts(timeout),
-        cancel_within,
-        logprobs,
-        skip_special_tokens,
-        chat_template_kwargs or {},
-        parse_response,
-        worker_context,
         generate_kwargs,
+        stop=stop,
+        timeout=timeout,
+        max_buffer_size=max_buffer_size,
+        cancel_within=cancel_within,
+        logprobs=logprobs,
+        skip_special_tokens=skip_special_tokens,
+        chat_template_kwargs=chat_template_kwargs,
+        parse_response=parse_response,
+        worker_context=worker_context,
     )
     checked_prompt("stream_text", prompt)
-    prompts = prompt if isinstance(prompt, Mapping) else [prompt]
-    return _open(TextStream, request, prompts, max_buffer_size, limiter)
+    return _open(TextStream, request, as_prompts(prompt), limiter)
 
 
 def stream_batch(
@@ -170,203 +150,63 @@ def stream_batch(
 
     The other arguments and the errors are those of `stream_text`.
     """
-    request = _Request(
+    request = Request(
         "stream_batch",
         model,
         tokenizer,
-        stop,
-        checked_timeouts(timeout),
-        cancel_within,
-        logprobs,
-        skip_special_tokens,
-        chat_template_kwargs or {},
-        parse_response,
-        worker_context,
         generate_kwargs,
+        stop=stop,
+        timeout=timeout,
+        max_buffer_size=max_buffer_size,
+        cancel_within=cancel_within,
+        logprobs=logprobs,
+        skip_special_tokens=skip_special_tokens,
+        chat_template_kwargs=chat_template_kwargs,
+        parse_response=parse_response,
+        worker_context=worker_context,
     )
     checked_prompts(prompts)
-    return _open(BatchStream, request, prompts, max_buffer_size, limiter)
+    return _open(BatchStream, request, prompts, limiter)
 
 
-@dataclass
-class _Request:
-    """A call of `stream_text` or `stream_batch`. What cannot work is refused when it is made."""
-
-    name: str
-    model: Any
-    tokenizer: Any
-    stop: str | Iterable[str]
-    timeouts: Timeouts
-    cancel_within: str
-    logprobs: bool
-    skip_special_tokens: bool
-    chat_template_kwargs: Mapping[str, Any]
-    parse_response: bool | Mapping[str, Any]
-    worker_context: WorkerContext | None
-    generate_kwargs: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        check_model(self.name, self.model)
-        check_generate_kwargs(self.name, self.model, self.generate_kwargs, logprobs=self.logprobs)
-        check_cancel_within(self.model, self.generate_kwargs, self.cancel_within)
-        self.decoding = tokenizer_of(self.tokenizer)
-        self.template = checked_template(self.decoding, self.tokenizer, self.parse_response)
-        self.decoder()
-        if isinstance(self.stop, Iterable) and not isinstance(self.stop, str | bytes):
-            self.stop = tuple(self.stop)
-        StopStrings(self.stop)
-        self.stops_between_layers(lambda: False)
-        if hasattr(self.model, "generate_with_fallback"):  # Whisper's
-            self.check_fallback()
-
-    def check_fallback(self) -> None:
-        """Refuse what makes Whisper take back a window that it has heard to its end."""
-        temperature = self.generate_kwargs.get("temperature")
-        thresholds = ("compression_ratio_threshold", "logprob_threshold")
-        if (
-            isinstance(temperature, list | tuple)
-            and len(temperature) > 1
-            and any(self.setting(name) is not None for name in thresholds)
-        ):
-            raise ValueError(
-                f"temperature={temperature}: with a threshold, what was said at one temperature is "
-                "taken back and said again at the next; pass one temperature"
-            )
-        if (silence := self.setting("no_speech_threshold")) is not None:
-            raise ValueError(
-                f"no_speech_threshold={silence}: what was said is taken back if it is found to be "
-                "silence; leave it out"
-            )
-
-    def check_rows(self, inputs: Mapping[str, Any], rows: Sequence[Row]) -> None:
-        """Refuse several rows where ``generate()`` cannot do them, or does them wrong."""
-        if len(rows) == 1:
-            return
-        first = rows[0].prompt_token_ids
-        if self.setting("token_healing") and any(row.prompt_token_ids != first for row in rows):
-            raise ValueError(
-                "token_healing=True: generate() pads the healed prompts anew and keeps the old "
-                "attention mask; heal one prompt at a time, with stream_text()"
-            )
-        if self.hears_in_windows:
-            frames = getattr(inputs.get("input_features"), "shape", (0,))[-1]
-            is_long = frames > 2 * self.model.config.max_source_positions  # what its encoder takes
-            if is_long or self.setting("return_timestamps"):
-                raise ValueError(
-                    f"{len(rows)} rows of long recordings or with return_timestamps=True: Whisper "
-                    "drops a row when it has heard it, and does not say which; "
-                    "stream one recording at a time, with stream_text()"
-                )
-
-    @property
-    def hears_in_windows(self) -> bool:
-        """Whether ``generate()`` calls the common one for each window of a recording: Whisper's."""
-        is_whisper = hasattr(self.model, "generate_with_fallback")
-        return is_whisper and not self.setting("force_unique_generate_call")
-
-    def stops_between_layers(
-        self, should_stop: Callable[[], bool]
-    ) -> contextlib.AbstractContextManager[None]:
-        if self.cancel_within == "step":
-            return contextlib.nullcontext()
-        from ._layers import StopBetweenLayers, layers_of
-
-        models = (self.model, self.setting("assistant_model"))
-        layers = [layer for model in models if model is not None for layer in layers_of(model)]
-        return StopBetweenLayers(layers, should_stop)
-
-    def setting(self, name: str) -> Any:
-        return setting(self.model, self.generate_kwargs, name)
-
-    def decoder(self) -> TextDecoder:
-        # Special tokens are what a response template tells its fields apart by.
-        skip = self.skip_special_tokens and self.template is None
-        return text_decoder(self.decoding, skip_special_tokens=skip)
-
-    def span(self, prompts: Any) -> GenerationSpan | None:
-        """What the application's tracing is told of this request."""
-        is_chat = not isinstance(prompts, Mapping) and not isinstance(prompts[0], str)
-        model = getattr(self.model, "name_or_path", "") or type(self.model).__name__
-        return GenerationSpan.start(
-            "chat" if is_chat else "text_completion",
-            model,
-            lambda: {
-                "max_tokens": self.setting("max_new_tokens"),
-                "stop_sequences": [self.stop] if isinstance(self.stop, str) else self.stop,
-                "choice.count": self.setting("num_return_sequences"),
-                **{name: self.setting(name) for name in ("temperature", "top_k", "top_p")},
-            },
-        )
-
-    def new_row(self, prompt_ids: list[int]) -> Row:
-        if self.template is None:
-            return Row(prompt_ids)
-        tools = self.chat_template_kwargs.get("tools")
-        response = Response(self.decoding, self.template, prompt_ids, tools)
-        return Row(prompt_ids, response=response)
-
-    def row_text(self, index: int, row: Row) -> RowText:
-        eos = eos_ids(self.setting("eos_token_id"))
-        no_timestamps = self.setting("no_timestamps_token_id") if self.hears_in_windows else None
-        return RowText(
-            index,
-            row,
-            self.decoder(),
-            StopStrings(self.stop),
-            StopStrings(self.setting("stop_strings") or ()),
-            eos,
-            # Not every template knows of every EOS, nor in every field: it would become text.
-            eos if self.template is not None and self.skip_special_tokens else (),
-            None if no_timestamps is None else WindowTokens(no_timestamps + 1, eos),
-        )
-
-
-def _open(
+def generation(
     new_stream: Callable[[float], StreamT],
-    request: _Request,
+    request: Request,
     prompts: Sequence[Prompt] | Mapping[str, Any],
-    max_buffer_size: float,
-    limiter: CapacityLimiter | None,
-) -> StreamContext[StreamT]:
-    max_buffer_size = checked_buffer_size(max_buffer_size)
-    limiter = checked_limiter(limiter)
+) -> Job[StreamT]:
+    """A call of ``generate()`` for a block to run."""
     inputs: dict[str, Any] = {}
 
     def new() -> StreamT:
-        stream = new_stream(max_buffer_size)
+        stream = new_stream(request.max_buffer_size)
         stream._span = request.span(prompts)
         return stream
-
-    def prepare(stream: StreamT) -> None:
-        encoded = encode(
-            request.tokenizer,
-            prompts,
-            request.chat_template_kwargs,
-            device=getattr(request.model, "device", None),
-            uses_torch=uses_torch(request.model),
-        )
-        if both := sorted(encoded.keys() & request.generate_kwargs.keys()):
-            raise TypeError(f"{both[0]}= is given twice: in the prompt and as an argument")
-        inputs.update(encoded)
-        copies = request.setting("num_return_sequences") or 1
-        stream._rows = [request.new_row(ids) for ids in prompt_rows(encoded, copies)]
-        request.check_rows(encoded, stream._rows)
 
     def produce(stream: StreamT, producer: Producer[TextChunk]) -> Any:
         context = request.worker_context or contextlib.nullcontext
         with context():
             return _generate(request, inputs, stream, producer)
 
-    return StreamContext(
-        request.name,
-        new,
-        produce,
-        prepare=prepare,
-        limiter=lambda: limiter or turns_of(request.model),
+    return Job(
+        name=request.name,
+        new_stream=new,
+        produce=produce,
+        prepare=lambda stream: inputs.update(request.encode(stream, prompts)),
         queue_timeout=lambda stream: first_to_pass(
             request.timeouts, perf_counter() - stream._called_at
         ),
     )
+
+
+def _open(
+    new_stream: Callable[[float], StreamT],
+    request: Request,
+    prompts: Sequence[Prompt] | Mapping[str, Any],
+    limiter: CapacityLimiter | None,
+) -> StreamContext[StreamT]:
+    job = generation(new_stream, request, prompts)
+    limiter = checked_limiter(limiter)
+    return ThreadContext(job, lambda: limiter or turns_of(request.model))
 
 
 # Arguments whose use makes generate() ask for a tokenizer, which stream_text() has been given.
@@ -374,7 +214,7 @@ _NEED_TOKENIZER = ("stop_strings", "token_healing", "assistant_tokenizer")
 
 
 def _generate(
-    request: _Request,
+    request: Request,
     inputs: Mapping[str, Any],
     stream: GenerationStream,
     producer: Producer[TextChunk],

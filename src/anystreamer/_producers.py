@@ -11,7 +11,7 @@ from typing import TypeVar
 from anyio import CapacityLimiter
 
 from ._bridge import ThreadStream
-from ._contexts import StreamContext
+from ._contexts import Job, StreamContext, ThreadContext
 
 __all__ = ["checked_buffer_size", "checked_limiter", "stream_from_thread", "stream_iterable"]
 
@@ -45,14 +45,7 @@ def stream_from_thread(
     functions = (produce, getattr(produce, "__call__", None))  # noqa: B004
     if not callable(produce) or any(is_kind(each) for is_kind in kinds for each in functions):
         raise TypeError("produce must be a blocking function: def produce(emit, should_stop)")
-    max_buffer_size = checked_buffer_size(max_buffer_size)
-    limiter = checked_limiter(limiter)
-    return StreamContext(
-        "stream_from_thread",
-        lambda: ThreadStream[T](max_buffer_size),
-        lambda _, producer: produce(producer.emit, producer.should_stop),
-        limiter=lambda: limiter,
-    )
+    return _context("stream_from_thread", produce, max_buffer_size, limiter)
 
 
 def stream_iterable(
@@ -93,9 +86,23 @@ def stream_iterable(
                     return
                 emit(item)
 
-    context = stream_from_thread(produce, max_buffer_size=max_buffer_size, limiter=limiter)
-    context._name = "stream_iterable"
-    return context
+    return _context("stream_iterable", produce, max_buffer_size, limiter)
+
+
+def _context(
+    name: str,
+    produce: Callable[[Callable[[T], None], Callable[[], bool]], object],
+    max_buffer_size: float,
+    limiter: CapacityLimiter | None,
+) -> StreamContext[ThreadStream[T]]:
+    max_buffer_size = checked_buffer_size(max_buffer_size)
+    limiter = checked_limiter(limiter)
+    job = Job(
+        name=name,
+        new_stream=lambda: ThreadStream[T](max_buffer_size),
+        produce=lambda _, producer: produce(producer.emit, producer.should_stop),
+    )
+    return ThreadContext(job, lambda: limiter)
 
 
 def checked_limiter(limiter: object) -> CapacityLimiter | None:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 __all__ = [
     "Prompt",
+    "as_prompts",
     "checked_prompt",
     "checked_prompts",
     "encode",
@@ -82,6 +83,11 @@ def checked_prompts(prompts: Any) -> None:
         if isinstance(prompt, Mapping):
             raise TypeError("prompts: pass model inputs as one mapping with a row for each prompt")
         checked_prompt("stream_batch", prompt)
+
+
+def as_prompts(prompt: Prompt) -> Sequence[Prompt] | Mapping[str, Any]:
+    """The prompts that one prompt makes."""
+    return prompt if isinstance(prompt, Mapping) else [prompt]
 
 
 def tokenizer_of(tokenizer: Any) -> Any:

@@ -46,10 +46,24 @@ class Flag:
             self._waits.remove(event)
 
 
+def counted(func: Callable[..., object], *args: Any) -> None:
+    """Call *func* with this thread among `threads_inside`."""
+    threads_inside.add(threading.get_ident())
+    try:
+        func(*args)
+    finally:
+        threads_inside.discard(threading.get_ident())
+
+
 async def run_joined(
-    func: Callable[..., None], *args: Any, when_cancelled: Callable[[], None] = lambda: None
+    func: Callable[..., None],
+    *args: Any,
+    when_cancelled: Callable[[], None] = lambda: None,
+    is_counted: bool = True,
 ) -> None:
     """Call *func* in a worker thread, and do not return before the thread has left it.
+
+    Counted among `threads_inside`, unless *is_counted* is false.
 
     *when_cancelled* tells it to come out after a native cancellation, which it cannot see by
     itself: a loop that ends cancels each task, and there may be nobody else to tell it.
@@ -72,11 +86,12 @@ async def run_joined(
     def call() -> None:
         nonlocal has_left
         if has_taken_ticket():
-            threads_inside.add(threading.get_ident())
             try:
-                func(*args)
+                if is_counted:
+                    counted(func, *args)
+                else:
+                    func(*args)
             finally:
-                threads_inside.discard(threading.get_ident())
                 has_left = True
 
     interrupt: BaseException | None = None
