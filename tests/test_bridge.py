@@ -27,7 +27,7 @@ from anyio import CancelScope, CapacityLimiter, create_task_group, from_thread
 from anyio.lowlevel import checkpoint
 
 from anystreamer import GenerationStopped, ThreadStream, stream_from_thread, stream_iterable
-from anystreamer._contexts import Job, StreamContext, ThreadContext
+from anystreamer._contexts import StreamContext, ThreadContext, ThreadJob
 
 from .scripted import (
     NATIVE_LOOPS,
@@ -1974,7 +1974,7 @@ async def test_a_stream_leaves_nothing_open(way: str) -> None:
 def prepared(
     prepare: Callable[[Stream], None], producer: Scripted, limiter: CapacityLimiter | None = None
 ) -> StreamContext[Stream]:
-    job = Job(
+    job = ThreadJob(
         name="stream_of_tests",
         new_stream=ThreadStream[int],
         produce=lambda _, worker: producer(worker.emit, worker.should_stop),

@@ -4,7 +4,14 @@ from anystreamer._bridge import ThreadStream
 from anystreamer._deadlines import Timeouts
 from anystreamer._decoding import SupportsDecode, text_decoder
 from anystreamer._drop_in import AsyncTextIteratorStreamer
-from anystreamer._errors import GenerationStopped, GenerationTimeout
+from anystreamer._engine import Engine, EngineStatistics, Histogram, open_engine
+from anystreamer._errors import (
+    EngineBusy,
+    EngineClosed,
+    EngineDied,
+    GenerationStopped,
+    GenerationTimeout,
+)
 from anystreamer._generate import SupportsGenerate, stream_batch, stream_text
 from anystreamer._observing import Statistics, statistics
 from anystreamer._producers import stream_from_thread, stream_iterable
@@ -13,9 +20,15 @@ from anystreamer._streams import BatchStream, FinishReason, TextChunk, TextStrea
 __all__ = [
     "AsyncTextIteratorStreamer",
     "BatchStream",
+    "Engine",
+    "EngineBusy",
+    "EngineClosed",
+    "EngineDied",
+    "EngineStatistics",
     "FinishReason",
     "GenerationStopped",
     "GenerationTimeout",
+    "Histogram",
     "Statistics",
     "SupportsDecode",
     "SupportsGenerate",
@@ -25,6 +38,7 @@ __all__ = [
     "Timeouts",
     "Timing",
     "Usage",
+    "open_engine",
     "statistics",
     "stream_batch",
     "stream_from_thread",

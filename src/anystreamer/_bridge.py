@@ -303,7 +303,8 @@ class Producer(Generic[T]):
         try:
             stream._result = produce(stream, self)
         except BaseException as exc:
-            stream._error = self._error_of(exc)
+            if (error := self._error_of(exc)) is not None:
+                stream._error = error
         self._thread = 0
 
     def emit(self, item: T) -> None:

@@ -30,20 +30,34 @@ from ._bridge import Producer, ThreadStream, raise_unchanged
 from ._errors import GenerationTimeout
 from ._waiting import Flag, run_joined
 
-__all__ = ["Host", "Job", "StreamContext", "TaskBlock", "ThreadContext", "waits_for"]
+__all__ = [
+    "Host",
+    "Job",
+    "StreamContext",
+    "TaskBlock",
+    "ThreadContext",
+    "ThreadJob",
+    "waits_for",
+]
 
 StreamT = TypeVar("StreamT", bound="ThreadStream[Any]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job(Generic[StreamT]):
-    """What a block is to run, and the stream that it runs for."""
+    """What a block is to have done, and the stream that it is done for."""
 
     name: str  # of the public function, for messages
     new_stream: Callable[[], StreamT]
-    produce: Callable[[StreamT, Producer[Any]], object]  # in the worker, when its turn has come
-    prepare: Callable[[StreamT], None] | None = None  # before, in a thread; fails at the entry
+    prepare: Callable[[StreamT], None] | None = None  # in a thread, first; fails at the entry
     queue_timeout: Callable[[StreamT], tuple[float, str]] | None = None  # seconds, and the phase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadJob(Job[StreamT]):
+    """A job for a worker thread of its own."""
+
+    produce: Callable[[StreamT, Producer[Any]], object]  # in the thread, when its turn has come
 
 
 class TaskBlock:
@@ -274,7 +288,7 @@ class ThreadContext(StreamContext[StreamT]):
     """The block of a stream that has a worker thread, and tasks in the block, of its own."""
 
     def __init__(
-        self, job: Job[StreamT], find_limiter: Callable[[], CapacityLimiter | None]
+        self, job: ThreadJob[StreamT], find_limiter: Callable[[], CapacityLimiter | None]
     ) -> None:
         super().__init__(job.name)
         self._job = job
@@ -298,9 +312,10 @@ class _ThreadHost(Host[StreamT]):
     """Has the job done in a thread of anyio's, under a limiter."""
 
     def __init__(
-        self, job: Job[StreamT], find_limiter: Callable[[], CapacityLimiter | None]
+        self, job: ThreadJob[StreamT], find_limiter: Callable[[], CapacityLimiter | None]
     ) -> None:
         super().__init__(job)
+        self._produce = job.produce
         self._find_limiter = find_limiter
         self._limiter: CapacityLimiter | None = None
 
@@ -309,10 +324,10 @@ class _ThreadHost(Host[StreamT]):
         return () if self._limiter is None else (self._limiter,)
 
     async def _work(self) -> None:
-        stream, produce = self.stream, self.job.produce
+        stream = self.stream
         is_needed = None if self._limiter is None else waits_for(self._limiter, current_token())
         producer = Producer[Any](stream, is_needed)
-        await run_joined(producer.run, produce, stream, when_cancelled=stream._abandon)
+        await run_joined(producer.run, self._produce, stream, when_cancelled=stream._abandon)
 
 
 def waits_for(limiter: CapacityLimiter, token: EventLoopToken) -> Callable[[], bool]:

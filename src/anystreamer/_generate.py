@@ -13,7 +13,7 @@ from anyio.lowlevel import RunVar
 
 from ._arguments import is_assisted, most_new_tokens, uses_torch
 from ._bridge import Producer
-from ._contexts import Job, StreamContext, ThreadContext
+from ._contexts import StreamContext, ThreadContext, ThreadJob
 from ._deadlines import Deadlines, Timeouts, first_to_pass
 from ._decoding import SupportsDecode
 from ._errors import GenerationStopped, GenerationTimeout
@@ -173,7 +173,7 @@ def generation(
     new_stream: Callable[[float], StreamT],
     request: Request,
     prompts: Sequence[Prompt] | Mapping[str, Any],
-) -> Job[StreamT]:
+) -> ThreadJob[StreamT]:
     """A call of ``generate()`` for a block to run."""
     inputs: dict[str, Any] = {}
 
@@ -187,7 +187,7 @@ def generation(
         with context():
             return _generate(request, inputs, stream, producer)
 
-    return Job(
+    return ThreadJob(
         name=request.name,
         new_stream=new,
         produce=produce,

@@ -11,7 +11,7 @@ from typing import TypeVar
 from anyio import CapacityLimiter
 
 from ._bridge import ThreadStream
-from ._contexts import Job, StreamContext, ThreadContext
+from ._contexts import StreamContext, ThreadContext, ThreadJob
 
 __all__ = ["checked_buffer_size", "checked_limiter", "stream_from_thread", "stream_iterable"]
 
@@ -97,7 +97,7 @@ def _context(
 ) -> StreamContext[ThreadStream[T]]:
     max_buffer_size = checked_buffer_size(max_buffer_size)
     limiter = checked_limiter(limiter)
-    job = Job(
+    job = ThreadJob(
         name=name,
         new_stream=lambda: ThreadStream[T](max_buffer_size),
         produce=lambda _, producer: produce(producer.emit, producer.should_stop),

@@ -226,6 +226,7 @@ class TokenStreamer:
         self._ahead = 0  # steps of coming put()s that a criterion has handed over already
         self.prompt_length = 0
         self.steps = 0  # how many tokens each row has been given
+        self._taken_at: float | None = None  # when the latest of them came
 
     def put(self, value: Any) -> None:
         """Take the prompt, then each step's tokens: tensors of shape ``(B, T)``, then ``(B,)``.
@@ -300,6 +301,9 @@ class TokenStreamer:
         stream = self._stream
         if stream._first_token_at is None:
             stream._first_token_at = now
+        if stream._meter is not None:
+            stream._meter(len(rows[0]), now, self._taken_at)
+        self._taken_at = now
         heard = [
             (text, ids)
             for text, ids in zip(self.texts, rows, strict=True)

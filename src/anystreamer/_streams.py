@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 from ._bridge import ThreadStream
 from ._errors import GenerationTimeout
@@ -154,6 +154,13 @@ class Row:
         return self.response.message
 
 
+class HasPosition(Protocol):
+    """A place in a line."""
+
+    @property
+    def position(self) -> int | None: ...
+
+
 class GenerationStream(ThreadStream[TextChunk]):
     """What streams of one sequence and of several have in common."""
 
@@ -166,11 +173,22 @@ class GenerationStream(ThreadStream[TextChunk]):
         self._timing: Timing | None = None
         self._output: Any = None
         self._span: GenerationSpan | None = None
+        self._place: HasPosition | None = None  # in the line of an engine
+        # Of an engine: told how many tokens there are, the time, and that of the ones before.
+        self._meter: Callable[[int, float, float | None], None] | None = None
 
     @property
     def timing(self) -> Timing | None:
         """Seconds that it took; None until the end."""
         return self._timing
+
+    @property
+    def queue_position(self) -> int | None:
+        """How many requests are before it in its engine's queue; None once its turn has come.
+
+        None as well for a stream of no engine.
+        """
+        return None if self._place is None else self._place.position
 
     @property
     def output(self) -> Any:

@@ -1,0 +1,261 @@
+"""What both kinds of engine share: admission, the line, each request's block and task, the end."""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from contextvars import Context, copy_context
+from typing import Any
+
+from anyio import CancelScope, CapacityLimiter, get_cancelled_exc_class
+from anyio.lowlevel import checkpoint, current_token
+
+from .._bridge import raise_unchanged
+from .._contexts import Host, Job, StreamContext, TaskBlock
+from .._errors import EngineBusy, EngineClosed, EngineDied
+from .._prompts import Prompt, as_prompts, checked_prompt
+from .._requests import Request
+from .._streams import TextStream, Timing
+from .._waiting import Flag, run_joined
+from ._line import Line
+from ._measures import EngineStatistics, Meter
+
+__all__ = ["BaseEngine", "EngineHost"]
+
+# So many prompts are encoded, and handed to the model, at once. Each takes a thread for a moment.
+HOPS = 4
+
+
+class BaseEngine:
+    """An engine: owned by the block that opened it, used by any task of its event loop."""
+
+    def __init__(self, model: Any, tokenizer: Any, slots: int, max_waiting: int | None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.line = Line(slots)
+        self.meter = Meter()
+        self.left = Flag()  # once its thread has left
+        self.ready = Flag()  # once it takes requests, or never will
+        self.hops: CapacityLimiter
+        self._max_waiting = max_waiting
+        self._hosts: set[EngineHost] = set()
+        self._tasks: TaskBlock
+        self._is_closed = False
+        self._died_of: BaseException | None = None
+
+    # -- for its users
+
+    def stream_text(self, prompt: Prompt, **arguments: Any) -> StreamContext[TextStream]:
+        """As `Engine.stream_text` says."""
+        request = Request.of("stream_text", self.model, self.tokenizer, arguments)
+        checked_prompt("stream_text", prompt)
+        return RequestContext(self, request.name, self._host_for(request, as_prompts(prompt)))
+
+    def statistics(self) -> EngineStatistics:
+        """As `Engine.statistics` says."""
+        return self.meter.statistics(
+            waiting=len(self.line.waiting),
+            running=len(self.line.running),
+            used=self._cache_used(),
+        )
+
+    def __repr__(self) -> str:
+        state = "died" if self._died_of else "closed" if self._is_closed else "open"
+        waiting, running = len(self.line.waiting), len(self.line.running)
+        return f"<anystreamer.Engine {state}, {running} running, {waiting} waiting>"
+
+    # -- for the two kinds
+
+    @abstractmethod
+    def _host_for(self, request: Request, prompts: Any) -> Callable[[], EngineHost]:
+        """Refuse what this kind of engine cannot do. Returns what makes the request's host."""
+
+    @abstractmethod
+    def _main(self) -> None:
+        """What the engine's thread does, until `_wake` after `_is_closed`."""
+
+    @abstractmethod
+    def _wake(self) -> None:
+        """Let the thread see that the engine has been closed."""
+
+    def _cache_used(self) -> float | None:
+        return None
+
+    def _died(self, cause: BaseException) -> None:
+        """The thread can serve nobody any more. On the loop."""
+        self._died_of = cause
+        for host in self._hosts:
+            host.fail(self._refusal())
+
+    # -- for its owner's block
+
+    async def open(self, tasks: TaskBlock) -> None:
+        """Start the thread, and wait until it takes requests. Raises what it could not start of."""
+        self._token = current_token()
+        self._tasks = tasks
+        self.hops = CapacityLimiter(HOPS)
+        self._coroutine = self._serve()
+        tasks.start(self._coroutine)
+        await self.ready.wait()
+        if self._died_of is not None:
+            raise_unchanged(self._died_of)
+        if self._is_closed:
+            await checkpoint()  # it was cancelled, and so are we
+
+    def close(self) -> None:
+        """Take no more requests, end those that are open, and let the thread go."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for host in self._hosts:
+            host.fail(EngineClosed())
+        self._wake()
+
+    def look(self) -> None:
+        """As `Host.look`, for the thread's task."""
+        if inspect.getcoroutinestate(self._coroutine) == inspect.CORO_CLOSED:
+            self.left.set()
+
+    async def _serve(self) -> None:
+        try:
+            await run_joined(self._main, when_cancelled=self.close, is_counted=False)
+        except get_cancelled_exc_class():
+            pass
+        except BaseException as exc:
+            self._died(exc)
+        finally:
+            self.close()
+            self.ready.set()
+            self.left.set()
+
+    # -- for a request's block
+
+    def check_loop(self) -> None:
+        """Raises RuntimeError in another event loop than the engine's."""
+        if current_token() != self._token:
+            raise RuntimeError(
+                "this engine belongs to another event loop; "
+                "from other threads use it through anystreamer.sync"
+            )
+
+    def admit(self, new_host: Callable[[], EngineHost]) -> EngineHost:
+        """Let a request join the line.
+
+        Raises:
+            EngineBusy, EngineClosed, EngineDied
+        """
+        self.check_loop()
+        if self._is_closed or self._died_of is not None:
+            raise self._refusal()
+        most = None if self._max_waiting is None else self.line.slots + self._max_waiting
+        if most is not None and len(self._hosts) >= most:
+            raise EngineBusy(len(self.line.waiting))
+        host = new_host()
+        self._hosts.add(host)
+        return host
+
+    def launch(self, host: EngineHost) -> None:
+        """Start a request's tasks."""
+        self._tasks.start(host.coroutine)
+        self._tasks.start(host.stream._watch())
+
+    def forget(self, host: EngineHost) -> None:
+        """A request has ended."""
+        self._hosts.discard(host)
+
+    def _refusal(self) -> Exception:
+        if self._died_of is None:
+            return EngineClosed()
+        died = EngineDied()
+        died.__cause__ = self._died_of
+        return died
+
+
+class EngineHost(Host[TextStream]):
+    """A request's task, in the engine's task group: its consumer may be any task, or none."""
+
+    def __init__(self, engine: BaseEngine, job: Job[TextStream]) -> None:
+        super().__init__(job)
+        self.engine = engine
+        self.place = engine.line.join()
+        self.stream._place = self.place
+        self.stream._meter = engine.meter.tokens
+        self.context: Context
+
+    def fail(self, error: Exception) -> None:
+        """End it with an error, after the text that has been made."""
+        stream = self.stream
+        if stream._error is None:
+            stream._error = error
+        stream._stopped = True
+        if stream._turn_at is None:
+            stream._scope.cancel()
+
+    async def _prepare(self, prepare: Callable[[TextStream], None]) -> None:
+        async with self.engine.hops:
+            await run_joined(self._encode, prepare)
+
+    def _encode(self, prepare: Callable[[TextStream], None]) -> None:
+        # The caller's: the task was started with them. Here, and not on the loop, where they would
+        # say that the event loop runs in this thread.
+        self.context = copy_context()
+        prepare(self.stream)
+
+    def _turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
+        return (self.place,)
+
+    def _on_cancelled(self) -> None:
+        if self.stream._error is None and not self.stream._closed:
+            self.stream._error = EngineClosed()
+
+    def _end(self) -> None:
+        super()._end()
+        self.place.leave()
+        self.engine.forget(self)
+        stream = self.stream
+        turn, first, called = stream._turn_at, stream._first_token_at, stream._called_at
+        self.engine.meter.ended(
+            Timing(
+                queued=None if turn is None else turn - called,
+                first_token=None if first is None else first - called,
+                total=(stream._left_at or called) - called,
+            )
+        )
+
+
+class RequestContext(StreamContext[TextStream]):
+    """The block of a request. It opens no scope in its task: it may be held across a ``yield``."""
+
+    def __init__(self, engine: BaseEngine, name: str, new_host: Callable[[], EngineHost]) -> None:
+        super().__init__(name)
+        self._engine = engine
+        self._new_host = new_host
+        self._host: EngineHost
+
+    async def _start(self) -> None:
+        self._host = self._engine.admit(self._new_host)
+
+    def _launch(self) -> None:
+        self._engine.launch(self._host)
+
+    async def _join(self, body: BaseException | None) -> BaseException | None:
+        raised = body if isinstance(body, self._host._cancellation) else None
+        if raised is not None and isinstance(self._stream._error, EngineClosed):
+            self._stream._error_raised = True  # the loop ends, and with it the engine
+        # Natively cancelled before its first step, nobody would tell us of its end. It makes the
+        # step, or is closed, as soon as the loop comes to it.
+        while inspect.getcoroutinestate(self._host.coroutine) == inspect.CORO_CREATED:
+            with CancelScope(shield=True):
+                try:
+                    await checkpoint()
+                except BaseException as exc:
+                    raised = exc if raised is None else raised
+        return raised
+
+    def __del__(self) -> None:
+        # Any thread may be collecting. So ask only; the worker looks.
+        host = getattr(self, "_host", None)
+        if host is not None and not host.stream._left.is_set():
+            host.stream._abandon()

@@ -1,0 +1,375 @@
+"""An engine that serves many requests at once, over transformers' continuous batching."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from itertools import count
+from time import perf_counter, sleep
+from typing import Any
+
+from anyio import from_thread
+
+from .._arguments import most_new_tokens
+from .._contexts import Job
+from .._deadlines import Deadlines, first_to_pass
+from .._errors import GenerationTimeout
+from .._requests import Request
+from .._streamers import eos_ids
+from .._streams import FinishReason, TextStream
+from .._waiting import Flag, run_joined
+from ._base import BaseEngine, EngineHost
+from ._paged import Settings
+
+__all__ = ["Continuous"]
+
+# The drain lets results gather for so long before it takes all that are ready (seconds). Each time
+# that it wakes, the model's thread has to share the interpreter with it.
+PACE = 0.005
+
+# How long the drain waits for a result before it looks for stops and deadlines (seconds).
+RESULT_POLL = 0.01
+
+# A crossing delivers to so many streams at the most, so that it does not hold the loop for long.
+STREAMS_AT_ONCE = 32
+
+# What a request may say of the model's work. All else belongs to ``generate()``.
+_SETTINGS = ("eos_token_id", "max_length", "max_new_tokens")
+# ... and these, with transformers' defaults.
+SAMPLING = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
+
+_request_ids = count(1)
+
+
+class Continuous(BaseEngine):
+    """Hands requests to a manager of transformers, and drains its results in a thread of its own.
+
+    The manager's thread makes tokens; the drain takes what is ready, makes text of it, and crosses
+    to the loop for all streams together.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        max_waiting: int | None,
+        settings: Settings,
+        *,
+        sampling: bool,
+    ) -> None:
+        super().__init__(model, tokenizer, settings.slots, max_waiting)
+        self._settings = settings
+        self._sampling = sampling
+        self.manager: Any = None
+        self.generations: dict[str, Generation] = {}  # that the manager works on, by request id
+        self._has_work = threading.Event()
+
+    # -- on the loop
+
+    def _host_for(self, request: Request, prompts: Any) -> Callable[[], EngineHost]:
+        self._check(request, prompts)
+
+        def new() -> TextStream:
+            stream = TextStream()
+            stream._span = request.span(prompts)
+            return stream
+
+        def prepare(stream: TextStream) -> None:
+            request.encode(stream, prompts)
+            self._check_length(request, stream)
+
+        job = Job(
+            name=request.name,
+            new_stream=new,
+            prepare=prepare,
+            queue_timeout=lambda stream: first_to_pass(
+                request.timeouts, perf_counter() - stream._called_at
+            ),
+        )
+        return lambda: _Host(self, request, job)
+
+    def _wake(self) -> None:
+        self._has_work.set()
+
+    def _cache_used(self) -> float | None:
+        return self._settings.cache_used(self.manager)
+
+    def _check(self, request: Request, prompts: Any) -> None:
+        """Refuse what the manager cannot do. Raises ValueError or TypeError, with the name."""
+        given = {
+            name: value for name, value in request.generate_kwargs.items() if value is not None
+        }
+        own = self.model.generation_config
+        for name in () if self._sampling else SAMPLING:
+            if name in given and given[name] != (getattr(own, name) or SAMPLING[name]):
+                raise ValueError(
+                    f"{name}={given[name]!r}: all requests of this engine follow the model's "
+                    "generation config; open_engine(..., sampling=True) lets each choose"
+                )
+        unknown = sorted(given.keys() - {*_SETTINGS, *SAMPLING})
+        others = {
+            "worker_context": request.worker_context is not None,
+            "cancel_within": request.cancel_within != "step",
+            "logprobs": request.logprobs,
+            "max_buffer_size": request.max_buffer_size < float("inf"),
+        }
+        unknown += [name for name, is_given in others.items() if is_given]
+        if isinstance(prompts, Mapping):
+            unknown += sorted(f"prompt[{name!r}]" for name in prompts.keys() - _INPUTS)
+            if "attention_mask" in prompts and not bool(prompts["attention_mask"].all()):
+                raise ValueError("prompt['attention_mask'] leaves tokens out: pass the others only")
+        if unknown:
+            raise ValueError(
+                f"{unknown[0]} is not for batching='continuous', where one forward pass serves "
+                "many requests; use batching='none'"
+            )
+
+    def _check_length(self, request: Request, stream: TextStream) -> None:
+        """Refuse a request that would not fit into the cache were it alone. It would kill all."""
+        (row,) = stream._rows
+        prompt = len(row.prompt_token_ids)
+        if not prompt:
+            raise ValueError("prompt has no tokens: there is nothing to continue")
+        most = int(most_new_tokens(self.model, request.generate_kwargs, prompt))
+        if most < 1:
+            raise ValueError(
+                f"max_new_tokens={most}: there is nothing to generate after {prompt} tokens"
+            )
+        room = self._settings.room(self.manager)
+        if prompt + most > room:
+            raise ValueError(
+                f"a prompt of {prompt} tokens and max_new_tokens={most} do not fit into the "
+                f"engine's cache of {room} tokens"
+            )
+
+    # -- in a thread for the moment
+
+    def submit(self, generation: Generation) -> None:
+        """Hand a request to the manager. It may block: its queue can be full."""
+        request, stream = generation.request, generation.stream
+        (row,) = stream._rows
+        # First, so that no result is missed.
+        self.generations[generation.id] = generation
+        added = self.manager.add_request(
+            row.prompt_token_ids,
+            request_id=generation.id,
+            max_new_tokens=generation.most,
+            streaming=True,
+            eos_token_id=generation.eos or -1,
+            **(self._choices(request) if self._sampling else {}),
+        )
+        if added is None:
+            del self.generations[generation.id]
+            raise self._death()
+        self._has_work.set()
+
+    def _choices(self, request: Request) -> dict[str, float | int]:
+        """A request's sampling settings, in the manager's terms."""
+        chosen = {name: request.setting(name) for name in SAMPLING}
+        temperature, top_k, top_p = (
+            SAMPLING[name] if chosen[name] is None else chosen[name] for name in list(SAMPLING)[1:]
+        )
+        vocabulary = self.model.config.get_text_config().vocab_size
+        if not chosen["do_sample"]:  # then the best one it is
+            temperature, top_k, top_p = 1.0, 1, 1.0
+        return {
+            "temperature": float(temperature),
+            "top_k": min(int(top_k) or vocabulary, vocabulary),
+            "top_p": float(top_p),
+        }
+
+    def cancel(self, generation: Generation) -> None:
+        """Nothing more of it is wanted: free its pages. From any thread."""
+        if self.generations.pop(generation.id, None) is not None:
+            self.manager.cancel_request(generation.id)
+
+    # -- in the drain's thread
+
+    def _main(self) -> None:
+        config = deepcopy(self.model.generation_config)  # the manager writes into it
+        if self._sampling:
+            # Values that each request replaces: what is at its neutral value here is left out.
+            config.update(do_sample=True, temperature=0.5, top_k=1, top_p=0.5)
+        elif config.do_sample:
+            config.update(
+                **{key: value for key, value in SAMPLING.items() if getattr(config, key) is None}
+            )
+        with self.model.continuous_batching_context_manager(
+            generation_config=config,
+            continuous_batching_config=self._settings.for_manager(sampling=self._sampling),
+            warmup=self.model.device.type != "cpu",
+        ) as manager:
+            self.manager = manager
+            self._settings.wait_until_made(manager)
+            from_thread.run_sync(self.ready.set)
+            try:
+                self._drain(manager)
+            finally:
+                # Leaving waits for whatever is open.
+                for generation in list(self.generations.values()):
+                    self.cancel(generation)
+
+    def _drain(self, manager: Any) -> None:
+        while not self._is_closed:
+            if not self.generations:
+                self._has_work.wait()
+                self._has_work.clear()
+                continue
+            sleep(PACE)
+            result, latest = manager.get_result(timeout=RESULT_POLL), {}
+            while result is not None:
+                latest[result.request_id] = result  # each has all tokens so far
+                result = manager.get_result(timeout=0) if len(latest) < 10_000 else None
+            changed = self._hear(latest.values())
+            if not latest and not manager.is_running():
+                cause = self._settings.cause_of_death(manager)
+                self._deliver(changed + self._finish_all())
+                from_thread.run_sync(self._died, cause)
+                return
+            self._deliver(changed)
+        self._deliver(self._finish_all())
+
+    def _hear(self, results: Iterable[Any]) -> list[Generation]:
+        """Take results, and look for stops and deadlines. Returns whose stream has changed."""
+        now = perf_counter()
+        changed = {}
+        for result in results:
+            generation = self.generations.get(result.request_id)
+            if generation is not None and generation.hear(result, now):
+                changed[generation.id] = generation
+        for generation in list(self.generations.values()):
+            if not generation.is_over and generation.is_to_end(now):
+                generation.finish()
+                changed[generation.id] = generation
+        return list(changed.values())
+
+    def _finish_all(self) -> list[Generation]:
+        open_ones = [each for each in self.generations.values() if not each.is_over]
+        for generation in open_ones:
+            generation.finish()
+        return open_ones
+
+    def _deliver(self, changed: list[Generation]) -> None:
+        for start in range(0, len(changed), STREAMS_AT_ONCE):
+            from_thread.run_sync(_deliver, changed[start : start + STREAMS_AT_ONCE])
+
+    def _death(self) -> Exception:
+        if self._died_of is None:
+            self._died_of = self._settings.cause_of_death(self.manager)
+        return self._refusal()
+
+
+def _deliver(changed: Iterable[Generation]) -> None:
+    """Bring over what several streams have got. On the loop."""
+    for generation in changed:
+        generation.stream._deliver()
+        if generation.is_over:
+            generation.over.set()
+
+
+# Model inputs that are nothing but the ids of a prompt.
+_INPUTS = {"attention_mask", "input_ids"}
+
+
+class Generation:
+    """A request that the manager works on: from its results to text. The drain's alone."""
+
+    def __init__(self, engine: Continuous, request: Request, stream: TextStream) -> None:
+        (self._row,) = stream._rows
+        self.engine = engine
+        self.request = request
+        self.stream = stream
+        self.id = f"anystreamer-{next(_request_ids)}"
+        self.eos = eos_ids(request.setting("eos_token_id"))
+        prompt = len(self._row.prompt_token_ids)
+        self.most = int(most_new_tokens(engine.model, request.generate_kwargs, prompt))
+        self.is_over = False
+        self.over = Flag()  # on the loop
+        self._text = request.row_text(0, self._row)
+        self._heard = 0
+        self._heard_at: float | None = None
+        self._deadlines = Deadlines(request.timeouts, stream._called_at, perf_counter())
+
+    def hear(self, result: Any, now: float) -> bool:
+        """Take its latest result. Returns whether there is anything to deliver. Never raises."""
+        if self.is_over:
+            return False
+        stream = self.stream
+        held = len(stream._held)
+        try:
+            new = result.generated_tokens[self._heard :]
+            if new:
+                self._take(new, now)
+            if self._text.ended is not None or result.is_finished():
+                if result.error is not None and self._text.ended is None:
+                    raise self._error(result.error)
+                self.finish()
+        except Exception as exc:
+            stream._error = exc
+            self.finish()
+        return self.is_over or len(stream._held) > held
+
+    def _take(self, new: list[int], now: float) -> None:
+        stream = self.stream
+        if stream._first_token_at is None:
+            stream._first_token_at = now
+        self._heard += len(new)
+        self.engine.meter.tokens(len(new), now, self._heard_at)
+        self._heard_at = now
+        self._deadlines.token_made(now)
+        elapsed = now - stream._called_at
+        # A stop string ends it with the very token that completes it.
+        for ids in ([each] for each in new) if self.request.stop else (new,):
+            stream._held.extend(self._text.take(ids, None, elapsed))
+            if self._text.ended is not None:
+                return
+
+    def is_to_end(self, now: float) -> bool:
+        """Whether somebody asks it to stop, or it is late."""
+        stream = self.stream
+        return stream._stopped or stream._cancelled or self._deadlines.look(now, now)
+
+    def finish(self) -> None:
+        """End it, with all that it has. Never raises."""
+        stream, row = self.stream, self._row
+        self.is_over = True
+        self.engine.cancel(self)
+        try:
+            stream._held.extend(self._text.finish(perf_counter() - stream._called_at))
+        except Exception as exc:
+            if stream._error is None:
+                stream._error = exc
+        if self._text.ended is not None:
+            row.own_end = self._text.ended
+        elif self._heard >= self.most:
+            row.own_end = FinishReason.LENGTH
+        elif self._deadlines.late and stream._error is None:
+            stream._error = GenerationTimeout(self._deadlines.late)
+
+    def _error(self, words: str) -> Exception:
+        """What a request failed of: its own, or the manager's death."""
+        engine = self.engine
+        if engine._settings.is_dying(engine.manager):
+            return engine._death()
+        return RuntimeError(words)
+
+
+class _Host(EngineHost):
+    def __init__(self, engine: Continuous, request: Request, job: Job[TextStream]) -> None:
+        super().__init__(engine, job)
+        self._continuous = engine
+        self._request = request
+
+    async def _work(self) -> None:
+        engine = self._continuous
+        if engine._is_closed:
+            return
+        generation = Generation(engine, self._request, self.stream)
+        try:
+            async with engine.hops:
+                await run_joined(engine.submit, generation)
+            await generation.over.wait()
+        finally:
+            generation.is_over = True
+            engine.cancel(generation)

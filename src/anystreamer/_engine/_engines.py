@@ -1,0 +1,178 @@
+"""`open_engine`: a model that many tasks use at once, for as long as a block lasts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from anyio import CancelScope, get_cancelled_exc_class
+
+from .._arguments import check_model
+from .._bridge import raise_unchanged
+from .._contexts import StreamContext, TaskBlock
+from .._deadlines import Timeouts
+from .._decoding import SupportsDecode
+from .._generate import SupportsGenerate
+from .._prompts import Prompt, tokenizer_of
+from .._requests import WorkerContext
+from .._streams import TextStream
+from ._base import BaseEngine
+from ._measures import EngineStatistics
+from ._one_by_one import OneByOne
+
+__all__ = ["Engine", "EngineContext", "open_engine"]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A model for many tasks. What `open_engine` gives, or anything that does the same."""
+
+    def stream_text(
+        self,
+        prompt: Prompt,
+        *,
+        stop: str | Iterable[str] = (),
+        timeout: float | Timeouts | None = None,
+        max_buffer_size: float = math.inf,
+        cancel_within: Literal["step", "layer"] = "step",
+        logprobs: bool = False,
+        skip_special_tokens: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        parse_response: bool | Mapping[str, Any] = False,
+        worker_context: WorkerContext | None = None,
+        **generate_kwargs: Any,
+    ) -> StreamContext[TextStream]:
+        """Generate from one prompt, as `anystreamer.stream_text` does, when its turn has come.
+
+        Use it as ``async with engine.stream_text(prompt) as stream:``, in any task of the event
+        loop that the engine was opened in. The block may be held across a ``yield``: it opens no
+        cancel scope. Leaving it, closing the generator that holds it, or collecting that, stops the
+        model. While it waits, `TextStream.queue_position` says how many are before it.
+
+        Raises:
+            EngineBusy: when the block is entered, if as many wait as may.
+            EngineClosed, EngineDied: when it is entered; or from the stream, after its text.
+            RuntimeError: in another event loop.
+            TypeError, ValueError: at once, or when it is entered, for what cannot be streamed.
+        """
+
+    def statistics(self) -> EngineStatistics:
+        """Numbers and times of this engine's requests. From any thread."""
+
+
+def open_engine(
+    model: SupportsGenerate,
+    tokenizer: SupportsDecode,
+    *,
+    batching: Literal["none", "continuous"] = "none",
+    max_waiting: int | None = None,
+    max_running: int | None = None,
+    sampling: bool = False,
+    continuous_batching_config: Any = None,
+) -> EngineContext:
+    """Own a model for a whole application, and serve many requests on it.
+
+    Use it as ``async with open_engine(model, tokenizer) as engine:`` around all that uses it, and
+    ``async with engine.stream_text(prompt) as stream:`` for each request. Leaving the block ends
+    the streams that are open, with `EngineClosed`, and waits for the engine's thread.
+
+    Args:
+        model: a generation model of transformers, in evaluation mode.
+        tokenizer: its tokenizer, or a processor that has one.
+        batching: ``"none"`` runs one request after the other, each as `stream_text` would, all in
+            one thread. ``"continuous"`` runs many at once, by transformers' continuous batching:
+            more tokens in all, with fewer of ``generate()``'s arguments.
+        max_waiting: how many requests may wait for their turn; one more raises `EngineBusy`.
+            Unbounded by default.
+        max_running: how many requests run at once; 64 by default with continuous batching, which
+            alone has more than one.
+        sampling: with continuous batching, let each request choose ``do_sample``, ``temperature``,
+            ``top_k`` and ``top_p``, at the cost of sorting the logits of each token. Otherwise all
+            follow the model's own generation config.
+        continuous_batching_config: transformers' own ``ContinuousBatchingConfig``, in place of one
+            whose cache is made to measure.
+
+    Raises:
+        TypeError, ValueError: at once, for an argument that cannot work.
+        ImportError: transformers is not installed, or too old for continuous batching.
+    """
+    if batching not in ("none", "continuous"):
+        raise ValueError(f"batching must be 'none' or 'continuous', not {batching!r}")
+    for name, number, least in (("max_waiting", max_waiting, 0), ("max_running", max_running, 1)):
+        if number is None:
+            continue
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"{name} must be a whole number, not {number!r}")
+        if number < least:
+            raise ValueError(f"{name} must be at least {least}, not {number}")
+    check_model("open_engine", model)
+    tokenizer_of(tokenizer)
+    if batching == "continuous":
+        from ._continuous import Continuous
+        from ._paged import checked_settings
+
+        settings = checked_settings(model, max_running, continuous_batching_config)
+        return EngineContext(
+            lambda: Continuous(model, tokenizer, max_waiting, settings, sampling=sampling)
+        )
+    if max_running not in (None, 1) or continuous_batching_config is not None:
+        raise ValueError(
+            "max_running= and continuous_batching_config= need batching='continuous': "
+            "without it one request runs at a time"
+        )
+    return EngineContext(lambda: OneByOne(model, tokenizer, max_waiting))
+
+
+class EngineContext:
+    """The ``async with`` block that owns an engine."""
+
+    def __init__(self, new_engine: Callable[[], BaseEngine]) -> None:
+        self._new_engine = new_engine
+        self._engine: BaseEngine | None = None
+        self._tasks: TaskBlock
+
+    async def __aenter__(self) -> Engine:
+        if self._engine is not None:
+            raise RuntimeError("this open_engine() has been opened before; call it again")
+        self._tasks = TaskBlock()
+        self._engine = self._new_engine()
+        await self._tasks.open()
+        try:
+            await self._engine.open(self._tasks)
+        except BaseException as exc:
+            left = await self._leave(exc)
+            raise_unchanged(exc if left is None else left)
+        return self._engine
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        exc_traceback: TracebackType | None,
+    ) -> bool | None:
+        failure = await self._leave(exc)
+        if failure is None:
+            return exc is not None
+        if failure is exc:
+            return False
+        raise_unchanged(failure)
+
+    async def _leave(self, body: BaseException | None) -> BaseException | None:
+        """Close the engine, and wait for its thread. Returns the one exception to raise."""
+        engine = self._engine
+        assert engine is not None
+        cancellation = get_cancelled_exc_class()
+        engine.close()
+        raised = await self._tasks.close(body)
+        engine.look()
+        while not engine.left.is_set():
+            with CancelScope(shield=True):
+                try:
+                    await engine.left.wait()
+                except BaseException as exc:
+                    raised = exc if raised is None else raised
+        if raised is not None and not isinstance(raised, cancellation):
+            return raised
+        return body if body is not None and not isinstance(body, cancellation) else raised

@@ -1,0 +1,68 @@
+"""Who waits for an engine, in the order in which they came."""
+
+from __future__ import annotations
+
+from .._waiting import Flag
+
+__all__ = ["Line", "Place"]
+
+
+class Line:
+    """Gives a number of slots to those who wait, first come, first served. The loop's alone.
+
+    Who came first and is still encoding its prompt does not hold up the others.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.waiting: list[Place] = []
+        self.running: set[Place] = set()
+
+    def join(self) -> Place:
+        """Wait from now on."""
+        place = Place(self)
+        self.waiting.append(place)
+        return place
+
+    def serve(self) -> None:
+        """Give free slots to those whose turn it is."""
+        while len(self.running) < self.slots:
+            place = next((each for each in self.waiting if each.is_ready), None)
+            if place is None:
+                return
+            self.waiting.remove(place)
+            self.running.add(place)
+            place.turn.set()
+
+
+class Place:
+    """A place in the line, and later the turn: entered to wait for it, left to give it up."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self.is_ready = False  # to have its turn
+        self.turn = Flag()
+
+    @property
+    def position(self) -> int | None:
+        """How many are before it in the line; None once it waits no more."""
+        try:
+            return self._line.waiting.index(self)
+        except ValueError:
+            return None
+
+    async def __aenter__(self) -> None:
+        self.is_ready = True
+        self._line.serve()
+        await self.turn.wait()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Wait no more, or end the turn. Calling it again changes nothing."""
+        line = self._line
+        if self in line.waiting:
+            line.waiting.remove(self)
+        line.running.discard(self)
+        line.serve()

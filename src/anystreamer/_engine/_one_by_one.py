@@ -1,0 +1,91 @@
+"""An engine that serves one request after the other, in one thread for all of its life."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from contextvars import Context
+from queue import SimpleQueue
+from typing import Any
+
+from anyio import CapacityLimiter, from_thread
+from anyio.lowlevel import current_token
+
+from .._bridge import Producer
+from .._contexts import ThreadJob, waits_for
+from .._generate import generation, turns_of
+from .._requests import Request
+from .._streams import TextStream
+from .._waiting import counted, run_joined
+from ._base import BaseEngine, EngineHost
+
+__all__ = ["OneByOne"]
+
+
+class OneByOne(BaseEngine):
+    """Calls ``generate()`` for one request at a time, always in the same thread.
+
+    Compiled models and CUDA graphs keep state for each thread.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, max_waiting: int | None) -> None:
+        super().__init__(model, tokenizer, 1, max_waiting)
+        self.calls: SimpleQueue[Call | None] = SimpleQueue()
+
+    def _host_for(self, request: Request, prompts: Any) -> Callable[[], EngineHost]:
+        job = generation(TextStream, request, prompts)
+        return lambda: _Host(self, job)
+
+    def _main(self) -> None:
+        from_thread.run_sync(self.ready.set)
+        while (call := self.calls.get()) is not None:
+            call.run()
+
+    def _wake(self) -> None:
+        self.calls.put(None)
+
+
+class Call:
+    """A function for the engine's thread to call, and a way for another thread to wait for it."""
+
+    def __init__(self, context: Context, func: Callable[..., object], *args: Any) -> None:
+        self._context = context
+        self._call = func, *args
+        self._is_over = threading.Event()
+
+    def run(self) -> None:
+        """Call it. It must not raise."""
+        try:
+            self._context.run(counted, *self._call)
+        finally:
+            self._is_over.set()
+
+    def wait(self) -> None:
+        """Wait until it has returned."""
+        self._is_over.wait()
+
+
+class _Host(EngineHost):
+    def __init__(self, engine: OneByOne, job: ThreadJob[TextStream]) -> None:
+        super().__init__(engine, job)
+        self._one_by_one = engine
+        self._produce = job.produce
+        self._limiter: CapacityLimiter
+
+    def _turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
+        self._limiter = turns_of(
+            self._one_by_one.model
+        )  # streams without the engine may use it too
+        return self.place, self._limiter
+
+    async def _work(self) -> None:
+        stream, engine = self.stream, self._one_by_one
+        if engine._is_closed:  # nobody is there to call it
+            return
+        others_wait = waits_for(self._limiter, current_token())
+        producer = Producer[Any](stream, lambda: bool(engine.line.waiting) or others_wait())
+        call = Call(self.context, producer.run, self._produce, stream)
+        engine.calls.put(call)
+        # Not awaited by an event: a Ctrl-C can strike what would set it, and the thread hold on.
+        await run_joined(call.wait, when_cancelled=stream._abandon, is_counted=False)
