@@ -283,9 +283,14 @@ class Producer(Generic[T]):
     """The worker thread's side: delivers what is emitted, and says when to stop."""
 
     def __init__(
-        self, stream: ThreadStream[T], is_needed: Callable[[], bool] | None = None
+        self,
+        stream: ThreadStream[T],
+        is_needed: Callable[[], bool] | None = None,
+        when_cancelled: Callable[[], None] | None = None,
     ) -> None:
         self._stream = stream
+        # A scope around the worker has been cancelled. It may not be the consumer's.
+        self._when_cancelled = when_cancelled or stream._abandon
         # Whether somebody waits for this producer's turn to end. They may be whom we wait for.
         self._is_needed = is_needed
         # Both are looked up on the loop: the worker must not need it to learn that it should stop.
@@ -347,7 +352,7 @@ class Producer(Generic[T]):
             try:
                 from_thread.check_cancelled()
             except self._cancellation:
-                stream._cancelled = True
+                self._when_cancelled()
                 return True
         return self.also_stops is not None and self.also_stops()
 

@@ -27,7 +27,7 @@ from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
 from . import _observing
 from ._bridge import Producer, ThreadStream, raise_unchanged
-from ._errors import GenerationTimeout
+from ._errors import EngineClosed, GenerationTimeout
 from ._waiting import Flag, run_joined
 
 __all__ = [
@@ -179,6 +179,8 @@ class Host(Generic[StreamT]):
 class StreamContext(Generic[StreamT]):
     """The ``async with`` block that owns a stream: its worker has left when it ends."""
 
+    _cancels_host = True  # what cancels the block cancels its host
+
     def __init__(self, name: str) -> None:
         self._name = name
         self._host: Host[StreamT]
@@ -238,7 +240,8 @@ class StreamContext(Generic[StreamT]):
         host, stream = self._host, self._host.stream
         cancellation = host._cancellation
         try:
-            stream._close(is_cancelled=isinstance(body, cancellation))
+            is_cancelled = self._cancels_host and isinstance(body, cancellation)
+            stream._close(is_cancelled=is_cancelled)
         except KeyboardInterrupt as exc:  # trio raises it wherever it strikes
             body = exc
             stream._close()
@@ -253,6 +256,8 @@ class StreamContext(Generic[StreamT]):
         stream._conclude()
         _observing.ended(self._name, stream)
         error = stream._release()
+        if isinstance(error, EngineClosed) and isinstance(body, cancellation):
+            error = None  # the loop that ends cancels both: no news to anybody
         if raised is not None and not isinstance(raised, cancellation):
             return raised  # a KeyboardInterrupt while we waited
         if body is not None and not isinstance(body, cancellation):

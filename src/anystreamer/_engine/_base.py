@@ -110,7 +110,7 @@ class BaseEngine:
             return
         self._is_closed = True
         for host in self._hosts:
-            host.fail(EngineClosed())
+            host.close()
         self._wake()
 
     def look(self) -> None:
@@ -183,6 +183,7 @@ class EngineHost(Host[TextStream]):
         self.stream._place = self.place
         self.stream._meter = engine.meter.tokens
         self.context: Context
+        self.is_forgotten = False  # its block was collected: nobody can leave it any more
 
     def fail(self, error: Exception) -> None:
         """End it with an error, after the text that has been made."""
@@ -192,6 +193,10 @@ class EngineHost(Host[TextStream]):
         stream._stopped = True
         if stream._turn_at is None:
             stream._scope.cancel()
+
+    def close(self) -> None:
+        """Its engine closes: end it so. From any thread."""
+        self.fail(EngineClosed())
 
     async def _prepare(self, prepare: Callable[[TextStream], None]) -> None:
         async with self.engine.hops:
@@ -214,6 +219,8 @@ class EngineHost(Host[TextStream]):
         super()._end()
         self.place.leave()
         self.engine.forget(self)
+        if self.is_forgotten:
+            self.stream._release()
         stream = self.stream
         turn, first, called = stream._turn_at, stream._first_token_at, stream._called_at
         self.engine.meter.ended(
@@ -227,6 +234,8 @@ class EngineHost(Host[TextStream]):
 
 class RequestContext(StreamContext[TextStream]):
     """The block of a request. It opens no scope in its task: it may be held across a ``yield``."""
+
+    _cancels_host = False
 
     def __init__(self, engine: BaseEngine, name: str, new_host: Callable[[], EngineHost]) -> None:
         super().__init__(name)
@@ -242,8 +251,6 @@ class RequestContext(StreamContext[TextStream]):
 
     async def _join(self, body: BaseException | None) -> BaseException | None:
         raised = body if isinstance(body, self._host._cancellation) else None
-        if raised is not None and isinstance(self._stream._error, EngineClosed):
-            self._stream._error_raised = True  # the loop ends, and with it the engine
         # Natively cancelled before its first step, nobody would tell us of its end. It makes the
         # step, or is closed, as soon as the loop comes to it.
         while inspect.getcoroutinestate(self._host.coroutine) == inspect.CORO_CREATED:
@@ -255,7 +262,11 @@ class RequestContext(StreamContext[TextStream]):
         return raised
 
     def __del__(self) -> None:
-        # Any thread may be collecting. So ask only; the worker looks.
-        host = getattr(self, "_host", None)
-        if host is not None and not host.stream._left.is_set():
-            host.stream._abandon()
+        # Collected without having been left. Any thread may be collecting: take no lock, wake
+        # nobody; the worker looks.
+        if (host := getattr(self, "_host", None)) is not None:
+            host.is_forgotten = True  # first: either we see the end, or the end sees this
+            if host.stream._left.is_set():
+                host.stream._release()
+            else:
+                host.stream._abandon()

@@ -84,8 +84,10 @@ class _Host(EngineHost):
         if engine._is_closed:  # nobody is there to call it
             return
         others_wait = waits_for(self._limiter, current_token())
-        producer = Producer[Any](stream, lambda: bool(engine.line.waiting) or others_wait())
+        producer = Producer[Any](
+            stream, lambda: bool(engine.line.waiting) or others_wait(), self.close
+        )
         call = Call(self.context, producer.run, self._produce, stream)
         engine.calls.put(call)
         # Not awaited by an event: a Ctrl-C can strike what would set it, and the thread hold on.
-        await run_joined(call.wait, when_cancelled=stream._abandon, is_counted=False)
+        await run_joined(call.wait, when_cancelled=self.close, is_counted=False)
