@@ -519,7 +519,7 @@ def main() -> None:
     loops = ["asyncio", "trio"] if options.quick else list(LOOPS)
     # By the number of streams: rounds, those of them with all ways, and times that are watched.
     plan = (
-        {1: (5, 2, 2), 4: (5, 1, 2), 16: (5, 1, 2), 64: (3, 0, 2)}
+        {1: (3, 1, 1), 4: (3, 1, 1), 16: (3, 1, 1), 64: (3, 0, 2)}
         if options.quick
         else {1: (15, 5, 5), 4: (15, 5, 5), 16: (15, 3, 5), 64: (10, 1, 4)}
     )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import Context, copy_context
 from typing import Any
 
-from anyio import CancelScope, CapacityLimiter, get_cancelled_exc_class
+from anyio import CancelScope, CapacityLimiter, get_cancelled_exc_class, sleep
 from anyio.lowlevel import checkpoint, current_token
 
-from .._bridge import raise_unchanged
+from .._bridge import QUEUE_POLL, raise_unchanged
 from .._contexts import Host, Job, StreamContext, TaskBlock
 from .._errors import EngineBusy, EngineClosed, EngineDied
 from .._prompts import Prompt, as_prompts, checked_prompt
@@ -42,6 +42,8 @@ class BaseEngine:
         self._max_waiting = max_waiting
         self._hosts: set[EngineHost] = set()
         self._tasks: TaskBlock
+        self._watch_scope = CancelScope(shield=True)
+        self._somebody = Flag()  # waits in the line
         self._is_closed = False
         self._died_of: BaseException | None = None
 
@@ -98,6 +100,7 @@ class BaseEngine:
         self.hops = CapacityLimiter(HOPS)
         self._coroutine = self._serve()
         tasks.start(self._coroutine)
+        tasks.start(self._watch())
         await self.ready.wait()
         if self._died_of is not None:
             raise_unchanged(self._died_of)
@@ -111,6 +114,7 @@ class BaseEngine:
         self._is_closed = True
         for host in self._hosts:
             host.close()
+        self._watch_scope.cancel()
         self._wake()
 
     def look(self) -> None:
@@ -129,6 +133,20 @@ class BaseEngine:
             self.close()
             self.ready.set()
             self.left.set()
+
+    async def _watch(self) -> None:
+        """See to it that those who wait can be stopped: all that `stop` may do is set a flag."""
+        # Shielded as in `ThreadStream._watch`.
+        with suppress(get_cancelled_exc_class()), self._watch_scope:
+            while True:
+                if not self.line.waiting:
+                    self._somebody = Flag()
+                    await self._somebody.wait()
+                for host in self._hosts:
+                    stream = host.stream
+                    if stream._turn_at is None and (stream._stopped or stream._cancelled):
+                        stream._scope.cancel()
+                await sleep(QUEUE_POLL)
 
     # -- for a request's block
 
@@ -154,12 +172,12 @@ class BaseEngine:
             raise EngineBusy(len(self.line.waiting))
         host = new_host()
         self._hosts.add(host)
+        self._somebody.set()
         return host
 
-    def launch(self, host: EngineHost) -> None:
-        """Start a request's tasks."""
-        self._tasks.start(host.coroutine)
-        self._tasks.start(host.stream._watch())
+    def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Start a task for a request."""
+        self._tasks.start(coroutine)
 
     def forget(self, host: EngineHost) -> None:
         """A request has ended."""
@@ -247,7 +265,7 @@ class RequestContext(StreamContext[TextStream]):
         self._host = self._engine.admit(self._new_host)
 
     def _launch(self) -> None:
-        self._engine.launch(self._host)
+        self._engine.start(self._host.coroutine)
 
     async def _join(self, body: BaseException | None) -> BaseException | None:
         raised = body if isinstance(body, self._host._cancellation) else None

@@ -64,6 +64,8 @@ class Continuous(BaseEngine):
         self.manager: Any = None
         self.generations: dict[str, Generation] = {}  # that the manager works on, by request id
         self._has_work = threading.Event()
+        self._lock = threading.Lock()
+        self._is_drained = False  # nobody takes results any more
 
     # -- on the loop
 
@@ -149,8 +151,11 @@ class Continuous(BaseEngine):
         """Hand a request to the manager. It may block: its queue can be full."""
         request, stream = generation.request, generation.stream
         (row,) = stream._rows
-        # First, so that no result is missed.
-        self.generations[generation.id] = generation
+        with self._lock:
+            if self._is_drained:
+                raise self._refusal()
+            # First, so that no result is missed.
+            self.generations[generation.id] = generation
         added = self.manager.add_request(
             row.prompt_token_ids,
             request_id=generation.id,
@@ -160,7 +165,7 @@ class Continuous(BaseEngine):
             **(self._choices(request) if self._sampling else {}),
         )
         if added is None:
-            del self.generations[generation.id]
+            self.generations.pop(generation.id, None)
             raise self._death()
         self._has_work.set()
 
@@ -245,6 +250,8 @@ class Continuous(BaseEngine):
         return list(changed.values())
 
     def _finish_all(self) -> list[Generation]:
+        with self._lock:
+            self._is_drained = True
         open_ones = [each for each in self.generations.values() if not each.is_over]
         for generation in open_ones:
             generation.finish()
@@ -317,6 +324,7 @@ class Generation:
         self._heard += len(new)
         self.engine.meter.tokens(len(new), now, self._heard_at)
         self._heard_at = now
+        self._deadlines.look(now, now)  # it may have come too late
         self._deadlines.token_made(now)
         elapsed = now - stream._called_at
         # A stop string ends it with the very token that completes it.

@@ -88,6 +88,7 @@ class _Host(EngineHost):
             stream, lambda: bool(engine.line.waiting) or others_wait(), self.close
         )
         call = Call(self.context, producer.run, self._produce, stream)
+        engine.start(stream._watch())
         engine.calls.put(call)
         # Not awaited by an event: a Ctrl-C can strike what would set it, and the thread hold on.
         await run_joined(call.wait, when_cancelled=self.close, is_counted=False)
