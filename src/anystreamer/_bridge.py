@@ -42,7 +42,7 @@ from anyio.lowlevel import (
 from ._errors import GenerationStopped
 from ._waiting import Flag
 
-__all__ = ["Producer", "ThreadStream", "raise_unchanged"]
+__all__ = ["Producer", "ThreadStream", "raise_unchanged", "unmistakable"]
 
 T = TypeVar("T")
 StreamT = TypeVar("StreamT", bound="ThreadStream[Any]")
@@ -211,7 +211,7 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
     def _fetch(self) -> None:
         """Move what the worker has emitted into the memory object stream."""
         held = self._held
-        if self._closed:
+        if self._closed or self._left.is_set():
             held.clear()
         while held:
             self._send.send_nowait(held.popleft())
@@ -391,19 +391,20 @@ class Producer(Generic[T]):
         """What the consumer shall see of an exception out of the producer."""
         if isinstance(exc, (GenerationStopped, self._cancellation)) and self.should_stop():
             return None
-        # In the consumer these would be taken for an end or a cancellation that is none.
-        signals = (
-            StopIteration,
-            StopAsyncIteration,
-            GeneratorExit,
-            EndOfStream,
-            self._cancellation,
-        )
-        if isinstance(exc, signals):
-            error = RuntimeError(f"the producer raised {type(exc).__name__}")
-            error.__cause__ = exc
-            return error
-        return exc
+        return unmistakable(exc, self._cancellation)
+
+
+def unmistakable(exc: BaseException, cancellation: type[BaseException]) -> BaseException:
+    """What a consumer shall see in place of an exception: some it would take for something else.
+
+    For an end of the stream, or for a cancellation that is none.
+    """
+    signals = (StopIteration, StopAsyncIteration, GeneratorExit, EndOfStream, cancellation)
+    if isinstance(exc, signals):
+        error = RuntimeError(f"the producer raised {type(exc).__name__}")
+        error.__cause__ = exc
+        return error
+    return exc
 
 
 def raise_unchanged(exc: BaseException) -> NoReturn:

@@ -49,7 +49,7 @@ class Job(Generic[StreamT]):
 
     name: str  # of the public function, for messages
     new_stream: Callable[[], StreamT]
-    prepare: Callable[[StreamT], None] | None = None  # in a thread, first; fails at the entry
+    prepare: Callable[[StreamT], object] | None = None  # in a thread, first; fails at the entry
     queue_timeout: Callable[[StreamT], tuple[float, str]] | None = None  # seconds, and the phase
 
 
@@ -125,7 +125,7 @@ class Host(Generic[StreamT]):
     async def _work(self) -> None:
         """Have the job done. Returns after the worker has left it."""
 
-    async def _prepare(self, prepare: Callable[[StreamT], None]) -> None:
+    async def _prepare(self, prepare: Callable[[StreamT], object]) -> None:
         await run_joined(prepare, self.stream)
 
     def _on_cancelled(self) -> None:

@@ -56,7 +56,7 @@ def counted(func: Callable[..., object], *args: Any) -> None:
 
 
 async def run_joined(
-    func: Callable[..., None],
+    func: Callable[..., object],
     *args: Any,
     when_cancelled: Callable[[], None] = lambda: None,
     is_counted: bool = True,

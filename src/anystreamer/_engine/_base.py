@@ -27,6 +27,9 @@ __all__ = ["BaseEngine", "EngineHost"]
 # So many prompts are encoded, and handed to the model, at once. Each takes a thread for a moment.
 HOPS = 4
 
+# A task has made its first step after so many checkpoints of another, or never will.
+FIRST_STEP = 5
+
 
 class BaseEngine:
     """An engine: owned by the block that opened it, used by any task of its event loop."""
@@ -89,7 +92,7 @@ class BaseEngine:
         """The thread can serve nobody any more. On the loop."""
         self._died_of = cause
         for host in self._hosts:
-            host.fail(self._refusal())
+            host.fail(self.refusal())
 
     # -- for its owner's block
 
@@ -129,8 +132,13 @@ class BaseEngine:
             pass
         except BaseException as exc:
             self._died(exc)
+            if not isinstance(exc, Exception):
+                raise  # a Ctrl-C that struck while the thread was crossing
         finally:
             self.close()
+            for host in self._hosts:  # those that nobody else can end any more
+                host.fail(self.refusal())
+                host.stream._scope.cancel()
             self.ready.set()
             self.left.set()
 
@@ -166,7 +174,7 @@ class BaseEngine:
         """
         self.check_loop()
         if self._is_closed or self._died_of is not None:
-            raise self._refusal()
+            raise self.refusal()
         most = None if self._max_waiting is None else self.line.slots + self._max_waiting
         if most is not None and len(self._hosts) >= most:
             raise EngineBusy(len(self.line.waiting))
@@ -183,7 +191,8 @@ class BaseEngine:
         """A request has ended."""
         self._hosts.discard(host)
 
-    def _refusal(self) -> Exception:
+    def refusal(self) -> Exception:
+        """What is raised in place of serving a request."""
         if self._died_of is None:
             return EngineClosed()
         died = EngineDied()
@@ -216,11 +225,11 @@ class EngineHost(Host[TextStream]):
         """Its engine closes: end it so. From any thread."""
         self.fail(EngineClosed())
 
-    async def _prepare(self, prepare: Callable[[TextStream], None]) -> None:
+    async def _prepare(self, prepare: Callable[[TextStream], object]) -> None:
         async with self.engine.hops:
             await run_joined(self._encode, prepare)
 
-    def _encode(self, prepare: Callable[[TextStream], None]) -> None:
+    def _encode(self, prepare: Callable[[TextStream], object]) -> None:
         # The caller's: the task was started with them. Here, and not on the loop, where they would
         # say that the event loop runs in this thread.
         self.context = copy_context()
@@ -269,14 +278,17 @@ class RequestContext(StreamContext[TextStream]):
 
     async def _join(self, body: BaseException | None) -> BaseException | None:
         raised = body if isinstance(body, self._host._cancellation) else None
-        # Natively cancelled before its first step, nobody would tell us of its end. It makes the
-        # step, or is closed, as soon as the loop comes to it.
-        while inspect.getcoroutinestate(self._host.coroutine) == inspect.CORO_CREATED:
+        # Its task makes the first step as soon as the loop comes to it. If it was cancelled
+        # natively before that, it will make none, and nobody would tell us.
+        for _ in range(FIRST_STEP):
+            if inspect.getcoroutinestate(self._host.coroutine) != inspect.CORO_CREATED:
+                return raised
             with CancelScope(shield=True):
                 try:
                     await checkpoint()
                 except BaseException as exc:
                     raised = exc if raised is None else raised
+        self._host.coroutine.close()
         return raised
 
     def __del__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
@@ -9,9 +10,10 @@ from itertools import count
 from time import perf_counter, sleep
 from typing import Any
 
-from anyio import from_thread
+from anyio import from_thread, get_cancelled_exc_class
 
 from .._arguments import most_new_tokens
+from .._bridge import unmistakable
 from .._contexts import Job
 from .._deadlines import Deadlines, first_to_pass
 from .._errors import GenerationTimeout
@@ -62,6 +64,8 @@ class Continuous(BaseEngine):
         self._settings = settings
         self._sampling = sampling
         self.manager: Any = None
+        self.cancellation = get_cancelled_exc_class()
+        self._page = 1  # tokens
         self.generations: dict[str, Generation] = {}  # that the manager works on, by request id
         self._has_work = threading.Event()
         self._lock = threading.Lock()
@@ -77,14 +81,10 @@ class Continuous(BaseEngine):
             stream._span = request.span(prompts)
             return stream
 
-        def prepare(stream: TextStream) -> None:
-            request.encode(stream, prompts)
-            self._check_length(request, stream)
-
         job = Job(
             name=request.name,
             new_stream=new,
-            prepare=prepare,
+            prepare=lambda stream: request.encode(stream, prompts),
             queue_timeout=lambda stream: first_to_pass(
                 request.timeouts, perf_counter() - stream._called_at
             ),
@@ -119,7 +119,8 @@ class Continuous(BaseEngine):
         unknown += [name for name, is_given in others.items() if is_given]
         if isinstance(prompts, Mapping):
             unknown += sorted(f"prompt[{name!r}]" for name in prompts.keys() - _INPUTS)
-            if "attention_mask" in prompts and not bool(prompts["attention_mask"].all()):
+            mask = prompts.get("attention_mask")
+            if mask is not None and 0 in (mask.tolist() if hasattr(mask, "tolist") else mask)[0]:
                 raise ValueError("prompt['attention_mask'] leaves tokens out: pass the others only")
         if unknown:
             raise ValueError(
@@ -127,8 +128,16 @@ class Continuous(BaseEngine):
                 "many requests; use batching='none'"
             )
 
-    def _check_length(self, request: Request, stream: TextStream) -> None:
-        """Refuse a request that would not fit into the cache were it alone. It would kill all."""
+    def pages(self, request: Request, stream: TextStream) -> int:
+        """How many pages of the cache a request may come to take.
+
+        It waits for its turn until they are free. The manager would take it at once, and pages
+        from one for another when they run out; but then it may wait for a request to end that has
+        been cancelled, and that is for ever.
+
+        Raises:
+            ValueError: more than there are, were it alone.
+        """
         (row,) = stream._rows
         prompt = len(row.prompt_token_ids)
         if not prompt:
@@ -138,12 +147,13 @@ class Continuous(BaseEngine):
             raise ValueError(
                 f"max_new_tokens={most}: there is nothing to generate after {prompt} tokens"
             )
-        room = self._settings.room(self.manager)
-        if prompt + most > room:
+        pages = math.ceil((prompt + most) / self._page)
+        if pages > self.line.room:
             raise ValueError(
                 f"a prompt of {prompt} tokens and max_new_tokens={most} do not fit into the "
-                f"engine's cache of {room} tokens"
+                f"engine's cache of {self.line.room * self._page:.0f} tokens"
             )
+        return pages
 
     # -- in a thread for the moment
 
@@ -153,7 +163,7 @@ class Continuous(BaseEngine):
         (row,) = stream._rows
         with self._lock:
             if self._is_drained:
-                raise self._refusal()
+                raise self.refusal()
             # First, so that no result is missed.
             self.generations[generation.id] = generation
         added = self.manager.add_request(
@@ -167,6 +177,9 @@ class Continuous(BaseEngine):
         if added is None:
             self.generations.pop(generation.id, None)
             raise self._death()
+        if generation.id not in self.generations:
+            # Cancelled meanwhile, when the manager did not know of it.
+            self.manager.cancel_request(generation.id)
         self._has_work.set()
 
     def _choices(self, request: Request) -> dict[str, float | int]:
@@ -206,7 +219,7 @@ class Continuous(BaseEngine):
             warmup=self.model.device.type != "cpu",
         ) as manager:
             self.manager = manager
-            self._settings.wait_until_made(manager)
+            self.line.room, self._page = self._settings.pages(manager)
             from_thread.run_sync(self.ready.set)
             try:
                 self._drain(manager)
@@ -227,13 +240,13 @@ class Continuous(BaseEngine):
                 latest[result.request_id] = result  # each has all tokens so far
                 result = manager.get_result(timeout=0) if len(latest) < 10_000 else None
             changed = self._hear(latest.values())
-            if not latest and not manager.is_running():
-                cause = self._settings.cause_of_death(manager)
-                self._deliver(changed + self._finish_all())
-                from_thread.run_sync(self._died, cause)
-                return
             self._deliver(changed)
-        self._deliver(self._finish_all())
+            if not latest and not manager.is_running():
+                self._death()
+                break
+        self._finish_all()
+        if self._died_of is not None:
+            from_thread.run_sync(self._died, self._died_of)
 
     def _hear(self, results: Iterable[Any]) -> list[Generation]:
         """Take results, and look for stops and deadlines. Returns whose stream has changed."""
@@ -249,22 +262,23 @@ class Continuous(BaseEngine):
                 changed[generation.id] = generation
         return list(changed.values())
 
-    def _finish_all(self) -> list[Generation]:
+    def _finish_all(self) -> None:
+        """End what is open: the engine has been closed, or has died."""
         with self._lock:
             self._is_drained = True
-        open_ones = [each for each in self.generations.values() if not each.is_over]
+        open_ones = list(self.generations.values())
         for generation in open_ones:
-            generation.finish()
-        return open_ones
+            generation.finish(self.refusal())  # to each its own
+        self._deliver(open_ones)
 
     def _deliver(self, changed: list[Generation]) -> None:
         for start in range(0, len(changed), STREAMS_AT_ONCE):
             from_thread.run_sync(_deliver, changed[start : start + STREAMS_AT_ONCE])
 
     def _death(self) -> Exception:
-        if self._died_of is None:
+        if self._died_of is None and not self._is_closed:
             self._died_of = self._settings.cause_of_death(self.manager)
-        return self._refusal()
+        return self.refusal()
 
 
 def _deliver(changed: Iterable[Generation]) -> None:
@@ -312,9 +326,8 @@ class Generation:
                 if result.error is not None and self._text.ended is None:
                     raise self._error(result.error)
                 self.finish()
-        except Exception as exc:
-            stream._error = exc
-            self.finish()
+        except BaseException as exc:  # Rust's panics are no Exception
+            self.finish(exc)
         return self.is_over or len(stream._held) > held
 
     def _take(self, new: list[int], now: float) -> None:
@@ -338,16 +351,17 @@ class Generation:
         stream = self.stream
         return stream._stopped or stream._cancelled or self._deadlines.look(now, now)
 
-    def finish(self) -> None:
+    def finish(self, error: BaseException | None = None) -> None:
         """End it, with all that it has. Never raises."""
         stream, row = self.stream, self._row
-        self.is_over = True
         self.engine.cancel(self)
         try:
             stream._held.extend(self._text.finish(perf_counter() - stream._called_at))
-        except Exception as exc:
-            if stream._error is None:
-                stream._error = exc
+        except BaseException as exc:
+            error = exc if error is None else error
+        if error is not None and stream._error is None:
+            stream._error = unmistakable(error, self.engine.cancellation)
+        self.is_over = True
         if self._text.ended is not None:
             row.own_end = self._text.ended
         elif self._heard >= self.most:
@@ -369,10 +383,12 @@ class _Host(EngineHost):
         self._continuous = engine
         self._request = request
 
+    def _encode(self, prepare: Callable[[TextStream], object]) -> None:
+        super()._encode(prepare)
+        self.place.size = self._continuous.pages(self._request, self.stream)
+
     async def _work(self) -> None:
         engine = self._continuous
-        if engine._is_closed:
-            return
         generation = Generation(engine, self._request, self.stream)
         try:
             async with engine.hops:

@@ -14,6 +14,7 @@ from .._bridge import raise_unchanged
 from .._contexts import StreamContext, TaskBlock
 from .._deadlines import Timeouts
 from .._decoding import SupportsDecode
+from .._errors import EngineClosed
 from .._generate import SupportsGenerate
 from .._prompts import Prompt, tokenizer_of
 from .._requests import WorkerContext
@@ -166,6 +167,10 @@ class EngineContext:
         cancellation = get_cancelled_exc_class()
         engine.close()
         raised = await self._tasks.close(body)
+        if raised is None and isinstance(body, cancellation):
+            # Ours, and we did not ask for it: a request's task was cancelled natively before its
+            # first step, and took the others with it. The body must not end in silence.
+            raised = EngineClosed()
         engine.look()
         while not engine.left.is_set():
             with CancelScope(shield=True):

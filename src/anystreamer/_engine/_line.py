@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from .._waiting import Flag
 
 __all__ = ["Line", "Place"]
@@ -13,8 +15,9 @@ class Line:
     Who came first and is still encoding its prompt does not hold up the others.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, room: float = math.inf) -> None:
         self.slots = slots
+        self.room = room  # for the sizes of all that run
         self.waiting: list[Place] = []
         self.running: set[Place] = set()
 
@@ -30,6 +33,8 @@ class Line:
             place = next((each for each in self.waiting if each.is_ready), None)
             if place is None:
                 return
+            if sum(each.size for each in self.running) + place.size > self.room:
+                return  # nor may a smaller one go before it: it might wait for ever
             self.waiting.remove(place)
             self.running.add(place)
             place.turn.set()
@@ -41,6 +46,7 @@ class Place:
     def __init__(self, line: Line) -> None:
         self._line = line
         self.is_ready = False  # to have its turn
+        self.size = 0  # the room that it takes
         self.turn = Flag()
 
     @property

@@ -6,7 +6,7 @@ import math
 from copy import deepcopy
 from dataclasses import dataclass
 from time import sleep
-from typing import Any
+from typing import Any, cast
 
 __all__ = ["Settings", "checked_settings"]
 
@@ -31,25 +31,37 @@ MEMORY_SHARE_ON_CPU = 0.3
 _LEFT_OUT: dict[str, tuple[Any, ...]] = {
     "bad_words_ids": (None,),
     "begin_suppress_tokens": (None,),
+    "dola_layers": (None,),
     "encoder_no_repeat_ngram_size": (None, 0),
     "encoder_repetition_penalty": (None, 1.0),
+    "epsilon_cutoff": (None, 0.0),
+    "eta_cutoff": (None, 0.0),
     "exponential_decay_length_penalty": (None,),
     "forced_bos_token_id": (None,),
     "forced_eos_token_id": (None,),
     "guidance_scale": (None, 1.0),
+    "max_time": (None,),
     "min_length": (None, 0),
     "min_new_tokens": (None, 0),
+    "min_p": (None, 0.0),
     "no_repeat_ngram_size": (None, 0),
     "num_beams": (None, 1),
     "num_return_sequences": (None, 1),
+    "prompt_lookup_num_tokens": (None,),
+    "remove_invalid_values": (None, False),
+    "renormalize_logits": (None, False),
     "repetition_penalty": (None, 1.0),
     "sequence_bias": (None,),
+    "stop_strings": (None,),
     "suppress_tokens": (None,),
+    "token_healing": (None, False),
+    "top_h": (None,),
+    "typical_p": (None, 1.0),
     "watermarking_config": (None,),
 }
 
-# How long a manager may take to die once one of its requests has failed (seconds).
-DEATH_POLL = 0.05
+# How long a manager that dies may take to say of what (seconds).
+DEATH_POLL = 0.1
 
 
 def checked_settings(model: Any, max_running: int | None, config: Any) -> Settings:
@@ -142,17 +154,18 @@ class Settings:
         config.per_request_processors |= sampling
         return config
 
-    def wait_until_made(self, manager: Any) -> None:
-        """Wait until the manager's thread has made its cache. Raises what it died of instead."""
+    def pages(self, manager: Any) -> tuple[int, int]:
+        """How many pages the manager's cache has, and the tokens of each; once it has been made.
+
+        Raises:
+            BaseException: what the manager's thread died of instead.
+        """
         while manager.batch_processor is None:
             if not manager.is_running():
                 raise self.cause_of_death(manager)
             sleep(0.001)
-
-    def room(self, manager: Any) -> int:
-        """How many tokens the cache holds."""
         config = manager.continuous_batching_config
-        return int(config.num_blocks * config.page_size)
+        return int(config.num_blocks), int(config.page_size)
 
     def cache_used(self, manager: Any) -> float | None:
         """The share of the cache that is in use; None where that cannot be told."""
@@ -164,14 +177,12 @@ class Settings:
 
     def is_dying(self, manager: Any) -> bool:
         """Whether a request failed because the manager's thread ends, which it does after that."""
-        for _ in range(int(DEATH_POLL / 0.001)):
-            if not manager.is_running():
-                return True
-            sleep(0.001)
-        return False
+        return not manager.is_running() or bool(manager.background_thread_status.local_status)
 
     def cause_of_death(self, manager: Any) -> BaseException:
         """What the manager's thread died of."""
-        status = getattr(manager, "background_thread_status", None)
-        cause = getattr(status, "fatal_error", None)
-        return cause or RuntimeError("the manager's thread has ended")
+        for _ in range(int(DEATH_POLL / 0.001)):  # it tells its requests first
+            if (cause := manager.background_thread_status.fatal_error) is not None:
+                return cast("BaseException", cause)
+            sleep(0.001)
+        return RuntimeError("the manager's thread has ended")
