@@ -174,7 +174,8 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         """Take the next item without waiting. Raises WouldBlock or EndOfStream."""
         item = self._receive.receive_nowait()
         self._buffered -= 1
-        self._room.set()
+        if self._max_buffer_size != math.inf:
+            self._room.set()
         return item
 
     def _is_ready(self) -> bool:

@@ -24,8 +24,8 @@ from ._measures import EngineStatistics, Meter
 
 __all__ = ["BaseEngine", "EngineHost"]
 
-# So many prompts are encoded, and handed to the model, at once. Each takes a thread for a moment.
-HOPS = 4
+# So many prompts are encoded at once, each in a thread for the moment. One tokenizer encodes one.
+HOPS = 2
 
 # A task has made its first step after so many checkpoints of another, or never will.
 FIRST_STEP = 5

@@ -15,12 +15,12 @@ from anyio import from_thread, get_cancelled_exc_class
 from .._arguments import most_new_tokens
 from .._bridge import unmistakable
 from .._contexts import Job
-from .._deadlines import Deadlines, first_to_pass
+from .._deadlines import Deadlines, Timeouts, first_to_pass
 from .._errors import GenerationTimeout
 from .._requests import Request
 from .._streamers import eos_ids
 from .._streams import FinishReason, TextStream
-from .._waiting import Flag, run_joined
+from .._waiting import Flag
 from ._base import BaseEngine, EngineHost
 from ._paged import Settings
 
@@ -155,10 +155,8 @@ class Continuous(BaseEngine):
             )
         return pages
 
-    # -- in a thread for the moment
-
     def submit(self, generation: Generation) -> None:
-        """Hand a request to the manager. It may block: its queue can be full."""
+        """Hand a request to the manager. It does not block, as its queue has no end."""
         request, stream = generation.request, generation.stream
         (row,) = stream._rows
         with self._lock:
@@ -178,7 +176,7 @@ class Continuous(BaseEngine):
             self.generations.pop(generation.id, None)
             raise self._death()
         if generation.id not in self.generations:
-            # Cancelled meanwhile, when the manager did not know of it.
+            # The drain was asked to stop it meanwhile, when the manager did not know of it.
             self.manager.cancel_request(generation.id)
         self._has_work.set()
 
@@ -209,7 +207,9 @@ class Continuous(BaseEngine):
         if self._sampling:
             # Values that each request replaces: what is at its neutral value here is left out.
             config.update(do_sample=True, temperature=0.5, top_k=1, top_p=0.5)
-        elif config.do_sample:
+        if config.eos_token_id is None:
+            config.eos_token_id = -1  # as the manager would, with a warning
+        if config.do_sample and not self._sampling:
             config.update(
                 **{key: value for key, value in SAMPLING.items() if getattr(config, key) is None}
             )
@@ -310,7 +310,9 @@ class Generation:
         self._text = request.row_text(0, self._row)
         self._heard = 0
         self._heard_at: float | None = None
-        self._deadlines = Deadlines(request.timeouts, stream._called_at, perf_counter())
+        self._deadlines: Deadlines | None = None
+        if request.timeouts != Timeouts():
+            self._deadlines = Deadlines(request.timeouts, stream._called_at, perf_counter())
 
     def hear(self, result: Any, now: float) -> bool:
         """Take its latest result. Returns whether there is anything to deliver. Never raises."""
@@ -337,8 +339,9 @@ class Generation:
         self._heard += len(new)
         self.engine.meter.tokens(len(new), now, self._heard_at)
         self._heard_at = now
-        self._deadlines.look(now, now)  # it may have come too late
-        self._deadlines.token_made(now)
+        if self._deadlines is not None:
+            self._deadlines.look(now, now)  # it may have come too late
+            self._deadlines.token_made(now)
         elapsed = now - stream._called_at
         # A stop string ends it with the very token that completes it.
         for ids in ([each] for each in new) if self.request.stop else (new,):
@@ -349,7 +352,9 @@ class Generation:
     def is_to_end(self, now: float) -> bool:
         """Whether somebody asks it to stop, or it is late."""
         stream = self.stream
-        return stream._stopped or stream._cancelled or self._deadlines.look(now, now)
+        if stream._stopped or stream._cancelled:
+            return True
+        return self._deadlines is not None and self._deadlines.look(now, now)
 
     def finish(self, error: BaseException | None = None) -> None:
         """End it, with all that it has. Never raises."""
@@ -366,7 +371,7 @@ class Generation:
             row.own_end = self._text.ended
         elif self._heard >= self.most:
             row.own_end = FinishReason.LENGTH
-        elif self._deadlines.late and stream._error is None:
+        elif self._deadlines is not None and self._deadlines.late and stream._error is None:
             stream._error = GenerationTimeout(self._deadlines.late)
 
     def _error(self, words: str) -> Exception:
@@ -391,8 +396,7 @@ class _Host(EngineHost):
         engine = self._continuous
         generation = Generation(engine, self._request, self.stream)
         try:
-            async with engine.hops:
-                await run_joined(engine.submit, generation)
+            engine.submit(generation)
             await generation.over.wait()
         finally:
             generation.is_over = True

@@ -151,6 +151,9 @@ class Settings:
         """The config for one manager, which writes into it."""
         config = deepcopy(self.config)
         config.max_requests_per_batch = self.slots
+        config.max_queue_size = (
+            0  # no end: the engine's own line is before it, and a full one blocks
+        )
         config.per_request_processors |= sampling
         return config
 
