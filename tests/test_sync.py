@@ -14,8 +14,9 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from anystreamer import FinishReason
-from anystreamer.sync import stream_batch, stream_text
+import anystreamer
+from anystreamer import EngineBusy, EngineClosed, FinishReason
+from anystreamer.sync import SyncEngine, open_engine, stream_batch, stream_text
 from anystreamer.testing import Gate, ScriptedModel
 
 PATIENCE = 30.0
@@ -211,6 +212,106 @@ def test_a_batch() -> None:
         assert {piece.index for piece in stream} == {0}
     assert stream.text == ["ab"]
     assert stream.finish_reason == [FinishReason.EOS]
+
+
+# -- engines
+
+
+def sync_engine(model: ScriptedModel, **kwargs: Any) -> Any:
+    return open_engine(model, model.tokenizer, **kwargs)
+
+
+def test_an_engine_for_many_threads() -> None:
+    model = ScriptedModel(["a", "b", "c"])
+    with sync_engine(model) as engine, ThreadPoolExecutor(8) as pool:
+
+        def ask(_: int) -> str:
+            with engine.stream_text("hi") as stream:
+                return "".join(stream)
+
+        assert list(pool.map(ask, range(40))) == ["abc"] * 40
+        assert engine.statistics().total.count == 40
+
+
+def test_a_sync_stream_of_an_engine_is_all_that_others_are() -> None:
+    gate = Gate()
+    error = ValueError("no")
+    model = ScriptedModel(["a", "b", gate, error])
+    with sync_engine(model, max_waiting=0) as engine:
+        with engine.stream_text("hi") as stream:
+            assert next(stream) in ("a", "ab")
+            with pytest.raises(EngineBusy), engine.stream_text("hi"):
+                pass
+            gate.open()
+            with pytest.raises(ValueError, match="no") as raised:
+                stream.read()
+            assert raised.value is error
+        assert (stream.text, stream.finish_reason) == ("ab", FinishReason.ERROR)
+        with pytest.raises(ValueError, match="no"), engine.stream_text("hi") as stream:
+            until(stream._left.is_set)
+        stream = engine.stream_text("hi")
+        with pytest.raises(TypeError, match="with"):
+            next(stream)
+        with stream, pytest.raises(RuntimeError, match="opened before"):
+            stream.__enter__()
+        stream.close()
+
+
+@pytest.mark.parametrize("way", ["left", "closed elsewhere", "forgotten", "dropped"])
+def test_a_sync_stream_that_goes_stops_the_engines_model(way: str) -> None:
+    model = endless()
+    with sync_engine(model) as engine:
+        stream = engine.stream_text("hi")
+        if way == "dropped":
+
+            def pieces() -> Any:
+                with stream as opened:
+                    yield from opened
+
+            generator = pieces()
+            assert next(generator)
+            generator.close()
+        else:
+            stream.__enter__()
+            assert next(stream)
+        if way == "left":
+            stream.__exit__(None, None, None)
+        if way == "closed elsewhere":
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(stream.close).result()
+        if way == "forgotten":
+            del stream
+            gc.collect()
+        until(lambda: not model.is_generating)
+        until(lambda: engine.statistics().running == 0)
+        with engine.stream_text("hi", max_new_tokens=2) as other:
+            assert other.read() == "word word "
+
+
+def test_leaving_a_sync_engine_ends_what_is_open() -> None:
+    model = endless()
+    with sync_engine(model) as engine:
+        stream = engine.stream_text("hi").__enter__()
+        assert next(stream)
+    assert not model.is_generating
+    with pytest.raises(EngineClosed):
+        stream.read()
+    stream.close()
+    with pytest.raises(EngineClosed), engine.stream_text("hi"):
+        pass
+
+
+async def test_an_engine_of_an_event_loop_in_its_worker_threads() -> None:
+    model = ScriptedModel(["a", "b"])
+
+    def route() -> str:
+        with SyncEngine(engine).stream_text("hi") as stream:
+            return str(stream.read())
+
+    async with anystreamer.open_engine(model, model.tokenizer) as engine:
+        assert [await to_thread.run_sync(route) for _ in range(3)] == ["ab"] * 3
+        with pytest.raises(BlockingIOError, match="own event loop"):
+            route()
 
 
 @pytest.mark.parametrize("use", [iter, next, lambda stream: stream.read(), lambda s: s.text])

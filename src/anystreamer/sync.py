@@ -9,18 +9,22 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
 
 import anyio
 from anyio.from_thread import BlockingPortal
+from anyio.lowlevel import current_token
 
 from ._contexts import StreamContext
+from ._engine import Engine, EngineStatistics
+from ._engine import open_engine as _open_engine
 from ._generate import stream_batch as _stream_batch
 from ._generate import stream_text as _stream_text
 from ._streams import BatchStream, GenerationStream, TextChunk, TextStream
 
-__all__ = ["SyncStream", "stream_batch", "stream_text"]
+__all__ = ["SyncEngine", "SyncStream", "open_engine", "stream_batch", "stream_text"]
 
 T = TypeVar("T")
 StreamT = TypeVar("StreamT", bound=GenerationStream)
@@ -184,6 +188,57 @@ class SyncStream(Generic[StreamT]):
             )
 
 
+class SyncEngine:
+    """An engine for callers with no event loop, in any number of threads at once.
+
+    `open_engine` gives one. One that is open in an event loop can be used from other threads as
+    ``SyncEngine(engine)``: from the ``def`` routes of an async application, say.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def stream_text(self, prompt: Any, **arguments: Any) -> SyncStream[TextStream]:
+        """As `Engine.stream_text`, with the same arguments, for ``with`` and ``for``."""
+        return _EngineStream(self._engine, lambda: self._engine.stream_text(prompt, **arguments))
+
+    def statistics(self) -> EngineStatistics:
+        """As `Engine.statistics`."""
+        return self._engine.statistics()
+
+
+class _EngineStream(SyncStream[TextStream]):
+    """A stream of an engine needs no task to hold it: any call may open, read and close it."""
+
+    def __init__(self, engine: Any, open_stream: Callable[[], StreamContext[TextStream]]) -> None:
+        super().__init__("stream_text", open_stream)
+        self._token = engine.token
+
+    def __enter__(self) -> Self:
+        if self._done is not None:
+            raise RuntimeError(f"this {self._name}() has been opened before; call it again")
+        self._stream = self._call(self._context.__aenter__)
+        self._done = Future()
+        return self
+
+    def close(self) -> None:
+        if self._done is None or self._done.done():
+            return
+        self._done.set_result(None)
+        self._stream._cancelled = not self._stream._left.is_set()
+        with contextlib.suppress(anyio.RunFinishedError):  # then the engine is closed
+            self._call(partial(self._context.__aexit__, None, None, None))
+
+    def _call(self, func: Callable[[], Awaitable[T]]) -> T:
+        with contextlib.suppress(RuntimeError):  # no event loop here: good
+            if current_token() == self._token:
+                raise BlockingIOError("this would wait for its own event loop: use the engine")
+        value, error = anyio.from_thread.run(_outcome, func, token=self._token)
+        if error is not None:
+            raise error
+        return cast("T", value)
+
+
 async def _hold(
     context: StreamContext[StreamT],
     owner: weakref.ref[SyncStream[StreamT]],
@@ -226,3 +281,14 @@ def stream_text(*args: Any, **kwargs: Any) -> SyncStream[TextStream]:
 def stream_batch(*args: Any, **kwargs: Any) -> SyncStream[BatchStream]:
     """As `anystreamer.stream_batch`, with the same arguments, for ``with`` and ``for``."""
     return SyncStream("stream_batch", lambda: _stream_batch(*args, **kwargs))
+
+
+def open_engine(*args: Any, **kwargs: Any) -> contextlib.AbstractContextManager[SyncEngine]:
+    """As `anystreamer.open_engine`, with the same arguments, for ``with`` and many threads."""
+    return _owned(_open_engine(*args, **kwargs))
+
+
+@contextlib.contextmanager
+def _owned(context: contextlib.AbstractAsyncContextManager[Engine]) -> Iterator[SyncEngine]:
+    with _portal.get().wrap_async_context_manager(context) as engine:
+        yield SyncEngine(engine)

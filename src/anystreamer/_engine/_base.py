@@ -10,7 +10,7 @@ from contextvars import Context, copy_context
 from typing import Any
 
 from anyio import CancelScope, CapacityLimiter, get_cancelled_exc_class, sleep
-from anyio.lowlevel import checkpoint, current_token
+from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
 from .._bridge import QUEUE_POLL, raise_unchanged
 from .._contexts import Host, Job, StreamContext, TaskBlock
@@ -42,6 +42,7 @@ class BaseEngine:
         self.left = Flag()  # once its thread has left
         self.ready = Flag()  # once it takes requests, or never will
         self.hops: CapacityLimiter
+        self.token: EventLoopToken
         self._max_waiting = max_waiting
         self._hosts: set[EngineHost] = set()
         self._tasks: TaskBlock
@@ -98,7 +99,7 @@ class BaseEngine:
 
     async def open(self, tasks: TaskBlock) -> None:
         """Start the thread, and wait until it takes requests. Raises what it could not start of."""
-        self._token = current_token()
+        self.token = current_token()
         self._tasks = tasks
         self.hops = CapacityLimiter(HOPS)
         self._coroutine = self._serve()
@@ -160,7 +161,7 @@ class BaseEngine:
 
     def check_loop(self) -> None:
         """Raises RuntimeError in another event loop than the engine's."""
-        if current_token() != self._token:
+        if current_token() != self.token:
             raise RuntimeError(
                 "this engine belongs to another event loop; "
                 "from other threads use it through anystreamer.sync"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -126,7 +127,7 @@ def open_engine(
     return EngineContext(lambda: OneByOne(model, tokenizer, max_waiting))
 
 
-class EngineContext:
+class EngineContext(AbstractAsyncContextManager[Engine]):
     """The ``async with`` block that owns an engine."""
 
     def __init__(self, new_engine: Callable[[], BaseEngine]) -> None:
