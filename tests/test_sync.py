@@ -248,7 +248,7 @@ def test_a_sync_stream_of_an_engine_is_all_that_others_are() -> None:
             assert raised.value is error
         assert (stream.text, stream.finish_reason) == ("ab", FinishReason.ERROR)
         with pytest.raises(ValueError, match="no"), engine.stream_text("hi") as stream:
-            until(stream._left.is_set)
+            until(stream._stream._left.is_set)
         stream = engine.stream_text("hi")
         with pytest.raises(TypeError, match="with"):
             next(stream)

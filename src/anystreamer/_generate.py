@@ -64,7 +64,8 @@ def stream_text(
     worker thread has left ``generate()``. One model runs one generation at a time, first come,
     first served.
 
-    The block owns a task group, so it must not be held across a ``yield`` (PEP 789).
+    The block owns a task group, so it must not be held across a ``yield`` (PEP 789). The streams of
+    `open_engine` may be.
 
     Args:
         model: a generation model of transformers, in evaluation mode.
