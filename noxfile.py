@@ -73,7 +73,10 @@ def tests_of_the_oldest(session: nox.Session) -> None:
     """What depends on anyio and transformers, with the oldest of them that are supported."""
     install_all(session)
     session.install("anyio==4.11.0", "trio==0.31.0", "transformers==5.0.0", "tokenizers==0.22.2")
-    names = ("bridge", "bridge_storm", "endings", "generate", "generate_kinds", "batch", "drop_in")
+    names = (
+        *("bridge", "bridge_storm", "endings", "engine", "generate", "generate_kinds", "batch"),
+        "drop_in",
+    )
     session.run("pytest", *(f"tests/test_{name}.py" for name in names), env=ENV)
 
 

@@ -528,6 +528,38 @@ def test_a_request_cancelled_natively_at_any_time(native: Native) -> None:
     native.run(main)
 
 
+@pytest.mark.parametrize("native", NATIVE_LOOPS)
+def test_tasks_cancelled_natively_before_their_first_step(native: Native) -> None:
+    """They never run, and nobody tells of it; the engine ends, and says so."""
+
+    async def main() -> None:
+        model = ScriptedModel(["a"])
+        with pytest.raises(EngineClosed):
+            async with engine_of(model) as engine:
+                mine = asyncio.all_tasks()
+                task = asyncio.create_task(read(engine))
+                while len(tasks := asyncio.all_tasks() - mine - {task}) < 1:
+                    await asyncio.sleep(0)
+                for each in tasks:  # the request's
+                    each.cancel()
+                with pytest.raises((EngineClosed, asyncio.CancelledError)):
+                    await task
+                await asyncio.sleep(PATIENCE)
+
+    async def all_at_once() -> None:
+        async with engine_of(ScriptedModel(["a"])) as engine:
+            asyncio.create_task(read(engine))  # noqa: RUF006
+            await asyncio.sleep(0)
+            for each in asyncio.all_tasks():
+                each.cancel()
+            await asyncio.sleep(PATIENCE)
+
+    native.run(main)
+    for _ in range(50):
+        with pytest.raises(asyncio.CancelledError):
+            native.run(all_at_once)
+
+
 # -- loops and threads
 
 

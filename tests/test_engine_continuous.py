@@ -375,6 +375,41 @@ async def test_a_cache_too_small_for_all_makes_some_wait(blocks: int) -> None:
     }
 
 
+async def test_a_full_cache_whose_requests_are_all_cancelled_serves_the_next() -> None:
+    """Left to itself the manager would wait for one of those to end."""
+    async with engine_of(continuous_batching_config=small_cache(num_blocks=8)) as engine:
+        for pause in (0.005, 0.02, 0.05):
+            with anyio.move_on_after(pause):
+                async with create_task_group() as tasks:
+                    for prompt in PROMPTS[:12]:
+                        tasks.start_soon(
+                            lambda each: read(engine, each, max_new_tokens=100), prompt
+                        )
+            with fail_after(PATIENCE):
+                stream = await read(engine, max_new_tokens=100)
+            assert tuple(stream.token_ids) == expected(PROMPTS[0], 100)
+
+
+async def test_one_that_goes_while_it_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manager forgets a cancellation of what it does not know yet."""
+    async with engine_of() as engine:
+        add = engine.manager.add_request
+
+        def slow(*args: Any, **kwargs: Any) -> Any:
+            (generation,) = engine.generations.values()
+            generation.stream.stop()
+            while engine.generations:  # until the drain has seen it
+                engine._has_work.set()
+            return add(*args, **kwargs)
+
+        monkeypatch.setattr(engine.manager, "add_request", slow)
+        stream = await read(engine, max_new_tokens=1000)
+        monkeypatch.undo()
+        assert (stream.text, stream.finish_reason) == ("", FinishReason.STOPPED)
+        await until(lambda: is_clean(engine))
+        assert (await read(engine)).token_ids == list(expected(PROMPTS[0], 20))
+
+
 async def test_a_request_that_fills_the_whole_cache() -> None:
     prompt = len(demo()[1](PROMPTS[0])["input_ids"])
     config = small_cache(num_blocks=4)
@@ -384,8 +419,14 @@ async def test_a_request_that_fills_the_whole_cache() -> None:
             assert tuple(stream.token_ids) == expected(PROMPTS[0], 64 - prompt)
 
 
-async def test_a_decoder_that_raises_ends_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    error = ValueError("no such token")
+class Panic(BaseException):
+    """What tokenizers raises where Rust panics is no Exception."""
+
+
+@pytest.mark.parametrize("error", [ValueError("no such token"), Panic(), anyio.EndOfStream()])
+async def test_a_decoder_that_raises_ends_one_request(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
     row_text = Request.row_text
 
     def failing(self: Any, index: int, row: Any) -> Any:
@@ -409,9 +450,10 @@ async def test_a_decoder_that_raises_ends_one_request(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Request, "row_text", failing)
     async with engine_of() as engine:
         async with engine.stream_text(PROMPTS[0], stop="fails", max_new_tokens=50) as stream:
-            with pytest.raises(ValueError, match="no such token") as raised:
+            with pytest.raises((ValueError, Panic, RuntimeError)) as raised:
                 await stream.read()
-        assert raised.value is error
+        seen = raised.value
+        assert error is (seen.__cause__ if isinstance(error, anyio.EndOfStream) else seen)
         assert stream.text
         assert stream.finish_reason is FinishReason.ERROR
         assert (await read(engine)).token_ids == list(expected(PROMPTS[0], 20))
@@ -476,8 +518,12 @@ async def test_ids_as_a_prompt() -> None:
 # -- faults of all
 
 
+class Gone(BaseException):
+    """The manager's thread does not catch it, and fails none of its requests."""
+
+
 @contextlib.contextmanager
-def dies_at(step: int, error: Exception) -> Iterator[None]:
+def dies_at(step: int, error: BaseException) -> Iterator[None]:
     """The manager's thread dies in that forward pass of the model."""
     calls = 0
 
@@ -494,9 +540,10 @@ def dies_at(step: int, error: Exception) -> Iterator[None]:
         handle.remove()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("step", [1, 2, 30])
-async def test_a_dead_manager_is_told_to_all(step: int) -> None:
-    error = MemoryError("out of it")
+@pytest.mark.parametrize("error", [MemoryError("out of it"), Gone()])
+async def test_a_dead_manager_is_told_to_all(step: int, error: BaseException) -> None:
     told: list[Any] = []
 
     async def ask(prompt: str) -> None:
@@ -511,11 +558,15 @@ async def test_a_dead_manager_is_told_to_all(step: int) -> None:
                 async with create_task_group() as tasks:
                     for prompt in PROMPTS[:6]:  # four that run, two that wait
                         tasks.start_soon(ask, prompt)
-                assert [died.__cause__ for died, _ in told] == [error] * 6
+                causes = [died.__cause__ for died, _ in told]
+                if isinstance(error, Gone):  # it keeps that to itself
+                    assert [type(cause) for cause in causes] == [RuntimeError] * 6
+                else:
+                    assert causes == [error] * 6
                 assert len({id(died) for died, _ in told}) == 6
                 with pytest.raises(EngineDied) as raised:
                     await read(engine)
-            assert raised.value.__cause__ is error
+            assert raised.value.__cause__ is causes[0]
             assert "died" in repr(engine)
     for (_, stream), prompt in zip(told, PROMPTS, strict=False):
         del prompt
@@ -568,6 +619,25 @@ async def test_leaving_the_engine_with_fifty_open_streams(batching: str, way: st
         assert len(ids) < 400
     if batching == "none":
         assert sum(bool(stream.token_ids) for _, stream in told) == 1
+
+
+@pytest.mark.parametrize("batching", BATCHING)
+async def test_leaving_the_engine_at_any_time(batching: str) -> None:
+    """While prompts are encoded, handed over, prefilled, and answered."""
+    rng = random.Random(3)
+
+    async def ask(engine: Engine, prompt: str) -> None:
+        with contextlib.suppress(EngineClosed):
+            await read(engine, prompt, max_new_tokens=300)
+
+    with fail_after(PATIENCE):
+        for _ in range(12):
+            async with create_task_group() as tasks:
+                async with engine_of(batching) as engine:
+                    for prompt in PROMPTS:
+                        tasks.start_soon(ask, engine, prompt)
+                    await anyio.sleep(rng.random() * 0.03)
+            assert repr(engine) == "<anystreamer.Engine closed, 0 running, 0 waiting>"
 
 
 async def test_its_cache_is_freed() -> None:

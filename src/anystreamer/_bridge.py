@@ -25,6 +25,7 @@ from anyio import (
     CancelScope,
     ClosedResourceError,
     EndOfStream,
+    Event,
     WouldBlock,
     create_memory_object_stream,
     from_thread,
@@ -66,6 +67,10 @@ QUEUE_POLL = 0.05
 ROOM_POLL = 0.01
 
 
+# Setting it wakes nobody.
+_NOBODY = Flag()
+
+
 class ThreadStream(ObjectReceiveStream[T], Generic[T]):
     """What a blocking producer emits, as an `anyio.abc.ObjectReceiveStream`. The loop's side.
 
@@ -77,7 +82,7 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         self._held: deque[T] = deque()  # emitted, and not yet in the memory object stream
         self._buffered = 0  # items in the memory object stream
         self._guard_at = 0.0  # when what is held is fetched for a waiting receive() (perf_counter)
-        self._ready = Flag()  # replaced by each receive() that waits
+        self._ready: Event | Flag = _NOBODY  # of the receive() that waits
         self._waits = Flag()  # set when a receive() begins to wait
         self._watch_scope = CancelScope(shield=True)
         self._left = Flag()  # set once the worker has left the producer, or will never enter it
@@ -253,9 +258,14 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         return None if self._error_raised else error
 
     async def _wait(self) -> None:
-        self._ready = ready = Flag()
+        # As a `Flag` is waited for, with less between: this happens for each item.
+        event = Event()
+        self._ready = event
         self._waits.set()
-        await ready.wait()
+        try:
+            await event.wait()
+        finally:
+            self._ready = _NOBODY
 
     async def _watch(self) -> None:
         """While a receive() waits, see to what the worker cannot bring over or see by itself.

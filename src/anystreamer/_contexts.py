@@ -125,8 +125,11 @@ class Host(Generic[StreamT]):
     async def _work(self) -> None:
         """Have the job done. Returns after the worker has left it."""
 
-    async def _prepare(self, prepare: Callable[[StreamT], object]) -> None:
-        await run_joined(prepare, self.stream)
+    async def _prepare(self) -> None:
+        """Do what fails at the entry."""
+        if self.job.prepare is not None:
+            await run_joined(self.job.prepare, self.stream)
+            await checkpoint()  # a cancellation that came meanwhile must not be missed
 
     def _on_cancelled(self) -> None:
         """Called if it is cancelled natively, or with the task group that it is in."""
@@ -146,9 +149,7 @@ class Host(Generic[StreamT]):
         stream, job = self.stream, self.job
         try:
             with stream._scope:
-                if job.prepare is not None:
-                    await self._prepare(job.prepare)
-                    await checkpoint()  # a cancellation that came meanwhile must not be missed
+                await self._prepare()
                 self.is_prepared = True
                 self.settled.set()
                 async with AsyncExitStack() as turn:

@@ -183,6 +183,10 @@ def generation(
         stream._span = request.span(prompts)
         return stream
 
+    def prepare(stream: StreamT) -> None:
+        encoded, stream._rows = request.encode(prompts)
+        inputs.update(encoded)
+
     def produce(stream: StreamT, producer: Producer[TextChunk]) -> Any:
         context = request.worker_context or contextlib.nullcontext
         with context():
@@ -192,7 +196,7 @@ def generation(
         name=request.name,
         new_stream=new,
         produce=produce,
-        prepare=lambda stream: inputs.update(request.encode(stream, prompts)),
+        prepare=prepare,
         queue_timeout=lambda stream: first_to_pass(
             request.timeouts, perf_counter() - stream._called_at
         ),

@@ -22,7 +22,7 @@ from ._prompts import Prompt, encode, prompt_rows, tokenizer_of
 from ._responses import Response, checked_template
 from ._stop_strings import StopStrings
 from ._streamers import RowText, WindowTokens, eos_ids
-from ._streams import GenerationStream, Row
+from ._streams import Row
 from ._tracing import GenerationSpan
 
 __all__ = ["Request", "WorkerContext"]
@@ -179,9 +179,9 @@ class Request:
         )
 
     def encode(
-        self, stream: GenerationStream, prompts: Sequence[Prompt] | Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Make model inputs of the prompts, and the rows of the stream. In a worker thread."""
+        self, prompts: Sequence[Prompt] | Mapping[str, Any]
+    ) -> tuple[dict[str, Any], list[Row]]:
+        """Make model inputs of the prompts, and the rows of a stream. In a worker thread."""
         encoded = encode(
             self.tokenizer,
             prompts,
@@ -192,6 +192,6 @@ class Request:
         if both := sorted(encoded.keys() & self.generate_kwargs.keys()):
             raise TypeError(f"{both[0]}= is given twice: in the prompt and as an argument")
         copies = self.setting("num_return_sequences") or 1
-        stream._rows = [self.new_row(ids) for ids in prompt_rows(encoded, copies)]
-        self.check_rows(encoded, stream._rows)
-        return encoded
+        rows = [self.new_row(ids) for ids in prompt_rows(encoded, copies)]
+        self.check_rows(encoded, rows)
+        return encoded, rows

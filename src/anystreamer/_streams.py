@@ -200,6 +200,10 @@ class GenerationStream(ThreadStream[TextChunk]):
 
     def _take(self) -> TextChunk:
         taken = self._taken
+        if self._buffered == 1 and not taken:  # nothing to join
+            chunk = super()._take()
+            if self._give(chunk):
+                return chunk
         while self._buffered:
             chunk = super()._take()
             taken.setdefault(chunk.index, []).append(chunk)
@@ -211,12 +215,17 @@ class GenerationStream(ThreadStream[TextChunk]):
                 taken[index] = rest
                 chunks = chunks[: -len(rest)]
             chunk = TextChunk.joined(chunks)
-            row.token_ids.extend(chunk.token_ids)
-            if chunk:
-                row.pieces.append(chunk)
-            if chunk or chunk.field is not None:  # else the last tokens, with no text
+            if self._give(chunk):
                 return chunk
         return super()._take()  # raises: there is nothing
+
+    def _give(self, chunk: TextChunk) -> bool:
+        """Note that a chunk is given. Returns whether it is: not the last tokens, with no text."""
+        row = self._rows[chunk.index]
+        row.token_ids.extend(chunk.token_ids)
+        if chunk:
+            row.pieces.append(chunk)
+        return bool(chunk) or chunk.field is not None
 
     def _conclude(self) -> None:
         if self._timing is not None:

@@ -6,7 +6,6 @@ import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
-from contextvars import Context, copy_context
 from typing import Any
 
 from anyio import CancelScope, CapacityLimiter, get_cancelled_exc_class, sleep
@@ -24,9 +23,6 @@ from ._measures import EngineStatistics, Meter
 
 __all__ = ["BaseEngine", "EngineHost"]
 
-# So many prompts are encoded at once, each in a thread for the moment. One tokenizer encodes one.
-HOPS = 2
-
 # A task has made its first step after so many checkpoints of another, or never will.
 FIRST_STEP = 5
 
@@ -41,7 +37,7 @@ class BaseEngine:
         self.meter = Meter()
         self.left = Flag()  # once its thread has left
         self.ready = Flag()  # once it takes requests, or never will
-        self.hops: CapacityLimiter
+        self.encoding: CapacityLimiter  # one at a time: so do tokenizers, and each takes a thread
         self.token: EventLoopToken
         self._max_waiting = max_waiting
         self._hosts: set[EngineHost] = set()
@@ -101,7 +97,7 @@ class BaseEngine:
         """Start the thread, and wait until it takes requests. Raises what it could not start of."""
         self.token = current_token()
         self._tasks = tasks
-        self.hops = CapacityLimiter(HOPS)
+        self.encoding = CapacityLimiter(1)
         self._coroutine = self._serve()
         tasks.start(self._coroutine)
         tasks.start(self._watch())
@@ -210,7 +206,6 @@ class EngineHost(Host[TextStream]):
         self.place = engine.line.join()
         self.stream._place = self.place
         self.stream._meter = engine.meter.tokens
-        self.context: Context
         self.is_forgotten = False  # its block was collected: nobody can leave it any more
 
     def fail(self, error: Exception) -> None:
@@ -225,16 +220,6 @@ class EngineHost(Host[TextStream]):
     def close(self) -> None:
         """Its engine closes: end it so. From any thread."""
         self.fail(EngineClosed())
-
-    async def _prepare(self, prepare: Callable[[TextStream], object]) -> None:
-        async with self.engine.hops:
-            await run_joined(self._encode, prepare)
-
-    def _encode(self, prepare: Callable[[TextStream], object]) -> None:
-        # The caller's: the task was started with them. Here, and not on the loop, where they would
-        # say that the event loop runs in this thread.
-        self.context = copy_context()
-        prepare(self.stream)
 
     def _turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
         return (self.place,)

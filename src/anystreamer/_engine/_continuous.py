@@ -11,6 +11,7 @@ from time import perf_counter, sleep
 from typing import Any
 
 from anyio import from_thread, get_cancelled_exc_class
+from anyio.lowlevel import checkpoint
 
 from .._arguments import most_new_tokens
 from .._bridge import unmistakable
@@ -19,8 +20,8 @@ from .._deadlines import Deadlines, Timeouts, first_to_pass
 from .._errors import GenerationTimeout
 from .._requests import Request
 from .._streamers import eos_ids
-from .._streams import FinishReason, TextStream
-from .._waiting import Flag
+from .._streams import FinishReason, Row, TextStream
+from .._waiting import Flag, run_joined
 from ._base import BaseEngine, EngineHost
 from ._paged import Settings
 
@@ -67,6 +68,7 @@ class Continuous(BaseEngine):
         self.cancellation = get_cancelled_exc_class()
         self._page = 1  # tokens
         self.generations: dict[str, Generation] = {}  # that the manager works on, by request id
+        self.to_encode: list[_Host] = []
         self._has_work = threading.Event()
         self._lock = threading.Lock()
         self._is_drained = False  # nobody takes results any more
@@ -84,12 +86,11 @@ class Continuous(BaseEngine):
         job = Job(
             name=request.name,
             new_stream=new,
-            prepare=lambda stream: request.encode(stream, prompts),
             queue_timeout=lambda stream: first_to_pass(
                 request.timeouts, perf_counter() - stream._called_at
             ),
         )
-        return lambda: _Host(self, request, job)
+        return lambda: _Host(self, request, prompts, job)
 
     def _wake(self) -> None:
         self._has_work.set()
@@ -164,7 +165,8 @@ class Continuous(BaseEngine):
                 raise self.refusal()
             # First, so that no result is missed.
             self.generations[generation.id] = generation
-        added = self.manager.add_request(
+        # One that dies takes none, which is for the drain to find.
+        self.manager.add_request(
             row.prompt_token_ids,
             request_id=generation.id,
             max_new_tokens=generation.most,
@@ -172,9 +174,6 @@ class Continuous(BaseEngine):
             eos_token_id=generation.eos or -1,
             **(self._choices(request) if self._sampling else {}),
         )
-        if added is None:
-            self.generations.pop(generation.id, None)
-            raise self._death()
         if generation.id not in self.generations:
             # The drain was asked to stop it meanwhile, when the manager did not know of it.
             self.manager.cancel_request(generation.id)
@@ -284,7 +283,9 @@ class Continuous(BaseEngine):
 def _deliver(changed: Iterable[Generation]) -> None:
     """Bring over what several streams have got. On the loop."""
     for generation in changed:
-        generation.stream._deliver()
+        stream = generation.stream
+        stream._fetch()
+        stream._ready.set()
         if generation.is_over:
             generation.over.set()
 
@@ -383,14 +384,39 @@ class Generation:
 
 
 class _Host(EngineHost):
-    def __init__(self, engine: Continuous, request: Request, job: Job[TextStream]) -> None:
+    def __init__(
+        self, engine: Continuous, request: Request, prompts: Any, job: Job[TextStream]
+    ) -> None:
         super().__init__(engine, job)
         self._continuous = engine
         self._request = request
+        self._prompts = prompts
+        self._is_encoded = False
+        self._rows: list[Row] = []
+        self._failure: BaseException | None = None
 
-    def _encode(self, prepare: Callable[[TextStream], object]) -> None:
-        super()._encode(prepare)
-        self.place.size = self._continuous.pages(self._request, self.stream)
+    async def _prepare(self) -> None:
+        engine = self._continuous
+        engine.to_encode.append(self)
+        async with engine.encoding:
+            if not self._is_encoded:
+                # With all that have come meanwhile: beside a model that runs, each switch to a
+                # thread and back takes its time.
+                others, engine.to_encode = engine.to_encode, []
+                await run_joined(_encode, [self, *(each for each in others if each is not self)])
+        await checkpoint()  # a cancellation that came meanwhile must not be missed
+        if self._failure is not None:
+            raise self._failure
+        self.stream._rows = self._rows
+        self.place.size = engine.pages(self._request, self.stream)
+
+    def encode(self) -> None:
+        """Encode its prompt. Never raises."""
+        try:
+            _, self._rows = self._request.encode(self._prompts)
+        except BaseException as exc:
+            self._failure = exc
+        self._is_encoded = True
 
     async def _work(self) -> None:
         engine = self._continuous
@@ -401,3 +427,8 @@ class _Host(EngineHost):
         finally:
             generation.is_over = True
             engine.cancel(generation)
+
+
+def _encode(hosts: Iterable[_Host]) -> None:
+    for host in hosts:
+        host.encode()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
-from contextvars import Context
+from contextvars import Context, copy_context
 from queue import SimpleQueue
 from typing import Any
 
 from anyio import CapacityLimiter, from_thread
-from anyio.lowlevel import current_token
+from anyio.lowlevel import checkpoint, current_token
 
 from .._bridge import Producer
 from .._contexts import ThreadJob, waits_for
@@ -72,6 +72,19 @@ class _Host(EngineHost):
         self._one_by_one = engine
         self._produce = job.produce
         self._limiter: CapacityLimiter
+        self._context: Context
+
+    async def _prepare(self) -> None:
+        async with self.engine.encoding:
+            await run_joined(self._encode)
+            await checkpoint()
+
+    def _encode(self) -> None:
+        # The caller's: the task was started with them. Here, and not on the loop, where they would
+        # say that the event loop runs in this thread.
+        self._context = copy_context()
+        if self.job.prepare is not None:
+            self.job.prepare(self.stream)
 
     def _turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
         self._limiter = turns_of(
@@ -87,7 +100,7 @@ class _Host(EngineHost):
         producer = Producer[Any](
             stream, lambda: bool(engine.line.waiting) or others_wait(), self.close
         )
-        call = Call(self.context, producer.run, self._produce, stream)
+        call = Call(self._context, producer.run, self._produce, stream)
         engine.start(stream._watch())
         engine.calls.put(call)
         # Not awaited by an event: a Ctrl-C can strike what would set it, and the thread hold on.
