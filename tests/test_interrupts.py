@@ -92,6 +92,63 @@ def test_ctrl_c_joins_the_producer_and_ends_the_program_with_a_bare_keyboard_int
     assert process.returncode == -signal.SIGINT
 
 
+WITH_AN_ENGINE = """
+    import os, sys
+    import anyio
+    from anystreamer import open_engine
+    from anystreamer.testing import ScriptedModel
+
+    model = ScriptedModel(["word "] * 20_000, delay=0.0005)
+
+    def say(*words):
+        os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+    async def follow(engine):  # held across a yield, too
+        async with engine.stream_text("hi") as stream:
+            async for piece in stream:
+                yield piece
+
+    async def ask(engine, number):
+        async for _ in follow(engine):
+            if number == 0 and model.steps > 5:
+                number = None
+                say("streaming")
+
+    async def main():
+        try:
+            async with open_engine(model, model.tokenizer) as engine:
+                async with anyio.create_task_group() as tasks:
+                    for number in range(4):  # one runs, three wait
+                        tasks.start_soon(ask, engine, number)
+                        while not model.steps:
+                            await anyio.sleep(0.001)
+        finally:
+            say("left", "running" if model.is_generating else "joined", len(model.calls))
+"""
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_ctrl_c_ends_an_engine_and_its_streams(runner: str) -> None:
+    program = textwrap.dedent(WITH_AN_ENGINE) + "\n" + RUNNERS[runner]
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "streaming\n"
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()
+    assert out == "left joined 1\n", err
+    assert "KeyboardInterrupt" in err
+    assert "never" not in err  # retrieved, awaited
+    assert process.returncode in (-signal.SIGINT, 1)  # 1: trio, in a group beside EngineClosed
+
+
 STRUCK_WHERE_IT_WAITS = """
     import faulthandler, signal, sys, time
     import anyio
