@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Generic, NoReturn, TypeVar
-from weakref import WeakSet
 
 from anyio import (
     CancelScope,
@@ -66,7 +65,8 @@ class TaskBlock:
     def __init__(self) -> None:
         self._task_group: TaskGroup = create_task_group()  # refuses where no event loop is running
         self._cancellation = get_cancelled_exc_class()
-        self._coroutines = WeakSet[Coroutine[Any, Any, None]]()
+        # Those that have not made a step, and what makes it.
+        self._not_begun: dict[Coroutine[Any, Any, None], Coroutine[Any, Any, None]] = {}
 
     async def open(self) -> None:
         """Let tasks be started."""
@@ -78,8 +78,12 @@ class TaskBlock:
         Not to be waited for as by `TaskGroup.start`: cancelled natively before the task's first
         step, that waits for ever.
         """
-        self._coroutines.add(coroutine)
-        self._task_group.start_soon(lambda: coroutine)
+        self._not_begun[coroutine] = begins = self._begin(coroutine)
+        self._task_group.start_soon(lambda: begins)
+
+    async def _begin(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        del self._not_begun[coroutine]
+        await coroutine
 
     async def close(self, body: BaseException | None) -> BaseException | None:
         """Wait for the tasks. Returns what is raised meanwhile, or *body* if it is a cancellation.
@@ -98,10 +102,9 @@ class TaskBlock:
             raised = _bare(exc, self._cancellation)
         else:
             raised = None if swallowed else shown
-        for coroutine in self._coroutines:
-            # Not one step was made, and none will be: it would complain of that.
-            if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
-                coroutine.close()
+        for coroutines in self._not_begun.items():
+            for coroutine in coroutines:
+                coroutine.close()  # it will never begin, and would complain of that
         return raised
 
 
