@@ -201,6 +201,22 @@ async def test_the_position_in_the_queue_is_told() -> None:
         assert stream.queue_position is None
 
 
+async def test_who_waits_for_the_model_alone_is_stopped_too() -> None:
+    """A stream without the engine has the model, and the engine's line is behind it."""
+    gate = Gate()
+    model = ScriptedModel([gate, "a"])
+    async with engine_of(model) as engine:
+        async with stream_text(model, model.tokenizer, "first") as first:
+            await gate.reached()
+            async with engine.stream_text("second") as second:
+                assert second.queue_position is None
+                second.stop()
+                assert await second.read() == ""
+            gate.open()
+            await first.read()
+    assert prompts(model) == ["first"]
+
+
 @pytest.mark.parametrize("way", ["scope", "aclose", "stop", "timeout", "leaving"])
 async def test_who_goes_while_waiting_is_never_run(way: str) -> None:
     gate = Gate()

@@ -9,10 +9,12 @@ import gc
 import itertools
 import random
 import threading
+import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Iterator
 from functools import cache
 from time import perf_counter
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -33,6 +35,7 @@ from anystreamer import (
     open_engine,
 )
 from anystreamer._engine._continuous import Continuous
+from anystreamer._engine._paged import _whole_pages, checked_settings
 from anystreamer._requests import Request
 from anystreamer.demo import load_demo
 from anystreamer.demo._sequences import held_out_questions
@@ -331,6 +334,63 @@ async def test_the_line_has_an_end() -> None:
         tasks.cancel_scope.cancel()
 
 
+async def test_the_line_has_an_end_where_the_cache_has() -> None:
+    config = small_cache(num_blocks=8)
+    async with (
+        engine_of(continuous_batching_config=config, max_waiting=0) as engine,
+        create_task_group() as tasks,
+    ):
+        tasks.start_soon(lambda: read(engine, max_new_tokens=110))  # all pages
+        await until(lambda: engine.statistics().running)
+        with pytest.raises(EngineBusy, match="0 requests"):
+            await read(engine)
+        assert engine.statistics().waiting == 0
+        tasks.cancel_scope.cancel()
+
+
+async def test_closing_does_not_wait_for_prompts_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, encoded = Request.encode, []
+
+    def slow(self: Any, prompts: Any) -> Any:
+        encoded.append(prompts)
+        time.sleep(0.05)
+        return encode(self, prompts)
+
+    monkeypatch.setattr(Request, "encode", slow)
+
+    async def ask() -> None:
+        with contextlib.suppress(EngineClosed):
+            await read(engine)
+
+    async with create_task_group() as tasks:
+        async with engine_of() as engine:
+            for _ in range(40):
+                tasks.start_soon(ask)
+            await until(lambda: encoded)
+    assert len(encoded) < 20
+    async with engine_of() as engine:
+        encoded.clear()
+        with anyio.move_on_after(0.02):
+            async with create_task_group() as tasks:
+                for _ in range(40):
+                    tasks.start_soon(ask)
+        assert len(encoded) < 20
+        monkeypatch.undo()
+        assert (await read(engine)).token_ids == list(expected(PROMPTS[0], 20))
+
+
+def test_a_model_of_two_kinds_of_attention_has_fewer_pages_than_its_blocks() -> None:
+    """Each sector of the cache is dealt to one kind."""
+    kinds = {
+        "full": SimpleNamespace(blocks_per_sector=3),
+        "s": SimpleNamespace(blocks_per_sector=2),
+    }
+    cache = SimpleNamespace(num_blocks=7, num_sectors=6, cache_allocators=kinds)
+    assert _whole_pages(cache) == 6
+    del cache.cache_allocators
+    assert _whole_pages(cache) == 7
+
+
 # -- faults of one
 
 
@@ -490,8 +550,6 @@ async def test_what_it_cannot_do_is_refused_by_name(kwargs: dict[str, Any], name
 
 
 def settings(**kwargs: Any) -> Any:
-    from anystreamer._engine._paged import checked_settings
-
     return checked_settings(demo()[0], None, None)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import random
 import subprocess
 import sys
 import threading
@@ -294,8 +296,11 @@ def test_leaving_a_sync_engine_ends_what_is_open() -> None:
         stream = engine.stream_text("hi").__enter__()
         assert next(stream)
     assert not model.is_generating
+    rest = []
     with pytest.raises(EngineClosed):
-        stream.read()
+        rest.extend(stream)
+    assert len(stream.token_ids) == model.steps > 1  # the text that it had
+    assert stream.finish_reason is FinishReason.ERROR
     stream.close()
     with pytest.raises(EngineClosed), engine.stream_text("hi"):
         pass
@@ -312,6 +317,67 @@ async def test_an_engine_of_an_event_loop_in_its_worker_threads() -> None:
         assert [await to_thread.run_sync(route) for _ in range(3)] == ["ab"] * 3
         with pytest.raises(BlockingIOError, match="own event loop"):
             route()
+
+
+async def test_a_cancelled_scope_around_the_thread_that_reads_does_not_keep_it() -> None:
+    model = endless()
+    cancelled = anyio.get_cancelled_exc_class()
+
+    def route() -> None:
+        with contextlib.suppress(cancelled):
+            with SyncEngine(engine).stream_text("hi") as stream:
+                for _ in stream:
+                    anyio.from_thread.check_cancelled()
+
+    async with anystreamer.open_engine(model, model.tokenizer) as engine:
+        for _ in range(20):
+            with anyio.move_on_after(0.01):
+                await to_thread.run_sync(route)
+            assert not model.is_generating
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_an_engine_whose_loop_ends_under_threads_that_read(backend: str) -> None:
+    model = endless()
+    ended: list[str] = []
+
+    def read(engine: Any) -> None:
+        try:
+            with SyncEngine(engine).stream_text("hi") as stream:
+                stream.read()
+        except EngineClosed:
+            ended.append("closed")
+
+    async def main() -> None:
+        async with anystreamer.open_engine(model, model.tokenizer) as engine:
+            for thread in threads:
+                thread._args = (engine,)
+                thread.start()
+            await anyio.sleep(random.random() * 0.01)
+
+    for _ in range(30):
+        threads: list[Any] = [threading.Thread(target=read, args=(None,)) for _ in range(4)]
+        anyio.run(main, backend=backend)
+        for thread in threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+    assert ended == ["closed"] * 120
+
+
+def test_every_close_waits_for_the_model() -> None:
+    gate = Gate()
+    model = ScriptedModel(["a", gate, "b"])
+    with sync_engine(model) as engine, ThreadPoolExecutor(3) as pool:
+        stream = engine.stream_text("hi").__enter__()
+        next(stream)
+        until(gate._reached.is_set)
+        closes = [pool.submit(stream.close) for _ in range(3)]
+        time.sleep(0.05)  # for what must not come to pass
+        assert not any(each.done() for each in closes)
+        gate.open()
+        for each in closes:
+            each.result()
+        assert not model.is_generating
 
 
 @pytest.mark.parametrize("use", [iter, next, lambda stream: stream.read(), lambda s: s.text])

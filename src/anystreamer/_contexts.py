@@ -79,7 +79,13 @@ class TaskBlock:
         step, that waits for ever.
         """
         self._not_begun[coroutine] = begins = self._begin(coroutine)
-        self._task_group.start_soon(lambda: begins)
+        try:
+            self._task_group.start_soon(lambda: begins)
+        except RuntimeError:  # it has ended
+            del self._not_begun[coroutine]
+            begins.close()
+            coroutine.close()
+            raise
 
     async def _begin(self, coroutine: Coroutine[Any, Any, None]) -> None:
         del self._not_begun[coroutine]

@@ -20,6 +20,7 @@ from anyio.lowlevel import current_token
 from ._contexts import StreamContext
 from ._engine import Engine, EngineStatistics
 from ._engine import open_engine as _open_engine
+from ._errors import EngineClosed
 from ._generate import stream_batch as _stream_batch
 from ._generate import stream_text as _stream_text
 from ._streams import BatchStream, GenerationStream, TextChunk, TextStream
@@ -207,12 +208,18 @@ class SyncEngine:
         return self._engine.statistics()
 
 
+class _Gone(EngineClosed):
+    """The engine's block has been left: its event loop may be gone."""
+
+
 class _EngineStream(SyncStream[TextStream]):
     """A stream of an engine needs no task to hold it: any call may open, read and close it."""
 
     def __init__(self, engine: Any, open_stream: Callable[[], StreamContext[TextStream]]) -> None:
         super().__init__("stream_text", open_stream)
-        self._token = engine.token
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._is_closing = False
 
     def __enter__(self) -> Self:
         if self._done is not None:
@@ -222,18 +229,71 @@ class _EngineStream(SyncStream[TextStream]):
         return self
 
     def close(self) -> None:
-        if self._done is None or self._done.done():
+        if self._done is None:
             return
-        self._done.set_result(None)
-        self._stream._cancelled = not self._stream._left.is_set()
-        with contextlib.suppress(anyio.RunFinishedError):  # then the engine is closed
+        with self._lock:
+            is_first, self._is_closing = not self._is_closing, True
+        if not is_first:
+            self._done.result()
+            return
+        try:
+            self._stream._cancelled = not self._stream._left.is_set()
             self._call(partial(self._context.__aexit__, None, None, None))
+        except _Gone:
+            if (error := self._stream._release()) is not None:
+                raise error from None
+        finally:
+            self._done.set_result(None)
+
+    def __next__(self) -> TextChunk:
+        try:
+            return super().__next__()
+        except _Gone:  # nobody but us touches the stream any more
+            pass
+        stream = self._stream
+        stream._fetch()
+        try:
+            return stream._take()
+        except (anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
+            pass
+        stream._conclude()
+        if stream._error is None:
+            raise StopIteration
+        stream._error_raised = True
+        raise stream._error
+
+    def read(self) -> str:
+        self._opened()
+        return "".join(self)
 
     def _call(self, func: Callable[[], Awaitable[T]]) -> T:
+        """Call *func* in a task of the engine.
+
+        Not by `from_thread.run`: on asyncio that puts it into the scopes around this thread, and
+        one of them that is cancelled would keep it from ever ending.
+        """
         with contextlib.suppress(RuntimeError):  # no event loop here: good
-            if current_token() == self._token:
+            if current_token() == self._engine.token:
                 raise BlockingIOError("this would wait for its own event loop: use the engine")
-        value, error = anyio.from_thread.run(_outcome, func, token=self._token)
+        done: Future[tuple[T | None, BaseException | None]] = Future()
+
+        async def call() -> None:
+            try:
+                done.set_result(await _outcome(func))
+            finally:
+                if not done.done():  # the engine is being cancelled
+                    done.set_result((None, _Gone()))
+
+        with self._engine.visit() as may_cross:
+            if not may_cross:
+                raise _Gone
+            try:
+                anyio.from_thread.run_sync(
+                    lambda: self._engine.start(call()), token=self._engine.token
+                )
+            except RuntimeError as exc:  # its task group has ended
+                raise _Gone from exc
+            value, error = done.result()
         if error is not None:
             raise error
         return cast("T", value)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from abc import abstractmethod
-from collections.abc import Callable, Coroutine, Iterable
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import Any
 
 from anyio import CancelScope, CapacityLimiter, get_cancelled_exc_class, sleep
@@ -18,7 +19,7 @@ from .._prompts import Prompt, as_prompts, checked_prompt
 from .._requests import Request
 from .._streams import TextStream, Timing
 from .._waiting import Flag, run_joined
-from ._line import Line
+from ._line import Line, Place
 from ._measures import EngineStatistics, Meter
 
 __all__ = ["BaseEngine", "EngineHost"]
@@ -43,7 +44,10 @@ class BaseEngine:
         self._hosts: set[EngineHost] = set()
         self._tasks: TaskBlock
         self._watch_scope = CancelScope(shield=True)
-        self._somebody = Flag()  # waits in the line
+        self._somebody = Flag()  # has not had its turn
+        self._visits = 0  # of other threads that are about to cross to the loop, or have
+        self._visits_lock = threading.Lock()
+        self._takes_visits = True
         self._is_closed = False
         self._died_of: BaseException | None = None
 
@@ -144,7 +148,7 @@ class BaseEngine:
         # Shielded as in `ThreadStream._watch`.
         with suppress(get_cancelled_exc_class()), self._watch_scope:
             while True:
-                if not self.line.waiting:
+                if all(host.stream._turn_at is not None for host in self._hosts):
                     self._somebody = Flag()
                     await self._somebody.wait()
                 for host in self._hosts:
@@ -184,6 +188,15 @@ class BaseEngine:
         """Start a task for a request."""
         self._tasks.start(coroutine)
 
+    def check_room(self, place: Place) -> None:
+        """Raises EngineBusy if it would have to wait, and as many wait as may."""
+        if self._max_waiting is None:
+            return
+        line = self.line
+        waiting = sum(each.is_ready for each in line.waiting)
+        if waiting >= self._max_waiting and (waiting or not line.has_room_for(place)):
+            raise EngineBusy(waiting)
+
     def forget(self, host: EngineHost) -> None:
         """A request has ended."""
         self._hosts.discard(host)
@@ -195,6 +208,31 @@ class BaseEngine:
         died = EngineDied()
         died.__cause__ = self._died_of
         return died
+
+    # -- for other threads
+
+    @contextmanager
+    def visit(self) -> Iterator[bool]:
+        """Whether the loop may be crossed to. It does not end before this block does."""
+        with self._visits_lock:
+            if takes_visits := self._takes_visits:
+                self._visits += 1
+        try:
+            yield takes_visits
+        finally:
+            if takes_visits:
+                with self._visits_lock:
+                    self._visits -= 1
+
+    def end_visits(self) -> None:
+        """Let nobody cross any more."""
+        with self._visits_lock:
+            self._takes_visits = False
+
+    @property
+    def is_visited(self) -> bool:
+        """Whether somebody is still crossing."""
+        return bool(self._visits)
 
 
 class EngineHost(Host[TextStream]):

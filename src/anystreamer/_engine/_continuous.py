@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from itertools import count
 from time import perf_counter, sleep
@@ -36,6 +36,9 @@ RESULT_POLL = 0.01
 
 # A crossing delivers to so many streams at the most, so that it does not hold the loop for long.
 STREAMS_AT_ONCE = 32
+
+# So many prompts at the most are encoded in one go.
+ENCODED_AT_ONCE = 16
 
 # What a request may say of the model's work. All else belongs to ``generate()``.
 _SETTINGS = ("eos_token_id", "max_length", "max_new_tokens")
@@ -398,17 +401,24 @@ class _Host(EngineHost):
     async def _prepare(self) -> None:
         engine = self._continuous
         engine.to_encode.append(self)
-        async with engine.encoding:
-            if not self._is_encoded:
-                # With all that have come meanwhile: beside a model that runs, each switch to a
-                # thread and back takes its time.
-                others, engine.to_encode = engine.to_encode, []
-                await run_joined(_encode, [self, *(each for each in others if each is not self)])
+        try:
+            async with engine.encoding:
+                if not self._is_encoded:
+                    # With those that have come meanwhile: beside a model that runs, each switch
+                    # to a thread and back takes its time.
+                    batch = [self, *(each for each in engine.to_encode if each is not self)]
+                    await run_joined(_encode, engine, batch[:ENCODED_AT_ONCE])
+        finally:
+            engine.to_encode.remove(self)
         await checkpoint()  # a cancellation that came meanwhile must not be missed
-        if self._failure is not None:
-            raise self._failure
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        if not self._is_encoded:
+            raise engine.refusal()
         self.stream._rows = self._rows
         self.place.size = engine.pages(self._request, self.stream)
+        engine.check_room(self.place)
 
     def encode(self) -> None:
         """Encode its prompt. Never raises."""
@@ -429,6 +439,10 @@ class _Host(EngineHost):
             engine.cancel(generation)
 
 
-def _encode(hosts: Iterable[_Host]) -> None:
+def _encode(engine: Continuous, hosts: Sequence[_Host]) -> None:
+    """Encode several prompts, that of the first on behalf of whom it is done."""
     for host in hosts:
-        host.encode()
+        if engine._is_closed or hosts[0].stream._cancelled:
+            return  # the others see to themselves
+        if not host._is_encoded and not host.stream._cancelled:
+            host.encode()

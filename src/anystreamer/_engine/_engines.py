@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from anyio import CancelScope, get_cancelled_exc_class
+from anyio import CancelScope, get_cancelled_exc_class, sleep
 
 from .._arguments import check_model
 from .._bridge import raise_unchanged
@@ -20,6 +20,7 @@ from .._generate import SupportsGenerate
 from .._prompts import Prompt, tokenizer_of
 from .._requests import WorkerContext
 from .._streams import TextStream
+from .._waiting import JOIN_POLL
 from ._base import BaseEngine
 from ._measures import EngineStatistics
 from ._one_by_one import OneByOne
@@ -167,16 +168,18 @@ class EngineContext(AbstractAsyncContextManager[Engine]):
         assert engine is not None
         cancellation = get_cancelled_exc_class()
         engine.close()
+        engine.end_visits()
         raised = await self._tasks.close(body)
         if raised is None and isinstance(body, cancellation):
             # Ours, and we did not ask for it: a request's task was cancelled natively before its
             # first step, and took the others with it. The body must not end in silence.
             raised = EngineClosed()
         engine.look()
-        while not engine.left.is_set():
+        while not engine.left.is_set() or engine.is_visited:
             with CancelScope(shield=True):
                 try:
                     await engine.left.wait()
+                    await sleep(JOIN_POLL if engine.is_visited else 0)
                 except BaseException as exc:
                     raised = exc if raised is None else raised
         if raised is not None and not isinstance(raised, cancellation):

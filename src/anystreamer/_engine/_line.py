@@ -27,13 +27,16 @@ class Line:
         self.waiting.append(place)
         return place
 
+    def has_room_for(self, place: Place) -> bool:
+        """Whether it could run beside those that do."""
+        used = sum(each.size for each in self.running)
+        return len(self.running) < self.slots and used + place.size <= self.room
+
     def serve(self) -> None:
         """Give free slots to those whose turn it is."""
-        while len(self.running) < self.slots:
+        while True:
             place = next((each for each in self.waiting if each.is_ready), None)
-            if place is None:
-                return
-            if sum(each.size for each in self.running) + place.size > self.room:
+            if place is None or not self.has_room_for(place):
                 return  # nor may a smaller one go before it: it might wait for ever
             self.waiting.remove(place)
             self.running.add(place)

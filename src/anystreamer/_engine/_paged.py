@@ -140,6 +140,21 @@ def _free_bytes(device: Any) -> float:
     return math.inf  # the manager looks for itself
 
 
+def _whole_pages(cache: Any) -> int:
+    """How many pages one request can have, in each kind of attention of the model.
+
+    The cache is dealt out in sectors, each to one kind.
+    """
+    pages = int(cache.num_blocks)
+    kinds = getattr(cache, "cache_allocators", None)
+    if not kinds or not hasattr(cache, "num_sectors"):
+        return pages
+    in_sector = [getattr(kind, "blocks_per_sector", 1) for kind in kinds.values()]
+    while pages and sum(math.ceil(pages / each) for each in in_sector) > cache.num_sectors:
+        pages -= 1
+    return pages
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What a manager is made of, and how to read it."""
@@ -168,7 +183,7 @@ class Settings:
                 raise self.cause_of_death(manager)
             sleep(0.001)
         config = manager.continuous_batching_config
-        return int(config.num_blocks), int(config.page_size)
+        return _whole_pages(manager.batch_processor.cache), int(config.page_size)
 
     def cache_used(self, manager: Any) -> float | None:
         """The share of the cache that is in use; None where that cannot be told."""
