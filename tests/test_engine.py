@@ -378,6 +378,9 @@ async def test_a_cancelled_request_stops_the_model_within_a_step() -> None:
                 async def cancel() -> None:
                     await gate.reached()
                     scope.cancel()
+                    # An engine is told by the block that is being left: the loop has to come to it.
+                    with CancelScope(shield=True):
+                        await until(lambda: stream._cancelled)
                     gate.open()
 
                 await stream.read()
