@@ -407,6 +407,10 @@ class Held:
                 yield piece
 
 
+async def close(tokens: AsyncGenerator[str, None]) -> None:
+    await tokens.aclose()
+
+
 # trio says so to whoever drops a generator, whatever it holds.
 @pytest.mark.filterwarnings("ignore:Async generator .* was garbage collected:ResourceWarning")
 @pytest.mark.parametrize("way", ["dropped", "closed", "closed by another task", "thrown into"])
@@ -426,7 +430,7 @@ async def test_a_stream_may_be_held_across_a_yield(way: str) -> None:
                         await tokens.aclose()
                     case "closed by another task":
                         async with create_task_group() as tasks:
-                            tasks.start_soon(tokens.aclose)
+                            tasks.start_soon(close, tokens)
                     case "thrown into":
                         with pytest.raises(KeyError):
                             await tokens.athrow(KeyError())

@@ -729,6 +729,10 @@ class Held:
                 yield piece
 
 
+async def close(tokens: AsyncGenerator[str, None]) -> None:
+    await tokens.aclose()
+
+
 # trio says so to whoever drops a generator, whatever it holds.
 @pytest.mark.filterwarnings("ignore:Async generator .* was garbage collected:ResourceWarning")
 @pytest.mark.parametrize("batching", BATCHING)
@@ -752,7 +756,7 @@ async def test_streams_may_be_held_across_a_yield(batching: str) -> None:
                     await tokens.aclose()
                 if way == "closed by another task":
                     async with create_task_group() as tasks:
-                        tasks.start_soon(tokens.aclose)
+                        tasks.start_soon(close, tokens)
                 gc.collect()
                 await until(lambda: not engine._hosts)
                 await checkpoint()
