@@ -37,7 +37,7 @@ ENV = {
 
 def install_all(session: nox.Session) -> None:
     """What every test needs, torch among it."""
-    session.install(*CONSTRAINTS, "--group", "tests", ".[transformers,trio,uvloop,cli]")
+    session.install(*CONSTRAINTS, "--group", "tests", ".[transformers,trio,uvloop,cli,server]")
 
 
 @nox.session(python=PYTHON)
@@ -55,7 +55,7 @@ def types(session: nox.Session) -> None:
     session.install(
         *CONSTRAINTS,
         *("--group", "typing", "--group", "tests", "nox"),
-        ".[transformers,trio,uvloop,cli]",
+        ".[transformers,trio,uvloop,cli,server]",
     )
     session.run("mypy")
     session.run("pyright", "--verifytypes", "anystreamer", "--ignoreexternal")
@@ -83,7 +83,7 @@ def tests_of_the_oldest(session: nox.Session) -> None:
 @nox.session(python=OTHER_PYTHONS)
 def tests_without_torch(session: nox.Session) -> None:
     """The tests that need no model, where torch is not installed."""
-    session.install(*CONSTRAINTS, "--group", "tests", ".[trio,uvloop,cli]")
+    session.install(*CONSTRAINTS, "--group", "tests", ".[trio,uvloop,cli,server]")
     session.run("pytest", *session.posargs, env=ENV)
 
 

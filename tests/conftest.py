@@ -53,6 +53,8 @@ NEEDS_TORCH = [
     "test_generate_kinds.py",
     "test_layers.py",
     "test_responses.py",
+    "test_server_cli.py",
+    "test_server_model.py",
 ]
 collect_ignore = [] if installed("torch", "transformers") else NEEDS_TORCH
 

@@ -13,6 +13,7 @@ __all__ = [
     "is_assisted",
     "most_new_tokens",
     "setting",
+    "uses_torch",
 ]
 
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")

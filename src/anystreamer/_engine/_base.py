@@ -67,10 +67,14 @@ class BaseEngine:
             used=self._cache_used(),
         )
 
+    @property
+    def state(self) -> str:
+        """``"open"``, ``"closed"`` or ``"died"``."""
+        return "died" if self._died_of else "closed" if self._is_closed else "open"
+
     def __repr__(self) -> str:
-        state = "died" if self._died_of else "closed" if self._is_closed else "open"
         waiting, running = len(self.line.waiting), len(self.line.running)
-        return f"<anystreamer.Engine {state}, {running} running, {waiting} waiting>"
+        return f"<anystreamer.Engine {self.state}, {running} running, {waiting} waiting>"
 
     # -- for the two kinds
 

@@ -1,0 +1,14 @@
+"""The edge: an engine behind HTTP, as an OpenAI-compatible application or as one response."""
+
+try:
+    from ._app import create_app
+    from ._responses import TextStreamResponse
+except ModuleNotFoundError as _missing:
+    _name = (_missing.name or "").partition(".")[0]
+    if _name not in ("starlette", "pydantic", "pydantic_core", "prometheus_client"):
+        raise
+    raise ImportError(
+        f"anystreamer.server needs {_name}: pip install 'anystreamer[server]'"
+    ) from _missing
+
+__all__ = ["TextStreamResponse", "create_app"]

@@ -1,0 +1,213 @@
+"""The response to a request for text: it opens the streams, and sends what they have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from anyio import create_task_group
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from .._arguments import uses_torch
+from .._deadlines import Timeouts
+from .._engine import Engine
+from .._prompts import Prompt, tokenizer_of
+from .._streams import TextChunk, TextStream, Usage
+from ._answers import DONE, Answer, Tokens, event, usage_of
+from ._errors import Refused, refusal_of
+from ._requests import TextRequest
+from ._sending import EVENT_STREAM, NOT_KEPT, BodySender, run_all, while_connected
+
+__all__ = ["CompletionResponse", "Limits"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the owner of a server allows each request."""
+
+    default_max_tokens: int
+    max_tokens: int | None
+    context: int | None  # tokens that the model takes in all; None where it is not known
+    keep_alive: float | None
+    timeout: float | Timeouts | None
+
+
+class CompletionResponse(Response):
+    """Answers one request. The model works for it while its client listens, and no longer."""
+
+    media_type = EVENT_STREAM
+
+    def __init__(
+        self,
+        engine: Engine,
+        request: TextRequest,
+        answer: Answer,
+        limits: Limits,
+        ended: Callable[[str, list[Usage]], None],
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers(NOT_KEPT)
+        self._engine = engine
+        self._request = request
+        self._answer = answer
+        self._limits = limits
+        self._ended = ended
+        self._choices: list[TextStream] = []
+        self._outcome = "disconnected"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it. Called by Starlette."""
+        try:
+            await while_connected(receive, partial(self._serve, scope, receive, send))
+        finally:
+            usages = [stream.usage for stream in self._choices]
+            self._ended(self._outcome, [usage for usage in usages if usage is not None])
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = BodySender(send)
+        is_open = False
+        failure: Refused | None = None
+        texts: list[tuple[str, str, Tokens | None]] = []
+        try:
+            async with AsyncExitStack() as stack:
+                await self._open(stack)
+                is_open = True
+                if self._request.stream:
+                    await body.start(self.status_code, self.raw_headers)
+                    await self._send_all(body)
+                else:
+                    texts = await self._read_all()
+        except Exception as exc:
+            # Here, and not before: all streams have been left, so [DONE] is the truth.
+            param = self._request.prompts[0][0]
+            failure = refusal_of(exc, at_entry=not is_open, param=param)
+        if body.has_started:
+            self._outcome = "failed" if failure else "200"
+            return await body.end((event(failure.object) if failure else self._usage()) + DONE)
+        if failure is not None:
+            self._outcome = str(failure.status)
+            return await failure.response()(scope, receive, send)
+        self._outcome = "200"
+        await JSONResponse(self._answer.whole(texts, self._usages()))(scope, receive, send)
+
+    # -- opening
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        """Open a stream for each choice.
+
+        Raises:
+            Exception: what the engine refuses it with. Those opened before are left by *stack*.
+        """
+        request, limits = self._request, self._limits
+        param, asked = request.most_tokens
+        if asked is not None and limits.max_tokens is not None and asked > limits.max_tokens:
+            raise Refused(
+                f"{param} must be at most {limits.max_tokens}", param=param, code="invalid_value"
+            )
+        most = limits.default_max_tokens if asked is None else asked
+        if limits.max_tokens is not None:
+            most = min(most, limits.max_tokens)
+        choice = 0
+        for name, prompt in request.prompts:
+            for _ in range(request.n or 1):
+                stream = await self._open_one(stack, choice, prompt, most)
+                length = len(stream.prompt_token_ids)
+                room = limits.context - length if limits.context is not None else most
+                if room < 1 or (asked is not None and room < asked):
+                    raise Refused(
+                        f"the model takes {limits.context} tokens in all; the prompt has {length}"
+                        + (f", and {param} asks for {asked}" if asked else ""),
+                        param=name if room < 1 else param,
+                        code="context_length_exceeded",
+                    )
+                if room < most:  # nobody asked for so many: as many as there is room for
+                    await stream.aclose()
+                    stream = await self._open_one(stack, choice, prompt, room)
+                self._choices.append(stream)
+                choice += 1
+
+    async def _open_one(
+        self, stack: AsyncExitStack, choice: int, prompt: Prompt, most: int
+    ) -> TextStream:
+        arguments: dict[str, Any] = self._request.arguments(choice)
+        if self._request.seed is not None and not uses_torch(getattr(self._engine, "model", None)):
+            raise Refused("seed is not supported by this model", param="seed")
+        return await stack.enter_async_context(
+            self._engine.stream_text(
+                prompt, timeout=self._limits.timeout, max_new_tokens=most, **arguments
+            )
+        )
+
+    # -- in chunks
+
+    async def _send_all(self, body: BodySender) -> None:
+        failure: Exception | None = None
+        async with create_task_group() as tasks:
+            if self._limits.keep_alive is not None:
+                tasks.start_soon(body.keep_alive, self._limits.keep_alive)
+            try:
+                await run_all(
+                    [
+                        partial(self._send, body, index, stream)
+                        for index, stream in enumerate(self._choices)
+                    ]
+                )
+            except Exception as exc:  # a task group would put it into a group
+                failure = exc
+            tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _send(self, body: BodySender, index: int, stream: TextStream) -> None:
+        # With the first text, and not before: clients time the first chunk.
+        before = self._answer.first(index)
+        offset = 0
+        async for piece in stream:  # what is ready together is one piece
+            said = self._answer.piece(index, piece, self._tokens(piece), offset)
+            await body.send(before + said)
+            before = ""
+            offset += len(piece)
+        await body.send(before + self._answer.last(index, _reason(stream)))
+
+    def _tokens(self, piece: TextChunk) -> Tokens | None:
+        """The tokens of a piece, each as a text of its own, if they are to be told."""
+        if not self._request.wants_logprobs or piece.logprobs is None:
+            return None
+        tokenizer = tokenizer_of(getattr(self._engine, "tokenizer", None))
+        return [
+            (tokenizer.decode([token_id]), logprob)
+            for token_id, logprob in zip(piece.token_ids, piece.logprobs, strict=True)
+        ]
+
+    # -- whole
+
+    async def _read_all(self) -> list[tuple[str, str, Tokens | None]]:
+        tokens: list[list[tuple[str, float]]] = [[] for _ in self._choices]
+
+        async def read(index: int, stream: TextStream) -> None:
+            async for piece in stream:
+                tokens[index].extend(self._tokens(piece) or ())
+
+        await run_all([partial(read, *each) for each in enumerate(self._choices)])
+        told = self._request.wants_logprobs
+        return [
+            (stream.text, _reason(stream), tokens[index] if told else None)
+            for index, stream in enumerate(self._choices)
+        ]
+
+    def _usages(self) -> dict[str, int]:
+        usages = [stream.usage for stream in self._choices]
+        return usage_of([usage for usage in usages if usage is not None], self._request.n or 1)
+
+    def _usage(self) -> str:
+        return self._answer.usage(self._usages()) if self._request.includes_usage else ""
+
+
+def _reason(stream: TextStream) -> str:
+    reason = stream.finish_reason
+    return (reason and reason.openai) or "stop"

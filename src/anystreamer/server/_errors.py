@@ -1,0 +1,84 @@
+"""What goes wrong, as OpenAI's API says it: an error object, and a status where one can be sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from .._errors import EngineBusy, EngineClosed, EngineDied, GenerationTimeout
+from ._responses import RETRY_AFTER
+from ._sending import log
+
+__all__ = ["Refused", "refusal_of"]
+
+# The engine's names for what clients know under another one.
+_PARAMS = {
+    "logprobs": "logprobs",
+    "do_sample": "temperature",
+    "max_new_tokens": "max_tokens",
+    "stop_strings": "stop",
+    "worker_context": "seed",
+}
+
+
+class Refused(Exception):
+    """A request is answered with an error object."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        status: int = 400,
+        type: str = "invalid_request_error",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers
+        self.object: dict[str, Any] = {
+            "error": {"message": message, "type": type, "param": param, "code": code}
+        }
+
+    def response(self) -> JSONResponse:
+        """The error as a whole response."""
+        return JSONResponse(self.object, self.status, self.headers)
+
+
+def refusal_of(exc: Exception, *, at_entry: bool, param: str) -> Refused:
+    """What a client is told of an error of the engine's: not what was found inside of the server.
+
+    Args:
+        exc: the error.
+        at_entry: whether a stream was being opened: then it speaks of what the client asked for.
+        param: what was asked, where the error does not say which.
+    """
+    match exc:
+        case Refused():
+            return exc
+        case EngineBusy():
+            return Refused(
+                str(exc),
+                status=503,
+                type="server_error",
+                code="engine_busy",
+                headers={"retry-after": RETRY_AFTER},
+            )
+        case EngineClosed() | EngineDied():
+            return Refused(str(exc), status=503, type="server_error", code="engine_unavailable")
+        case GenerationTimeout():
+            return Refused(str(exc), status=504, type="timeout_error", code=exc.phase)
+    # Of the template: it raises what it does not like, such as two answers in a row.
+    is_template_s = type(exc).__module__.partition(".")[0] == "jinja2"
+    if at_entry and (isinstance(exc, ValueError | TypeError) or is_template_s):
+        said = str(exc)
+        for name, known_as in _PARAMS.items():
+            if name in said:
+                said, param = said.replace(name, known_as), known_as
+                break
+        return Refused(said, param=param, code="invalid_value")
+    log.error("a request failed", exc_info=exc)
+    return Refused("the model failed", status=500, type="server_error")

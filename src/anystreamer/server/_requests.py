@@ -1,0 +1,240 @@
+"""What clients may ask, as OpenAI's API has it; all else is refused by name, never ignored."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
+
+from .._prompts import Prompt
+from ._errors import Refused
+
+__all__ = ["ChatRequest", "CompletionRequest", "TextRequest", "parsed"]
+
+RequestT = TypeVar("RequestT", bound="TextRequest")
+
+# Below this a temperature leaves nothing to chance, and scores divided by it overflow.
+GREEDY = 1e-4
+
+
+StopString = Annotated[str, Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(_Strict):
+    """How a streamed answer is sent."""
+
+    include_usage: bool | None = None
+
+
+class TextRequest(_Strict):
+    """What both kinds of requests have."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    # Clients send these with the value that changes nothing.
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> TextRequest:
+        if self.stream_options is not None and not self.stream:
+            raise Refused("stream_options is for stream=true", param="stream_options")
+        return self
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether the usage is to be sent at the end of a stream."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def most_tokens(self) -> tuple[str, int | None]:
+        """How many tokens an answer may have, and the name of the parameter that says so."""
+        return "max_tokens", self.max_tokens
+
+    @property
+    @abstractmethod
+    def wants_logprobs(self) -> bool:
+        """Whether the tokens' log-probabilities are to be told."""
+
+    @property
+    @abstractmethod
+    def prompts(self) -> Sequence[tuple[str, Prompt]]:
+        """The prompts, each with the name of its parameter."""
+
+    def arguments(self, choice: int) -> dict[str, Any]:
+        """What ``engine.stream_text`` is to be called with, apart from the number of tokens."""
+        arguments: dict[str, Any] = {}
+        if self.stop:
+            arguments["stop"] = self.stop
+        if self.wants_logprobs:
+            arguments["logprobs"] = True
+        if self.temperature is not None and self.temperature < GREEDY:
+            arguments["do_sample"] = False
+        elif self.temperature is not None or self.top_p is not None:
+            # OpenAI's API draws, with a temperature of 1 unless another is asked for.
+            arguments["do_sample"] = True
+            arguments["temperature"] = 1.0 if self.temperature is None else float(self.temperature)
+            if self.top_p is not None:
+                arguments["top_p"] = float(self.top_p)
+        if self.seed is not None:
+            arguments["worker_context"] = seeded((self.seed + choice) % 2**63)
+        return arguments
+
+
+class TextPart(_Strict):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Strict):
+    """A message of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    refusal: None = None  # what our own answers have, which clients send back
+
+    def as_prompt(self) -> dict[str, str]:
+        """The message as chat templates take it."""
+        content = self.content
+        return {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": content
+            if isinstance(content, str)
+            else "".join(part.text for part in content),
+        }
+
+
+class ChatRequest(TextRequest):
+    """The body of a POST to ``/v1/chat/completions``."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None  # of the other tokens, of none
+
+    @model_validator(mode="after")
+    def _check_chat(self) -> ChatRequest:
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise Refused(
+                "max_tokens and max_completion_tokens say the same: give one of them",
+                param="max_tokens",
+            )
+        if self.top_logprobs is not None and not self.logprobs:
+            raise Refused("top_logprobs is for logprobs=true", param="top_logprobs")
+        return self
+
+    @property
+    def most_tokens(self) -> tuple[str, int | None]:
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return super().most_tokens
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return bool(self.logprobs)
+
+    @property
+    def prompts(self) -> Sequence[tuple[str, Prompt]]:
+        return [("messages", [message.as_prompt() for message in self.messages])]
+
+
+class CompletionRequest(TextRequest):
+    """The body of a POST to ``/v1/completions``."""
+
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=128)]
+    echo: Literal[False] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=0)] | None = None  # of so many other tokens: of none
+
+    @model_validator(mode="after")
+    def _check_completion(self) -> CompletionRequest:
+        if len(self.prompts) * (self.n or 1) > 128:
+            raise Refused("no more than 128 answers to one request", param="n")
+        return self
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return self.logprobs is not None
+
+    @property
+    def prompts(self) -> Sequence[tuple[str, Prompt]]:
+        return [
+            ("prompt", each)
+            for each in ([self.prompt] if isinstance(self.prompt, str) else self.prompt)
+        ]
+
+
+def parsed(kind: type[RequestT], body: bytes) -> RequestT:
+    """A request's body as what it asks.
+
+    Raises:
+        Refused: it is no JSON object, or asks for what is not supported.
+    """
+    try:
+        data = from_json(body, allow_inf_nan=False)
+    except ValueError as exc:
+        raise Refused(f"the body is no JSON: {exc}") from exc
+    if not isinstance(data, dict):
+        raise Refused("the body must be a JSON object")
+    try:
+        return kind.model_validate(data)
+    except ValidationError as exc:
+        raise _refusal(data, exc) from exc
+
+
+def _refusal(data: Mapping[str, Any], exc: ValidationError) -> Refused:
+    """The first of pydantic's errors, in OpenAI's words."""
+    errors = exc.errors(include_url=False, include_context=False)
+    # Of the alternatives that a value may be, the one that it got furthest with.
+    alternatives = [each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]]
+    named = [(_name(data, each["loc"], each["type"] == "missing"), each) for each in alternatives]
+    param, error = max(named, key=lambda each: each[0].count(".") + each[0].count("["))
+    if error["type"] == "extra_forbidden":
+        return Refused(f"{param} is not supported", param=param, code="unknown_parameter")
+    if error["type"] == "missing":
+        return Refused(f"{param} is missing", param=param, code="missing_required_parameter")
+    return Refused(f"{param}: {error['msg']}", param=param, code="invalid_value")
+
+
+def _name(data: Any, loc: tuple[int | str, ...], is_missing: bool) -> str:
+    """The place of an error, as ``messages[0].role``: without pydantic's names for alternatives."""
+    name = ""
+    for number, part in enumerate(loc):
+        if isinstance(part, int) and isinstance(data, list) and part < len(data):
+            name, data = f"{name}[{part}]", data[part]
+        elif isinstance(data, dict) and part in data:
+            name, data = f"{name}.{part}" if name else str(part), data[part]
+        elif is_missing and number == len(loc) - 1:
+            name = f"{name}.{part}" if name else str(part)
+    return name[:200]
+
+
+def seeded(seed: int) -> Callable[[], contextlib.AbstractContextManager[object]]:
+    """A worker context in which a model draws by *seed*, and nobody else does."""
+
+    @contextlib.contextmanager
+    def context() -> Iterator[None]:
+        import torch
+
+        # Named one by one: of many devices without their names it warns.
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            yield
+
+    return context

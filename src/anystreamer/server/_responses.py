@@ -1,0 +1,154 @@
+"""`TextStreamResponse`: a stream as the response of one's own route."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Literal
+
+from anyio import create_task_group
+from starlette.background import BackgroundTask
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from .._errors import EngineBusy, EngineClosed, EngineDied, GenerationTimeout
+from .._streams import TextStream
+from ._sending import EVENT_STREAM, NOT_KEPT, BodySender, log, while_connected
+
+__all__ = ["RETRY_AFTER", "TextStreamResponse"]
+
+RETRY_AFTER = "1"  # seconds; a place in the line is soon free, or soon taken again
+
+
+class TextStreamResponse(Response):
+    """A stream of text as a response, for a route of Starlette or FastAPI.
+
+        @app.post("/story")
+        async def story(request: Request) -> Response:
+            prompt = (await request.json())["prompt"]
+            return TextStreamResponse(engine.stream_text(prompt, max_new_tokens=200))
+
+    The stream is opened before the headers go out. So an engine that is busy or gone is a real 503,
+    and what the engine refuses at the entry a 400. A client that leaves stops the model, in the
+    line, too.
+
+    Args:
+        engine_stream: what ``engine.stream_text(...)`` returns, unopened.
+        format: ``"text"`` sends the text as it is; if the model fails after its start, the
+            connection is cut. ``"sse"`` sends events for ``EventSource`` and its like: each piece
+            as ``data: {"text": "..."}``, and last ``event: end`` with the finish reason and the
+            usage, or ``event: error`` with a message.
+        keep_alive: send a comment whenever an event stream was silent for so many seconds, as it is
+            while the first token is awaited. None sends none.
+        status_code, headers, media_type, background: as Starlette's responses have them.
+    """
+
+    def __init__(
+        self,
+        engine_stream: AbstractAsyncContextManager[TextStream],
+        format: Literal["text", "sse"] = "text",
+        *,
+        keep_alive: float | None = 15.0,
+        status_code: int = 200,
+        headers: Mapping[str, str] | None = None,
+        media_type: str | None = None,
+        background: BackgroundTask | None = None,
+    ) -> None:
+        if format not in ("text", "sse"):
+            raise ValueError(f"format must be 'text' or 'sse', not {format!r}")
+        if keep_alive is not None and not keep_alive > 0:
+            raise ValueError(f"keep_alive must be more than 0 seconds, not {keep_alive!r}")
+        if not hasattr(engine_stream, "__aenter__"):
+            raise TypeError(
+                "engine_stream must be what engine.stream_text(...) returns, before it is "
+                f"opened, not {type(engine_stream).__name__}"
+            )
+        self._engine_stream = engine_stream
+        self._sends_events = format == "sse"
+        self._keep_alive = keep_alive if self._sends_events else None
+        self.status_code = status_code
+        self.media_type: str | None = media_type or (
+            EVENT_STREAM if self._sends_events else "text/plain"
+        )
+        self.background = background
+        self.init_headers({**NOT_KEPT, **(headers or {})})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it. Called by Starlette."""
+
+        async def work() -> None:
+            if scope["method"] == "HEAD":  # asks for no text
+                body = BodySender(send)
+                await body.start(self.status_code, self.raw_headers)
+                return await body.end()
+            refusal = await self._serve(send)
+            if refusal is not None:
+                await refusal(scope, receive, send)
+
+        await while_connected(receive, work)
+        if self.background is not None:
+            await self.background()
+
+    async def _serve(self, send: Send) -> Response | None:
+        """Send the stream. Returns what to answer if it could not be opened."""
+        body = BodySender(send)
+        try:
+            async with self._engine_stream as stream:
+                await body.start(self.status_code, self.raw_headers)
+                async with create_task_group() as tasks:
+                    if self._keep_alive is not None:
+                        tasks.start_soon(body.keep_alive, self._keep_alive)
+                    error = await self._send(stream, body)
+                    tasks.cancel_scope.cancel()
+            if error is not None:
+                raise error
+            if self._sends_events:
+                usage = stream.usage
+                assert usage is not None
+                end = {
+                    "finish_reason": stream.finish_reason,
+                    "usage": {
+                        "prompt_tokens": usage.prompt_tokens,
+                        "completion_tokens": usage.completion_tokens,
+                    },
+                }
+                await body.send(f"event: end\ndata: {json.dumps(end)}\n\n")
+        except Exception as exc:
+            if not body.has_started:
+                return _refusal(exc)
+            if not self._sends_events:
+                raise  # all that can still be said is that this was not the end
+            if not isinstance(exc, GenerationTimeout | EngineClosed):
+                log.exception("a stream failed after its start")
+            await body.send(f"event: error\ndata: {json.dumps({'message': _said_of(exc)})}\n\n")
+        await body.end()
+        return None
+
+    async def _send(self, stream: TextStream, body: BodySender) -> Exception | None:
+        """Send what the stream has. Returns its error: a task group would put it into a group."""
+        try:
+            async for piece in stream:
+                await body.send(
+                    f"data: {json.dumps({'text': piece})}\n\n" if self._sends_events else piece
+                )
+        except Exception as exc:
+            return exc
+        return None
+
+
+def _refusal(exc: Exception) -> Response:
+    """What to answer where the stream could not be opened. Raises what is no client's business."""
+    if isinstance(exc, EngineBusy):
+        return PlainTextResponse(str(exc), 503, {"retry-after": RETRY_AFTER})
+    if isinstance(exc, EngineClosed | EngineDied):
+        return PlainTextResponse(str(exc), 503)
+    if isinstance(exc, ValueError | TypeError):
+        return PlainTextResponse(str(exc), 400)
+    raise exc
+
+
+def _said_of(exc: Exception) -> str:
+    """What a client is told of an error: not what was found inside of the server."""
+    own = isinstance(exc, GenerationTimeout | EngineClosed | EngineDied)
+    return str(exc) if own else "the model failed"

@@ -1,0 +1,136 @@
+"""Running an application on uvicorn or hypercorn until a signal, and ending in order."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import Any
+
+from anyio import CancelScope, Event, create_task_group, move_on_after, open_signal_receiver
+
+from .._engine import Engine
+
+__all__ = ["listening", "run", "url_of"]
+
+# What a server may take to send what is left, once the engine has been closed (seconds).
+LAST_WORDS = 5.0
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there. Raises OSError where it cannot."""
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server(address[:2], family=family, backlog=2048)
+
+
+def url_of(listener: socket.socket) -> str:
+    """The address of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+async def run(
+    engine_context: AbstractAsyncContextManager[Engine],
+    new_app: Callable[[Engine], Any],
+    listener: socket.socket,
+    server_name: str,
+    *,
+    grace: float,
+    ready: Callable[[], object],
+    at_once: Callable[[], object],
+) -> None:
+    """Serve on *listener* until SIGINT or SIGTERM.
+
+    Then no new requests are taken. Open streams have *grace* seconds to end; what is open then ends
+    with an error event. A second signal calls *at_once*.
+
+    Args:
+        engine_context: of the engine to serve.
+        new_app: makes its application.
+        server_name: ``"uvicorn"``, ``"hypercorn-asyncio"`` or ``"hypercorn-trio"``, as the loop is.
+        ready: called when requests are taken.
+    """
+    stop, served = Event(), Event()
+    async with create_task_group() as tasks:
+        async with engine_context as engine:
+            app = new_app(engine)
+            serve = {
+                "uvicorn": _uvicorn,
+                "hypercorn-asyncio": _hypercorn_asyncio,
+                "hypercorn-trio": _hypercorn_trio,
+            }[server_name]
+
+            async def server() -> None:
+                try:
+                    await serve(app, listener, stop, grace + LAST_WORDS)
+                finally:
+                    served.set()
+                    stop.set()
+
+            async def signals() -> None:
+                with open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+                    async for _ in received:
+                        if stop.is_set():
+                            at_once()
+                        stop.set()
+
+            tasks.start_soon(signals)
+            tasks.start_soon(server)
+            ready()
+            await stop.wait()
+            with move_on_after(grace):
+                await served.wait()
+        # The engine has been closed, and its streams have ended with an error.
+        await served.wait()
+        tasks.cancel_scope.cancel()
+
+
+async def _uvicorn(app: Any, listener: socket.socket, stop: Event, most: float) -> None:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield  # they are ours
+
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=round(most),
+    )
+    server = Server(config)
+
+    async def end() -> None:
+        await stop.wait()
+        server.should_exit = True
+
+    async with create_task_group() as tasks:
+        tasks.start_soon(end)
+        with CancelScope(shield=True):  # cancelled, it would leave its sockets open
+            await server.serve(sockets=[listener])
+        tasks.cancel_scope.cancel()
+
+
+async def _hypercorn_asyncio(app: Any, listener: socket.socket, stop: Event, most: float) -> None:
+    from hypercorn.asyncio import serve
+
+    await serve(app, _hypercorn_config(listener, most), shutdown_trigger=stop.wait)
+
+
+async def _hypercorn_trio(app: Any, listener: socket.socket, stop: Event, most: float) -> None:
+    from hypercorn.trio import serve
+
+    await serve(app, _hypercorn_config(listener, most), shutdown_trigger=stop.wait)
+
+
+def _hypercorn_config(listener: socket.socket, most: float) -> Any:
+    from hypercorn.config import Config
+
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.graceful_timeout = most
+    config.loglevel = "WARNING"
+    return config

@@ -1,0 +1,115 @@
+"""Sending while a client listens: a disconnect cancels, and an idle event stream is kept alive."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from anyio import Lock, create_task_group, current_time, get_cancelled_exc_class, sleep
+from starlette.types import Receive, Send
+
+from .._bridge import raise_unchanged
+
+__all__ = ["EVENT_STREAM", "NOT_KEPT", "BodySender", "log", "run_all", "while_connected"]
+
+log = logging.getLogger("anystreamer.server")
+
+EVENT_STREAM = "text/event-stream"
+# Neither caches nor nginx may hold back what is to be seen at once.
+NOT_KEPT = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+async def while_connected(receive: Receive, work: Callable[[], Awaitable[None]]) -> bool:
+    """Do *work*, and cancel it when the client leaves. Returns whether it came to its end.
+
+    What *work* raises is raised as it is, in no group; or logged, if the client has left.
+    """
+    error: Exception | None = None
+    is_done = False
+    async with create_task_group() as tasks:
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(watch)
+        try:
+            await work()
+            is_done = True
+        except get_cancelled_exc_class():
+            raise
+        except Exception as exc:
+            if tasks.cancel_scope.cancel_called:
+                log.exception("a request failed whose client had left")
+            else:
+                error = exc
+        tasks.cancel_scope.cancel()
+    if error is not None:
+        raise_unchanged(error)
+    return is_done
+
+
+async def run_all(works: list[Callable[[], Awaitable[None]]]) -> None:
+    """Do all of *works* at once. The first that fails ends the others, and its error is raised."""
+    if len(works) == 1:
+        return await works[0]()
+    errors: list[Exception] = []
+    async with create_task_group() as tasks:
+
+        async def run(work: Callable[[], Awaitable[None]]) -> None:
+            try:
+                await work()
+            except get_cancelled_exc_class():
+                raise
+            except Exception as exc:
+                errors.append(exc)
+                tasks.cancel_scope.cancel()
+
+        for work in works:
+            tasks.start_soon(run, work)
+    if errors:
+        raise_unchanged(errors[0])
+
+
+class BodySender:
+    """The body of a response, sent in parts by several tasks."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        # Taking it is a checkpoint, which not every server's send() is: without one, a stream that
+        # is always ready would hold the loop, and the client's leaving would not be seen.
+        self._lock = Lock()
+        self._sent_at = 0.0
+        self.has_started = False
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Send the headers."""
+        self.has_started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        self._sent_at = current_time()
+
+    async def send(self, part: str) -> None:
+        """Send a part of the body."""
+        async with self._lock:
+            await self._send(_body(part.encode(), more_body=True))
+            self._sent_at = current_time()
+
+    async def end(self, part: str = "") -> None:
+        """Send the last part."""
+        async with self._lock:
+            await self._send(_body(part.encode(), more_body=False))
+
+    async def keep_alive(self, seconds: float) -> None:
+        """Send a comment whenever nothing else was sent for so long. Never returns."""
+        while True:
+            rest = self._sent_at + seconds - current_time()
+            if rest <= 0:
+                await self.send(": keep-alive\n\n")
+            else:
+                await sleep(rest)
+
+
+def _body(part: bytes, *, more_body: bool) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": part, "more_body": more_body}
