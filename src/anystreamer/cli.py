@@ -1,10 +1,11 @@
-"""The command line: ``anystreamer demo``. What is heavy is imported only when a command runs."""
+"""The command line: ``demo`` and ``serve``. What is heavy is imported only when a command runs."""
 
 # Without `from __future__ import annotations`: typer evaluates the annotations of the functions in
 # _app(), and some names in them are known in there only.
 
 import importlib.metadata
 import io
+import ipaddress
 import os
 import signal
 import sys
@@ -17,13 +18,14 @@ from typing import Annotated, Any, NoReturn
 
 import anyio
 
-from . import TextStream, stream_text
+from . import TextStream, open_engine, stream_text
 
 __all__ = ["main"]
 
 PROMPT = "An increasing sequence: one,"
 CANCEL_AFTER = 0.2  # seconds
 INSTALL = "pip install 'anystreamer[demo]'"
+INSTALL_SERVER = "pip install 'anystreamer[demo,server]'"
 
 
 class Backend(StrEnum):
@@ -31,6 +33,21 @@ class Backend(StrEnum):
 
     ASYNCIO = "asyncio"
     TRIO = "trio"
+
+
+class Server(StrEnum):
+    """The servers that there are, and their loops."""
+
+    UVICORN = "uvicorn"
+    HYPERCORN_ASYNCIO = "hypercorn-asyncio"
+    HYPERCORN_TRIO = "hypercorn-trio"
+
+
+class Batching(StrEnum):
+    """How many requests the model works on at a time."""
+
+    NONE = "none"
+    CONTINUOUS = "continuous"
 
 
 def main() -> None:
@@ -82,6 +99,36 @@ def _app() -> Any:
     ) -> None:
         """Stream from the embedded model, which has learnt to count."""
         _demo(prompt, backend, max_new_tokens)
+
+    which = typer.Argument(help="A folder or a hub id. Without one: the embedded model.")
+    host_of = typer.Option(help="The address to listen on.")
+    port_of = typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")
+    server = typer.Option(help="The server, and the event loop that it runs on.")
+    batches = typer.Option(help="One request at a time, or many at once.")
+    line = typer.Option(min=0, metavar="N", help="How many requests may wait; the next get 503.")
+    key = typer.Option(envvar="ANYSTREAMER_API_KEY", help="What clients have to send as a key.")
+    public = typer.Option("--insecure", help="Listen on a public address without a key.")
+    seconds = typer.Option(min=0.0, help="Seconds that open streams have to end, after Ctrl-C.")
+
+    @app.command()
+    def serve(
+        model: Annotated[str | None, which] = None,
+        host: Annotated[str, host_of] = "127.0.0.1",
+        port: Annotated[int, port_of] = 8000,
+        backend: Annotated[Server, server] = Server.UVICORN,
+        batching: Annotated[Batching, batches] = Batching.NONE,
+        max_waiting: Annotated[int, line] = 100,
+        api_key: Annotated[str | None, key] = None,
+        insecure: Annotated[bool, public] = False,
+        grace: Annotated[float, seconds] = 10.0,
+    ) -> None:
+        """Serve a model as OpenAI's API does."""
+        if not (api_key or insecure or _is_loopback(host)):
+            raise typer.BadParameter(
+                f"{host} is a public address: anybody could use the model. Give an --api-key, or "
+                "say --insecure"
+            )
+        _serve(model, host, port, backend, batching, max_waiting, api_key or None, grace)
 
     return app
 
@@ -245,6 +292,75 @@ async def _cancel(screen: Screen, model: Any, tokenizer: Any, limit: int) -> Non
             "dim",
             end="\n",
         )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _serve(
+    name: str | None,
+    host: str,
+    port: int,
+    server: Server,
+    batching: Batching,
+    max_waiting: int,
+    api_key: str | None,
+    grace: float,
+) -> None:
+    try:
+        from .server import create_app
+        from .server._running import listening, run, url_of
+    except ImportError as exc:
+        _fail(f"{exc.__cause__ or exc}: {INSTALL_SERVER}")
+    package, _, loop = server.partition("-")
+    for each in (package, loop):
+        if each not in ("", "asyncio") and find_spec(each) is None:
+            _fail(f"{each} is not installed: {INSTALL_SERVER}")
+    # First: loading takes long, to be told then that the port is taken.
+    with listening(host, port) as listener:
+        model, tokenizer = _load() if name is None else _load_from(name)
+        shown = "anystreamer-demo" if name is None else os.path.basename(name.rstrip("/"))
+        if name is not None and not os.path.isdir(name):
+            shown = name  # on the hub
+
+        async def main() -> None:
+            await run(
+                open_engine(
+                    model,
+                    tokenizer,
+                    batching=batching.value,
+                    max_waiting=max_waiting,
+                    sampling=batching is Batching.CONTINUOUS,
+                ),
+                lambda engine: create_app(engine, model_name=shown, api_key=api_key),
+                listener,
+                server.value,
+                grace=grace,
+                ready=lambda: print(f"Serving {shown} on {url_of(listener)}", flush=True),
+                at_once=_leave,
+            )
+
+        anyio.run(main, backend=loop or "asyncio")
+
+
+def _load_from(name: str) -> tuple[Any, Any]:
+    """Load a model of transformers from a folder or the hub. It runs no code that it brings."""
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as exc:
+        _fail(f"serving needs transformers and torch ({exc}): {INSTALL_SERVER}")
+    model: Any
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+    except ValueError as exc:
+        _fail(str(exc))
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 def _figures(stream: TextStream) -> str:
