@@ -30,6 +30,7 @@ from ._errors import EngineClosed, GenerationTimeout
 from ._waiting import Flag, run_joined
 
 __all__ = [
+    "Block",
     "Host",
     "Job",
     "StreamContext",
@@ -186,7 +187,28 @@ class Host(Generic[StreamT]):
             raise GenerationTimeout(phase)
 
 
-class StreamContext(Generic[StreamT]):
+class Block:
+    """The end of an ``async with`` block that decides by itself what it raises."""
+
+    @abstractmethod
+    async def _leave(self, body: BaseException | None) -> BaseException | None:
+        """Leave the block whose body raised this. Returns the one exception that is to come out."""
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        exc_traceback: TracebackType | None,
+    ) -> bool | None:  # a plain bool would tell type checkers that it swallows exceptions
+        failure = await self._leave(exc)
+        if failure is None:
+            return exc is not None
+        if failure is exc:
+            return False
+        raise_unchanged(failure)
+
+
+class StreamContext(Block, Generic[StreamT]):
     """The ``async with`` block that owns a stream: its worker has left when it ends."""
 
     _cancels_host = True  # what cancels the block cancels its host
@@ -231,19 +253,6 @@ class StreamContext(Generic[StreamT]):
             left = await self._leave(failure)
             raise_unchanged(failure if left is None else left)
         return self._stream
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        exc_traceback: TracebackType | None,
-    ) -> bool | None:  # a plain bool would tell type checkers that it swallows exceptions
-        failure = await self._leave(exc)
-        if failure is None:
-            return exc is not None
-        if failure is exc:
-            return False
-        raise_unchanged(failure)
 
     async def _leave(self, body: BaseException | None) -> BaseException | None:
         """Stop and join the worker. Returns the one exception that the block is to raise."""

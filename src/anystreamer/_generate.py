@@ -14,7 +14,7 @@ from anyio.lowlevel import RunVar
 from ._arguments import is_assisted, most_new_tokens, uses_torch
 from ._bridge import Producer
 from ._contexts import StreamContext, ThreadContext, ThreadJob
-from ._deadlines import Deadlines, Timeouts, first_to_pass
+from ._deadlines import Deadlines, Timeouts
 from ._decoding import SupportsDecode
 from ._errors import GenerationStopped, GenerationTimeout
 from ._producers import checked_limiter
@@ -178,11 +178,6 @@ def generation(
     """A call of ``generate()`` for a block to run."""
     inputs: dict[str, Any] = {}
 
-    def new() -> StreamT:
-        stream = new_stream(request.max_buffer_size)
-        stream._span = request.span(prompts)
-        return stream
-
     def prepare(stream: StreamT) -> None:
         encoded, stream._rows = request.encode(prompts)
         inputs.update(encoded)
@@ -194,12 +189,10 @@ def generation(
 
     return ThreadJob(
         name=request.name,
-        new_stream=new,
+        new_stream=lambda: request.new_stream(new_stream, prompts),
         produce=produce,
         prepare=prepare,
-        queue_timeout=lambda stream: first_to_pass(
-            request.timeouts, perf_counter() - stream._called_at
-        ),
+        queue_timeout=request.queue_timeout,
     )
 
 

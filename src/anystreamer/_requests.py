@@ -6,7 +6,8 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any
+from time import perf_counter
+from typing import Any, TypeVar
 
 from ._arguments import (
     check_cancel_within,
@@ -15,18 +16,19 @@ from ._arguments import (
     setting,
     uses_torch,
 )
-from ._deadlines import Timeouts, checked_timeouts
+from ._deadlines import Timeouts, checked_timeouts, first_to_pass
 from ._decoding import TextDecoder, text_decoder
 from ._producers import checked_buffer_size
 from ._prompts import Prompt, encode, prompt_rows, tokenizer_of
 from ._responses import Response, checked_template
 from ._stop_strings import StopStrings
 from ._streamers import RowText, WindowTokens, eos_ids
-from ._streams import Row
+from ._streams import GenerationStream, Row
 from ._tracing import GenerationSpan
 
 __all__ = ["Request", "WorkerContext"]
 
+StreamT = TypeVar("StreamT", bound=GenerationStream)
 WorkerContext = Callable[[], contextlib.AbstractContextManager[object]]
 
 
@@ -155,6 +157,16 @@ class Request:
                 **{name: self.setting(name) for name in ("temperature", "top_k", "top_p")},
             },
         )
+
+    def new_stream(self, kind: Callable[[float], StreamT], prompts: Any) -> StreamT:
+        """The stream of this request, and the application's span for it."""
+        stream = kind(self.max_buffer_size)
+        stream._span = self.span(prompts)
+        return stream
+
+    def queue_timeout(self, stream: GenerationStream) -> tuple[float, str]:
+        """How many seconds it may wait for its turn, and the phase that is late then."""
+        return first_to_pass(self.timeouts, perf_counter() - stream._called_at)
 
     def new_row(self, prompt_ids: list[int]) -> Row:
         if self.template is None:

@@ -237,15 +237,19 @@ class GenerationStream(ThreadStream[TextChunk]):
                 completion_tokens=len(row.token_ids),
                 computed_tokens=row.computed_tokens,
             )
+        self._timing = self._times()
+        self._output = self._result
+        if self._span is not None:
+            self._span.end(self._rows, self._timing, self._error)
+
+    def _times(self) -> Timing:
+        """The seconds that it took until now, or until the worker had left."""
         turn, first, called = self._turn_at, self._first_token_at, self._called_at
-        self._timing = Timing(
+        return Timing(
             queued=None if turn is None else turn - called,
             first_token=None if first is None else first - called,
             total=(perf_counter() if self._left_at is None else self._left_at) - called,
         )
-        self._output = self._result
-        if self._span is not None:
-            self._span.end(self._rows, self._timing, self._error)
 
     def _progress(self) -> tuple[str, int, int]:
         state, _, _ = super()._progress()

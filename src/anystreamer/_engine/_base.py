@@ -17,7 +17,7 @@ from .._contexts import Host, Job, StreamContext, TaskBlock
 from .._errors import EngineBusy, EngineClosed, EngineDied
 from .._prompts import Prompt, as_prompts, checked_prompt
 from .._requests import Request
-from .._streams import TextStream, Timing
+from .._streams import TextStream
 from .._waiting import Flag, run_joined
 from ._line import Line, Place
 from ._measures import EngineStatistics, Meter
@@ -276,15 +276,7 @@ class EngineHost(Host[TextStream]):
         self.engine.forget(self)
         if self.is_forgotten:
             self.stream._release()
-        stream = self.stream
-        turn, first, called = stream._turn_at, stream._first_token_at, stream._called_at
-        self.engine.meter.ended(
-            Timing(
-                queued=None if turn is None else turn - called,
-                first_token=None if first is None else first - called,
-                total=(stream._left_at or called) - called,
-            )
-        )
+        self.engine.meter.ended(self.stream._times())
 
 
 class RequestContext(StreamContext[TextStream]):

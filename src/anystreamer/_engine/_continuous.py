@@ -16,7 +16,7 @@ from anyio.lowlevel import checkpoint
 from .._arguments import most_new_tokens
 from .._bridge import unmistakable
 from .._contexts import Job
-from .._deadlines import Deadlines, Timeouts, first_to_pass
+from .._deadlines import Deadlines, Timeouts
 from .._errors import GenerationTimeout
 from .._requests import Request
 from .._streamers import eos_ids
@@ -80,18 +80,10 @@ class Continuous(BaseEngine):
 
     def _host_for(self, request: Request, prompts: Any) -> Callable[[], EngineHost]:
         self._check(request, prompts)
-
-        def new() -> TextStream:
-            stream = TextStream()
-            stream._span = request.span(prompts)
-            return stream
-
         job = Job(
             name=request.name,
-            new_stream=new,
-            queue_timeout=lambda stream: first_to_pass(
-                request.timeouts, perf_counter() - stream._called_at
-            ),
+            new_stream=lambda: request.new_stream(TextStream, prompts),
+            queue_timeout=request.queue_timeout,
         )
         return lambda: _Host(self, request, prompts, job)
 
@@ -132,8 +124,8 @@ class Continuous(BaseEngine):
                 "many requests; use batching='none'"
             )
 
-    def pages(self, request: Request, stream: TextStream) -> int:
-        """How many pages of the cache a request may come to take.
+    def size_of(self, request: Request, stream: TextStream) -> tuple[int, int]:
+        """How many new tokens a request may have, and pages of the cache come to take.
 
         It waits for its turn until they are free. The manager would take it at once, and pages
         from one for another when they run out; but then it may wait for a request to end that has
@@ -157,7 +149,7 @@ class Continuous(BaseEngine):
                 f"a prompt of {prompt} tokens and max_new_tokens={most} do not fit into the "
                 f"engine's cache of {self.line.room * self._page:.0f} tokens"
             )
-        return pages
+        return most, pages
 
     def submit(self, generation: Generation) -> None:
         """Hand a request to the manager. It does not block, as its queue has no end."""
@@ -300,15 +292,14 @@ _INPUTS = {"attention_mask", "input_ids"}
 class Generation:
     """A request that the manager works on: from its results to text. The drain's alone."""
 
-    def __init__(self, engine: Continuous, request: Request, stream: TextStream) -> None:
+    def __init__(self, engine: Continuous, request: Request, stream: TextStream, most: int) -> None:
         (self._row,) = stream._rows
         self.engine = engine
         self.request = request
         self.stream = stream
         self.id = f"anystreamer-{next(_request_ids)}"
         self.eos = eos_ids(request.setting("eos_token_id"))
-        prompt = len(self._row.prompt_token_ids)
-        self.most = int(most_new_tokens(engine.model, request.generate_kwargs, prompt))
+        self.most = most  # new tokens
         self.is_over = False
         self.over = Flag()  # on the loop
         self._text = request.row_text(0, self._row)
@@ -396,6 +387,7 @@ class _Host(EngineHost):
         self._prompts = prompts
         self._is_encoded = False
         self._rows: list[Row] = []
+        self._most = 0
         self._failure: BaseException | None = None
 
     async def _prepare(self) -> None:
@@ -417,7 +409,7 @@ class _Host(EngineHost):
         if not self._is_encoded:
             raise engine.refusal()
         self.stream._rows = self._rows
-        self.place.size = engine.pages(self._request, self.stream)
+        self._most, self.place.size = engine.size_of(self._request, self.stream)
         engine.check_room(self.place)
 
     def encode(self) -> None:
@@ -430,7 +422,7 @@ class _Host(EngineHost):
 
     async def _work(self) -> None:
         engine = self._continuous
-        generation = Generation(engine, self._request, self.stream)
+        generation = Generation(engine, self._request, self.stream, self._most)
         try:
             engine.submit(generation)
             await generation.over.wait()

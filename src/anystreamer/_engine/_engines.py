@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
-from types import TracebackType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from anyio import CancelScope, get_cancelled_exc_class, sleep
 
 from .._arguments import check_model
 from .._bridge import raise_unchanged
-from .._contexts import StreamContext, TaskBlock
+from .._contexts import Block, StreamContext, TaskBlock
 from .._deadlines import Timeouts
 from .._decoding import SupportsDecode
 from .._errors import EngineClosed
@@ -128,7 +127,7 @@ def open_engine(
     return EngineContext(lambda: OneByOne(model, tokenizer, max_waiting))
 
 
-class EngineContext(AbstractAsyncContextManager[Engine]):
+class EngineContext(Block, AbstractAsyncContextManager[Engine]):
     """The ``async with`` block that owns an engine."""
 
     def __init__(self, new_engine: Callable[[], BaseEngine]) -> None:
@@ -148,19 +147,6 @@ class EngineContext(AbstractAsyncContextManager[Engine]):
             left = await self._leave(exc)
             raise_unchanged(exc if left is None else left)
         return self._engine
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        exc_traceback: TracebackType | None,
-    ) -> bool | None:
-        failure = await self._leave(exc)
-        if failure is None:
-            return exc is not None
-        if failure is exc:
-            return False
-        raise_unchanged(failure)
 
     async def _leave(self, body: BaseException | None) -> BaseException | None:
         """Close the engine, and wait for its thread. Returns the one exception to raise."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -71,8 +72,9 @@ class Answer:
     def _with(self, body: dict[str, Any], name: str) -> dict[str, Any]:
         return {**self._head, "object": name, **body}
 
+    @abstractmethod
     def _piece(self, text: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """A piece of text, in a chunk."""
 
     # -- whole
 
@@ -91,8 +93,9 @@ class Answer:
         ]
         return self._with({"choices": choices, "usage": usage}, self.name)
 
+    @abstractmethod
     def _text(self, text: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """All of the text, in a whole answer."""
 
     # -- log-probabilities
 
@@ -101,8 +104,9 @@ class Answer:
             return None
         return self._logprobs([(text, max(logprob, LEAST)) for text, logprob in tokens], offset)
 
+    @abstractmethod
     def _logprobs(self, tokens: Tokens, offset: int) -> dict[str, Any]:
-        raise NotImplementedError
+        """Tokens with their log-probabilities."""
 
 
 class ChatAnswer(Answer):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from anyio import create_task_group
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
@@ -146,22 +145,8 @@ class CompletionResponse(Response):
     # -- in chunks
 
     async def _send_all(self, body: BodySender) -> None:
-        failure: Exception | None = None
-        async with create_task_group() as tasks:
-            if self._limits.keep_alive is not None:
-                tasks.start_soon(body.keep_alive, self._limits.keep_alive)
-            try:
-                await run_all(
-                    [
-                        partial(self._send, body, index, stream)
-                        for index, stream in enumerate(self._choices)
-                    ]
-                )
-            except Exception as exc:  # a task group would put it into a group
-                failure = exc
-            tasks.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+        works = [partial(self._send, body, *each) for each in enumerate(self._choices)]
+        await body.kept_alive(self._limits.keep_alive, partial(run_all, works))
 
     async def _send(self, body: BodySender, index: int, stream: TextStream) -> None:
         # With the first text, and not before: clients time the first chunk.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Literal
 
-from anyio import create_task_group
 from starlette.background import BackgroundTask
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -96,13 +96,7 @@ class TextStreamResponse(Response):
         try:
             async with self._engine_stream as stream:
                 await body.start(self.status_code, self.raw_headers)
-                async with create_task_group() as tasks:
-                    if self._keep_alive is not None:
-                        tasks.start_soon(body.keep_alive, self._keep_alive)
-                    error = await self._send(stream, body)
-                    tasks.cancel_scope.cancel()
-            if error is not None:
-                raise error
+                await body.kept_alive(self._keep_alive, partial(self._send, stream, body))
             if self._sends_events:
                 usage = stream.usage
                 assert usage is not None
@@ -125,16 +119,11 @@ class TextStreamResponse(Response):
         await body.end()
         return None
 
-    async def _send(self, stream: TextStream, body: BodySender) -> Exception | None:
-        """Send what the stream has. Returns its error: a task group would put it into a group."""
-        try:
-            async for piece in stream:
-                await body.send(
-                    f"data: {json.dumps({'text': piece})}\n\n" if self._sends_events else piece
-                )
-        except Exception as exc:
-            return exc
-        return None
+    async def _send(self, stream: TextStream, body: BodySender) -> None:
+        async for piece in stream:
+            await body.send(
+                f"data: {json.dumps({'text': piece})}\n\n" if self._sends_events else piece
+            )
 
 
 def _refusal(exc: Exception) -> Response:

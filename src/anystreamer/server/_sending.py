@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from anyio import Lock, create_task_group, current_time, get_cancelled_exc_class, sleep
@@ -20,13 +20,12 @@ EVENT_STREAM = "text/event-stream"
 NOT_KEPT = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
-async def while_connected(receive: Receive, work: Callable[[], Awaitable[None]]) -> bool:
-    """Do *work*, and cancel it when the client leaves. Returns whether it came to its end.
+async def while_connected(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
+    """Do *work*, and cancel it when the client leaves.
 
     What *work* raises is raised as it is, in no group; or logged, if the client has left.
     """
     error: Exception | None = None
-    is_done = False
     async with create_task_group() as tasks:
 
         async def watch() -> None:
@@ -37,7 +36,6 @@ async def while_connected(receive: Receive, work: Callable[[], Awaitable[None]])
         tasks.start_soon(watch)
         try:
             await work()
-            is_done = True
         except get_cancelled_exc_class():
             raise
         except Exception as exc:
@@ -48,10 +46,9 @@ async def while_connected(receive: Receive, work: Callable[[], Awaitable[None]])
         tasks.cancel_scope.cancel()
     if error is not None:
         raise_unchanged(error)
-    return is_done
 
 
-async def run_all(works: list[Callable[[], Awaitable[None]]]) -> None:
+async def run_all(works: Sequence[Callable[[], Awaitable[None]]]) -> None:
     """Do all of *works* at once. The first that fails ends the others, and its error is raised."""
     if len(works) == 1:
         return await works[0]()
@@ -101,8 +98,24 @@ class BodySender:
         async with self._lock:
             await self._send(_body(part.encode(), more_body=False))
 
-    async def keep_alive(self, seconds: float) -> None:
-        """Send a comment whenever nothing else was sent for so long. Never returns."""
+    async def kept_alive(self, seconds: float | None, work: Callable[[], Awaitable[None]]) -> None:
+        """Do *work*, and send a comment whenever nothing else was sent for so long.
+
+        What *work* raises is raised as it is, in no group.
+        """
+        error: Exception | None = None
+        async with create_task_group() as tasks:
+            if seconds is not None:
+                tasks.start_soon(self._keep_alive, seconds)
+            try:
+                await work()
+            except Exception as exc:
+                error = exc
+            tasks.cancel_scope.cancel()
+        if error is not None:
+            raise_unchanged(error)
+
+    async def _keep_alive(self, seconds: float) -> None:
         while True:
             rest = self._sent_at + seconds - current_time()
             if rest <= 0:
