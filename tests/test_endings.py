@@ -211,6 +211,7 @@ class Cell:
             # The first crossing uses up the budget for as long as the test takes.
             monkeypatch.setattr(_bridge, "CROSSING_CAP", PATIENCE)
             monkeypatch.setattr(_bridge, "CROSSING_SHARE", 1e-9)
+            monkeypatch.setattr(_bridge, "HOLDING_GUARD", 2 * PATIENCE)
 
     def _model(self) -> Model:
         """What it plays: up to its phase, and then what the way to end wants of it."""

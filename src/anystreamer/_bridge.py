@@ -49,15 +49,17 @@ T = TypeVar("T")
 StreamT = TypeVar("StreamT", bound="ThreadStream[Any]")
 
 # The crossing budget. A crossing blocks the worker until the loop has run a callback, so crossings
-# may take this share of its time; what is emitted in between waits for the next one, but never
-# longer than the cap (seconds). What that costs and saves: benchmarks/overhead.py.
+# may take the first share of its time. What is emitted in between waits for the next one, but no
+# longer than the cap (seconds), unless the loop is so busy that crossings would then take more than
+# the second share. What that costs and saves: benchmarks/overhead.py.
 CROSSING_SHARE = 0.05
 CROSSING_CAP = 0.002
+CROSSING_SHARE_AT_MOST = 0.1
 
 # A producer that stalls after emitting cannot bring over what it still holds, so it is fetched for
-# a waiting receive() after this time (seconds). Late enough to leave the work to the worker's own
-# crossings.
-HOLDING_GUARD = 2 * CROSSING_CAP
+# a waiting receive() after this time (seconds) at the latest. Each look wakes the loop beside the
+# worker, which costs as much as a crossing: every 4 ms they took 4 to 8 % of a small model's time.
+HOLDING_GUARD = 0.02
 
 # stop() only sets an attribute, because that alone is safe in a signal handler. While a worker's
 # turn has not come, somebody has to look at it this often (seconds).
@@ -309,6 +311,8 @@ class Producer(Generic[T]):
         self._cancellation = get_cancelled_exc_class()
         self._thread = 0
         self._hold_until = 0.0
+        # Of a crossing, in seconds. Before the first one: what the cap allows for.
+        self._latest_cost = CROSSING_CAP * CROSSING_SHARE_AT_MOST
         self._has_refused = False  # an item, so that the producer knows
         self.also_stops: Callable[[], bool] | None = None  # asked beside the flag
         self._seconds_held_up = 0.0  # by the loop and the consumer
@@ -378,7 +382,10 @@ class Producer(Generic[T]):
         # looked for it cannot exist.
         cost = perf_counter() - started
         self._seconds_held_up += cost
-        self._hold_until = delivered + min(CROSSING_CAP, cost / CROSSING_SHARE)
+        # One that was slow by chance says little of the next.
+        usual, self._latest_cost = min(cost, self._latest_cost), cost
+        hold = max(min(CROSSING_CAP, usual / CROSSING_SHARE), usual / CROSSING_SHARE_AT_MOST)
+        self._hold_until = delivered + min(hold, HOLDING_GUARD / 2)
 
     def _is_full(self) -> bool:
         stream = self._stream
