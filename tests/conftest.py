@@ -55,6 +55,7 @@ NEEDS_TORCH = [
     "test_responses.py",
     "test_server_cli.py",
     "test_server_model.py",
+    "test_server_tools.py",
 ]
 collect_ignore = [] if installed("torch", "transformers") else NEEDS_TORCH
 

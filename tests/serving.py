@@ -10,13 +10,14 @@ from typing import Any
 
 import anyio
 import httpx
+import openai
 import pytest
 import sniffio
 import uvicorn
 from hypercorn.config import Config
 from hypercorn.typing import ASGIFramework
 
-__all__ = ["SERVERS", "client_of", "data_of", "serving"]
+__all__ = ["SERVERS", "client_of", "data_of", "official", "serving"]
 
 SERVERS = ["uvicorn", "hypercorn"]
 
@@ -72,6 +73,16 @@ async def _hypercorn(
 
 def client_of(url: str, **kwargs: Any) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=url, trust_env=False, timeout=30, **kwargs)
+
+
+def official(url: str) -> openai.AsyncOpenAI:
+    http_client = openai.DefaultAsyncHttpxClient(trust_env=False)
+    client = openai.AsyncOpenAI(
+        base_url=f"{url}/v1", api_key="key", max_retries=0, http_client=http_client
+    )
+    # It would ask in a thread of asyncio's, which stays for as long as the loop.
+    client._platform = openai._base_client.get_platform()
+    return client
 
 
 def data_of(body: str) -> list[Any]:

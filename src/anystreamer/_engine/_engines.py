@@ -40,6 +40,7 @@ class Engine(Protocol):
         max_buffer_size: float = math.inf,
         cancel_within: Literal["step", "layer"] = "step",
         logprobs: bool = False,
+        top_logprobs: int = 0,
         skip_special_tokens: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         parse_response: bool | Mapping[str, Any] = False,

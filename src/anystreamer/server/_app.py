@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from functools import partial
+from typing import Any
 
 from anyio import fail_after
 from starlette.applications import Starlette
@@ -15,6 +16,8 @@ from starlette.routing import Route
 
 from .._deadlines import Timeouts, checked_timeouts
 from .._engine import Engine
+from .._prompts import tokenizer_of
+from .._responses import checked_template, response_template_of
 from ._answers import Answer, ChatAnswer, CompletionAnswer
 from ._completions import CompletionResponse, Limits
 from ._errors import Refused
@@ -80,6 +83,7 @@ def create_app(
         context=_context_of(engine) if context_length is None else context_length,
         keep_alive=keep_alive,
         timeout=timeout,
+        response_template=_response_template_of(engine),
     )
     edge = _Edge(engine, model_name, api_key, max_body_bytes, limits)
     return Starlette(
@@ -163,7 +167,9 @@ class _Edge:
         except ClientDisconnect:
             ended("disconnected")
             return Response(status_code=400)  # which nobody gets
-        new = answer(self._model_name, includes_usage=asked.includes_usage)
+        new = answer(
+            self._model_name, includes_usage=asked.includes_usage, top=asked.top_logprobs_asked
+        )
         return CompletionResponse(self._engine, asked, new, self._limits, ended)
 
     async def _body(self, request: Request) -> bytes:
@@ -238,6 +244,26 @@ def _context_of(engine: Engine) -> int | None:
         config = config.get_text_config()
     length = getattr(config, "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None
+
+
+def _response_template_of(engine: Engine) -> dict[str, Any] | None:
+    """How answers of the engine's model are told apart from its reasoning and its tool calls.
+
+    It has no field for calls where the chat template has no place for tools.
+    """
+    own = getattr(engine, "tokenizer", None)
+    if own is None:
+        return None
+    tokenizer = tokenizer_of(own)
+    template = response_template_of(tokenizer, own)
+    if template is None or not callable(getattr(tokenizer, "get_response_parser", None)):
+        return None
+    template = checked_template(tokenizer, own, template)
+    assert template is not None
+    chat_templates = [getattr(each, "chat_template", None) for each in (own, tokenizer)]
+    if "tools" not in str(chat_templates):
+        template["fields"].pop("tool_calls", None)
+    return template
 
 
 async def _refused(request: Request, exc: Exception) -> Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,12 +14,13 @@ from starlette.types import Receive, Scope, Send
 from .._arguments import uses_torch
 from .._deadlines import Timeouts
 from .._engine import Engine
-from .._prompts import Prompt, tokenizer_of
+from .._prompts import Prompt
 from .._streams import TextChunk, TextStream, Usage
-from ._answers import DONE, Answer, Tokens, event, usage_of
+from ._answers import DONE, Answer, Token, event, usage_of
 from ._errors import Refused, refusal_of
 from ._requests import TextRequest
 from ._sending import EVENT_STREAM, NOT_KEPT, BodySender, run_all, while_connected
+from ._tokens import TokenTexts
 
 __all__ = ["CompletionResponse", "Limits"]
 
@@ -33,6 +34,7 @@ class Limits:
     context: int | None  # tokens that the model takes in all; None where it is not known
     keep_alive: float | None
     timeout: float | Timeouts | None
+    response_template: Mapping[str, Any] | None  # of the model's tokenizer
 
 
 class CompletionResponse(Response):
@@ -57,6 +59,7 @@ class CompletionResponse(Response):
         self._limits = limits
         self._ended = ended
         self._choices: list[TextStream] = []
+        self._texts: list[TokenTexts] = []  # of each, if its tokens are told
         self._outcome = "disconnected"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,7 +74,6 @@ class CompletionResponse(Response):
         body = BodySender(send)
         is_open = False
         failure: Refused | None = None
-        texts: list[tuple[str, str, Tokens | None]] = []
         try:
             async with AsyncExitStack() as stack:
                 await self._open(stack)
@@ -80,7 +82,7 @@ class CompletionResponse(Response):
                     await body.start(self.status_code, self.raw_headers)
                     await self._send_all(body)
                 else:
-                    texts = await self._read_all()
+                    await self._read_all()
         except Exception as exc:
             # Here, and not before: all streams have been left, so [DONE] is the truth.
             param = self._request.prompts[0][0]
@@ -92,7 +94,7 @@ class CompletionResponse(Response):
             self._outcome = str(failure.status)
             return await failure.response()(scope, receive, send)
         self._outcome = "200"
-        await JSONResponse(self._answer.whole(texts, self._usages()))(scope, receive, send)
+        await JSONResponse(self._whole())(scope, receive, send)
 
     # -- opening
 
@@ -128,12 +130,16 @@ class CompletionResponse(Response):
                     await stream.aclose()
                     stream = await self._open_one(stack, choice, prompt, room)
                 self._choices.append(stream)
+                self._answer.add_choice()
                 choice += 1
+        if request.top_logprobs_asked is not None:
+            tokenizer = getattr(self._engine, "tokenizer", None)
+            self._texts = [TokenTexts(tokenizer) for _ in self._choices]
 
     async def _open_one(
         self, stack: AsyncExitStack, choice: int, prompt: Prompt, most: int
     ) -> TextStream:
-        arguments: dict[str, Any] = self._request.arguments(choice)
+        arguments: dict[str, Any] = self._request.arguments(choice, self._limits.response_template)
         if self._request.seed is not None and not uses_torch(getattr(self._engine, "model", None)):
             raise Refused("seed is not supported by this model", param="seed")
         return await stack.enter_async_context(
@@ -149,41 +155,25 @@ class CompletionResponse(Response):
         await body.kept_alive(self._limits.keep_alive, partial(run_all, works))
 
     async def _send(self, body: BodySender, index: int, stream: TextStream) -> None:
-        # With the first text, and not before: clients time the first chunk.
-        before = self._answer.first(index)
-        offset = 0
+        # Nothing is sent before the first text: clients time the first chunk.
         async for piece in stream:  # what is ready together is one piece
-            said = self._answer.piece(index, piece, self._tokens(piece), offset)
-            await body.send(before + said)
-            before = ""
-            offset += len(piece)
-        await body.send(before + self._answer.last(index, _reason(stream)))
+            await body.send(self._answer.piece(index, piece, self._tokens(index, piece)))
+        await body.send(self._answer.last(index, _reason(stream)))
 
-    def _tokens(self, piece: TextChunk) -> Tokens | None:
-        """The tokens of a piece, each as a text of its own, if they are to be told."""
-        if not self._request.wants_logprobs or piece.logprobs is None:
-            return None
-        tokenizer = tokenizer_of(getattr(self._engine, "tokenizer", None))
-        return [
-            (tokenizer.decode([token_id]), logprob)
-            for token_id, logprob in zip(piece.token_ids, piece.logprobs, strict=True)
-        ]
+    def _tokens(self, index: int, piece: TextChunk) -> Sequence[Token]:
+        return self._texts[index].of(piece) if self._texts else ()
 
     # -- whole
 
-    async def _read_all(self) -> list[tuple[str, str, Tokens | None]]:
-        tokens: list[list[tuple[str, float]]] = [[] for _ in self._choices]
-
+    async def _read_all(self) -> None:
         async def read(index: int, stream: TextStream) -> None:
             async for piece in stream:
-                tokens[index].extend(self._tokens(piece) or ())
+                self._answer.take(index, piece, self._tokens(index, piece))
 
         await run_all([partial(read, *each) for each in enumerate(self._choices)])
-        told = self._request.wants_logprobs
-        return [
-            (stream.text, _reason(stream), tokens[index] if told else None)
-            for index, stream in enumerate(self._choices)
-        ]
+
+    def _whole(self) -> dict[str, Any]:
+        return self._answer.whole([_reason(stream) for stream in self._choices], self._usages())
 
     def _usages(self) -> dict[str, int]:
         usages = [stream.usage for stream in self._choices]
