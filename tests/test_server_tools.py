@@ -23,10 +23,14 @@ from .serving import client_of, data_of, official, serving
 from .test_responses import CALLED, JSON_CALL, QWEN, THOUGHT, TOOLS, XML, XML_CALL, new_tokenizer
 from .tiny_models import EOS, Say, new_llama
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(PreTrainedTokenizerFast, "get_response_parser"),
-    reason="this release of transformers has no response parser",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not hasattr(PreTrainedTokenizerFast, "get_response_parser"),
+        reason="this release of transformers has no response parser",
+    ),
+    # The official client leaves its generators to be collected.
+    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore|openai):ResourceWarning"),
+]
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]

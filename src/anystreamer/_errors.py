@@ -33,12 +33,15 @@ class GenerationTimeout(TimeoutError):
 class EngineBusy(Exception):
     """Raised at the entry of a stream's block: as many wait for the engine as may wait."""
 
-    def __init__(self, waiting: int) -> None:
+    def __init__(self, waiting: int, retry_after: float | None = None) -> None:
         super().__init__(f"the engine is busy: {waiting} requests are waiting")
         self.waiting = waiting  #: how many requests wait
+        #: seconds in which all who wait may have had their turn, as requests go lately; None while
+        #: none has ended
+        self.retry_after = retry_after
 
-    def __reduce__(self) -> tuple[type[EngineBusy], tuple[int]]:
-        return type(self), (self.waiting,)
+    def __reduce__(self) -> tuple[type[EngineBusy], tuple[int, float | None]]:
+        return type(self), (self.waiting, self.retry_after)
 
 
 class EngineClosed(Exception):

@@ -106,9 +106,24 @@ def _app() -> Any:
     server = typer.Option(help="The server, and the event loop that it runs on.")
     batches = typer.Option(help="One request at a time, or many at once.")
     line = typer.Option(min=0, metavar="N", help="How many requests may wait; the next get 503.")
-    key = typer.Option(envvar="ANYSTREAMER_API_KEY", help="What clients have to send as a key.")
+    key = typer.Option(
+        envvar="ANYSTREAMER_API_KEY",
+        help="What clients have to send as a key. Other users see a command's options: use the "
+        "environment.",
+    )
     public = typer.Option("--insecure", help="Listen on a public address without a key.")
     seconds = typer.Option(min=0.0, help="Seconds that open streams have to end, after Ctrl-C.")
+    size = typer.Option(min=1, metavar="N", help="How large the body of a request may be.")
+    usual = typer.Option(min=1, metavar="N", help="Tokens of an answer, where nobody says.")
+    most = typer.Option(min=1, metavar="N", help="How many tokens a request may ask for.")
+    late = typer.Option(min=0.0, help="Seconds for a request, queue and all; 0 sets no limit.")
+    origin = typer.Option(
+        "--allow-origin", help="A site whose pages may use it in browsers, such as https://a.org."
+    )
+    names = typer.Option(
+        "--allow-host", help="One more name to be asked for by. On loopback there are its own only."
+    )
+    trust = typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
 
     @app.command()
     def serve(
@@ -121,6 +136,13 @@ def _app() -> Any:
         api_key: Annotated[str | None, key] = None,
         insecure: Annotated[bool, public] = False,
         grace: Annotated[float, seconds] = 10.0,
+        max_body_bytes: Annotated[int, size] = 1024 * 1024,
+        default_max_tokens: Annotated[int, usual] = 1024,
+        max_tokens_limit: Annotated[int | None, most] = None,
+        timeout: Annotated[float, late] = 600.0,
+        allow_origin: Annotated[list[str] | None, origin] = None,
+        allow_host: Annotated[list[str] | None, names] = None,
+        trust_remote_code: Annotated[bool, trust] = False,
     ) -> None:
         """Serve a model as OpenAI's API does."""
         if not (api_key or insecure or _is_loopback(host)):
@@ -128,7 +150,23 @@ def _app() -> Any:
                 f"{host} is a public address: anybody could use the model. Give an --api-key, or "
                 "say --insecure"
             )
-        _serve(model, host, port, backend, batching, max_waiting, api_key or None, grace)
+        _serve(
+            model,
+            host,
+            port,
+            backend,
+            batching,
+            max_waiting,
+            grace,
+            trust_remote_code,
+            api_key=api_key or None,
+            max_body_bytes=max_body_bytes,
+            default_max_tokens=default_max_tokens,
+            max_tokens_limit=max_tokens_limit,
+            timeout=timeout or None,
+            allow_origins=allow_origin or [],
+            allowed_hosts=_hosts_of(host, allow_host or []),
+        )
 
     return app
 
@@ -301,6 +339,14 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _hosts_of(host: str, more: list[str]) -> list[str] | None:
+    """The names that a server on *host* may be asked for by; None if nobody has to look."""
+    if not (more or _is_loopback(host)):
+        return None
+    own = f"[{host}]" if ":" in host else host
+    return ["localhost", "127.0.0.1", "[::1]", own, *more]
+
+
 def _serve(
     name: str | None,
     host: str,
@@ -308,8 +354,9 @@ def _serve(
     server: Server,
     batching: Batching,
     max_waiting: int,
-    api_key: str | None,
     grace: float,
+    trusts_code: bool,
+    **limits: Any,
 ) -> None:
     try:
         from .server import create_app
@@ -322,7 +369,7 @@ def _serve(
             _fail(f"{each} is not installed: {INSTALL_SERVER}")
     # First: loading takes long, to be told then that the port is taken.
     with listening(host, port) as listener:
-        model, tokenizer = _load() if name is None else _load_from(name)
+        model, tokenizer = _load() if name is None else _load_from(name, trusts_code)
         shown = "anystreamer-demo" if name is None else os.path.basename(name.rstrip("/"))
         if name is not None and not os.path.isdir(name):
             shown = name  # on the hub
@@ -336,7 +383,7 @@ def _serve(
                     max_waiting=max_waiting,
                     sampling=batching is Batching.CONTINUOUS,
                 ),
-                lambda engine: create_app(engine, model_name=shown, api_key=api_key),
+                lambda engine: create_app(engine, model_name=shown, **limits),
                 listener,
                 server.value,
                 grace=grace,
@@ -347,8 +394,8 @@ def _serve(
         anyio.run(main, backend=loop or "asyncio")
 
 
-def _load_from(name: str) -> tuple[Any, Any]:
-    """Load a model of transformers from a folder or the hub. It runs no code that it brings."""
+def _load_from(name: str, trusts_code: bool) -> tuple[Any, Any]:
+    """Load a model of transformers from a folder or the hub. Untrusted, it runs no code of its own."""
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -356,10 +403,13 @@ def _load_from(name: str) -> tuple[Any, Any]:
         _fail(f"serving needs transformers and torch ({exc}): {INSTALL_SERVER}")
     model: Any
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trusts_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype="auto", trust_remote_code=trusts_code
+        )
     except ValueError as exc:
-        _fail(str(exc))
+        needs_trust = "trust_remote_code" in str(exc) and not trusts_code
+        _fail(f"{exc}{' (here: --trust-remote-code)' if needs_trust else ''}")
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 

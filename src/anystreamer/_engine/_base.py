@@ -182,7 +182,7 @@ class BaseEngine:
             raise self.refusal()
         most = None if self._max_waiting is None else self.line.slots + self._max_waiting
         if most is not None and len(self._hosts) >= most:
-            raise EngineBusy(len(self.line.waiting))
+            raise self._busy(len(self.line.waiting))
         host = new_host()
         self._hosts.add(host)
         self._somebody.set()
@@ -199,7 +199,10 @@ class BaseEngine:
         line = self.line
         waiting = sum(each.is_ready for each in line.waiting)
         if waiting >= self._max_waiting and (waiting or not line.has_room_for(place)):
-            raise EngineBusy(waiting)
+            raise self._busy(waiting)
+
+    def _busy(self, waiting: int) -> EngineBusy:
+        return EngineBusy(waiting, self.meter.until_served(waiting, len(self.line.running)))
 
     def forget(self, host: EngineHost) -> None:
         """A request has ended."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from anyio import fail_after
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -41,6 +45,8 @@ def create_app(
     context_length: int | None = None,
     keep_alive: float | None = 15.0,
     timeout: float | Timeouts | None = None,
+    allow_origins: Sequence[str] = (),
+    allowed_hosts: Sequence[str] | None = None,
 ) -> Starlette:
     """An application of Starlette that answers as OpenAI's API does, from an open engine.
 
@@ -63,6 +69,11 @@ def create_app(
         keep_alive: send a comment whenever a stream was silent for so many seconds, as it is while
             the first token is awaited. None sends none.
         timeout: of each request, as `Engine.stream_text` has it.
+        allow_origins: of pages of other sites that may use it from a browser, such as
+            ``https://example.org``; ``*`` are all. By default there are none.
+        allowed_hosts: the names that it may be asked for by, without ports. A server on this
+            machine alone needs them: a page can give its own name this machine's address, and is
+            then no other site to the browser. None does not look.
     """
     for name, number in (
         ("max_body_bytes", max_body_bytes),
@@ -76,6 +87,9 @@ def create_app(
         raise ValueError(f"keep_alive must be more than 0 seconds, not {keep_alive!r}")
     if api_key == "":
         raise ValueError("api_key is empty: None asks for none")
+    for name, names in (("allow_origins", allow_origins), ("allowed_hosts", allowed_hosts)):
+        if isinstance(names, str):
+            raise TypeError(f"{name} must be several, as a list, not {names!r}")
     checked_timeouts(timeout)
     limits = Limits(
         default_max_tokens=default_max_tokens,
@@ -95,12 +109,34 @@ def create_app(
             Route("/health", edge.health),
             Route("/metrics", edge.metrics),
         ],
+        middleware=_middleware(allow_origins, allowed_hosts),
         exception_handlers={
             Refused: _refused,
             HTTPException: _http_exception,
             Exception: _failed,
         },
     )
+
+
+def _middleware(
+    allow_origins: Sequence[str], allowed_hosts: Sequence[str] | None
+) -> list[Middleware]:
+    middleware = []
+    if allowed_hosts is not None:
+        middleware.append(
+            Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts, www_redirect=False)
+        )
+    if allow_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=allow_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],  # the official client of browsers sends some of its own
+                expose_headers=["retry-after"],
+            )
+        )
+    return middleware
 
 
 class _Edge:

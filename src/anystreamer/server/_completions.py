@@ -17,7 +17,7 @@ from .._engine import Engine
 from .._prompts import Prompt
 from .._streams import TextChunk, TextStream, Usage
 from ._answers import DONE, Answer, Token, event, usage_of
-from ._errors import Refused, refusal_of
+from ._errors import CUT, Refused, refusal_of
 from ._requests import TextRequest
 from ._sending import EVENT_STREAM, NOT_KEPT, BodySender, run_all, while_connected
 from ._tokens import TokenTexts
@@ -61,17 +61,20 @@ class CompletionResponse(Response):
         self._choices: list[TextStream] = []
         self._texts: list[TokenTexts] = []  # of each, if its tokens are told
         self._outcome = "disconnected"
+        self._body: BodySender
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. Called by Starlette."""
+        self._body = BodySender(send)
+        serve = partial(self._serve, scope, receive)
         try:
-            await while_connected(receive, partial(self._serve, scope, receive, send))
+            await while_connected(receive, serve, partial(self._tell, CUT, scope, receive))
         finally:
             usages = [stream.usage for stream in self._choices]
             self._ended(self._outcome, [usage for usage in usages if usage is not None])
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = BodySender(send)
+    async def _serve(self, scope: Scope, receive: Receive) -> None:
+        body = self._body
         is_open = False
         failure: Refused | None = None
         try:
@@ -87,14 +90,23 @@ class CompletionResponse(Response):
             # Here, and not before: all streams have been left, so [DONE] is the truth.
             param = self._request.prompts[0][0]
             failure = refusal_of(exc, at_entry=not is_open, param=param)
-        if body.has_started:
-            self._outcome = "failed" if failure else "200"
-            return await body.end((event(failure.object) if failure else self._usage()) + DONE)
         if failure is not None:
-            self._outcome = str(failure.status)
-            return await failure.response()(scope, receive, send)
+            return await self._tell(failure, scope, receive)
         self._outcome = "200"
-        await JSONResponse(self._whole())(scope, receive, send)
+        if body.has_started:
+            return await body.end(self._usage() + DONE)
+        await JSONResponse(self._whole())(scope, receive, body)
+
+    async def _tell(self, failure: Refused, scope: Scope, receive: Receive) -> None:
+        """End with an error: as an event, or as the response if there is none yet."""
+        body = self._body
+        if body.has_ended:
+            return
+        if body.has_started:
+            self._outcome = "failed"
+            return await body.end(event(failure.object) + DONE)
+        self._outcome = str(failure.status)
+        await failure.response()(scope, receive, body)
 
     # -- opening
 

@@ -157,7 +157,7 @@ class CalledFunction(_Strict):
 
     name: str
     arguments: Annotated[dict[str, Any], BeforeValidator(_object_of)]
-    parsed_arguments: Any = None  # what the official client makes of them
+    parsed_arguments: Any = None  # what the client itself makes of them
 
 
 class ToolCall(_Strict):
@@ -166,7 +166,7 @@ class ToolCall(_Strict):
     id: str
     type: Literal["function"]
     function: CalledFunction
-    index: int | None = None  # the official client leaves it there
+    index: int | None = None  # of the chunk that it came in
 
     def as_prompt(self) -> dict[str, Any]:
         """The call as chat templates take it."""
@@ -179,8 +179,12 @@ class AssistantMessage(_Strict):
 
     role: Literal["assistant"]
     content: Content | None = None
+    # What our answers have of these. The official client sends back all that its types have.
     refusal: None = None
-    parsed: Any = None  # what the official client makes of it
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+    parsed: Any = None  # what the client itself makes of it
     reasoning_content: str | None = None
     tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
 
