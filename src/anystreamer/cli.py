@@ -395,7 +395,7 @@ def _serve(
 
 
 def _load_from(name: str, trusts_code: bool) -> tuple[Any, Any]:
-    """Load a model of transformers from a folder or the hub. Untrusted, it runs no code of its own."""
+    """Load a model of transformers from a folder or the hub. Only if trusted it runs own code."""
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
