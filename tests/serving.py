@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import httpx
@@ -17,13 +18,15 @@ import uvicorn
 from hypercorn.config import Config
 from hypercorn.typing import ASGIFramework
 
-__all__ = ["SERVERS", "client_of", "data_of", "official", "serving"]
+__all__ = ["SERVERS", "client_of", "data_of", "events_of", "official", "serving"]
 
 SERVERS = ["uvicorn", "hypercorn"]
 
 
 @asynccontextmanager
-async def serving(app: Any, server: str = "") -> AsyncIterator[str]:
+async def serving(
+    app: Any, server: str = "", *, grace: int = 1, lifespan: Literal["on", "off"] = "off"
+) -> AsyncIterator[str]:
     """Serve *app*, by default with the server that is usual for the loop. Yields its address."""
     is_trio = sniffio.current_async_library() == "trio"
     if is_trio and server == "uvicorn":
@@ -33,14 +36,14 @@ async def serving(app: Any, server: str = "") -> AsyncIterator[str]:
     async with anyio.create_task_group() as tasks:
         if is_trio or server == "hypercorn":
             stop = anyio.Event()
-            tasks.start_soon(_hypercorn, app, listener, stop, is_trio)
+            tasks.start_soon(_hypercorn, app, listener, stop, is_trio, grace)
             try:
                 yield url
             finally:
                 stop.set()
         else:
             config = uvicorn.Config(
-                app, log_config=None, lifespan="off", timeout_graceful_shutdown=1
+                app, log_config=None, lifespan=lifespan, timeout_graceful_shutdown=grace
             )
             running = uvicorn.Server(config)
             tasks.start_soon(_uvicorn, running, listener)
@@ -57,7 +60,7 @@ async def _uvicorn(server: uvicorn.Server, listener: socket.socket) -> None:
 
 
 async def _hypercorn(
-    app: ASGIFramework, listener: socket.socket, stop: anyio.Event, is_trio: bool
+    app: ASGIFramework, listener: socket.socket, stop: anyio.Event, is_trio: bool, grace: int
 ) -> None:
     if is_trio:
         from hypercorn.trio import serve
@@ -65,7 +68,7 @@ async def _hypercorn(
         from hypercorn.asyncio import serve  # type: ignore[assignment]
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]
-    config.graceful_timeout = 1
+    config.graceful_timeout = grace
     config.errorlog = None
     with anyio.CancelScope(shield=True):
         await serve(app, config, shutdown_trigger=stop.wait)
@@ -83,6 +86,25 @@ def official(url: str) -> openai.AsyncOpenAI:
     # It would ask in a thread of asyncio's, which stays for as long as the loop.
     client._platform = openai._base_client.get_platform()
     return client
+
+
+def events_of(stream: str) -> list[tuple[str, str]]:
+    """The types and the data of events, as ``EventSource`` takes them: by WHATWG's algorithm."""
+    events, kind, data = [], "", ""
+    # What has no end of line is no line, and what no empty line dispatches is no event.
+    *lines, _ = re.split("\r\n|\n|\r", stream.removeprefix("\ufeff"))
+    for line in lines:
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line:
+            if data:
+                events.append((kind or "message", data.removesuffix("\n")))
+            kind, data = "", ""
+        elif name == "event":
+            kind = value
+        elif name == "data":
+            data += f"{value}\n"
+    return events
 
 
 def data_of(body: str) -> list[Any]:
