@@ -87,7 +87,7 @@ async def test_without_names_it_does_not_look() -> None:
 @pytest.mark.parametrize("name", ["allow_origins", "allowed_hosts"])
 async def test_one_name_is_no_list(name: str) -> None:
     with pytest.raises(TypeError, match=name):
-        await ask_with({}, **{name: ORIGIN})  # type: ignore[arg-type]
+        await ask_with({}, **{name: ORIGIN})
 
 
 async def test_when_to_come_again_is_how_long_the_line_takes() -> None:
