@@ -92,11 +92,11 @@ async def test_one_name_is_no_list(name: str) -> None:
 
 async def test_when_to_come_again_is_how_long_the_line_takes() -> None:
     gate = Gate()
-    model = ScriptedModel([0.4, gate, "a"])
+    model = ScriptedModel([0.4, "a", gate, "b"])
     async with open_engine(model, model.tokenizer, max_waiting=2) as engine:
 
-        async def ask() -> None:
-            async with engine.stream_text("Hi") as stream:
+        async def ask(most: int) -> None:
+            async with engine.stream_text("Hi", max_new_tokens=most) as stream:
                 await stream.read()
 
         async def refused() -> EngineBusy:
@@ -105,13 +105,12 @@ async def test_when_to_come_again_is_how_long_the_line_takes() -> None:
                     pass
             return raised.value
 
-        gate.open()
-        await ask()  # more than 0.4 s
+        await ask(1)  # more than 0.4 s
         async with serving(create_app(engine)) as url, client_of(url) as client:
             async with create_task_group() as tasks:
                 for _ in range(3):
-                    tasks.start_soon(ask)
-                await until(lambda: engine.statistics().running == 1)
+                    tasks.start_soon(ask, 2)
+                await gate.reached()
                 await anyio.wait_all_tasks_blocked()
                 busy = await refused()
                 assert busy.waiting == 2
@@ -121,7 +120,7 @@ async def test_when_to_come_again_is_how_long_the_line_takes() -> None:
                 response = await client.post(TEXT, json={"prompt": "Hi"})
                 assert response.status_code == 503
                 assert 2 <= int(response.headers["retry-after"]) <= 60
-                tasks.cancel_scope.cancel()
+                gate.open()
 
 
 async def test_an_engine_that_knows_nothing_yet_says_so() -> None:

@@ -27,7 +27,7 @@ __all__ = ["CompletionResponse", "Limits"]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the owner of a server allows each request."""
+    """What all requests share: what the server's owner allows, and how its model's answers read."""
 
     default_max_tokens: int
     max_tokens: int | None
@@ -93,20 +93,19 @@ class CompletionResponse(Response):
         if failure is not None:
             return await self._tell(failure, scope, receive)
         self._outcome = "200"
-        if body.has_started:
+        if body.takes_parts:
             return await body.end(self._usage() + DONE)
         await JSONResponse(self._whole())(scope, receive, body)
 
     async def _tell(self, failure: Refused, scope: Scope, receive: Receive) -> None:
         """End with an error: as an event, or as the response if there is none yet."""
         body = self._body
-        if body.has_ended:
-            return
-        if body.has_started:
+        if body.takes_parts:
             self._outcome = "failed"
-            return await body.end(event(failure.object) + DONE)
-        self._outcome = str(failure.status)
-        await failure.response()(scope, receive, body)
+            await body.end(event(failure.object) + DONE)
+        elif not body.has_started:
+            self._outcome = str(failure.status)
+            await failure.response()(scope, receive, body)
 
     # -- opening
 

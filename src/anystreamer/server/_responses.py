@@ -89,7 +89,7 @@ class TextStreamResponse(Response):
         async def cut() -> None:
             if not body.has_started:
                 await PlainTextResponse(str(CUT), 503)(scope, receive, body)
-            elif self._sends_events and not body.has_ended:
+            elif self._sends_events and body.takes_parts:
                 await body.end(_error_event(str(CUT)))
 
         await while_connected(receive, work, cut)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from anyio import (
@@ -55,7 +56,8 @@ async def while_connected(
             await work()
         except get_cancelled_exc_class():
             if not has_left:
-                with move_on_after(LAST_WORDS, shield=True):
+                # Who cuts it off may have cut off the way to the client before.
+                with move_on_after(LAST_WORDS, shield=True), suppress(Exception):
                     await cut()
             raise
         except Exception as exc:
@@ -100,17 +102,16 @@ class BodySender:
         self._lock = Lock()
         self._sent_at = 0.0
         self.has_started = False
-        self.has_ended = False
+        self.takes_parts = False
 
     async def __call__(self, message: Message) -> None:
         """Send a message of any response: as the ``send`` of a server."""
         self.has_started = True
-        is_body = message["type"] == "http.response.body"
-        self.has_ended = is_body and not message.get("more_body", False)
         await self._send(message)
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Send the headers."""
+        """Send the headers of a response in parts."""
+        self.takes_parts = True
         await self({"type": "http.response.start", "status": status, "headers": headers})
         self._sent_at = current_time()
 
@@ -123,6 +124,7 @@ class BodySender:
     async def end(self, part: str = "") -> None:
         """Send the last part."""
         async with self._lock:
+            self.takes_parts = False
             await self(_body(part.encode(), more_body=False))
 
     async def kept_alive(self, seconds: float | None, work: Callable[[], Awaitable[None]]) -> None:
