@@ -11,7 +11,6 @@ from anystreamer import EngineBusy, open_engine
 from anystreamer.server import create_app
 from anystreamer.testing import Gate, ScriptedModel
 
-from .scripted import until
 from .serving import client_of, serving
 
 CHAT = "/v1/chat/completions"
