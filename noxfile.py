@@ -84,7 +84,8 @@ def tests_of_the_oldest(session: nox.Session) -> None:
 def tests_without_torch(session: nox.Session) -> None:
     """The tests that need no model, where torch is not installed."""
     session.install(*CONSTRAINTS, "--group", "tests", ".[trio,uvloop,cli,server]")
-    session.run("pytest", *session.posargs, env=ENV)
+    # A browser does not see which Python it is.
+    session.run("pytest", "--ignore=tests/test_page_in_chromium.py", *session.posargs, env=ENV)
 
 
 @nox.session(python=PYTHON)
@@ -113,6 +114,13 @@ def soak(session: nox.Session) -> None:
         *(session.posargs or ("tests/test_soak.py", "tests/test_teardown.py")),
         env=ENV,
     )
+
+
+@nox.session(python=PYTHON)
+def screenshots(session: nox.Session) -> None:
+    """Make the pictures in docs/images again, with the Chromium of this machine."""
+    session.install(*CONSTRAINTS, "--group", "docs", ".[transformers,server]")
+    session.run("python", "docs/screenshots.py", *session.posargs, env=ENV)
 
 
 @nox.session(python=PYTHON)

@@ -19,6 +19,7 @@ from ._answers import Answer, ChatAnswer, CompletionAnswer
 from ._completions import CompletionResponse, Limits
 from ._errors import Refused
 from ._metrics import Metrics
+from ._page import page_routes
 from ._requests import ChatRequest, CompletionRequest, TextRequest, parsed
 
 __all__ = ["create_app"]
@@ -38,19 +39,20 @@ def create_app(
     context_length: int | None = None,
     keep_alive: float | None = 15.0,
     timeout: float | Timeouts | None = None,
+    page: bool = True,
 ) -> Starlette:
     """An application of Starlette that answers as OpenAI's API does, from an open engine.
 
     It has ``POST /v1/chat/completions``, ``POST /v1/completions``, ``GET /v1/models``,
-    ``GET /health`` and ``GET /metrics``, and can be mounted in another application of Starlette or
-    FastAPI. A client that leaves stops the model, wherever its request is. A parameter that is not
-    supported is refused by name.
+    ``GET /health`` and ``GET /metrics``, and at ``/`` a page to chat with the model. It can be
+    mounted in another application of Starlette or FastAPI. A client that leaves stops the model,
+    wherever its request is. A parameter that is not supported is refused by name.
 
     Args:
         engine: what `open_engine` gives, opened in the event loop that the server runs in.
         model_name: what clients know the model by. A request for another one is refused.
         api_key: what clients have to send as ``Authorization: Bearer ...``, for all but
-            ``/health``. None asks for none.
+            ``/health`` and the page, which asks its reader for it. None asks for none.
         max_body_bytes: how large a request may be.
         default_max_tokens: how many tokens an answer has at the most, where its request does not
             say.
@@ -60,6 +62,7 @@ def create_app(
         keep_alive: send a comment whenever a stream was silent for so many seconds, as it is while
             the first token is awaited. None sends none.
         timeout: of each request, as `Engine.stream_text` has it.
+        page: whether there is a page.
     """
     for name, number in (
         ("max_body_bytes", max_body_bytes),
@@ -90,6 +93,7 @@ def create_app(
             Route("/v1/models/{name:path}", edge.model),
             Route("/health", edge.health),
             Route("/metrics", edge.metrics),
+            *(page_routes() if page else ()),
         ],
         exception_handlers={
             Refused: _refused,
