@@ -1,10 +1,9 @@
-"""The command line: ``demo`` and ``serve``. What is heavy is imported only when a command runs."""
+"""The command line: ``demo``, ``chat``, ``serve``. What is heavy is imported when one runs."""
 
 # Without `from __future__ import annotations`: typer evaluates the annotations of the functions in
 # _app(), and some names in them are known in there only.
 
 import importlib.metadata
-import io
 import ipaddress
 import os
 import signal
@@ -14,11 +13,14 @@ from contextlib import asynccontextmanager
 from enum import StrEnum
 from importlib.util import find_spec
 from time import perf_counter
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import anyio
 
 from . import TextStream, open_engine, stream_text
+from ._terminal import Screen, counted, figures
+from ._terminal import fail as _fail
+from ._terminal import leave as _leave
 
 __all__ = ["main"]
 
@@ -110,6 +112,21 @@ def _app() -> Any:
     public = typer.Option("--insecure", help="Listen on a public address without a key.")
     seconds = typer.Option(min=0.0, help="Seconds that open streams have to end, after Ctrl-C.")
 
+    say = typer.Option(help="What the model is told before the conversation.")
+    longest = typer.Option(min=1, metavar="N", help="How many tokens an answer has at most.")
+    trust = typer.Option("--trust-remote-code", help="Run code that the model brings along.")
+
+    @app.command()
+    def chat(
+        model: Annotated[str | None, which] = None,
+        backend: Annotated[Backend, typer.Option(help="The event loop.")] = Backend.ASYNCIO,
+        max_new_tokens: Annotated[int, longest] = 1024,
+        system: Annotated[str | None, say] = None,
+        trust_remote_code: Annotated[bool, trust] = False,
+    ) -> None:
+        """Chat with a model. Ctrl-C stops an answer, Ctrl-D leaves."""
+        _chat(model, backend, max_new_tokens, system, trust_remote_code)
+
     @app.command()
     def serve(
         model: Annotated[str | None, which] = None,
@@ -131,40 +148,6 @@ def _app() -> Any:
         _serve(model, host, port, backend, batching, max_waiting, api_key or None, grace)
 
     return app
-
-
-class Screen:
-    """Standard output: text as it is, and no escape codes but for a terminal."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self._console = Console()
-        self._replaced = False
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            # A stream must not break off at a character that the terminal does not have.
-            sys.stdout.reconfigure(errors="replace")
-
-    def write(self, text: str, style: str = "", end: str = "") -> None:
-        """Show *text* at once, neither wrapped nor searched for markup."""
-        from rich.segment import Segment, Segments
-        from rich.style import Style
-
-        try:
-            text.encode(self._console.encoding)
-        except UnicodeEncodeError:
-            self._replaced = True
-        segments = Segments([Segment(text, Style.parse(style)), Segment(end)])
-        self._console.print(segments, end="", soft_wrap=True)
-
-    def explain_replacements(self) -> None:
-        """Say what to do about characters that could not be shown."""
-        if self._replaced:
-            print(
-                f"Note: ? stands for what {self._console.encoding} cannot show. "
-                "Use a UTF-8 locale, or set PYTHONIOENCODING=utf-8.",
-                file=sys.stderr,
-            )
 
 
 def _demo(prompt: str | None, backend: Backend | None, max_new_tokens: int) -> None:
@@ -260,7 +243,7 @@ async def _stream(screen: Screen, model: Any, tokenizer: Any, prompt: str, limit
         async for text in stream:
             screen.write(text)
     screen.write("\n")
-    screen.write(_figures(stream), "dim", end="\n")
+    screen.write(figures(stream), "dim", end="\n")
 
 
 async def _cancel(screen: Screen, model: Any, tokenizer: Any, limit: int) -> None:
@@ -283,15 +266,37 @@ async def _cancel(screen: Screen, model: Any, tokenizer: Any, limit: int) -> Non
                 cancelled, steps_then = perf_counter(), steps
     left = perf_counter()
     screen.write("\n")
-    screen.write(_figures(stream), "dim", end="\n")
+    screen.write(figures(stream), "dim", end="\n")
     if scope.cancelled_caught:
         late, took = (cancelled - deadline) * 1e3, (left - cancelled) * 1e3
         screen.write(
             f"cancelled {late:.1f} ms after the deadline: the model took "
-            f"{_counted(steps - steps_then, 'step')} more, and its thread left in {took:.1f} ms",
+            f"{counted(steps - steps_then, 'step')} more, and its thread left in {took:.1f} ms",
             "dim",
             end="\n",
         )
+
+
+def _chat(
+    name: str | None,
+    backend: Backend,
+    max_new_tokens: int,
+    system: str | None,
+    trust_remote_code: bool,
+) -> None:
+    from ._chat import Chat
+
+    if find_spec(backend) is None:
+        _fail(f"{backend} is not installed: {INSTALL}")
+    model, tokenizer = _load() if name is None else _load_from(name, trust_remote_code)
+    Chat(
+        model,
+        tokenizer,
+        shown_as=_name_of(name),
+        backend=backend,
+        max_new_tokens=max_new_tokens,
+        system=system,
+    ).run()
 
 
 def _is_loopback(host: str) -> bool:
@@ -323,9 +328,7 @@ def _serve(
     # First: loading takes long, to be told then that the port is taken.
     with listening(host, port) as listener:
         model, tokenizer = _load() if name is None else _load_from(name)
-        shown = "anystreamer-demo" if name is None else os.path.basename(name.rstrip("/"))
-        if name is not None and not os.path.isdir(name):
-            shown = name  # on the hub
+        shown = _name_of(name)
 
         async def main() -> None:
             await run(
@@ -347,51 +350,25 @@ def _serve(
         anyio.run(main, backend=loop or "asyncio")
 
 
-def _load_from(name: str) -> tuple[Any, Any]:
-    """Load a model of transformers from a folder or the hub. It runs no code that it brings."""
+def _name_of(name: str | None) -> str:
+    """What a model is called: a folder's name, or its name on the hub."""
+    if name is None:
+        return "anystreamer-demo"
+    return os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name
+
+
+def _load_from(name: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """Load a model of transformers from a folder or the hub."""
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as exc:
-        _fail(f"serving needs transformers and torch ({exc}): {INSTALL_SERVER}")
+        _fail(f"models need transformers and torch ({exc}): {INSTALL}")
     model: Any
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+        trusted = {"trust_remote_code": trust_remote_code}
+        tokenizer = AutoTokenizer.from_pretrained(name, **trusted)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", **trusted)
     except ValueError as exc:
         _fail(str(exc))
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
-
-
-def _figures(stream: TextStream) -> str:
-    """Say how a generation ended, and how quick it was."""
-    usage, timing = stream.usage, stream.timing
-    assert usage is not None
-    assert timing is not None
-    figures = [str(stream.finish_reason), _counted(usage.completion_tokens, "token")]
-    if timing.first_token is not None:
-        figures.append(f"the first after {timing.first_token * 1e3:.1f} ms")
-        if usage.computed_tokens > 1:
-            rate = (usage.computed_tokens - 1) / (timing.total - timing.first_token)
-            figures.append(f"then {rate:.0f} tokens/s")
-    return ", ".join(figures)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _fail(message: str) -> NoReturn:
-    """Leave with any other error."""
-    print(f"Error: {message}", file=sys.stderr)
-    raise SystemExit(1)
-
-
-def _leave(*_: object) -> NoReturn:
-    """Leave at once. With torch loaded, the interpreter's own end can take seconds."""
-    try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if sys.stdout.isatty():
-            os.write(sys.stdout.fileno(), b"\n")
-    finally:
-        os._exit(130)
