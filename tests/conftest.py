@@ -54,6 +54,7 @@ NEEDS_TORCH = [
     "test_layers.py",
     "test_responses.py",
     "test_server_cli.py",
+    "test_server_load.py",
     "test_server_model.py",
 ]
 collect_ignore = [] if installed("torch", "transformers") else NEEDS_TORCH

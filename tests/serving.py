@@ -19,6 +19,7 @@ from hypercorn.typing import ASGIFramework
 __all__ = ["SERVERS", "client_of", "data_of", "serving"]
 
 SERVERS = ["uvicorn", "hypercorn"]
+BACKLOG = 2048  # of connections that a busy loop has not come to yet
 
 
 @asynccontextmanager
@@ -27,7 +28,7 @@ async def serving(app: Any, server: str = "") -> AsyncIterator[str]:
     is_trio = sniffio.current_async_library() == "trio"
     if is_trio and server == "uvicorn":
         pytest.skip("uvicorn is asyncio's alone")
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with anyio.create_task_group() as tasks:
         if is_trio or server == "hypercorn":
@@ -66,6 +67,7 @@ async def _hypercorn(
     config.bind = [f"fd://{listener.detach()}"]
     config.graceful_timeout = 1
     config.errorlog = None
+    config.backlog = BACKLOG
     with anyio.CancelScope(shield=True):
         await serve(app, config, shutdown_trigger=stop.wait)
 
