@@ -118,5 +118,5 @@ def soak(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def benchmarks(session: nox.Session) -> None:
     """Run a program of benchmarks/, e.g. `nox -s benchmarks -- benchmarks/latency.py`."""
-    session.install(*CONSTRAINTS, "--group", "benchmarks", ".[transformers,trio,uvloop,cli]")
+    session.install(*CONSTRAINTS, "--group", "benchmarks", ".[transformers,trio,uvloop,cli,server]")
     session.run("python", *(session.posargs or session.error("which program?")), env=ENV)

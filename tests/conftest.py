@@ -56,6 +56,7 @@ NEEDS_TORCH = [
     "test_server_cli.py",
     "test_server_load.py",
     "test_server_model.py",
+    "test_server_peer.py",
 ]
 collect_ignore = [] if installed("torch", "transformers") else NEEDS_TORCH
 
