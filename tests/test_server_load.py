@@ -325,10 +325,16 @@ async def test_memory_stays_flat(batching: str, rounds: int, clients: int) -> No
             levels.append(Level.now())
             print(levels[-1])
     print(load.outcomes)
-    first, last = levels[1], levels[-1]
-    assert last.threads <= first.threads + 2  # the pool's
-    assert last.files <= first.files
-    assert last.tasks <= first.tasks
+    half = rounds // 2
+    # A connection that the server is still closing is there once; what piles up, each time.
+    least = [
+        {name: min(getattr(level, name) for level in part) for name in vars(levels[0])}
+        for part in (levels[:half], levels[half:])
+    ]
+    grown = {name: least[1][name] - least[0][name] for name in least[0]}
+    assert grown["threads"] <= 2  # the pool's
+    assert grown["files"] <= 0
+    assert grown["tasks"] <= 0
     # A request that is held has a stream, its chunks and a task: dozens of objects.
-    assert last.objects - first.objects < 500
-    assert last.resident - first.resident < 2**23
+    assert grown["objects"] < 500
+    assert grown["resident"] < 2**23
