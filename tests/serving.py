@@ -73,7 +73,7 @@ async def _hypercorn(
 
 
 def client_of(url: str, **kwargs: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=url, trust_env=False, timeout=30, **kwargs)
+    return httpx.AsyncClient(**{"base_url": url, "trust_env": False, "timeout": 30} | kwargs)
 
 
 def data_of(body: str) -> list[Any]:

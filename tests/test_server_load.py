@@ -30,6 +30,7 @@ from .scripted import until
 from .serving import SERVERS, client_of, data_of, serving
 
 pytestmark = [
+    pytest.mark.timeout(300),
     pytest.mark.usefixtures("asyncio_complains_of_nothing"),
     # Of who breaks off on trio. The generators are the client's, which leaves them.
     pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore):ResourceWarning"),
@@ -172,7 +173,7 @@ class Load:
         """So many clients at once, every third of whom leaves."""
         self.answered = [Event() for _ in range(clients)]
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        async with client_of(self.url, limits=limits) as client:
+        async with client_of(self.url, limits=limits, timeout=None) as client:
             async with create_task_group() as watching:
                 watching.start_soon(self.watch_turns)
                 async with create_task_group() as tasks:

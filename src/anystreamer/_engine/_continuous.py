@@ -23,6 +23,7 @@ from .._streamers import eos_ids
 from .._streams import FinishReason, Row, TextStream
 from .._waiting import Flag, run_joined
 from ._base import BaseEngine, EngineHost
+from ._greedy import spare_the_greedy
 from ._paged import Settings
 
 __all__ = ["Continuous"]
@@ -213,6 +214,8 @@ class Continuous(BaseEngine):
             warmup=self.model.device.type != "cpu",
         ) as manager:
             self.manager = manager
+            if self._sampling and self.model.device.type == "cpu":
+                spare_the_greedy(manager)
             self.line.room, self._page = self._settings.pages(manager)
             from_thread.run_sync(self.ready.set)
             try:
