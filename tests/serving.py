@@ -72,8 +72,8 @@ async def _hypercorn(
         await serve(app, config, shutdown_trigger=stop.wait)
 
 
-def client_of(url: str, **kwargs: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(**{"base_url": url, "trust_env": False, "timeout": 30} | kwargs)
+def client_of(url: str, timeout: float | None = 30, **kwargs: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=url, trust_env=False, timeout=timeout, **kwargs)
 
 
 def data_of(body: str) -> list[Any]:

@@ -38,7 +38,10 @@ def spare_the_greedy(manager: Any) -> None:
                 return super().__call__(scores, tensor_arg)
             return scores  # all of it
 
+    kinds: dict[type, Any] = {
+        ContinuousBatchingTopKLogitsWarper: TopK,
+        ContinuousBatchingTopPLogitsWarper: TopP,
+    }
     for index, processor in enumerate(processors):
-        for kind in (TopK, TopP):
-            if type(processor) is kind.__base__:
-                processors[index] = kind(processor)
+        if (kind := kinds.get(type(processor))) is not None:
+            processors[index] = kind(processor)  # which takes over its settings
