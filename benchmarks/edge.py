@@ -35,7 +35,6 @@ import os
 import random
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -51,12 +50,12 @@ from typing import Any, TypeAlias
 Table: TypeAlias = dict[str, Any]
 
 TOKENS = 100  # of an answer
-REQUESTS = 2  # of each client, one after the other
-CLIENTS = (1, 4, 8, 16, 32)
+# Clients at once, and the requests of each, one after the other. A round of few is too short.
+REQUESTS = {1: 10, 4: 4, 8: 2, 16: 2, 32: 2}
 LONG = 1000  # tokens of an answer that nobody waits for
-STANDS_STILL = 0.25  # seconds without a forward pass: the model has stopped
+STANDS_STILL = 1.0  # seconds without a forward pass: the model has stopped
 
-STEPS = struct.Struct("qd")  # how many forward passes there were, and when the last one ended
+STEPS = 2  # numbers: how many forward passes there were, and when the last one ended
 
 # The goals of the edge.
 TIMES_FIRST_TOKEN = 10
@@ -86,6 +85,12 @@ THEIRS_BATCHED = Way(
 WAYS = (OURS, OURS_BATCHED, THEIRS, THEIRS_BATCHED)
 
 
+def shared(steps: Path) -> memoryview:
+    """Numbers that two processes see. Each is written at once."""
+    with steps.open("r+b") as file:
+        return memoryview(mmap.mmap(file.fileno(), 8 * STEPS)).cast("d")
+
+
 # -- a server
 
 
@@ -93,15 +98,12 @@ def serve(program: str, steps: Path, arguments: list[str]) -> None:
     """Become that program, and write down the model's steps."""
     from transformers import LlamaForCausalLM
 
-    with steps.open("r+b") as file:
-        memory = mmap.mmap(file.fileno(), STEPS.size)
-    forward, count = LlamaForCausalLM.forward, 0
+    forward, memory = LlamaForCausalLM.forward, shared(steps)
 
     def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal count
         output = forward(*args, **kwargs)
-        count += 1
-        STEPS.pack_into(memory, 0, count, time.monotonic())
+        memory[1] = time.monotonic()
+        memory[0] += 1
         return output
 
     LlamaForCausalLM.forward = counted  # type: ignore[method-assign]
@@ -121,7 +123,7 @@ class Server:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.steps = folder / f"{self.port}.steps"
-        self.steps.write_bytes(bytes(STEPS.size))
+        self.steps.write_bytes(bytes(8 * STEPS))
         self.log = (folder / f"{self.port}.log").open("w+")
         command = [sys.executable, __file__, "--serve", way.program, "--steps", str(self.steps)]
         command += ["--", str(model), "--host", "127.0.0.1", "--port", str(self.port)]
@@ -228,7 +230,7 @@ def question(number: int) -> Table:
 
 async def all_at_once(port: int, clients: int) -> list[list[Table]]:
     async def client(number: int) -> list[tuple[float, list[tuple[float, bytes]]]]:
-        return [await ask(port, question(number)) for _ in range(REQUESTS)]
+        return [await ask(port, question(number)) for _ in range(REQUESTS[clients])]
 
     each = await asyncio.gather(*map(client, range(clients)))
     return [[answer(*one) for one in answers] for answers in each]
@@ -236,29 +238,29 @@ async def all_at_once(port: int, clients: int) -> list[list[Table]]:
 
 def leave(port: int, steps: Path, stream: bool) -> Table:
     """Leave while the model works. Seconds until its last step had ended, and steps after that."""
-    with steps.open("rb") as file:
-        memory = mmap.mmap(file.fileno(), STEPS.size, access=mmap.ACCESS_READ)
+    memory = shared(steps)
     body = {
         "prompt": "An increasing sequence: one,",
         "max_tokens": LONG,
         "temperature": 0.0,
         "stream": stream,
     }
-    before = STEPS.unpack(memory)[0]
+    before = memory[0]
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(request(body))
         received = b""
-        while STEPS.unpack(memory)[0] < before + 20 or (stream and received.count(b"data: ") < 10):
+        while memory[0] < before + 20 or (stream and received.count(b"data: ") < 10):
             if stream:
-                received += connection.recv(2**16)
+                part = connection.recv(2**16)
+                assert part, received
+                received += part
             else:
                 time.sleep(0.0005)
         left = time.monotonic()
-    made = STEPS.unpack(memory)[0] - before
-    while time.monotonic() - max(left, STEPS.unpack(memory)[1]) < STANDS_STILL:
+        made = memory[0]
+    while time.monotonic() - max(left, memory[1]) < STANDS_STILL:
         time.sleep(0.01)
-    count, at = STEPS.unpack(memory)
-    return {"seconds": max(0.0, at - left), "steps": count - before - made}
+    return {"seconds": max(0.0, memory[1] - left), "steps": int(memory[0] - made)}
 
 
 def client(job: Table) -> Any:
@@ -301,7 +303,7 @@ def load(servers: list[Server], clients: Clients, rounds: int, out: Table) -> No
     """Fill *out*: by the number of clients, and by way."""
     from common import percentile, quartiles
 
-    for number in CLIENTS:
+    for number in REQUESTS:
         runs: dict[str, list[Table]] = {server.way.name: [] for server in servers}
         for _ in range(rounds):
             random.shuffle(servers)
@@ -443,6 +445,37 @@ def show_goals(found: list[Table]) -> None:
         )
 
 
+def show_as_page(results: Table) -> None:
+    """The tables of docs/measured.md."""
+
+    def pair(row: Table, name: str) -> str:
+        return f"{row[name]['median']:,.1f} / {row[name]['p95']:,.1f}"
+
+    print(
+        "\n| clients | server | tokens/s | x | requests/s | TTFT, ms | ITL, ms | TPOT, ms "
+        "| last first token, ms | x |\n|" + " --- |" * 10
+    )
+    for number, table in results["load"].items():
+        for name, row in table.items():
+            speed, last = row["tokens_per_second"], row["ttft_of_the_last_ms"]["median"]
+            print(
+                f"| {number} | {name} | {speed['median']:,.0f} "
+                f"({speed['q1']:,.0f}-{speed['q3']:,.0f}) "
+                f"| {row['tokens_per_second_to_transformers']['median']:.2f} "
+                f"| {row['requests_per_second']['median']:.1f} | {pair(row, 'ttft_ms')} "
+                f"| {pair(row, 'itl_ms')} | {pair(row, 'tpot_ms')} | {last:,.0f} "
+                f"| {row['ttft_of_the_last_to_transformers']['median']:.1f} |"
+            )
+    print("\n| server | answer | ms, median | most | steps, median | most |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, kinds in results["leaving"].items():
+        for kind, row in kinds.items():
+            print(
+                f"| {name} | {kind} | {row['ms']['median']:,.1f} | {row['ms']['max']:,.1f} "
+                f"| {row['steps']['median']} | {row['steps']['max']} |"
+            )
+
+
 def measure(options: argparse.Namespace) -> None:
     from common import environment
 
@@ -476,10 +509,11 @@ def measure(options: argparse.Namespace) -> None:
                 for number in (1, 4):
                     clients.do(port=server.port, clients=number)
         load(servers, clients, 2 if options.quick else 6, results["load"])
-        results["leaving"] = leaving(servers, clients, 3 if options.quick else 20)
+        results["leaving"] = leaving(servers, clients, 3 if options.quick else 10)
         show_leaving(results["leaving"])
     results["goals"] = goals(results)
     show_goals(results["goals"])
+    show_as_page(results)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(results, indent=2) + "\n")
