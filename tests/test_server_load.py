@@ -103,7 +103,7 @@ class Question:
 
     def read(self, body: str) -> tuple[str, str, dict[str, int]]:
         """The same, of what has come: an answer in one piece or in events."""
-        if not body.startswith("data: "):
+        if body.startswith("{"):  # events may begin with a comment that keeps them alive
             answer = json.loads(body)
             (choice,) = answer["choices"]
             text = choice["text"] if self.path == TEXT else choice["message"]["content"]
