@@ -27,6 +27,9 @@ if shown := [
 ]:
     os.environ.setdefault("PYENV_VERSION", ":".join([*shown, "system"]))
 
+# All but what brings torch along.
+EXTRAS = "trio,uvloop,cli,server,remote"
+
 ENV = {
     # 200 examples each instead of 100; see tests/conftest.py.
     "HYPOTHESIS_PROFILE": os.environ.get("HYPOTHESIS_PROFILE", "ci"),
@@ -37,7 +40,7 @@ ENV = {
 
 def install_all(session: nox.Session) -> None:
     """What every test needs, torch among it."""
-    session.install(*CONSTRAINTS, "--group", "tests", ".[transformers,trio,uvloop,cli,server]")
+    session.install(*CONSTRAINTS, "--group", "tests", f".[transformers,{EXTRAS}]")
 
 
 @nox.session(python=PYTHON)
@@ -55,7 +58,7 @@ def types(session: nox.Session) -> None:
     session.install(
         *CONSTRAINTS,
         *("--group", "typing", "--group", "tests", "nox"),
-        ".[transformers,trio,uvloop,cli,server]",
+        f".[transformers,{EXTRAS}]",
     )
     session.run("mypy")
     session.run("pyright", "--verifytypes", "anystreamer", "--ignoreexternal")
@@ -83,7 +86,7 @@ def tests_of_the_oldest(session: nox.Session) -> None:
 @nox.session(python=OTHER_PYTHONS)
 def tests_without_torch(session: nox.Session) -> None:
     """The tests that need no model, where torch is not installed."""
-    session.install(*CONSTRAINTS, "--group", "tests", ".[trio,uvloop,cli,server]")
+    session.install(*CONSTRAINTS, "--group", "tests", f".[{EXTRAS}]")
     session.run("pytest", *session.posargs, env=ENV)
 
 
@@ -118,5 +121,5 @@ def soak(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def benchmarks(session: nox.Session) -> None:
     """Run a program of benchmarks/, e.g. `nox -s benchmarks -- benchmarks/latency.py`."""
-    session.install(*CONSTRAINTS, "--group", "benchmarks", ".[transformers,trio,uvloop,cli]")
+    session.install(*CONSTRAINTS, "--group", "benchmarks", f".[transformers,{EXTRAS}]")
     session.run("python", *(session.posargs or session.error("which program?")), env=ENV)

@@ -33,12 +33,14 @@ class GenerationTimeout(TimeoutError):
 class EngineBusy(Exception):
     """Raised at the entry of a stream's block: as many wait for the engine as may wait."""
 
-    def __init__(self, waiting: int) -> None:
-        super().__init__(f"the engine is busy: {waiting} requests are waiting")
-        self.waiting = waiting  #: how many requests wait
+    def __init__(self, waiting: int | None, retry_after: float | None = None) -> None:
+        said = "try again later" if waiting is None else f"{waiting} requests are waiting"
+        super().__init__(f"the engine is busy: {said}")
+        self.waiting = waiting  #: how many requests wait; None where a server does not tell
+        self.retry_after = retry_after  #: seconds until another try, where a server tells
 
-    def __reduce__(self) -> tuple[type[EngineBusy], tuple[int]]:
-        return type(self), (self.waiting,)
+    def __reduce__(self) -> tuple[type[EngineBusy], tuple[int | None, float | None]]:
+        return type(self), (self.waiting, self.retry_after)
 
 
 class EngineClosed(Exception):

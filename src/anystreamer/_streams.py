@@ -153,6 +153,19 @@ class Row:
             return None
         return self.response.message
 
+    @property
+    def has_fields(self) -> bool:
+        """Whether its chunks may be of different fields."""
+        return self.response is not None
+
+    def counted(self) -> Usage | None:
+        """How many tokens it has, once it has ended."""
+        return Usage(
+            prompt_tokens=len(self.prompt_token_ids),
+            completion_tokens=len(self.token_ids),
+            computed_tokens=self.computed_tokens,
+        )
+
 
 class HasPosition(Protocol):
     """A place in a line."""
@@ -211,7 +224,7 @@ class GenerationStream(ThreadStream[TextChunk]):
             index = next(iter(taken))
             chunks = taken.pop(index)
             row = self._rows[index]
-            if row.response is not None and (rest := chunks[_alike(chunks) :]):
+            if row.has_fields and (rest := chunks[_alike(chunks) :]):
                 taken[index] = rest
                 chunks = chunks[: -len(rest)]
             chunk = TextChunk.joined(chunks)
@@ -232,11 +245,7 @@ class GenerationStream(ThreadStream[TextChunk]):
             return
         for row in self._rows:
             row.finish_reason = self._reason(row)
-            row.usage = Usage(
-                prompt_tokens=len(row.prompt_token_ids),
-                completion_tokens=len(row.token_ids),
-                computed_tokens=row.computed_tokens,
-            )
+            row.usage = row.counted()
         self._timing = self._times()
         self._output = self._result
         if self._span is not None:

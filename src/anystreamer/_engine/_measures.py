@@ -79,6 +79,11 @@ class Meter:
             if before is not None:
                 self._between.add((now - before) / count, count)
 
+    def pause(self, seconds: float) -> None:
+        """A request has got more, of nobody knows how many tokens, so long after the last time."""
+        with self._lock:
+            self._between.add(seconds)
+
     def ended(self, timing: Timing) -> None:
         """A request has ended."""
         with self._lock:

@@ -54,9 +54,12 @@ class Answer:
         """An event with a piece of text, its tokens if they are told, and where it begins."""
         return self._chunk(index, self._piece(text), None, self._told(tokens, offset))
 
-    def last(self, index: int, finish_reason: str) -> str:
-        """The event that ends a choice."""
-        return self._chunk(index, self._piece(""), finish_reason)
+    def last(self, index: int, finish_reason: str, stop_string: str | None) -> str:
+        """The event that ends a choice. Which stop string did, is told as vLLM tells it."""
+        said = self._piece("")
+        if stop_string is not None:
+            said["stop_reason"] = stop_string
+        return self._chunk(index, said, finish_reason)
 
     def usage(self, usage: dict[str, int]) -> str:
         """The event with the usage."""

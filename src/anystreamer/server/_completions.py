@@ -157,7 +157,7 @@ class CompletionResponse(Response):
             await body.send(before + said)
             before = ""
             offset += len(piece)
-        await body.send(before + self._answer.last(index, _reason(stream)))
+        await body.send(before + self._answer.last(index, _reason(stream), stream.stop_string))
 
     def _tokens(self, piece: TextChunk) -> Tokens | None:
         """The tokens of a piece, each as a text of its own, if they are to be told."""
