@@ -98,4 +98,10 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _words(why: BaseException | None) -> str:
-    return "no reason is known" if why is None else str(why) or type(why).__name__
+    """What the first says that says anything: on trio the outer ones of a TLS failure do not."""
+    kind = type(why).__name__
+    while why is not None:
+        if said := str(why):
+            return said
+        why = why.__cause__ or why.__context__
+    return kind
