@@ -49,6 +49,7 @@ NEEDS_TORCH = [
     "test_docs.py",
     "test_drop_in.py",
     "test_engine_continuous.py",
+    "test_engine_contract_model.py",
     "test_generate.py",
     "test_generate_kinds.py",
     "test_layers.py",

@@ -510,7 +510,7 @@ async def test_whoever_goes_closes_the_connection(before: str, way: str) -> None
 
 async def test_leaving_the_engine_closes_all_connections() -> None:
     async with wire(then(sends(ONE_TWO), stalls)) as server, anyio.create_task_group() as tasks:
-        texts = []
+        texts: list[str] = []
 
         async def ask() -> None:
             async with engine.stream_text("hi") as stream:
