@@ -48,6 +48,7 @@ def few_threads() -> Iterator[None]:
 @cache
 def expected(prompt: str, tokens: int) -> str:
     """What `generate()` makes of a prompt, all by itself."""
+    model: Any
     model, tokenizer = demo()
     inputs = tokenizer(prompt, return_tensors="pt")
     output = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)

@@ -22,6 +22,7 @@ from anyio.streams.tls import TLSStream
 from anystreamer import EngineBusy, FinishReason, GenerationTimeout, TextStream, Timeouts
 from anystreamer.remote import _reading, open_remote_engine
 
+from .remote_engines import remote_engine
 from .scripted import PATIENCE, until
 from .wire import CLOSING, DONE, HEAD, Play, Wire, chunked, ending, event, said, sends, wire
 
@@ -55,7 +56,8 @@ async def read(
 ) -> str:
     """One request's text, and its stream in *told* once its block was entered."""
     with anyio.fail_after(PATIENCE):
-        async with open_remote_engine(url, "m", max_retries=max_retries) as engine:
+        opens = remote_engine if url.startswith("http:") else open_remote_engine
+        async with opens(url, "m", max_retries=max_retries) as engine:
             async with engine.stream_text("hi", **kwargs) as stream:
                 if told is not None:
                     told.append(stream)
