@@ -376,9 +376,9 @@ async def test_a_number_of_tokens(kind: Kind) -> None:
 
 
 async def test_a_model_that_falls_silent_is_late(kind: Kind) -> None:
-    model = ScriptedModel(["a", "b", 0.2, "c"])
+    model = ScriptedModel(["a", "b", 1.0, "c"])
     async with kind.open(model) as (engine, local):
-        timeout = Timeouts(between_tokens=0.1)
+        timeout = Timeouts(between_tokens=0.5)
         async with engine.stream_text("hi", timeout=timeout) as stream:
             with pytest.raises(GenerationTimeout, match="between_tokens"):
                 await stream.read()
