@@ -27,6 +27,9 @@ if shown := [
 ]:
     os.environ.setdefault("PYENV_VERSION", ":".join([*shown, "system"]))
 
+# All but what brings torch along.
+EXTRAS = "trio,uvloop,cli,server,remote"
+
 ENV = {
     # 200 examples each instead of 100; see tests/conftest.py.
     "HYPOTHESIS_PROFILE": os.environ.get("HYPOTHESIS_PROFILE", "ci"),
@@ -37,7 +40,7 @@ ENV = {
 
 def install_all(session: nox.Session) -> None:
     """What every test needs, torch among it."""
-    session.install(*CONSTRAINTS, "--group", "tests", ".[transformers,trio,uvloop,cli,server]")
+    session.install(*CONSTRAINTS, "--group", "tests", f".[transformers,{EXTRAS}]")
 
 
 @nox.session(python=PYTHON)
@@ -55,7 +58,7 @@ def types(session: nox.Session) -> None:
     session.install(
         *CONSTRAINTS,
         *("--group", "typing", "--group", "tests", "nox"),
-        ".[transformers,trio,uvloop,cli,server]",
+        f".[transformers,{EXTRAS}]",
     )
     session.run("mypy")
     session.run("pyright", "--verifytypes", "anystreamer", "--ignoreexternal")
@@ -83,8 +86,9 @@ def tests_of_the_oldest(session: nox.Session) -> None:
 @nox.session(python=OTHER_PYTHONS)
 def tests_without_torch(session: nox.Session) -> None:
     """The tests that need no model, where torch is not installed."""
-    session.install(*CONSTRAINTS, "--group", "tests", ".[trio,uvloop,cli,server]")
-    session.run("pytest", *session.posargs, env=ENV)
+    session.install(*CONSTRAINTS, "--group", "tests", f".[{EXTRAS}]")
+    # A browser does not see which Python it is.
+    session.run("pytest", "--ignore=tests/test_page_in_chromium.py", *session.posargs, env=ENV)
 
 
 @nox.session(python=PYTHON)
@@ -116,7 +120,14 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
+def screenshots(session: nox.Session) -> None:
+    """Make the pictures in docs/images again, with the Chromium of this machine."""
+    session.install(*CONSTRAINTS, "--group", "docs", ".[transformers,server]")
+    session.run("python", "docs/screenshots.py", *session.posargs, env=ENV)
+
+
+@nox.session(python=PYTHON)
 def benchmarks(session: nox.Session) -> None:
     """Run a program of benchmarks/, e.g. `nox -s benchmarks -- benchmarks/latency.py`."""
-    session.install(*CONSTRAINTS, "--group", "benchmarks", ".[transformers,trio,uvloop,cli]")
+    session.install(*CONSTRAINTS, "--group", "benchmarks", f".[transformers,{EXTRAS}]")
     session.run("python", *(session.posargs or session.error("which program?")), env=ENV)

@@ -3,43 +3,48 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import httpx
+import openai
 import pytest
 import sniffio
 import uvicorn
 from hypercorn.config import Config
 from hypercorn.typing import ASGIFramework
 
-__all__ = ["SERVERS", "client_of", "data_of", "serving"]
+__all__ = ["SERVERS", "client_of", "data_of", "events_of", "official", "serving"]
 
 SERVERS = ["uvicorn", "hypercorn"]
+BACKLOG = 2048  # of connections that a busy loop has not come to yet
 
 
 @asynccontextmanager
-async def serving(app: Any, server: str = "") -> AsyncIterator[str]:
+async def serving(
+    app: Any, server: str = "", *, grace: int = 1, lifespan: Literal["on", "off"] = "off"
+) -> AsyncIterator[str]:
     """Serve *app*, by default with the server that is usual for the loop. Yields its address."""
     is_trio = sniffio.current_async_library() == "trio"
     if is_trio and server == "uvicorn":
         pytest.skip("uvicorn is asyncio's alone")
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with anyio.create_task_group() as tasks:
         if is_trio or server == "hypercorn":
             stop = anyio.Event()
-            tasks.start_soon(_hypercorn, app, listener, stop, is_trio)
+            tasks.start_soon(_hypercorn, app, listener, stop, is_trio, grace)
             try:
                 yield url
             finally:
                 stop.set()
         else:
             config = uvicorn.Config(
-                app, log_config=None, lifespan="off", timeout_graceful_shutdown=1
+                app, log_config=None, lifespan=lifespan, timeout_graceful_shutdown=grace
             )
             running = uvicorn.Server(config)
             tasks.start_soon(_uvicorn, running, listener)
@@ -56,7 +61,7 @@ async def _uvicorn(server: uvicorn.Server, listener: socket.socket) -> None:
 
 
 async def _hypercorn(
-    app: ASGIFramework, listener: socket.socket, stop: anyio.Event, is_trio: bool
+    app: ASGIFramework, listener: socket.socket, stop: anyio.Event, is_trio: bool, grace: int
 ) -> None:
     if is_trio:
         from hypercorn.trio import serve
@@ -64,14 +69,44 @@ async def _hypercorn(
         from hypercorn.asyncio import serve  # type: ignore[assignment]
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]
-    config.graceful_timeout = 1
+    config.graceful_timeout = grace
     config.errorlog = None
+    config.backlog = BACKLOG
     with anyio.CancelScope(shield=True):
         await serve(app, config, shutdown_trigger=stop.wait)
 
 
-def client_of(url: str, **kwargs: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=url, trust_env=False, timeout=30, **kwargs)
+def client_of(url: str, timeout: float | None = 30, **kwargs: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=url, trust_env=False, timeout=timeout, **kwargs)
+
+
+def official(url: str) -> openai.AsyncOpenAI:
+    http_client = openai.DefaultAsyncHttpxClient(trust_env=False)
+    client = openai.AsyncOpenAI(
+        base_url=f"{url}/v1", api_key="key", max_retries=0, http_client=http_client
+    )
+    # It would ask in a thread of asyncio's, which stays for as long as the loop.
+    client._platform = openai._base_client.get_platform()
+    return client
+
+
+def events_of(stream: str) -> list[tuple[str, str]]:
+    """The types and the data of events, as ``EventSource`` takes them: by WHATWG's algorithm."""
+    events, kind, data = [], "", ""
+    # What has no end of line is no line, and what no empty line dispatches is no event.
+    *lines, _ = re.split("\r\n|\n|\r", stream.removeprefix("\ufeff"))
+    for line in lines:
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line:
+            if data:
+                events.append((kind or "message", data.removesuffix("\n")))
+            kind, data = "", ""
+        elif name == "event":
+            kind = value
+        elif name == "data":
+            data += f"{value}\n"
+    return events
 
 
 def data_of(body: str) -> list[Any]:

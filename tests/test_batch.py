@@ -240,3 +240,43 @@ async def test_pieces_have_no_logprobs_unless_asked_for() -> None:
 def test_logprobs_are_refused_with_assisted_decoding() -> None:
     with pytest.raises(ValueError, match="assisted"):
         stream_text(llama(), tokenizer(), "one", logprobs=True, prompt_lookup_num_tokens=3)
+
+
+async def test_top_logprobs_are_those_of_the_likeliest_tokens() -> None:
+    async with stream_batch(
+        llama(),
+        tokenizer(),
+        PROMPTS,
+        max_new_tokens=6,
+        logprobs=True,
+        top_logprobs=3,
+        output_logits=True,
+        return_dict_in_generate=True,
+    ) as stream:
+        found: list[list[Any]] = [[], [], []]
+        async for piece in stream:
+            assert piece.logprobs is not None
+            assert piece.top_logprobs is not None
+            for logprob, top in zip(piece.logprobs, piece.top_logprobs, strict=True):
+                assert top[0][1] == logprob  # greedy
+            found[piece.index].extend(piece.top_logprobs)
+    logits = torch.stack(stream.output.logits).log_softmax(-1)
+    for row, tops in enumerate(found):
+        for step, top in enumerate(tops):
+            values, ids = logits[step, row].topk(3)
+            assert [token_id for token_id, _ in top] == ids.tolist()
+            torch.testing.assert_close(torch.tensor([each for _, each in top]), values)
+
+
+async def test_of_a_small_vocabulary_there_are_no_more_than_all() -> None:
+    async with stream_text(
+        llama(), tokenizer(), "one", max_new_tokens=1, logprobs=True, top_logprobs=10**6
+    ) as stream:
+        (top,) = (await stream.receive()).top_logprobs or ()
+    assert len(top) == llama().config.vocab_size
+
+
+def test_top_logprobs_are_refused_without_logprobs() -> None:
+    for logprobs, top_logprobs in ((False, 1), (True, -1)):
+        with pytest.raises(ValueError, match="top_logprobs"):
+            stream_text(llama(), tokenizer(), "one", logprobs=logprobs, top_logprobs=top_logprobs)

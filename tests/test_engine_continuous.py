@@ -217,6 +217,25 @@ async def test_each_may_choose_how_to_sample_where_the_engine_lets_it() -> None:
     assert len(set(hot.token_ids)) > len(set(wide.token_ids)) // 2
 
 
+async def test_nothing_is_sorted_for_who_does_not_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    sort, sorts = torch.sort, []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        sorts.append(1)
+        return sort(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "sort", counted)
+    async with engine_of(sampling=True) as engine:
+        greedy = await read(engine, max_new_tokens=10)
+        assert not sorts
+        async with create_task_group() as tasks:  # a batch with both
+            tasks.start_soon(lambda: read(engine, max_new_tokens=40, do_sample=True, top_p=0.5))
+            beside = await read(engine, max_new_tokens=40)
+        assert sorts
+    assert tuple(greedy.token_ids) == expected(PROMPTS[0], 10)
+    assert tuple(beside.token_ids) == expected(PROMPTS[0], 40)
+
+
 async def test_the_model_s_own_generation_config_is_left_alone() -> None:
     model, _ = demo()
     before = copy.deepcopy(model.generation_config)

@@ -56,7 +56,7 @@ XML: dict[str, Any] = {
         },
     },
 }
-TOOLS = [
+TOOLS: list[Any] = [
     {
         "type": "function",
         "function": {
@@ -77,7 +77,10 @@ XML_CALL = (
     "<tool_call>\n<function=wait>\n<parameter=seconds>\n7\n</parameter>\n"
     "<parameter=why>\n7\n</parameter>\n</function>\n</tool_call>"
 )
-CALLED = {"type": "function", "function": {"name": "wait", "arguments": {"seconds": 7, "why": "7"}}}
+CALLED: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "wait", "arguments": {"seconds": 7, "why": "7"}},
+}
 
 
 def new_tokenizer() -> Any:

@@ -29,7 +29,7 @@ from anystreamer.server import TextStreamResponse, create_app
 from anystreamer.testing import Gate, ScriptedModel
 
 from .scripted import until
-from .serving import SERVERS, client_of, data_of, serving
+from .serving import SERVERS, client_of, data_of, official, serving
 
 pytestmark = [
     pytest.mark.usefixtures("asyncio_complains_of_nothing"),
@@ -567,16 +567,6 @@ async def test_metrics_tell_of_requests_and_of_the_engine() -> None:
 
 
 # -- the official client
-
-
-def official(url: str) -> openai.AsyncOpenAI:
-    http_client = openai.DefaultAsyncHttpxClient(trust_env=False)
-    client = openai.AsyncOpenAI(
-        base_url=f"{url}/v1", api_key="key", max_retries=0, http_client=http_client
-    )
-    # It would ask in a thread of asyncio's, which stays for as long as the loop.
-    client._platform = openai._base_client.get_platform()
-    return client
 
 
 @pytest.mark.parametrize("server", SERVERS)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
+
+import anystreamer.demo
 
 from .scripted import PATIENCE
 from .serving import data_of
@@ -20,13 +25,13 @@ TEXT = "/v1/completions"
 
 
 @contextlib.contextmanager
-def program(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+def program(*arguments: str, **env: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "anystreamer", "serve", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"ANYSTREAMER_API_KEY": ""},
+        env=os.environ | {"ANYSTREAMER_API_KEY": ""} | env,
     )
     try:
         with process:
@@ -67,6 +72,87 @@ def test_it_serves_and_ends_what_is_open_when_it_is_interrupted(backend: str) ->
         assert done == "[DONE]"
         assert process.wait(PATIENCE) == 0
         assert process.stdout.read() == ""
+
+
+def test_its_guards_and_limits_are_those_that_are_asked_for() -> None:
+    arguments = (
+        *("--port", "0", "--max-body-bytes", "300", "--default-max-tokens", "3"),
+        *("--max-tokens-limit", "5", "--allow-origin", "https://chat.example"),
+        *("--allow-host", "counter.example", "--timeout", "0"),
+    )
+    body: dict[str, object] = {"prompt": "An increasing sequence: one,"}
+    with program(*arguments, ANYSTREAMER_API_KEY="key") as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        with httpx.Client(base_url=line.split()[-1], trust_env=False, timeout=PATIENCE) as client:
+
+            def status(body: dict[str, object], **headers: str) -> int:
+                headers = {"authorization": "Bearer key", **headers}
+                return client.post(TEXT, json=body, headers=headers).status_code
+
+            assert status(body, authorization="Bearer other") == 401
+            assert status(body) == status(body, host="counter.example") == 200
+            assert status(body, host="localhost:1") == status(body, host="[::1]") == 200
+            assert status(body, host="attacker.example") == 400
+            assert status({"prompt": "one " * 100}) == 413
+            assert status({**body, "max_tokens": 6}) == 400
+            client.headers["authorization"] = "Bearer key"
+            response = client.post(TEXT, json=body, headers={"origin": "https://chat.example"})
+            assert response.headers["access-control-allow-origin"] == "https://chat.example"
+            assert response.json()["usage"]["completion_tokens"] == 3
+
+
+OWN_CODE = """
+import pathlib
+from transformers import LlamaConfig, LlamaForCausalLM
+
+pathlib.Path(__file__).with_name("ran").touch()
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.mark.parametrize("is_trusted", [False, True])
+def test_it_runs_no_code_of_a_model_s_own_unless_it_may(tmp_path: Path, is_trusted: bool) -> None:
+    folder, cache = tmp_path / "own", tmp_path / "cache"
+    shutil.copytree(Path(anystreamer.demo.__file__).parent / "model", folder)
+    config = json.loads((folder / "config.json").read_text())
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    config |= {"model_type": "own", "architectures": ["OwnModel"], "auto_map": classes}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(OWN_CODE)
+    arguments = (str(folder), "--port", "0", *["--trust-remote-code"] * is_trusted)
+    with program(*arguments, HF_HOME=str(cache)) as process:
+        assert process.stdout is not None
+        if is_trusted:
+            assert any(line.startswith("Serving own on ") for line in process.stdout)
+        else:
+            output, _ = process.communicate(timeout=PATIENCE)
+            assert process.returncode == 1
+            assert "--trust-remote-code" in output
+            assert "Traceback" not in output
+    assert bool(list(cache.rglob("ran"))) == is_trusted
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--max-body-bytes", "0"),
+        ("--default-max-tokens", "0"),
+        ("--max-tokens-limit", "-1"),
+        ("--timeout", "-1"),
+        ("--max-waiting", "-1"),
+    ],
+)
+def test_limits_that_are_none(arguments: tuple[str, str]) -> None:
+    with program(*arguments) as process:
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 2
+        assert arguments[0] in output
 
 
 def test_it_does_not_serve_everybody_without_a_key() -> None:

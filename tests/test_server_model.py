@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import httpx
 import pytest
 from anyio import create_task_group
+from openai.types import Completion
+from openai.types.chat import ChatCompletion
 from transformers import ContinuousBatchingConfig
 
-from anystreamer import Engine, open_engine
+from anystreamer import Engine, TextChunk, open_engine
 from anystreamer.demo import load_demo
 from anystreamer.server import create_app
+from anystreamer.server._tokens import TokenTexts
 
 from .scripted import until
 from .serving import client_of, data_of, serving
+from .tokenizer_families import byte_fallback, byte_level, unigram
 
 pytestmark = pytest.mark.filterwarnings(
     # Of who breaks off on trio. The generators are the client's, which leaves them.
@@ -136,3 +141,55 @@ async def test_log_probabilities_are_told_for_each_token() -> None:
     content = said["logprobs"]["content"]
     assert "".join(token["token"] for token in content) == said["message"]["content"]
     assert bytes(content[0]["bytes"]).decode() == content[0]["token"]
+    assert told["top_logprobs"] is None
+    assert all(token["top_logprobs"] == [] for token in content)
+
+
+async def test_the_likeliest_tokens_are_told_beside_the_chosen_ones() -> None:
+    greedy = {"max_tokens": 4, "temperature": 0}
+    chat = {"messages": [{"role": "user", "content": "Count from seven to twelve."}], **greedy}
+    async with edge() as (client, _):
+        completion = {"prompt": PROMPT, "logprobs": 5, **greedy}
+        answer = (await client.post(TEXT, json=completion)).json()
+        response = await client.post(TEXT, json={**completion, "stream": True})
+        chunks = [chunk["choices"][0] for chunk in data_of(response.text)[:-2]]
+        chat = {**chat, "logprobs": True, "top_logprobs": 20}
+        said = (await client.post("/v1/chat/completions", json=chat)).json()
+    told = answer["choices"][0]["logprobs"]
+    tops = [each for chunk in chunks for each in chunk["logprobs"]["top_logprobs"]]
+    assert tops == told["top_logprobs"]
+    for token, logprob, top in zip(
+        told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True
+    ):
+        assert top[token] == logprob == max(top.values())
+        assert len(top) == 5
+    logprobs = ChatCompletion.model_validate(said, strict=True).choices[0].logprobs
+    assert logprobs is not None
+    for each in logprobs.content or ():
+        assert len(each.top_logprobs) == 20
+        assert (each.top_logprobs[0].token, each.top_logprobs[0].logprob) == (
+            each.token,
+            each.logprob,
+        )
+        assert math.fsum(math.exp(top.logprob) for top in each.top_logprobs) <= 1 + 1e-6
+    Completion.model_validate(answer, strict=True)
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback", "unigram"])
+def test_the_texts_of_tokens_are_the_text(kind: str) -> None:
+    """Those of tokenizers, too, that drop the space of a text's first token."""
+    tokenizers: dict[str, Any] = {
+        "byte_level": byte_level,
+        "byte_fallback": partial(byte_fallback, strip=True),
+        "unigram": unigram,
+    }
+    tokenizer = tokenizers[kind]()
+    ids = tokenizer.encode("the cat and the dog", add_special_tokens=False)
+    assert len(ids) > 2
+    texts = TokenTexts(tokenizer)
+    said = []
+    for token_id in ids:
+        piece = TextChunk("", [token_id], logprobs=[-1.0], top_logprobs=[((ids[-1], -2.0),)])
+        said += texts.of(piece)
+    assert "".join(token.text for token in said) == tokenizer.decode(ids)
+    assert len({token.top[0][0] for token in said[1:]}) == 1

@@ -7,18 +7,13 @@ The short run is in every test run; 10,000 streams on each loop are for ``nox -s
 from __future__ import annotations
 
 import asyncio
-import gc
-import linecache
 import logging
 import math
-import os
 import random
 import threading
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -29,6 +24,8 @@ from anyio.lowlevel import checkpoint
 
 from anystreamer import FinishReason, GenerationTimeout, TextStream, Timeouts, stream_text
 from anystreamer.testing import ScriptedModel, ScriptedTokenizer
+
+from .levels import Level
 
 pytestmark = pytest.mark.usefixtures("asyncio_complains_of_nothing")
 
@@ -246,37 +243,6 @@ class Fated:
             return
         if reason in (FinishReason.STOPPED, FinishReason.TIMEOUT, FinishReason.ERROR):
             assert len(stream.token_ids) == self.model.steps
-
-
-@dataclass
-class Level:
-    """What there is in the process, between streams."""
-
-    threads: int
-    files: int
-    tasks: int
-    objects: int
-    traced: int  # bytes
-    resident: int  # bytes
-
-    @classmethod
-    def now(cls) -> Level:
-        linecache.clearcache()
-        gc.collect()
-        assert not gc.garbage
-        proc = Path("/proc/self")
-        return cls(
-            threads=threading.active_count(),
-            files=len(os.listdir(proc / "fd")) if proc.exists() else 0,
-            tasks=len(anyio.get_running_tasks()),
-            objects=len(gc.get_objects()),
-            traced=tracemalloc.get_traced_memory()[0],
-            resident=(
-                int((proc / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-                if proc.exists()
-                else 0
-            ),
-        )
 
 
 @pytest.fixture

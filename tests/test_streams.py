@@ -37,9 +37,18 @@ def test_a_chunk_is_a_str():
 
 
 def test_a_chunk_says_where_it_comes_from():
-    chunk = TextChunk("ab", iter([1, 2]), logprobs=iter([-0.5, -1.5]), index=3, elapsed=0.5)
+    chunk = TextChunk(
+        "ab",
+        iter([1, 2]),
+        logprobs=iter([-0.5, -1.5]),
+        top_logprobs=iter([((1, -0.5),), ((3, -0.5),)]),
+        index=3,
+        elapsed=0.5,
+    )
     assert chunk.token_ids == (1, 2)
     assert chunk.logprobs == (-0.5, -1.5)
+    assert chunk.top_logprobs == (((1, -0.5),), ((3, -0.5),))
+    assert TextChunk.joined([chunk, chunk]).top_logprobs == chunk.top_logprobs * 2
     assert (chunk.index, chunk.elapsed) == (3, 0.5)
 
 

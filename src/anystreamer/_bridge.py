@@ -99,7 +99,8 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         self._receiving = False
         self._closed = False
         self._max_buffer_size = max_buffer_size
-        self._room = threading.Event()  # set when a consumer has taken something
+        # Set when a consumer has taken something: for whoever waits for room.
+        self._room: threading.Event | Flag = _NOBODY
         self._number = 0  # in the log
 
     # -- for consumers
@@ -188,6 +189,10 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
     def _is_ready(self) -> bool:
         """Whether there is an item to take."""
         return bool(self._held or self._buffered)
+
+    def _is_full(self) -> bool:
+        """Whether as many items wait as may."""
+        return len(self._held) + self._buffered >= self._max_buffer_size
 
     def _conclude(self) -> None:
         """Called on the loop when the worker has left and the consumer has the end, or has gone."""
@@ -316,6 +321,8 @@ class Producer(Generic[T]):
         self._has_refused = False  # an item, so that the producer knows
         self.also_stops: Callable[[], bool] | None = None  # asked beside the flag
         self._seconds_held_up = 0.0  # by the loop and the consumer
+        self._room = threading.Event()
+        stream._room = self._room
 
     def run(self, produce: Callable[[StreamT, Producer[T]], object], stream: StreamT) -> None:
         """Call the producer and tell the stream how it ended. Raises nothing, ever."""
@@ -354,7 +361,7 @@ class Producer(Generic[T]):
         stream._held.extend(items)
         if perf_counter() >= self._hold_until:
             self._cross()
-        if self._is_full():
+        if stream._is_full():
             self._wait_for_room()
 
     def should_stop(self) -> bool:
@@ -387,22 +394,18 @@ class Producer(Generic[T]):
         hold = max(min(CROSSING_CAP, usual / CROSSING_SHARE), usual / CROSSING_SHARE_AT_MOST)
         self._hold_until = delivered + min(hold, HOLDING_GUARD / 2)
 
-    def _is_full(self) -> bool:
-        stream = self._stream
-        return len(stream._held) + stream._buffered >= stream._max_buffer_size
-
     def _wait_for_room(self) -> None:
         # On this side and in steps, not in send(): behind a dying loop that left threads stuck.
         stream = self._stream
         if stream._held:
             self._cross()
         is_needed = False
-        while self._is_full() and not is_needed and not self.should_stop():
+        while stream._is_full() and not is_needed and not self.should_stop():
             started = perf_counter()
-            stream._room.clear()
+            self._room.clear()
             is_needed = self._is_needed is not None and self._is_needed()
-            if self._is_full() and not is_needed:
-                stream._room.wait(ROOM_POLL)
+            if stream._is_full() and not is_needed:
+                self._room.wait(ROOM_POLL)
             self._seconds_held_up += perf_counter() - started
 
     def _error_of(self, exc: BaseException) -> BaseException | None:

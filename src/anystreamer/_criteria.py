@@ -8,6 +8,8 @@ from typing import Any, cast
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
+from ._streams import Logprob
+
 __all__ = [
     "CallerCriteria",
     "LogprobsProcessor",
@@ -64,24 +66,32 @@ class CallerCriteria(StoppingCriteria):
 
 
 class LogprobsProcessor(LogitsProcessor):
-    """Keeps the log-probabilities of the latest step, and changes nothing.
+    """Keeps the log-probabilities of the latest step, and changes nothing. *top* says how many
+    tokens are told at each, apart from the one that was chosen.
 
     ``generate()`` asks processors of the caller's after the ones that its own penalties are made of
     and before temperature, top-k and their like.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, top: int) -> None:
         self._latest = torch.zeros(0)
+        self._top = top
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return *scores*, of shape ``(B, vocabulary)``, as they are."""
         self._latest = scores.log_softmax(dim=-1)
         return scores
 
-    def of(self, token_ids: Sequence[int]) -> list[float]:
-        """The log-probabilities of the tokens that were chosen, one for each row."""
+    def of(self, token_ids: Sequence[int]) -> list[Logprob]:
+        """For each row, that of the token that was chosen, and those of the likeliest."""
         index = torch.tensor(token_ids, device=self._latest.device)[:, None]
-        return cast("list[float]", self._latest.gather(1, index)[:, 0].tolist())
+        chosen = self._latest.gather(1, index)[:, 0].tolist()
+        if not self._top:
+            return [(each, ()) for each in chosen]
+        likeliest = self._latest.topk(min(self._top, self._latest.shape[1]))
+        pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+        tops = [tuple(zip(*pair, strict=True)) for pair in pairs]
+        return list(zip(chosen, tops, strict=True))
 
 
 def any_would_stop(criteria: Iterable[Any], output: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-__all__ = ["Deadlines", "Timeouts", "checked_timeouts", "first_to_pass"]
+__all__ = ["PHASES", "Deadlines", "Timeouts", "checked_timeouts", "first_to_pass"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,9 @@ class Timeouts:
                 raise TypeError(f"timeout: {field.name} must be a number of seconds, not {kind}")
             if not seconds > 0:
                 raise ValueError(f"timeout: {field.name} must be more than 0, not {seconds!r}")
+
+
+PHASES = tuple(field.name for field in fields(Timeouts))
 
 
 def checked_timeouts(timeout: object) -> Timeouts:
@@ -70,6 +73,10 @@ class Deadlines:
             elif spent >= self._phase_ends:
                 self.late = self._phase
         return self.late is not None
+
+    def next(self, now: float, spent: float) -> tuple[float, str]:
+        """How many seconds are left, and the phase that is late then."""
+        return min((self._total_at - now, "total"), (self._phase_ends - spent, self._phase))
 
 
 def first_to_pass(timeouts: Timeouts, seconds_since_call: float) -> tuple[float, str]:

@@ -33,12 +33,16 @@ class GenerationTimeout(TimeoutError):
 class EngineBusy(Exception):
     """Raised at the entry of a stream's block: as many wait for the engine as may wait."""
 
-    def __init__(self, waiting: int) -> None:
-        super().__init__(f"the engine is busy: {waiting} requests are waiting")
-        self.waiting = waiting  #: how many requests wait
+    def __init__(self, waiting: int | None, retry_after: float | None = None) -> None:
+        said = "try again later" if waiting is None else f"{waiting} requests are waiting"
+        super().__init__(f"the engine is busy: {said}")
+        self.waiting = waiting  #: how many requests wait; None where a server does not tell
+        #: seconds until another try may help: a server's word, or an estimate of how long all who wait
+        #: will take, as requests go lately; None where neither is known
+        self.retry_after = retry_after
 
-    def __reduce__(self) -> tuple[type[EngineBusy], tuple[int]]:
-        return type(self), (self.waiting,)
+    def __reduce__(self) -> tuple[type[EngineBusy], tuple[int | None, float | None]]:
+        return type(self), (self.waiting, self.retry_after)
 
 
 class EngineClosed(Exception):

@@ -50,6 +50,7 @@ def stream_text(
     max_buffer_size: float = math.inf,
     cancel_within: Literal["step", "layer"] = "step",
     logprobs: bool = False,
+    top_logprobs: int = 0,
     skip_special_tokens: bool = True,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     parse_response: bool | Mapping[str, Any] = False,
@@ -83,6 +84,8 @@ def stream_text(
             ``past_key_values=`` of your own.
         logprobs: give each token's log-probability under the model, as `TextChunk.logprobs`: before
             temperature, top-k and their like. Not with assisted decoding.
+        top_logprobs: with *logprobs*, give so many of the likeliest tokens in each token's place,
+            too, as `TextChunk.top_logprobs`.
         skip_special_tokens: leave special tokens out of the text; their ids are delivered.
         chat_template_kwargs: more arguments for the chat template, such as ``tools``.
         parse_response: tell reasoning, content and tool calls apart, by the response template of
@@ -113,6 +116,7 @@ def stream_text(
         max_buffer_size=max_buffer_size,
         cancel_within=cancel_within,
         logprobs=logprobs,
+        top_logprobs=top_logprobs,
         skip_special_tokens=skip_special_tokens,
         chat_template_kwargs=chat_template_kwargs,
         parse_response=parse_response,
@@ -132,6 +136,7 @@ def stream_batch(
     max_buffer_size: float = math.inf,
     cancel_within: Literal["step", "layer"] = "step",
     logprobs: bool = False,
+    top_logprobs: int = 0,
     skip_special_tokens: bool = True,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     parse_response: bool | Mapping[str, Any] = False,
@@ -161,6 +166,7 @@ def stream_batch(
         max_buffer_size=max_buffer_size,
         cancel_within=cancel_within,
         logprobs=logprobs,
+        top_logprobs=top_logprobs,
         skip_special_tokens=skip_special_tokens,
         chat_template_kwargs=chat_template_kwargs,
         parse_response=parse_response,
@@ -253,7 +259,7 @@ def _generate(
         criteria = watched(criteria)
         kwargs["stopping_criteria"] = [*criteria, StopFlagCriteria(rows_end)]
         if request.logprobs:
-            processor = LogprobsProcessor()
+            processor = LogprobsProcessor(request.top_logprobs)
             kwargs["logits_processor"] = [processor, *(kwargs.get("logits_processor") or ())]
             streamer.logprobs_of = processor.of
     else:

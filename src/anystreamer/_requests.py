@@ -46,6 +46,7 @@ class Request:
     max_buffer_size: float = math.inf
     cancel_within: str = "step"
     logprobs: bool = False
+    top_logprobs: int = 0
     skip_special_tokens: bool = True
     chat_template_kwargs: Mapping[str, Any] | None = None
     parse_response: bool | Mapping[str, Any] = False
@@ -57,6 +58,10 @@ class Request:
         self.chat_template_kwargs = self.chat_template_kwargs or {}
         check_model(self.name, self.model)
         check_generate_kwargs(self.name, self.model, self.generate_kwargs, logprobs=self.logprobs)
+        if self.top_logprobs < 0 or (self.top_logprobs and not self.logprobs):
+            raise ValueError(
+                f"top_logprobs={self.top_logprobs} must be at least 0, and is for logprobs=True"
+            )
         check_cancel_within(self.model, self.generate_kwargs, self.cancel_within)
         self.decoding = tokenizer_of(self.tokenizer)
         self.template = checked_template(self.decoding, self.tokenizer, self.parse_response)

@@ -19,7 +19,7 @@ from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Piece", "Response", "checked_template"]
+__all__ = ["Piece", "Response", "checked_template", "response_template_of"]
 
 # The content parsers whose value is the text itself: it can be told as it is said.
 STREAMED = frozenset({"text", "int", "float", "bool"})
@@ -53,8 +53,7 @@ def checked_template(tokenizer: Any, processor: Any, parse_response: Any) -> dic
         )
     template: Any = parse_response
     if parse_response is True:
-        templates = (getattr(each, "response_template", None) for each in (processor, tokenizer))
-        template = next((each for each in templates if each is not None), None)
+        template = response_template_of(tokenizer, processor)
     if template is None:
         raise ValueError(
             "parse_response=True: the tokenizer has no response template; "
@@ -65,6 +64,12 @@ def checked_template(tokenizer: Any, processor: Any, parse_response: Any) -> dic
     # Required fields would make the parser raise when an answer was cut before them.
     fields = {name: {**field, "optional": True} for name, field in template["fields"].items()}
     return {**template, "fields": fields}
+
+
+def response_template_of(tokenizer: Any, processor: Any) -> Any:
+    """The response template that a processor or its tokenizer brings; None if neither has one."""
+    templates = (getattr(each, "response_template", None) for each in (processor, tokenizer))
+    return next((each for each in templates if each is not None), None)
 
 
 class Response:

@@ -15,7 +15,7 @@ from ._decoding import TextDecoder
 from ._errors import GenerationStopped
 from ._responses import Piece
 from ._stop_strings import StopStrings
-from ._streams import FinishReason, GenerationStream, Row, TextChunk
+from ._streams import FinishReason, GenerationStream, Logprob, Row, TextChunk
 
 __all__ = ["RowText", "TokenStreamer", "WindowTokens", "eos_ids", "row_of"]
 
@@ -32,13 +32,13 @@ class WindowTokens:
         self._first_timestamp = first_timestamp  # all ids from here on are timestamps
         self._eos_token_ids = frozenset(eos_token_ids)
         self._ids: list[int] = []
-        self._logprobs: list[float] = []
+        self._logprobs: list[Logprob] = []
         self._has_pair = False
         self._after_timestamp = False
 
     def take(
-        self, token_ids: Iterable[int], logprobs: Iterable[float]
-    ) -> tuple[list[int], list[float]]:
+        self, token_ids: Iterable[int], logprobs: Iterable[Logprob]
+    ) -> tuple[list[int], list[Logprob]]:
         """Take new tokens, and return those that are certain."""
         certain = 0
         self._logprobs += logprobs
@@ -52,7 +52,7 @@ class WindowTokens:
                 certain = len(self._ids)
         return self._release(certain)
 
-    def end(self) -> tuple[list[int], list[float]]:
+    def end(self) -> tuple[list[int], list[Logprob]]:
         """End a window. Return what is kept of it, and the token that ended it."""
         said = len(self._ids)
         if said and self._ids[-1] in self._eos_token_ids:
@@ -62,11 +62,11 @@ class WindowTokens:
         self._has_pair = self._after_timestamp = False
         return self.flush()
 
-    def flush(self) -> tuple[list[int], list[float]]:
+    def flush(self) -> tuple[list[int], list[Logprob]]:
         """Return all that is held back."""
         return self._release(len(self._ids))
 
-    def _release(self, count: int) -> tuple[list[int], list[float]]:
+    def _release(self, count: int) -> tuple[list[int], list[Logprob]]:
         released = self._ids[:count], self._logprobs[:count]
         del self._ids[:count], self._logprobs[:count]
         return released
@@ -100,14 +100,14 @@ class RowText:
         self._skipped: list[int] = []
         self.window = window  # of a model that hears a recording in windows
         self._pending: list[int] = []  # ids whose text has not been delivered
-        self._logprobs: list[float] | None = None
+        self._logprobs: list[Logprob] | None = None
         self.ended: FinishReason | None = None
         # generate() goes on filling up a row that has ended beside others, often with pad tokens
         # that are EOS as well. Nothing after this many steps is its own.
         self.last_step = math.inf
 
     def take(
-        self, token_ids: Sequence[int], logprob: float | None, elapsed: float
+        self, token_ids: Sequence[int], logprob: Logprob | None, elapsed: float
     ) -> list[TextChunk]:
         """Take new tokens, and return the text that they make final."""
         if not self._eos_token_ids.isdisjoint(token_ids):
@@ -132,7 +132,7 @@ class RowText:
         return self._row.stop_requested or self.ended is FinishReason.STOP_STRING
 
     def _hear(
-        self, token_ids: Sequence[int], logprobs: Sequence[float], elapsed: float
+        self, token_ids: Sequence[int], logprobs: Sequence[Logprob], elapsed: float
     ) -> list[TextChunk]:
         self._row.computed_tokens += len(token_ids)  # none that is taken back
         self._pending.extend(token_ids)
@@ -179,10 +179,12 @@ class RowText:
     def _chunk(
         self, text: str, elapsed: float, field: str | None = None, value: Any = None
     ) -> TextChunk:
+        logprobs = self._logprobs
         chunk = TextChunk(
             text,
             self._pending,
-            logprobs=self._logprobs,
+            logprobs=None if logprobs is None else (each for each, _ in logprobs),
+            top_logprobs=None if logprobs is None else (top for _, top in logprobs),
             index=self.index,
             elapsed=elapsed,
             field=field,
@@ -190,7 +192,7 @@ class RowText:
         )
         self._pending.clear()
         # Once asked for they are never None: a chunk with no tokens has none of them.
-        self._logprobs = None if self._logprobs is None else []
+        self._logprobs = None if logprobs is None else []
         return chunk
 
     def _piece(self, piece: Piece, elapsed: float) -> TextChunk:
@@ -219,7 +221,7 @@ class TokenStreamer:
         self._producer = producer
         self.texts = texts
         self.on_tokens: Callable[[], None] | None = None
-        self.logprobs_of: Callable[[list[int]], list[float]] | None = None
+        self.logprobs_of: Callable[[list[int]], list[Logprob]] | None = None
         self._next_is_prompt = True
         self.heals_prompt = False  # generate() changes it
         self.is_over = False  # nobody is to look at the scores of another step of this prompt

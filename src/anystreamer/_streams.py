@@ -14,7 +14,10 @@ from ._errors import GenerationTimeout
 from ._responses import Response
 from ._tracing import GenerationSpan
 
-__all__ = ["BatchStream", "FinishReason", "TextChunk", "TextStream", "Timing", "Usage"]
+__all__ = ["BatchStream", "FinishReason", "Logprob", "TextChunk", "TextStream", "Timing", "Usage"]
+
+# That of a token, and of the tokens that were likeliest in its place, by their ids.
+Logprob = tuple[float, tuple[tuple[int, float], ...]]
 
 
 class FinishReason(StrEnum):
@@ -63,12 +66,24 @@ class TextChunk(str):
     of another field is the empty string. Its `field` and `value` say what it is about.
     """
 
-    __slots__ = ("_is_whole", "elapsed", "field", "index", "logprobs", "token_ids", "value")
+    __slots__ = (
+        "_is_whole",
+        "elapsed",
+        "field",
+        "index",
+        "logprobs",
+        "token_ids",
+        "top_logprobs",
+        "value",
+    )
 
     token_ids: tuple[
         int, ...
     ]  #: of this text, and of tokens before it that have no text of their own
     logprobs: tuple[float, ...] | None  #: one for each token id, if they were asked for
+    #: for each token id, the ids and log-probabilities of the ``top_logprobs`` likeliest tokens in
+    #: its place, the likeliest first; None without ``logprobs``
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None
     # Every str has a method of that name, which nobody calls on generated text.
     index: int  # type: ignore[assignment]  #: the row of a batch, from 0
     elapsed: float  #: seconds from the call until the last of these tokens was made
@@ -84,6 +99,7 @@ class TextChunk(str):
         token_ids: Iterable[int] = (),
         *,
         logprobs: Iterable[float] | None = None,
+        top_logprobs: Iterable[tuple[tuple[int, float], ...]] | None = None,
         index: int = 0,
         elapsed: float = 0.0,
         field: str | None = None,
@@ -92,6 +108,7 @@ class TextChunk(str):
         chunk = super().__new__(cls, text)
         chunk.token_ids = tuple(token_ids)
         chunk.logprobs = None if logprobs is None else tuple(logprobs)
+        chunk.top_logprobs = None if top_logprobs is None else tuple(top_logprobs)
         chunk.index = index
         chunk.elapsed = elapsed
         chunk.field = field
@@ -111,6 +128,9 @@ class TextChunk(str):
             logprobs=None
             if last.logprobs is None
             else (logprob for chunk in chunks for logprob in chunk.logprobs or ()),
+            top_logprobs=None
+            if last.top_logprobs is None
+            else (top for chunk in chunks for top in chunk.top_logprobs or ()),
             index=last.index,
             elapsed=last.elapsed,
             field=last.field,
@@ -152,6 +172,19 @@ class Row:
         if self.response is None or self.finish_reason is None:
             return None
         return self.response.message
+
+    @property
+    def has_fields(self) -> bool:
+        """Whether its chunks may be of different fields."""
+        return self.response is not None
+
+    def counted(self) -> Usage | None:
+        """How many tokens it has, once it has ended."""
+        return Usage(
+            prompt_tokens=len(self.prompt_token_ids),
+            completion_tokens=len(self.token_ids),
+            computed_tokens=self.computed_tokens,
+        )
 
 
 class HasPosition(Protocol):
@@ -211,7 +244,7 @@ class GenerationStream(ThreadStream[TextChunk]):
             index = next(iter(taken))
             chunks = taken.pop(index)
             row = self._rows[index]
-            if row.response is not None and (rest := chunks[_alike(chunks) :]):
+            if row.has_fields and (rest := chunks[_alike(chunks) :]):
                 taken[index] = rest
                 chunks = chunks[: -len(rest)]
             chunk = TextChunk.joined(chunks)
@@ -232,11 +265,7 @@ class GenerationStream(ThreadStream[TextChunk]):
             return
         for row in self._rows:
             row.finish_reason = self._reason(row)
-            row.usage = Usage(
-                prompt_tokens=len(row.prompt_token_ids),
-                completion_tokens=len(row.token_ids),
-                computed_tokens=row.computed_tokens,
-            )
+            row.usage = row.counted()
         self._timing = self._times()
         self._output = self._result
         if self._span is not None:

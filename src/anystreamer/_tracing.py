@@ -24,7 +24,11 @@ class GenerationSpan:
 
     @classmethod
     def start(
-        cls, operation: str, model: str, settings: Callable[[], Mapping[str, Any]]
+        cls,
+        operation: str,
+        model: str,
+        settings: Callable[[], Mapping[str, Any]],
+        provider: str = "transformers",
     ) -> GenerationSpan | None:
         """Start a span; None where nobody records them."""
         # An application that records spans has imported this. For others it is not loaded.
@@ -36,7 +40,7 @@ class GenerationSpan:
             return None
         attributes = {
             "gen_ai.operation.name": operation,
-            "gen_ai.provider.name": "transformers",
+            "gen_ai.provider.name": provider,
             "gen_ai.output.type": "text",
             "gen_ai.request.model": model,
             **{f"gen_ai.request.{name}": value for name, value in settings().items()},
@@ -53,12 +57,15 @@ class GenerationSpan:
         usages = [row.usage for row in rows if row.usage is not None]
         attributes: dict[str, Any] = {
             "gen_ai.response.finish_reasons": [str(row.finish_reason) for row in rows],
-            "gen_ai.usage.input_tokens": sum(usage.prompt_tokens for usage in usages),
-            "gen_ai.usage.output_tokens": sum(usage.completion_tokens for usage in usages),
-            "anystreamer.usage.computed_tokens": sum(usage.computed_tokens for usage in usages),
             "anystreamer.timing.queued": timing.queued,
             "anystreamer.timing.first_token": timing.first_token,
         }
+        if usages:
+            attributes |= {
+                "gen_ai.usage.input_tokens": sum(usage.prompt_tokens for usage in usages),
+                "gen_ai.usage.output_tokens": sum(usage.completion_tokens for usage in usages),
+                "anystreamer.usage.computed_tokens": sum(usage.computed_tokens for usage in usages),
+            }
         if error is not None:
             attributes["error.type"] = type(error).__qualname__
             self._span.record_exception(error)

@@ -1,10 +1,9 @@
-"""The command line: ``demo`` and ``serve``. What is heavy is imported only when a command runs."""
+"""The command line: ``demo``, ``chat``, ``serve``. What is heavy is imported when one runs."""
 
 # Without `from __future__ import annotations`: typer evaluates the annotations of the functions in
 # _app(), and some names in them are known in there only.
 
 import importlib.metadata
-import io
 import ipaddress
 import os
 import signal
@@ -14,11 +13,14 @@ from contextlib import asynccontextmanager
 from enum import StrEnum
 from importlib.util import find_spec
 from time import perf_counter
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import anyio
 
 from . import TextStream, open_engine, stream_text
+from ._terminal import Screen, counted, figures
+from ._terminal import fail as _fail
+from ._terminal import leave as _leave
 
 __all__ = ["main"]
 
@@ -106,9 +108,38 @@ def _app() -> Any:
     server = typer.Option(help="The server, and the event loop that it runs on.")
     batches = typer.Option(help="One request at a time, or many at once.")
     line = typer.Option(min=0, metavar="N", help="How many requests may wait; the next get 503.")
-    key = typer.Option(envvar="ANYSTREAMER_API_KEY", help="What clients have to send as a key.")
+    key = typer.Option(
+        envvar="ANYSTREAMER_API_KEY",
+        help="What clients have to send as a key. Other users see a command's options: use the "
+        "environment.",
+    )
     public = typer.Option("--insecure", help="Listen on a public address without a key.")
     seconds = typer.Option(min=0.0, help="Seconds that open streams have to end, after Ctrl-C.")
+    size = typer.Option(min=1, metavar="N", help="How large the body of a request may be.")
+    usual = typer.Option(min=1, metavar="N", help="Tokens of an answer, where nobody says.")
+    most = typer.Option(min=1, metavar="N", help="How many tokens a request may ask for.")
+    late = typer.Option(min=0.0, help="Seconds for a request, queue and all; 0 sets no limit.")
+    origin = typer.Option(
+        "--allow-origin", help="A site whose pages may use it in browsers, such as https://a.org."
+    )
+    names = typer.Option(
+        "--allow-host", help="One more name to be asked for by. On loopback there are its own only."
+    )
+    trust = typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
+
+    say = typer.Option(help="What the model is told before the conversation.")
+    longest = typer.Option(min=1, metavar="N", help="How many tokens an answer has at most.")
+
+    @app.command()
+    def chat(
+        model: Annotated[str | None, which] = None,
+        backend: Annotated[Backend, typer.Option(help="The event loop.")] = Backend.ASYNCIO,
+        max_new_tokens: Annotated[int, longest] = 1024,
+        system: Annotated[str | None, say] = None,
+        trust_remote_code: Annotated[bool, trust] = False,
+    ) -> None:
+        """Chat with a model. Ctrl-C stops an answer, Ctrl-D leaves."""
+        _chat(model, backend, max_new_tokens, system, trust_remote_code)
 
     @app.command()
     def serve(
@@ -121,6 +152,13 @@ def _app() -> Any:
         api_key: Annotated[str | None, key] = None,
         insecure: Annotated[bool, public] = False,
         grace: Annotated[float, seconds] = 10.0,
+        max_body_bytes: Annotated[int, size] = 1024 * 1024,
+        default_max_tokens: Annotated[int, usual] = 1024,
+        max_tokens_limit: Annotated[int | None, most] = None,
+        timeout: Annotated[float, late] = 600.0,
+        allow_origin: Annotated[list[str] | None, origin] = None,
+        allow_host: Annotated[list[str] | None, names] = None,
+        trust_remote_code: Annotated[bool, trust] = False,
     ) -> None:
         """Serve a model as OpenAI's API does."""
         if not (api_key or insecure or _is_loopback(host)):
@@ -128,43 +166,25 @@ def _app() -> Any:
                 f"{host} is a public address: anybody could use the model. Give an --api-key, or "
                 "say --insecure"
             )
-        _serve(model, host, port, backend, batching, max_waiting, api_key or None, grace)
+        _serve(
+            model,
+            host,
+            port,
+            backend,
+            batching,
+            max_waiting,
+            grace,
+            trust_remote_code,
+            api_key=api_key or None,
+            max_body_bytes=max_body_bytes,
+            default_max_tokens=default_max_tokens,
+            max_tokens_limit=max_tokens_limit,
+            timeout=timeout or None,
+            allow_origins=allow_origin or [],
+            allowed_hosts=_hosts_of(host, allow_host or []),
+        )
 
     return app
-
-
-class Screen:
-    """Standard output: text as it is, and no escape codes but for a terminal."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self._console = Console()
-        self._replaced = False
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            # A stream must not break off at a character that the terminal does not have.
-            sys.stdout.reconfigure(errors="replace")
-
-    def write(self, text: str, style: str = "", end: str = "") -> None:
-        """Show *text* at once, neither wrapped nor searched for markup."""
-        from rich.segment import Segment, Segments
-        from rich.style import Style
-
-        try:
-            text.encode(self._console.encoding)
-        except UnicodeEncodeError:
-            self._replaced = True
-        segments = Segments([Segment(text, Style.parse(style)), Segment(end)])
-        self._console.print(segments, end="", soft_wrap=True)
-
-    def explain_replacements(self) -> None:
-        """Say what to do about characters that could not be shown."""
-        if self._replaced:
-            print(
-                f"Note: ? stands for what {self._console.encoding} cannot show. "
-                "Use a UTF-8 locale, or set PYTHONIOENCODING=utf-8.",
-                file=sys.stderr,
-            )
 
 
 def _demo(prompt: str | None, backend: Backend | None, max_new_tokens: int) -> None:
@@ -260,7 +280,7 @@ async def _stream(screen: Screen, model: Any, tokenizer: Any, prompt: str, limit
         async for text in stream:
             screen.write(text)
     screen.write("\n")
-    screen.write(_figures(stream), "dim", end="\n")
+    screen.write(figures(stream), "dim", end="\n")
 
 
 async def _cancel(screen: Screen, model: Any, tokenizer: Any, limit: int) -> None:
@@ -283,15 +303,37 @@ async def _cancel(screen: Screen, model: Any, tokenizer: Any, limit: int) -> Non
                 cancelled, steps_then = perf_counter(), steps
     left = perf_counter()
     screen.write("\n")
-    screen.write(_figures(stream), "dim", end="\n")
+    screen.write(figures(stream), "dim", end="\n")
     if scope.cancelled_caught:
         late, took = (cancelled - deadline) * 1e3, (left - cancelled) * 1e3
         screen.write(
             f"cancelled {late:.1f} ms after the deadline: the model took "
-            f"{_counted(steps - steps_then, 'step')} more, and its thread left in {took:.1f} ms",
+            f"{counted(steps - steps_then, 'step')} more, and its thread left in {took:.1f} ms",
             "dim",
             end="\n",
         )
+
+
+def _chat(
+    name: str | None,
+    backend: Backend,
+    max_new_tokens: int,
+    system: str | None,
+    trust_remote_code: bool,
+) -> None:
+    from ._chat import Chat
+
+    if find_spec(backend) is None:
+        _fail(f"{backend} is not installed: {INSTALL}")
+    model, tokenizer = _load() if name is None else _load_from(name, trust_remote_code)
+    Chat(
+        model,
+        tokenizer,
+        shown_as=_name_of(name),
+        backend=backend,
+        max_new_tokens=max_new_tokens,
+        system=system,
+    ).run()
 
 
 def _is_loopback(host: str) -> bool:
@@ -301,6 +343,14 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _hosts_of(host: str, more: list[str]) -> list[str] | None:
+    """The names that a server on *host* may be asked for by; None if nobody has to look."""
+    if not (more or _is_loopback(host)):
+        return None
+    own = f"[{host}]" if ":" in host else host
+    return ["localhost", "127.0.0.1", "[::1]", own, *more]
+
+
 def _serve(
     name: str | None,
     host: str,
@@ -308,8 +358,9 @@ def _serve(
     server: Server,
     batching: Batching,
     max_waiting: int,
-    api_key: str | None,
     grace: float,
+    trusts_code: bool,
+    **limits: Any,
 ) -> None:
     try:
         from .server import create_app
@@ -322,10 +373,8 @@ def _serve(
             _fail(f"{each} is not installed: {INSTALL_SERVER}")
     # First: loading takes long, to be told then that the port is taken.
     with listening(host, port) as listener:
-        model, tokenizer = _load() if name is None else _load_from(name)
-        shown = "anystreamer-demo" if name is None else os.path.basename(name.rstrip("/"))
-        if name is not None and not os.path.isdir(name):
-            shown = name  # on the hub
+        model, tokenizer = _load() if name is None else _load_from(name, trusts_code)
+        shown = _name_of(name)
 
         async def main() -> None:
             await run(
@@ -336,7 +385,7 @@ def _serve(
                     max_waiting=max_waiting,
                     sampling=batching is Batching.CONTINUOUS,
                 ),
-                lambda engine: create_app(engine, model_name=shown, api_key=api_key),
+                lambda engine: create_app(engine, model_name=shown, **limits),
                 listener,
                 server.value,
                 grace=grace,
@@ -347,51 +396,26 @@ def _serve(
         anyio.run(main, backend=loop or "asyncio")
 
 
-def _load_from(name: str) -> tuple[Any, Any]:
-    """Load a model of transformers from a folder or the hub. It runs no code that it brings."""
+def _name_of(name: str | None) -> str:
+    """What a model is called: a folder's name, or its name on the hub."""
+    if name is None:
+        return "anystreamer-demo"
+    return os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name
+
+
+def _load_from(name: str, trusts_code: bool) -> tuple[Any, Any]:
+    """Load a model of transformers from a folder or the hub. Only if trusted it runs own code."""
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as exc:
-        _fail(f"serving needs transformers and torch ({exc}): {INSTALL_SERVER}")
+        _fail(f"models need transformers and torch ({exc}): {INSTALL}")
     model: Any
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+        trusted = {"trust_remote_code": trusts_code}
+        tokenizer = AutoTokenizer.from_pretrained(name, **trusted)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", **trusted)
     except ValueError as exc:
-        _fail(str(exc))
+        needs_trust = "trust_remote_code" in str(exc) and not trusts_code
+        _fail(f"{exc}{' (here: --trust-remote-code)' if needs_trust else ''}")
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
-
-
-def _figures(stream: TextStream) -> str:
-    """Say how a generation ended, and how quick it was."""
-    usage, timing = stream.usage, stream.timing
-    assert usage is not None
-    assert timing is not None
-    figures = [str(stream.finish_reason), _counted(usage.completion_tokens, "token")]
-    if timing.first_token is not None:
-        figures.append(f"the first after {timing.first_token * 1e3:.1f} ms")
-        if usage.computed_tokens > 1:
-            rate = (usage.computed_tokens - 1) / (timing.total - timing.first_token)
-            figures.append(f"then {rate:.0f} tokens/s")
-    return ", ".join(figures)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _fail(message: str) -> NoReturn:
-    """Leave with any other error."""
-    print(f"Error: {message}", file=sys.stderr)
-    raise SystemExit(1)
-
-
-def _leave(*_: object) -> NoReturn:
-    """Leave at once. With torch loaded, the interpreter's own end can take seconds."""
-    try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if sys.stdout.isatty():
-            os.write(sys.stdout.fileno(), b"\n")
-    finally:
-        os._exit(130)

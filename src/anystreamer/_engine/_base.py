@@ -1,4 +1,4 @@
-"""What both kinds of engine share: admission, the line, each request's block and task, the end."""
+"""What all kinds of engine share: admission, the line, each request's block and task, the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .._waiting import Flag, run_joined
 from ._line import Line, Place
 from ._measures import EngineStatistics, Meter
 
-__all__ = ["BaseEngine", "EngineHost"]
+__all__ = ["BaseEngine", "EngineHost", "RequestContext", "ThreadEngine"]
 
 # A task has made its first step after so many checkpoints of another, or never will.
 FIRST_STEP = 5
@@ -31,14 +31,11 @@ FIRST_STEP = 5
 class BaseEngine:
     """An engine: owned by the block that opened it, used by any task of its event loop."""
 
-    def __init__(self, model: Any, tokenizer: Any, slots: int, max_waiting: int | None) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
+    def __init__(self, slots: float, max_waiting: int | None) -> None:
         self.line = Line(slots)
         self.meter = Meter()
-        self.left = Flag()  # once its thread has left
+        self.left = Flag()  # once what it does has ended
         self.ready = Flag()  # once it takes requests, or never will
-        self.encoding: CapacityLimiter  # one at a time: so do tokenizers, and each takes a thread
         self.token: EventLoopToken
         self._max_waiting = max_waiting
         self._hosts: set[EngineHost] = set()
@@ -53,11 +50,9 @@ class BaseEngine:
 
     # -- for its users
 
+    @abstractmethod
     def stream_text(self, prompt: Prompt, **arguments: Any) -> StreamContext[TextStream]:
         """As `Engine.stream_text` says."""
-        request = Request.of("stream_text", self.model, self.tokenizer, arguments)
-        checked_prompt("stream_text", prompt)
-        return RequestContext(self, request.name, self._host_for(request, as_prompts(prompt)))
 
     def statistics(self) -> EngineStatistics:
         """As `Engine.statistics` says."""
@@ -76,25 +71,21 @@ class BaseEngine:
         waiting, running = len(self.line.waiting), len(self.line.running)
         return f"<anystreamer.Engine {self.state}, {running} running, {waiting} waiting>"
 
-    # -- for the two kinds
+    # -- for the kinds of engine
 
     @abstractmethod
-    def _host_for(self, request: Request, prompts: Any) -> Callable[[], EngineHost]:
-        """Refuse what this kind of engine cannot do. Returns what makes the request's host."""
-
-    @abstractmethod
-    def _main(self) -> None:
-        """What the engine's thread does, until `_wake` after `_is_closed`."""
+    async def _run(self) -> None:
+        """What the engine does, until `_wake` after `_is_closed`. It sets `ready`."""
 
     @abstractmethod
     def _wake(self) -> None:
-        """Let the thread see that the engine has been closed."""
+        """Let `_run` see that the engine has been closed."""
 
     def _cache_used(self) -> float | None:
         return None
 
     def _died(self, cause: BaseException) -> None:
-        """The thread can serve nobody any more. On the loop."""
+        """It can serve nobody any more. On the loop."""
         self._died_of = cause
         for host in self._hosts:
             host.fail(self.refusal())
@@ -102,10 +93,9 @@ class BaseEngine:
     # -- for its owner's block
 
     async def open(self, tasks: TaskBlock) -> None:
-        """Start the thread, and wait until it takes requests. Raises what it could not start of."""
+        """Start it, and wait until it takes requests. Raises what it could not start of."""
         self.token = current_token()
         self._tasks = tasks
-        self.encoding = CapacityLimiter(1)
         self._coroutine = self._serve()
         tasks.start(self._coroutine)
         tasks.start(self._watch())
@@ -116,7 +106,7 @@ class BaseEngine:
             await checkpoint()  # it was cancelled, and so are we
 
     def close(self) -> None:
-        """Take no more requests, end those that are open, and let the thread go."""
+        """Take no more requests, and end those that are open."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -126,19 +116,19 @@ class BaseEngine:
         self._wake()
 
     def look(self) -> None:
-        """As `Host.look`, for the thread's task."""
+        """As `Host.look`, for the engine's own task."""
         if inspect.getcoroutinestate(self._coroutine) == inspect.CORO_CLOSED:
             self.left.set()
 
     async def _serve(self) -> None:
         try:
-            await run_joined(self._main, when_cancelled=self.close, is_counted=False)
+            await self._run()
         except get_cancelled_exc_class():
             pass
         except BaseException as exc:
             self._died(exc)
             if not isinstance(exc, Exception):
-                raise  # a Ctrl-C that struck while the thread was crossing
+                raise  # a Ctrl-C that struck while a thread was crossing
         finally:
             self.close()
             for host in self._hosts:  # those that nobody else can end any more
@@ -148,16 +138,16 @@ class BaseEngine:
             self.left.set()
 
     async def _watch(self) -> None:
-        """See to it that those who wait can be stopped: all that `stop` may do is set a flag."""
+        """Look after those who do not see by themselves that `stop` was called: it sets a flag."""
         # Shielded as in `ThreadStream._watch`.
         with suppress(get_cancelled_exc_class()), self._watch_scope:
             while True:
-                if all(host.stream._turn_at is not None for host in self._hosts):
+                if not any(host.is_watched for host in self._hosts):
                     self._somebody = Flag()
                     await self._somebody.wait()
                 for host in self._hosts:
                     stream = host.stream
-                    if stream._turn_at is None and (stream._stopped or stream._cancelled):
+                    if host.is_watched and (stream._stopped or stream._cancelled):
                         stream._scope.cancel()
                 await sleep(QUEUE_POLL)
 
@@ -182,7 +172,7 @@ class BaseEngine:
             raise self.refusal()
         most = None if self._max_waiting is None else self.line.slots + self._max_waiting
         if most is not None and len(self._hosts) >= most:
-            raise EngineBusy(len(self.line.waiting))
+            raise self._busy(len(self.line.waiting))
         host = new_host()
         self._hosts.add(host)
         self._somebody.set()
@@ -199,7 +189,10 @@ class BaseEngine:
         line = self.line
         waiting = sum(each.is_ready for each in line.waiting)
         if waiting >= self._max_waiting and (waiting or not line.has_room_for(place)):
-            raise EngineBusy(waiting)
+            raise self._busy(waiting)
+
+    def _busy(self, waiting: int) -> EngineBusy:
+        return EngineBusy(waiting, self.meter.until_served(waiting, len(self.line.running)))
 
     def forget(self, host: EngineHost) -> None:
         """A request has ended."""
@@ -239,6 +232,36 @@ class BaseEngine:
         return bool(self._visits)
 
 
+class ThreadEngine(BaseEngine):
+    """An engine whose model works in a thread of this process."""
+
+    def __init__(self, model: Any, tokenizer: Any, slots: int, max_waiting: int | None) -> None:
+        super().__init__(slots, max_waiting)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.encoding: CapacityLimiter  # one at a time: so do tokenizers, and each takes a thread
+
+    def stream_text(self, prompt: Prompt, **arguments: Any) -> StreamContext[TextStream]:
+        request = Request.of("stream_text", self.model, self.tokenizer, arguments)
+        checked_prompt("stream_text", prompt)
+        return RequestContext(self, request.name, self._host_for(request, as_prompts(prompt)))
+
+    @abstractmethod
+    def _host_for(self, request: Request, prompts: Any) -> Callable[[], EngineHost]:
+        """Refuse what this kind of engine cannot do. Returns what makes the request's host."""
+
+    @abstractmethod
+    def _main(self) -> None:
+        """What the engine's thread does, until `_wake` after `_is_closed`. It sets `ready`."""
+
+    async def open(self, tasks: TaskBlock) -> None:
+        self.encoding = CapacityLimiter(1)
+        await super().open(tasks)
+
+    async def _run(self) -> None:
+        await run_joined(self._main, when_cancelled=self.close, is_counted=False)
+
+
 class EngineHost(Host[TextStream]):
     """A request's task, in the engine's task group: its consumer may be any task, or none."""
 
@@ -250,13 +273,18 @@ class EngineHost(Host[TextStream]):
         self.stream._meter = engine.meter.tokens
         self.is_forgotten = False  # its block was collected: nobody can leave it any more
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody else has to see that its stream was stopped."""
+        return self.stream._turn_at is None
+
     def fail(self, error: Exception) -> None:
         """End it with an error, after the text that has been made."""
         stream = self.stream
         if stream._error is None:
             stream._error = error
         stream._stopped = True
-        if stream._turn_at is None:
+        if self.is_watched:
             stream._scope.cancel()
 
     def close(self) -> None:

@@ -22,7 +22,8 @@ from .._requests import Request
 from .._streamers import eos_ids
 from .._streams import FinishReason, Row, TextStream
 from .._waiting import Flag, run_joined
-from ._base import BaseEngine, EngineHost
+from ._base import EngineHost, ThreadEngine
+from ._greedy import spare_the_greedy
 from ._paged import Settings
 
 __all__ = ["Continuous"]
@@ -48,7 +49,7 @@ SAMPLING = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
 _request_ids = count(1)
 
 
-class Continuous(BaseEngine):
+class Continuous(ThreadEngine):
     """Hands requests to a manager of transformers, and drains its results in a thread of its own.
 
     The manager's thread makes tokens; the drain takes what is ready, makes text of it, and crosses
@@ -213,6 +214,8 @@ class Continuous(BaseEngine):
             warmup=self.model.device.type != "cpu",
         ) as manager:
             self.manager = manager
+            if self._sampling and self.model.device.type == "cpu":
+                spare_the_greedy(manager)
             self.line.room, self._page = self._settings.pages(manager)
             from_thread.run_sync(self.ready.set)
             try:

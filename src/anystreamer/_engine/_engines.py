@@ -40,6 +40,7 @@ class Engine(Protocol):
         max_buffer_size: float = math.inf,
         cancel_within: Literal["step", "layer"] = "step",
         logprobs: bool = False,
+        top_logprobs: int = 0,
         skip_special_tokens: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         parse_response: bool | Mapping[str, Any] = False,
@@ -130,6 +131,8 @@ def open_engine(
 class EngineContext(Block, AbstractAsyncContextManager[Engine]):
     """The ``async with`` block that owns an engine."""
 
+    _name = "open_engine"
+
     def __init__(self, new_engine: Callable[[], BaseEngine]) -> None:
         self._new_engine = new_engine
         self._engine: BaseEngine | None = None
@@ -137,7 +140,7 @@ class EngineContext(Block, AbstractAsyncContextManager[Engine]):
 
     async def __aenter__(self) -> Engine:
         if self._engine is not None:
-            raise RuntimeError("this open_engine() has been opened before; call it again")
+            raise RuntimeError(f"this {self._name}() has been opened before; call it again")
         self._tasks = TaskBlock()
         self._engine = self._new_engine()
         await self._tasks.open()
@@ -149,7 +152,7 @@ class EngineContext(Block, AbstractAsyncContextManager[Engine]):
         return self._engine
 
     async def _leave(self, body: BaseException | None) -> BaseException | None:
-        """Close the engine, and wait for its thread. Returns the one exception to raise."""
+        """Close the engine, and wait for its end. Returns the one exception to raise."""
         engine = self._engine
         assert engine is not None
         cancellation = get_cancelled_exc_class()

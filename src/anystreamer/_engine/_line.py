@@ -15,7 +15,7 @@ class Line:
     Who came first and is still encoding its prompt does not hold up the others.
     """
 
-    def __init__(self, slots: int, room: float = math.inf) -> None:
+    def __init__(self, slots: float, room: float = math.inf) -> None:
         self.slots = slots
         self.room = room  # for the sizes of all that run
         self.waiting: list[Place] = []

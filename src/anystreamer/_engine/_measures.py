@@ -18,6 +18,9 @@ __all__ = ["EngineStatistics", "Histogram", "Meter"]
 RATE_SECONDS = 5.0
 BIN_SECONDS = 0.25
 
+# How much the latest request counts in how long requests take.
+LATEST = 0.2
+
 # Upper bounds in seconds. From a tiny model's step to what nobody would wait for.
 BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5)
 REQUEST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -64,6 +67,7 @@ class Meter:
         self._first_token = _Counts(REQUEST)
         self._between = _Counts(BETWEEN)
         self._total = _Counts(REQUEST)
+        self._turn: float | None = None  # how long a turn takes lately
 
     def tokens(self, count: int, now: float, before: float | None) -> None:
         """A request has got tokens, and had the one before them then, or is at its first."""
@@ -79,14 +83,28 @@ class Meter:
             if before is not None:
                 self._between.add((now - before) / count, count)
 
+    def pause(self, seconds: float) -> None:
+        """A request has got more, of nobody knows how many tokens, so long after the last time."""
+        with self._lock:
+            self._between.add(seconds)
+
     def ended(self, timing: Timing) -> None:
         """A request has ended."""
         with self._lock:
             if timing.queued is not None:
                 self._queued.add(timing.queued)
+                turn = timing.total - timing.queued
+                self._turn = (
+                    turn if self._turn is None else self._turn + LATEST * (turn - self._turn)
+                )
             if timing.first_token is not None:
                 self._first_token.add(timing.first_token)
             self._total.add(timing.total)
+
+    def until_served(self, waiting: int, running: int) -> float | None:
+        """An estimate of the seconds until all who wait, and one more, have had their turn."""
+        turn = self._turn
+        return None if turn is None else turn * (waiting + 1) / max(running, 1)
 
     def statistics(self, *, waiting: int, running: int, used: float | None) -> EngineStatistics:
         """All of it, as it is now."""

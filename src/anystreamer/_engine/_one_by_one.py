@@ -18,12 +18,12 @@ from .._generate import generation, turns_of
 from .._requests import Request
 from .._streams import TextStream
 from .._waiting import counted, run_joined
-from ._base import BaseEngine, EngineHost
+from ._base import EngineHost, ThreadEngine
 
 __all__ = ["OneByOne"]
 
 
-class OneByOne(BaseEngine):
+class OneByOne(ThreadEngine):
     """Calls ``generate()`` for one request at a time, always in the same thread.
 
     Compiled models and CUDA graphs keep state for each thread.
@@ -75,7 +75,7 @@ class _Host(EngineHost):
         self._context: Context
 
     async def _prepare(self) -> None:
-        async with self.engine.encoding:
+        async with self._one_by_one.encoding:
             await run_joined(self._encode)
             await checkpoint()
 

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from anyio import fail_after
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .._deadlines import Timeouts, checked_timeouts
 from .._engine import Engine
+from .._prompts import tokenizer_of
+from .._responses import checked_template, response_template_of
 from ._answers import Answer, ChatAnswer, CompletionAnswer
 from ._completions import CompletionResponse, Limits
 from ._errors import Refused
 from ._metrics import Metrics
+from ._page import page_routes
 from ._requests import ChatRequest, CompletionRequest, TextRequest, parsed
 
 __all__ = ["create_app"]
@@ -38,19 +46,22 @@ def create_app(
     context_length: int | None = None,
     keep_alive: float | None = 15.0,
     timeout: float | Timeouts | None = None,
+    allow_origins: Sequence[str] = (),
+    allowed_hosts: Sequence[str] | None = None,
+    page: bool = True,
 ) -> Starlette:
     """An application of Starlette that answers as OpenAI's API does, from an open engine.
 
     It has ``POST /v1/chat/completions``, ``POST /v1/completions``, ``GET /v1/models``,
-    ``GET /health`` and ``GET /metrics``, and can be mounted in another application of Starlette or
-    FastAPI. A client that leaves stops the model, wherever its request is. A parameter that is not
-    supported is refused by name.
+    ``GET /health`` and ``GET /metrics``, and at ``/`` a page to chat with the model. It can be
+    mounted in another application of Starlette or FastAPI. A client that leaves stops the model,
+    wherever its request is. A parameter that is not supported is refused by name.
 
     Args:
         engine: what `open_engine` gives, opened in the event loop that the server runs in.
         model_name: what clients know the model by. A request for another one is refused.
         api_key: what clients have to send as ``Authorization: Bearer ...``, for all but
-            ``/health``. None asks for none.
+            ``/health`` and the page, which asks its reader for it. None asks for none.
         max_body_bytes: how large a request may be.
         default_max_tokens: how many tokens an answer has at the most, where its request does not
             say.
@@ -60,6 +71,12 @@ def create_app(
         keep_alive: send a comment whenever a stream was silent for so many seconds, as it is while
             the first token is awaited. None sends none.
         timeout: of each request, as `Engine.stream_text` has it.
+        allow_origins: of pages of other sites that may use it from a browser, such as
+            ``https://example.org``; ``*`` are all. By default there are none.
+        allowed_hosts: the names that it may be asked for by, without ports. A server on this
+            machine alone needs them: a page can give its own name this machine's address, and is
+            then no other site to the browser. None does not look.
+        page: whether there is a page.
     """
     for name, number in (
         ("max_body_bytes", max_body_bytes),
@@ -73,6 +90,9 @@ def create_app(
         raise ValueError(f"keep_alive must be more than 0 seconds, not {keep_alive!r}")
     if api_key == "":
         raise ValueError("api_key is empty: None asks for none")
+    for name, names in (("allow_origins", allow_origins), ("allowed_hosts", allowed_hosts)):
+        if isinstance(names, str):
+            raise TypeError(f"{name} must be several, as a list, not {names!r}")
     checked_timeouts(timeout)
     limits = Limits(
         default_max_tokens=default_max_tokens,
@@ -80,6 +100,7 @@ def create_app(
         context=_context_of(engine) if context_length is None else context_length,
         keep_alive=keep_alive,
         timeout=timeout,
+        response_template=_response_template_of(engine),
     )
     edge = _Edge(engine, model_name, api_key, max_body_bytes, limits)
     return Starlette(
@@ -90,13 +111,36 @@ def create_app(
             Route("/v1/models/{name:path}", edge.model),
             Route("/health", edge.health),
             Route("/metrics", edge.metrics),
+            *(page_routes() if page else ()),
         ],
+        middleware=_middleware(allow_origins, allowed_hosts),
         exception_handlers={
             Refused: _refused,
             HTTPException: _http_exception,
             Exception: _failed,
         },
     )
+
+
+def _middleware(
+    allow_origins: Sequence[str], allowed_hosts: Sequence[str] | None
+) -> list[Middleware]:
+    middleware = []
+    if allowed_hosts is not None:
+        middleware.append(
+            Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts, www_redirect=False)
+        )
+    if allow_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=allow_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],  # the official client of browsers sends some of its own
+                expose_headers=["retry-after"],
+            )
+        )
+    return middleware
 
 
 class _Edge:
@@ -163,7 +207,9 @@ class _Edge:
         except ClientDisconnect:
             ended("disconnected")
             return Response(status_code=400)  # which nobody gets
-        new = answer(self._model_name, includes_usage=asked.includes_usage)
+        new = answer(
+            self._model_name, includes_usage=asked.includes_usage, top=asked.top_logprobs_asked
+        )
         return CompletionResponse(self._engine, asked, new, self._limits, ended)
 
     async def _body(self, request: Request) -> bytes:
@@ -238,6 +284,26 @@ def _context_of(engine: Engine) -> int | None:
         config = config.get_text_config()
     length = getattr(config, "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None
+
+
+def _response_template_of(engine: Engine) -> dict[str, Any] | None:
+    """How answers of the engine's model are told apart from its reasoning and its tool calls.
+
+    It has no field for calls where the chat template has no place for tools.
+    """
+    own = getattr(engine, "tokenizer", None)
+    if own is None:
+        return None
+    tokenizer = tokenizer_of(own)
+    template = response_template_of(tokenizer, own)
+    if template is None or not callable(getattr(tokenizer, "get_response_parser", None)):
+        return None
+    template = checked_template(tokenizer, own, template)
+    assert template is not None
+    chat_templates = [getattr(each, "chat_template", None) for each in (own, tokenizer)]
+    if "tools" not in str(chat_templates):
+        template["fields"].pop("tool_calls", None)
+    return template
 
 
 async def _refused(request: Request, exc: Exception) -> Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,25 +14,27 @@ from starlette.types import Receive, Scope, Send
 from .._arguments import uses_torch
 from .._deadlines import Timeouts
 from .._engine import Engine
-from .._prompts import Prompt, tokenizer_of
+from .._prompts import Prompt
 from .._streams import TextChunk, TextStream, Usage
-from ._answers import DONE, Answer, Tokens, event, usage_of
-from ._errors import Refused, refusal_of
+from ._answers import DONE, Answer, Token, event, usage_of
+from ._errors import CUT, Refused, refusal_of
 from ._requests import TextRequest
 from ._sending import EVENT_STREAM, NOT_KEPT, BodySender, run_all, while_connected
+from ._tokens import TokenTexts
 
 __all__ = ["CompletionResponse", "Limits"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the owner of a server allows each request."""
+    """What all requests share: what the server's owner allows, and how its model's answers read."""
 
     default_max_tokens: int
     max_tokens: int | None
     context: int | None  # tokens that the model takes in all; None where it is not known
     keep_alive: float | None
     timeout: float | Timeouts | None
+    response_template: Mapping[str, Any] | None  # of the model's tokenizer
 
 
 class CompletionResponse(Response):
@@ -57,21 +59,24 @@ class CompletionResponse(Response):
         self._limits = limits
         self._ended = ended
         self._choices: list[TextStream] = []
+        self._texts: list[TokenTexts] = []  # of each, if its tokens are told
         self._outcome = "disconnected"
+        self._body: BodySender
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. Called by Starlette."""
+        self._body = BodySender(send)
+        serve = partial(self._serve, scope, receive)
         try:
-            await while_connected(receive, partial(self._serve, scope, receive, send))
+            await while_connected(receive, serve, partial(self._tell, CUT, scope, receive))
         finally:
             usages = [stream.usage for stream in self._choices]
             self._ended(self._outcome, [usage for usage in usages if usage is not None])
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = BodySender(send)
+    async def _serve(self, scope: Scope, receive: Receive) -> None:
+        body = self._body
         is_open = False
         failure: Refused | None = None
-        texts: list[tuple[str, str, Tokens | None]] = []
         try:
             async with AsyncExitStack() as stack:
                 await self._open(stack)
@@ -80,19 +85,27 @@ class CompletionResponse(Response):
                     await body.start(self.status_code, self.raw_headers)
                     await self._send_all(body)
                 else:
-                    texts = await self._read_all()
+                    await self._read_all()
         except Exception as exc:
             # Here, and not before: all streams have been left, so [DONE] is the truth.
             param = self._request.prompts[0][0]
             failure = refusal_of(exc, at_entry=not is_open, param=param)
-        if body.has_started:
-            self._outcome = "failed" if failure else "200"
-            return await body.end((event(failure.object) if failure else self._usage()) + DONE)
         if failure is not None:
-            self._outcome = str(failure.status)
-            return await failure.response()(scope, receive, send)
+            return await self._tell(failure, scope, receive)
         self._outcome = "200"
-        await JSONResponse(self._answer.whole(texts, self._usages()))(scope, receive, send)
+        if body.takes_parts:
+            return await body.end(self._usage() + DONE)
+        await JSONResponse(self._whole())(scope, receive, body)
+
+    async def _tell(self, failure: Refused, scope: Scope, receive: Receive) -> None:
+        """End with an error: as an event, or as the response if there is none yet."""
+        body = self._body
+        if body.takes_parts:
+            self._outcome = "failed"
+            await body.end(event(failure.object) + DONE)
+        elif not body.has_started:
+            self._outcome = str(failure.status)
+            await failure.response()(scope, receive, body)
 
     # -- opening
 
@@ -128,12 +141,16 @@ class CompletionResponse(Response):
                     await stream.aclose()
                     stream = await self._open_one(stack, choice, prompt, room)
                 self._choices.append(stream)
+                self._answer.add_choice()
                 choice += 1
+        if request.top_logprobs_asked is not None:
+            tokenizer = getattr(self._engine, "tokenizer", None)
+            self._texts = [TokenTexts(tokenizer) for _ in self._choices]
 
     async def _open_one(
         self, stack: AsyncExitStack, choice: int, prompt: Prompt, most: int
     ) -> TextStream:
-        arguments: dict[str, Any] = self._request.arguments(choice)
+        arguments: dict[str, Any] = self._request.arguments(choice, self._limits.response_template)
         if self._request.seed is not None and not uses_torch(getattr(self._engine, "model", None)):
             raise Refused("seed is not supported by this model", param="seed")
         return await stack.enter_async_context(
@@ -149,41 +166,25 @@ class CompletionResponse(Response):
         await body.kept_alive(self._limits.keep_alive, partial(run_all, works))
 
     async def _send(self, body: BodySender, index: int, stream: TextStream) -> None:
-        # With the first text, and not before: clients time the first chunk.
-        before = self._answer.first(index)
-        offset = 0
+        # Nothing is sent before the first text: clients time the first chunk.
         async for piece in stream:  # what is ready together is one piece
-            said = self._answer.piece(index, piece, self._tokens(piece), offset)
-            await body.send(before + said)
-            before = ""
-            offset += len(piece)
-        await body.send(before + self._answer.last(index, _reason(stream)))
+            await body.send(self._answer.piece(index, piece, self._tokens(index, piece)))
+        await body.send(self._answer.last(index, _reason(stream), stream.stop_string))
 
-    def _tokens(self, piece: TextChunk) -> Tokens | None:
-        """The tokens of a piece, each as a text of its own, if they are to be told."""
-        if not self._request.wants_logprobs or piece.logprobs is None:
-            return None
-        tokenizer = tokenizer_of(getattr(self._engine, "tokenizer", None))
-        return [
-            (tokenizer.decode([token_id]), logprob)
-            for token_id, logprob in zip(piece.token_ids, piece.logprobs, strict=True)
-        ]
+    def _tokens(self, index: int, piece: TextChunk) -> Sequence[Token]:
+        return self._texts[index].of(piece) if self._texts else ()
 
     # -- whole
 
-    async def _read_all(self) -> list[tuple[str, str, Tokens | None]]:
-        tokens: list[list[tuple[str, float]]] = [[] for _ in self._choices]
-
+    async def _read_all(self) -> None:
         async def read(index: int, stream: TextStream) -> None:
             async for piece in stream:
-                tokens[index].extend(self._tokens(piece) or ())
+                self._answer.take(index, piece, self._tokens(index, piece))
 
         await run_all([partial(read, *each) for each in enumerate(self._choices)])
-        told = self._request.wants_logprobs
-        return [
-            (stream.text, _reason(stream), tokens[index] if told else None)
-            for index, stream in enumerate(self._choices)
-        ]
+
+    def _whole(self) -> dict[str, Any]:
+        return self._answer.whole([_reason(stream) for stream in self._choices], self._usages())
 
     def _usages(self) -> dict[str, int]:
         usages = [stream.usage for stream in self._choices]

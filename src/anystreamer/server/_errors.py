@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import JSONResponse
 
 from .._errors import EngineBusy, EngineClosed, EngineDied, GenerationTimeout
-from ._responses import RETRY_AFTER
 from ._sending import log
 
-__all__ = ["Refused", "refusal_of"]
+__all__ = ["CUT", "Refused", "refusal_of", "retry_after"]
+
+# Seconds. A client that is told of longer waits asks elsewhere, or its user does.
+LONGEST_RETRY = 60
 
 # The engine's names for what clients know under another one.
 _PARAMS = {
@@ -48,6 +51,21 @@ class Refused(Exception):
         return JSONResponse(self.object, self.status, self.headers)
 
 
+# Cancelled by neither the client nor the model.
+CUT = Refused(
+    "the server has ended this request",
+    status=503,
+    type="server_error",
+    code="engine_unavailable",
+)
+
+
+def retry_after(busy: EngineBusy) -> dict[str, str]:
+    """The header that says when there is likely to be room."""
+    seconds = math.ceil(busy.retry_after or 0)
+    return {"retry-after": str(min(max(seconds, 1), LONGEST_RETRY))}
+
+
 def refusal_of(exc: Exception, *, at_entry: bool, param: str) -> Refused:
     """What a client is told of an error of the engine's: not what was found inside of the server.
 
@@ -59,13 +77,13 @@ def refusal_of(exc: Exception, *, at_entry: bool, param: str) -> Refused:
     match exc:
         case Refused():
             return exc
-        case EngineBusy():
+        case EngineBusy() as exc:
             return Refused(
                 str(exc),
                 status=503,
                 type="server_error",
                 code="engine_busy",
-                headers={"retry-after": RETRY_AFTER},
+                headers=retry_after(exc),
             )
         case EngineClosed() | EngineDied():
             return Refused(str(exc), status=503, type="server_error", code="engine_unavailable")

@@ -7,8 +7,17 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import from_json
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, from_json
 
 from .._prompts import Prompt
 from ._errors import Refused
@@ -68,21 +77,31 @@ class TextRequest(_Strict):
 
     @property
     @abstractmethod
-    def wants_logprobs(self) -> bool:
-        """Whether the tokens' log-probabilities are to be told."""
+    def top_logprobs_asked(self) -> int | None:
+        """How many tokens are to be told in the place of each; None: of no tokens at all."""
 
     @property
     @abstractmethod
     def prompts(self) -> Sequence[tuple[str, Prompt]]:
         """The prompts, each with the name of its parameter."""
 
-    def arguments(self, choice: int) -> dict[str, Any]:
-        """What ``engine.stream_text`` is to be called with, apart from the number of tokens."""
+    def arguments(self, choice: int, template: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What ``engine.stream_text`` is to be called with, apart from the number of tokens.
+
+        Args:
+            choice: which of the choices.
+            template: the model's response template, if it has one.
+
+        Raises:
+            Refused: the model cannot do what is asked.
+        """
         arguments: dict[str, Any] = {}
         if self.stop:
             arguments["stop"] = self.stop
-        if self.wants_logprobs:
+        if self.top_logprobs_asked is not None:
             arguments["logprobs"] = True
+            if self.top_logprobs_asked:
+                arguments["top_logprobs"] = self.top_logprobs_asked
         if self.temperature is not None and self.temperature < GREEDY:
             arguments["do_sample"] = False
         elif self.temperature is not None or self.top_p is not None:
@@ -103,21 +122,139 @@ class TextPart(_Strict):
     text: str
 
 
-class Message(_Strict):
-    """A message of a chat."""
+Content = str | list[TextPart]
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    refusal: None = None  # what our own answers have, which clients send back
 
-    def as_prompt(self) -> dict[str, str]:
+def _text_of(content: Content) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+class TextMessage(_Strict):
+    """A message of a chat that is nothing but text."""
+
+    role: Literal["system", "developer", "user"]
+    content: Content
+
+    def as_prompt(self) -> dict[str, Any]:
         """The message as chat templates take it."""
-        content = self.content
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": _text_of(self.content)}
+
+
+def _object_of(text: object) -> object:
+    """What JSON text says: clients send arguments so, and templates want them so."""
+    try:
+        said = from_json(text or "{}", allow_inf_nan=False) if isinstance(text, str) else None
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        raise PydanticCustomError("no_object", "must be the text of a JSON object")
+    return said
+
+
+class CalledFunction(_Strict):
+    """The function of a tool call."""
+
+    name: str
+    arguments: Annotated[dict[str, Any], BeforeValidator(_object_of)]
+    parsed_arguments: Any = None  # what the client itself makes of them
+
+
+class ToolCall(_Strict):
+    """A tool call of an answer before, sent back."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+    index: int | None = None  # of the chunk that it came in
+
+    def as_prompt(self) -> dict[str, Any]:
+        """The call as chat templates take it."""
+        function = {"name": self.function.name, "arguments": self.function.arguments}
+        return {"id": self.id, "type": self.type, "function": function}
+
+
+class AssistantMessage(_Strict):
+    """An answer before, sent back: it may have all that our own answers have."""
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    # What our answers have of these. The official client sends back all that its types have.
+    refusal: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+    parsed: Any = None  # what the client itself makes of it
+    reasoning_content: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> AssistantMessage:
+        if self.content is None and self.tool_calls is None:
+            raise PydanticCustomError("no_content", "content is missing, and so are tool_calls")
+        return self
+
+    def as_prompt(self) -> dict[str, Any]:
+        """The message as chat templates take it."""
+        message: dict[str, Any] = {"role": self.role, "content": _text_of(self.content or "")}
+        if self.reasoning_content is not None:
+            message["reasoning_content"] = self.reasoning_content
+        if self.tool_calls is not None:
+            message["tool_calls"] = [call.as_prompt() for call in self.tool_calls]
+        return message
+
+
+class ToolMessage(_Strict):
+    """What a tool answered to a call."""
+
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: str
+
+    def as_prompt(self) -> dict[str, Any]:
+        """The message as chat templates take it."""
+        text = _text_of(self.content)
+        return {"role": self.role, "tool_call_id": self.tool_call_id, "content": text}
+
+
+def _kind_of(message: Any) -> str:
+    kinds = {"assistant": "AssistantMessage", "tool": "ToolMessage"}
+    role = message.get("role") if isinstance(message, dict) else None
+    return kinds.get(role, "TextMessage") if isinstance(role, str) else "TextMessage"
+
+
+Message = Annotated[
+    Annotated[TextMessage, Tag("TextMessage")]
+    | Annotated[AssistantMessage, Tag("AssistantMessage")]
+    | Annotated[ToolMessage, Tag("ToolMessage")],
+    Discriminator(_kind_of),
+]
+
+
+class Function(_Strict):
+    """A function that a model may call."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Literal[False] | None = None  # nothing makes a model keep to the schema
+
+
+class Tool(_Strict):
+    """A tool that a model may call."""
+
+    type: Literal["function"]
+    function: Function
+
+    def as_prompt(self) -> dict[str, Any]:
+        """The tool as chat templates take it."""
         return {
-            "role": "system" if self.role == "developer" else self.role,
-            "content": content
-            if isinstance(content, str)
-            else "".join(part.text for part in content),
+            "type": "function",
+            "function": {
+                "name": self.function.name,
+                "description": self.function.description or "",
+                "parameters": self.function.parameters or {"type": "object", "properties": {}},
+            },
         }
 
 
@@ -127,7 +264,10 @@ class ChatRequest(TextRequest):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None  # of the other tokens, of none
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=128)] | None = None
+    tool_choice: Literal["auto", "none"] | None = None  # nothing can make a model call one
+    parallel_tool_calls: Literal[True] | None = None  # nor keep it from calling two
 
     @model_validator(mode="after")
     def _check_chat(self) -> ChatRequest:
@@ -138,6 +278,9 @@ class ChatRequest(TextRequest):
             )
         if self.top_logprobs is not None and not self.logprobs:
             raise Refused("top_logprobs is for logprobs=true", param="top_logprobs")
+        for name in ("tool_choice", "parallel_tool_calls"):
+            if getattr(self, name) is not None and self.tools is None:
+                raise Refused(f"{name} is for requests with tools", param=name)
         return self
 
     @property
@@ -147,12 +290,35 @@ class ChatRequest(TextRequest):
         return super().most_tokens
 
     @property
-    def wants_logprobs(self) -> bool:
-        return bool(self.logprobs)
+    def top_logprobs_asked(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def prompts(self) -> Sequence[tuple[str, Prompt]]:
-        return [("messages", [message.as_prompt() for message in self.messages])]
+        prompts = [message.as_prompt() for message in self.messages]
+        # Some templates want the name of the function that a tool's answer is of.
+        calls = [call for each in prompts for call in each.get("tool_calls", ())]
+        names = {call["id"]: call["function"]["name"] for call in calls}
+        for each in prompts:
+            if each.get("tool_call_id") in names:
+                each["name"] = names[each["tool_call_id"]]
+        return [("messages", prompts)]
+
+    def arguments(self, choice: int, template: Mapping[str, Any] | None) -> dict[str, Any]:
+        arguments = super().arguments(choice, template)
+        may_call = self.tools is not None and self.tool_choice != "none"
+        if self.tools is not None and "tool_calls" not in (template or {"fields": ()})["fields"]:
+            raise Refused(
+                "tools is not supported by this model: its templates know of none", param="tools"
+            )
+        if self.tools is not None and may_call:
+            arguments["chat_template_kwargs"] = {"tools": [tool.as_prompt() for tool in self.tools]}
+        if template is not None:
+            # Without tools nobody waits for a call: what looks like one is the text that it is.
+            hidden = () if may_call else ("tool_calls",)
+            fields = {name: each for name, each in template["fields"].items() if name not in hidden}
+            arguments["parse_response"] = {**template, "fields": fields}
+        return arguments
 
 
 class CompletionRequest(TextRequest):
@@ -160,7 +326,7 @@ class CompletionRequest(TextRequest):
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=128)]
     echo: Literal[False] | None = None
-    logprobs: Annotated[int, Field(ge=0, le=0)] | None = None  # of so many other tokens: of none
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
 
     @model_validator(mode="after")
     def _check_completion(self) -> CompletionRequest:
@@ -169,8 +335,8 @@ class CompletionRequest(TextRequest):
         return self
 
     @property
-    def wants_logprobs(self) -> bool:
-        return self.logprobs is not None
+    def top_logprobs_asked(self) -> int | None:
+        return self.logprobs
 
     @property
     def prompts(self) -> Sequence[tuple[str, Prompt]]:

@@ -14,11 +14,10 @@ from starlette.types import Receive, Scope, Send
 
 from .._errors import EngineBusy, EngineClosed, EngineDied, GenerationTimeout
 from .._streams import TextStream
+from ._errors import CUT, retry_after
 from ._sending import EVENT_STREAM, NOT_KEPT, BodySender, log, while_connected
 
-__all__ = ["RETRY_AFTER", "TextStreamResponse"]
-
-RETRY_AFTER = "1"  # seconds; a place in the line is soon free, or soon taken again
+__all__ = ["TextStreamResponse"]
 
 
 class TextStreamResponse(Response):
@@ -77,22 +76,28 @@ class TextStreamResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. Called by Starlette."""
 
+        body = BodySender(send)
+
         async def work() -> None:
             if scope["method"] == "HEAD":  # asks for no text
-                body = BodySender(send)
                 await body.start(self.status_code, self.raw_headers)
                 return await body.end()
-            refusal = await self._serve(send)
+            refusal = await self._serve(body)
             if refusal is not None:
-                await refusal(scope, receive, send)
+                await refusal(scope, receive, body)
 
-        await while_connected(receive, work)
+        async def cut() -> None:
+            if not body.has_started:
+                await PlainTextResponse(str(CUT), 503)(scope, receive, body)
+            elif self._sends_events and body.takes_parts:
+                await body.end(_error_event(str(CUT)))
+
+        await while_connected(receive, work, cut)
         if self.background is not None:
             await self.background()
 
-    async def _serve(self, send: Send) -> Response | None:
+    async def _serve(self, body: BodySender) -> Response | None:
         """Send the stream. Returns what to answer if it could not be opened."""
-        body = BodySender(send)
         try:
             async with self._engine_stream as stream:
                 await body.start(self.status_code, self.raw_headers)
@@ -115,7 +120,7 @@ class TextStreamResponse(Response):
                 raise  # all that can still be said is that this was not the end
             if not isinstance(exc, GenerationTimeout | EngineClosed):
                 log.exception("a stream failed after its start")
-            await body.send(f"event: error\ndata: {json.dumps({'message': _said_of(exc)})}\n\n")
+            await body.send(_error_event(_said_of(exc)))
         await body.end()
         return None
 
@@ -129,12 +134,16 @@ class TextStreamResponse(Response):
 def _refusal(exc: Exception) -> Response:
     """What to answer where the stream could not be opened. Raises what is no client's business."""
     if isinstance(exc, EngineBusy):
-        return PlainTextResponse(str(exc), 503, {"retry-after": RETRY_AFTER})
+        return PlainTextResponse(str(exc), 503, retry_after(exc))
     if isinstance(exc, EngineClosed | EngineDied):
         return PlainTextResponse(str(exc), 503)
     if isinstance(exc, ValueError | TypeError):
         return PlainTextResponse(str(exc), 400)
     raise exc
+
+
+def _error_event(message: str) -> str:
+    return f"event: error\ndata: {json.dumps({'message': message})}\n\n"
 
 
 def _said_of(exc: Exception) -> str:

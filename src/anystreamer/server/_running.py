@@ -17,11 +17,14 @@ __all__ = ["listening", "run", "url_of"]
 # What a server may take to send what is left, once the engine has been closed (seconds).
 LAST_WORDS = 5.0
 
+# Connections that a busy loop has not come to yet. One more has to try again, a second later.
+BACKLOG = 2048
+
 
 def listening(host: str, port: int) -> socket.socket:
     """A socket that listens there. Raises OSError where it cannot."""
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    return socket.create_server(address[:2], family=family, backlog=2048)
+    return socket.create_server(address[:2], family=family, backlog=BACKLOG)
 
 
 def url_of(listener: socket.socket) -> str:
@@ -133,4 +136,5 @@ def _hypercorn_config(listener: socket.socket, most: float) -> Any:
     config.bind = [f"fd://{listener.detach()}"]
     config.graceful_timeout = most
     config.loglevel = "WARNING"
+    config.backlog = BACKLOG  # it calls listen() again
     return config

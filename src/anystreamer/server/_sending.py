@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
-from anyio import Lock, create_task_group, current_time, get_cancelled_exc_class, sleep
-from starlette.types import Receive, Send
+from anyio import (
+    Lock,
+    create_task_group,
+    current_time,
+    get_cancelled_exc_class,
+    move_on_after,
+    sleep,
+)
+from starlette.types import Message, Receive, Send
 
 from .._bridge import raise_unchanged
 
@@ -16,30 +24,44 @@ __all__ = ["EVENT_STREAM", "NOT_KEPT", "BodySender", "log", "run_all", "while_co
 log = logging.getLogger("anystreamer.server")
 
 EVENT_STREAM = "text/event-stream"
+# What a response may take to say that it has been cut (seconds). Its server is in a hurry.
+LAST_WORDS = 1.0
+
 # Neither caches nor nginx may hold back what is to be seen at once.
 NOT_KEPT = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
-async def while_connected(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
+async def while_connected(
+    receive: Receive, work: Callable[[], Awaitable[None]], cut: Callable[[], Awaitable[None]]
+) -> None:
     """Do *work*, and cancel it when the client leaves.
 
-    What *work* raises is raised as it is, in no group; or logged, if the client has left.
+    What *work* raises is raised as it is, in no group; or logged, if the client has left. If it is
+    cancelled by others, as servers do when their time to shut down is up, *cut* has a moment to say
+    so to the client.
     """
     error: Exception | None = None
     async with create_task_group() as tasks:
+        has_left = False
 
         async def watch() -> None:
+            nonlocal has_left
             while (await receive())["type"] != "http.disconnect":
                 pass
+            has_left = True
             tasks.cancel_scope.cancel()
 
         tasks.start_soon(watch)
         try:
             await work()
         except get_cancelled_exc_class():
+            if not has_left:
+                # Who cuts it off may have cut off the way to the client before.
+                with move_on_after(LAST_WORDS, shield=True), suppress(Exception):
+                    await cut()
             raise
         except Exception as exc:
-            if tasks.cancel_scope.cancel_called:
+            if has_left:
                 log.exception("a request failed whose client had left")
             else:
                 error = exc
@@ -71,7 +93,7 @@ async def run_all(works: Sequence[Callable[[], Awaitable[None]]]) -> None:
 
 
 class BodySender:
-    """The body of a response, sent in parts by several tasks."""
+    """A response, whose body several tasks send in parts."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -80,23 +102,30 @@ class BodySender:
         self._lock = Lock()
         self._sent_at = 0.0
         self.has_started = False
+        self.takes_parts = False
+
+    async def __call__(self, message: Message) -> None:
+        """Send a message of any response: as the ``send`` of a server."""
+        self.has_started = True
+        await self._send(message)
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Send the headers."""
-        self.has_started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        """Send the headers of a response in parts."""
+        self.takes_parts = True
+        await self({"type": "http.response.start", "status": status, "headers": headers})
         self._sent_at = current_time()
 
     async def send(self, part: str) -> None:
         """Send a part of the body."""
         async with self._lock:
-            await self._send(_body(part.encode(), more_body=True))
+            await self(_body(part.encode(), more_body=True))
             self._sent_at = current_time()
 
     async def end(self, part: str = "") -> None:
         """Send the last part."""
         async with self._lock:
-            await self._send(_body(part.encode(), more_body=False))
+            self.takes_parts = False
+            await self(_body(part.encode(), more_body=False))
 
     async def kept_alive(self, seconds: float | None, work: Callable[[], Awaitable[None]]) -> None:
         """Do *work*, and send a comment whenever nothing else was sent for so long.

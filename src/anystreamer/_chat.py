@@ -1,0 +1,347 @@
+"""A conversation in the terminal: questions by keyboard or pipe, answers as they are made."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from time import monotonic
+from typing import Any, Protocol
+
+import anyio
+from anyio import EndOfStream, move_on_after
+from markdown_it import MarkdownIt
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.segment import Segment
+from rich.text import Text
+
+from . import TextStream, stream_text
+from ._terminal import Screen, counted, fail, figures, leave
+
+__all__ = ["Chat"]
+
+PROMPT = "> "
+NEW = "/new"
+
+# Redrawn more often, text is no easier to read, and a slow terminal cannot follow.
+DRAWING = 1 / 15  # seconds
+
+# A terminal obeys these, and a model is nobody to give it orders. Each is shown as its picture.
+CONTROLS = {code: 0x2400 + code for code in range(0x20)}
+CONTROLS |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+HARMLESS = {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
+NEUTRAL: dict[int, int | str] = {**CONTROLS, **HARMLESS}
+
+# What looks like HTML is text that somebody wants to read; rich would leave it out.
+PARSER = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
+
+
+class Chat:
+    """A conversation with a model, until its reader leaves or the questions end."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        shown_as: str,
+        backend: str,
+        max_new_tokens: int,
+        system: str | None,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._shown_as = shown_as
+        self._backend = backend
+        self._max_new_tokens = max_new_tokens
+        self._told = [] if system is None else [{"role": "system", "content": system}]
+        self._messages = [*self._told]
+        self._console = Console()
+        self._screen = Screen()
+        self._is_interactive = sys.stdin.isatty() and self._console.is_terminal
+        # A terminal that cannot move its cursor gets plain text.
+        self._is_plain = not self._is_interactive or self._console.is_dumb_terminal
+
+    def run(self) -> None:
+        """Ask for questions and answer them. Ctrl-C stops an answer, or leaves if there is none."""
+        if not self._is_interactive:
+            for question in _lines():
+                self._answer(question)
+        else:
+            keys = f"Ctrl-C stops an answer, Ctrl-D leaves, {NEW} starts anew."
+            self._screen.write(f"{_neutral(self._shown_as)}. {keys}", "dim", end="\n")
+            while (asked := _asked()) is not None:
+                if asked == NEW:
+                    self._messages = [*self._told]
+                elif asked:
+                    self._answer(asked)
+        self._screen.explain_replacements()
+
+    def _answer(self, question: str) -> None:
+        messages = [*self._messages, {"role": "user", "content": question}]
+        view: _View = (
+            _Plain(self._screen) if self._is_plain else _Formatted(self._console, self._screen)
+        )
+        with _interruptible(self._console) as interrupt:
+            try:
+                limit = self._limit(messages)
+                stream = anyio.run(
+                    self._show, messages, limit, view, interrupt, backend=self._backend
+                )
+            except Exception as exc:
+                said = _neutral(str(exc) or type(exc).__name__)
+                if not self._is_interactive:
+                    fail(said)
+                return self._screen.write(f"Error: {said}", "red", end="\n")
+        if not self._is_interactive:
+            if interrupt.came:
+                leave()
+        else:
+            self._screen.write(figures(stream), "dim", end="\n\n")
+        if stream.text:  # templates refuse a question without an answer
+            self._messages = [*messages, {"role": "assistant", "content": stream.text}]
+
+    def _limit(self, messages: list[dict[str, str]]) -> int:
+        """How many tokens an answer may have. Raises ValueError if there is room for none."""
+        config: Any = getattr(self._model, "config", None)
+        if hasattr(config, "get_text_config"):
+            config = config.get_text_config()
+        most = getattr(config, "max_position_embeddings", None)
+        if not isinstance(most, int):
+            return self._max_new_tokens
+        encoded = self._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True
+        )
+        length = len(encoded["input_ids"])
+        if length >= most:
+            raise ValueError(
+                f"the conversation has {counted(length, 'token')}, and the model takes {most}, "
+                f"its answer included: {NEW} starts anew"
+            )
+        return min(self._max_new_tokens, most - length)
+
+    async def _show(
+        self, messages: list[dict[str, str]], limit: int, view: _View, interrupt: _Interrupt
+    ) -> TextStream:
+        with view:
+            async with stream_text(
+                self._model, self._tokenizer, messages, max_new_tokens=limit
+            ) as stream:
+                interrupt.stops(stream)
+                with suppress(EndOfStream):
+                    while True:
+                        with move_on_after(view.rests):
+                            view.add(_neutral(await stream.receive()))
+                        view.draw()
+        return stream
+
+
+# -- questions
+
+
+def _asked() -> str | None:
+    """A line from the keyboard; None at its end, Ctrl-D."""
+    with suppress(ImportError):  # there is none on Windows
+        import readline  # noqa: F401  # input() then has a history, and a line can be changed
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        # As an exception: leaving at once would leave the terminal as readline has set it.
+        if handler is leave:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        return input(PROMPT).strip()
+    except EOFError:
+        print()
+        return None
+    except KeyboardInterrupt:
+        leave()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _lines() -> Iterator[str]:
+    for line in sys.stdin:
+        if question := line.strip():
+            yield question
+
+
+# -- Ctrl-C
+
+
+class _Interrupt:
+    """Ctrl-C while the model works: the first stops it, and a second one does not wait for that."""
+
+    def __init__(self, console: Console) -> None:
+        self.came = False
+        self._console = console
+        self._stream: TextStream | None = None
+
+    def stops(self, stream: TextStream) -> None:
+        """From now on it stops *stream*; or at once, if it came before."""
+        self._stream = stream
+        if self.came:
+            stream.stop()
+
+    def __call__(self, *_: object) -> None:
+        if self.came:
+            self._console.show_cursor()
+            leave()
+        self.came = True
+        if self._stream is not None:
+            self._stream.stop()
+
+
+@contextmanager
+def _interruptible(console: Console) -> Iterator[_Interrupt]:
+    handler = signal.getsignal(signal.SIGINT)
+    interrupt = _Interrupt(console)
+    if handler is leave:  # it is not under nohup
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+# -- answers
+
+
+class _View(Protocol):
+    """Where an answer is shown, for as long as it is entered."""
+
+    @property
+    def rests(self) -> float:
+        """Seconds until it wants to draw."""
+
+    def add(self, text: str) -> None: ...
+
+    def draw(self) -> None: ...
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class _Plain:
+    """Text as it is."""
+
+    rests = math.inf
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+
+    def add(self, text: str) -> None:
+        self._screen.write(text)
+
+    def draw(self) -> None:
+        """It is always drawn."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        self._screen.write("\n")
+
+
+class _Formatted:
+    """Markdown, formatted while it grows.
+
+    A block that nothing can change any more is printed once and for all, and scrolls away as any
+    text. Only the last one is drawn again and again: its last lines, if it is higher than the
+    terminal, until it is printed whole. So nothing is cut, and little can flicker.
+    """
+
+    def __init__(self, console: Console, screen: Screen) -> None:
+        self._console = console
+        self._screen = screen
+        self._text = ""  # that may still change
+        self._has_printed = False
+        self._drawn_at = -math.inf
+        self._is_drawn = True
+        self._live = Live(
+            _LastLines(Text("...", "dim")), console=console, auto_refresh=False, transient=True
+        )
+
+    @property
+    def rests(self) -> float:
+        return math.inf if self._is_drawn else max(0.0, self._drawn_at + DRAWING - monotonic())
+
+    def add(self, text: str) -> None:
+        self._screen.notice(text)
+        self._text += text
+        self._is_drawn = False
+
+    def draw(self) -> None:
+        if self.rests > 0:
+            return
+        end = _settled(self._text)
+        whole, self._text = self._text[:end], self._text[end:]
+        if whole:
+            block = self._formatted(whole)
+            self._has_printed = True
+            self._live.update(_LastLines(self._formatted(self._text)))
+            self._console.print(block)  # above what is live, which it draws, too
+        else:
+            self._live.update(_LastLines(self._formatted(self._text)), refresh=True)
+        self._is_drawn = True
+        self._drawn_at = monotonic()
+
+    def __enter__(self) -> None:
+        self._live.start(refresh=True)
+
+    def __exit__(self, *_: object) -> None:
+        self._live.update(Text(""))
+        self._live.stop()
+        if self._text.strip():
+            self._console.print(self._formatted(self._text))
+
+    def _formatted(self, text: str) -> RenderableType:
+        # Blocks are apart by a line.
+        return Group(Text(""), _Markdown(text)) if self._has_printed else _Markdown(text)
+
+
+class _Markdown(Markdown):
+    """Markdown with the lines as they were broken, addresses to be seen, and HTML as text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("", hyperlinks=False)
+        self.parsed = PARSER.parse(text)
+        for token in self.parsed:
+            for child in token.children or ():
+                if child.type == "softbreak":
+                    child.type = "hardbreak"
+
+
+class _LastLines:
+    """As many of the last lines of something as the terminal has, and a free one below.
+
+    The terminal itself writes there what is typed, Ctrl-C's ^C too, and it is cleared away.
+    """
+
+    def __init__(self, renderable: RenderableType) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = console.render_lines(self._renderable, options.update(height=None), pad=False)
+        for line in lines[-max(1, console.size.height - 2) :]:
+            yield from line
+            yield Segment.line()
+        yield Segment(" ")
+
+
+def _settled(text: str) -> int:
+    """How much of *text* is blocks that nothing that follows can change: all before the last one.
+
+    A line that has not ended may still become anything, and belong to the block before it.
+    """
+    lines = text[: text.rfind("\n") + 1]
+    starts = [token.map[0] for token in PARSER.parse(lines) if token.level == 0 and token.map]
+    if len(starts) < 2:
+        return 0
+    return sum(len(line) + 1 for line in lines.split("\n")[: starts[-1]])
+
+
+def _neutral(text: str) -> str:
+    return text.translate(NEUTRAL)

@@ -1,0 +1,85 @@
+"""What the commands have in common on a terminal: text as it is, figures, and leaving at once."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+from typing import NoReturn
+
+from ._streams import TextStream
+
+__all__ = ["Screen", "counted", "fail", "figures", "leave"]
+
+
+class Screen:
+    """Standard output: text as it is, and no escape codes but for a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console()
+        self._replaced = False
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A stream must not break off at a character that the terminal does not have.
+            sys.stdout.reconfigure(errors="replace")
+
+    def write(self, text: str, style: str = "", end: str = "") -> None:
+        """Show *text* at once, neither wrapped nor searched for markup."""
+        from rich.segment import Segment, Segments
+        from rich.style import Style
+
+        self.notice(text)
+        segments = Segments([Segment(text, Style.parse(style)), Segment(end)])
+        self._console.print(segments, end="", soft_wrap=True)
+
+    def notice(self, text: str) -> None:
+        """Remember whether *text* has characters that cannot be shown."""
+        try:
+            text.encode(self._console.encoding)
+        except UnicodeEncodeError:
+            self._replaced = True
+
+    def explain_replacements(self) -> None:
+        """Say what to do about characters that could not be shown."""
+        if self._replaced:
+            print(
+                f"Note: ? stands for what {self._console.encoding} cannot show. "
+                "Use a UTF-8 locale, or set PYTHONIOENCODING=utf-8.",
+                file=sys.stderr,
+            )
+
+
+def figures(stream: TextStream) -> str:
+    """Say how a generation ended, and how quick it was."""
+    usage, timing = stream.usage, stream.timing
+    assert usage is not None
+    assert timing is not None
+    told = [str(stream.finish_reason), counted(usage.completion_tokens, "token")]
+    if timing.first_token is not None:
+        told.append(f"the first after {timing.first_token * 1e3:.1f} ms")
+        if usage.computed_tokens > 1:
+            rate = (usage.computed_tokens - 1) / (timing.total - timing.first_token)
+            told.append(f"then {rate:.0f} tokens/s")
+    return ", ".join(told)
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def fail(message: str) -> NoReturn:
+    """Leave with any other error."""
+    print(f"Error: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def leave(*_: object) -> NoReturn:
+    """Leave at once. With torch loaded, the interpreter's own end can take seconds."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if sys.stdout.isatty():
+            os.write(sys.stdout.fileno(), b"\n")
+    finally:
+        os._exit(130)

@@ -1,0 +1,13 @@
+"""Engines elsewhere: the same streams from any server that speaks as OpenAI's API does."""
+
+try:
+    from ._engine import open_remote_engine
+except ModuleNotFoundError as _missing:
+    _name = (_missing.name or "").partition(".")[0]
+    if _name not in ("openai", "httpx2"):
+        raise
+    raise ImportError(
+        f"anystreamer.remote needs {_name}: pip install 'anystreamer[remote]'"
+    ) from _missing
+
+__all__ = ["open_remote_engine"]

@@ -1,0 +1,203 @@
+"""What is asked of a server: `Engine.stream_text`'s arguments as the body of a request. Pure.
+
+docs/remote.md has the table.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any, cast
+
+from .._arguments import check_generate_kwargs
+from .._deadlines import Timeouts, checked_timeouts
+from .._producers import checked_buffer_size
+from .._prompts import Prompt, checked_prompt
+from .._stop_strings import StopStrings
+
+__all__ = ["Asking"]
+
+NAME = "stream_text"
+
+# What to do in place of what cannot be sent. All else may be an extra of the server's.
+_INSTEAD = {
+    "cancel_within": "a server stops when it sees the connection close",
+    "eos_token_id": "ids belong to the server's tokenizer; use stop=",
+    "generation_config": "pass its settings one by one",
+    "max_length": "use max_new_tokens=",
+    "max_time": "use timeout=",
+    "stop_strings": "use stop=, whose strings are not part of the text",
+    "worker_context": "the model is elsewhere; for a seed pass extra_body={'seed': ...}",
+}
+# What generate() takes and what changes nothing here.
+_NEUTRAL = {"num_beams": 1, "num_return_sequences": 1}
+
+
+@dataclass
+class Asking:
+    """A call of a remote engine's ``stream_text``. What has no counterpart is refused at once.
+
+    Raises:
+        TypeError, ValueError: for what cannot be asked, by its name.
+    """
+
+    model: str
+    prompt: Prompt
+    generate_kwargs: Mapping[str, Any]
+    _: KW_ONLY
+    stop: str | Iterable[str] = ()
+    timeout: float | Timeouts | None = None
+    max_buffer_size: float = math.inf
+    cancel_within: str = "step"
+    logprobs: bool = False
+    skip_special_tokens: bool = True
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    parse_response: bool | Mapping[str, Any] = False
+    worker_context: object = None
+    extra_body: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.timeouts = checked_timeouts(self.timeout)
+        self.max_buffer_size = checked_buffer_size(self.max_buffer_size)
+        checked_prompt(NAME, self.prompt)
+        if isinstance(self.prompt, Mapping):
+            raise ValueError(
+                "prompt: model inputs cannot be sent to a server; pass a str or chat messages"
+            )
+        if isinstance(self.stop, Iterable) and not isinstance(self.stop, str | bytes):
+            self.stop = tuple(self.stop)
+        StopStrings(self.stop)
+        self.stop_strings = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        check_generate_kwargs(NAME, None, self.generate_kwargs, logprobs=False)
+        self._refuse_what_has_no_counterpart()
+        self.is_chat = not isinstance(self.prompt, str)
+        if self.parse_response and not self.is_chat:
+            raise ValueError(
+                "parse_response: a server tells fields apart in a chat only; pass chat messages"
+            )
+        self.path = "/chat/completions" if self.is_chat else "/completions"
+        self.body = self._body()
+
+    @classmethod
+    def of(cls, model: str, prompt: Prompt, arguments: Mapping[str, Any]) -> Asking:
+        """What a call with these keyword arguments asks, those for ``generate()`` among them."""
+        own = {field.name for field in fields(cls) if field.kw_only} & arguments.keys()
+        others = {
+            key: value for key, value in arguments.items() if key not in own and value is not None
+        }
+        return cls(model, prompt, others, **{key: arguments[key] for key in own})
+
+    def _refuse_what_has_no_counterpart(self) -> None:
+        given = {
+            "cancel_within": self.cancel_within != "step",
+            "worker_context": self.worker_context is not None,
+            "skip_special_tokens": not self.skip_special_tokens,
+            "parse_response": isinstance(self.parse_response, Mapping),
+        }
+        others = {
+            name
+            for name, value in self.generate_kwargs.items()
+            if name not in _SENT and value != _NEUTRAL.get(name)
+        }
+        for name in sorted(others | {name for name, is_given in given.items() if is_given}):
+            instead = _INSTEAD.get(name)
+            if name == "parse_response":
+                instead = "the server has the template; use parse_response=True"
+            elif instead is None:
+                instead = f"if the server knows it, pass extra_body={{{name!r}: ...}}"
+            raise ValueError(f"{name} has no counterpart in OpenAI's API: {instead}")
+
+    def _body(self) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if isinstance(self.prompt, str):
+            body["prompt"] = self.prompt
+            if self.logprobs:
+                body["logprobs"] = 0  # of so many other tokens
+        else:
+            messages = cast("Sequence[Mapping[str, Any]]", self.prompt)
+            body["messages"] = [_message(each) for each in messages]
+            body |= self._tools()
+            if self.logprobs:
+                body["logprobs"] = True
+        if self.stop_strings:
+            body["stop"] = list(self.stop_strings)
+        for name, convert in _SENT.items():
+            if name in self.generate_kwargs:
+                body |= convert(self.generate_kwargs[name], self.generate_kwargs)
+        extra = dict(self.extra_body or {})
+        if both := sorted(extra.keys() & body.keys() - {"stream_options"}):
+            raise TypeError(f"{both[0]} is given twice: in extra_body and as an argument")
+        body |= extra
+        if body["stream_options"] is None:  # of a server that does not know it
+            del body["stream_options"]
+        return body
+
+    def _tools(self) -> dict[str, Any]:
+        """What the chat template is to be told. Sorted out here: all but tools is an extra."""
+        settings = dict(self.chat_template_kwargs or {})
+        tools = settings.pop("tools", None)
+        if settings:
+            name = sorted(settings)[0]
+            raise ValueError(
+                f"chat_template_kwargs[{name!r}] has no counterpart in OpenAI's API: if the server "
+                f"knows it, pass extra_body={{'chat_template_kwargs': {{{name!r}: ...}}}}"
+            )
+        if any(callable(tool) for tool in tools or ()):
+            raise TypeError(
+                "chat_template_kwargs['tools']: a function cannot be sent to a server; "
+                "pass its JSON schema, which transformers.utils.get_json_schema makes"
+            )
+        return {"tools": list(tools)} if tools else {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the application's tracing is told."""
+        return {
+            "max_tokens": self.body.get("max_tokens"),
+            "stop_sequences": self.stop_strings,
+            **{name: self.body.get(name) for name in ("temperature", "top_k", "top_p")},
+        }
+
+
+def _draws(value: Any, others: Mapping[str, Any]) -> dict[str, Any]:
+    """Of ``do_sample``, which servers have no name for."""
+    return {"temperature": float(others.get("temperature", 1.0)) if value else 0.0}
+
+
+def _number(name: str) -> Callable[[Any, Mapping[str, Any]], dict[str, Any]]:
+    def of(value: Any, others: Mapping[str, Any]) -> dict[str, Any]:
+        # generate() draws nothing then, and takes no notice of the others.
+        return {} if others.get("do_sample") is False else {name: float(value)}
+
+    return of
+
+
+# The arguments of generate() that are sent: what each adds to the body. The later one wins.
+_SENT: Mapping[str, Callable[[Any, Mapping[str, Any]], dict[str, Any]]] = {
+    "max_new_tokens": lambda value, _: {"max_tokens": int(value)},
+    "temperature": _number("temperature"),
+    "top_p": _number("top_p"),
+    "do_sample": _draws,
+}
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A chat message as servers take it: the arguments of a tool call are JSON in a str there."""
+    calls: Sequence[Any] = message.get("tool_calls") or ()
+    if not calls:
+        return dict(message)
+    return {**message, "tool_calls": [_call(call) for call in calls]}
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, Mapping) or isinstance(function.get("arguments"), str):
+        return dict(call)
+    arguments = json.dumps(function.get("arguments") or {}, ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": arguments}}

@@ -1,0 +1,214 @@
+"""`open_remote_engine`: an engine that is a server elsewhere. Its requests, and their tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager, aclosing
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import httpx2
+import openai
+from anyio import CancelScope, move_on_after
+
+from .._contexts import Job, StreamContext
+from .._deadlines import first_to_pass
+from .._engine._base import BaseEngine, EngineHost, RequestContext
+from .._engine._engines import EngineContext
+from .._errors import GenerationTimeout
+from .._prompts import Prompt
+from .._streams import TextStream
+from .._tracing import GenerationSpan
+from .._waiting import Flag
+from ._answers import Answer, RemoteRow
+from ._asking import NAME, Asking
+from ._failures import failure_of
+from ._reading import Reading
+
+__all__ = ["open_remote_engine"]
+
+EVENT_STREAM = "text/event-stream"
+
+
+def open_remote_engine(
+    base_url: str,
+    model: str,
+    *,
+    api_key: str | None = None,
+    max_retries: int = 2,
+    **client_options: Any,
+) -> EngineContext:
+    """Use a model that a server has, as `open_engine` uses one of this process.
+
+    The server is any that speaks as OpenAI's API does: vLLM, SGLang, TGI, ``transformers serve``,
+    ``anystreamer serve``. Use it as ``async with open_remote_engine(url, name) as engine:``, and
+    ``async with engine.stream_text(prompt) as stream:`` for each request. A `str` goes to
+    ``/completions``, chat messages to ``/chat/completions``. Whatever stops the stream closes its
+    connection, by which the server knows that it should stop.
+
+    How ``generate()``'s arguments are sent is told in docs/remote.md; what cannot be is refused by
+    name. ``extra_body=`` takes what a server has beside OpenAI's API, as it is sent.
+
+    What is different: tokens have no ids here (``token_ids`` and ``prompt_token_ids`` are empty),
+    and ``usage`` is what the server counted: None where it did not tell, as after a stop.
+    ``output`` is None. In the engine's statistics tokens count once the server has told their
+    number, and ``between_tokens`` is from one piece to the next.
+
+    Args:
+        base_url: of the API, mostly with ``/v1`` at its end, which is added to an address that has
+            no path.
+        model: what the server knows the model by.
+        api_key: sent as ``Authorization: Bearer ...``. None sends none, not even one that is in
+            the environment.
+        max_retries: how often a request is made again that was refused for now, or never answered:
+            after as many seconds as the server's ``Retry-After`` says, or a growing pause. None
+            is made again once its answer has begun.
+        client_options: further arguments for `openai.AsyncOpenAI`: ``default_headers``,
+            ``http_client``, ``timeout`` (of one attempt to connect, read or write), ...
+
+    Raises:
+        TypeError, ValueError: at once, for an argument that cannot work.
+    """
+    if not isinstance(base_url, str):
+        raise TypeError(f"base_url must be a str, not {type(base_url).__name__}")
+    try:
+        url = httpx2.URL(base_url)
+    except httpx2.InvalidURL as exc:
+        raise ValueError(f"base_url {base_url!r} is no address: {exc}") from exc
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ValueError(f"base_url must begin with http:// or https://, not {base_url!r}")
+    if not isinstance(model, str):
+        raise TypeError(f"model must be the name that the server has for it, not {model!r:.60}")
+    if url.path in ("", "/"):
+        url = url.copy_with(path="/v1")
+    # Without a key the client would take one from the environment: it is given one, and not to
+    # send it.
+    names = {name.lower() for name in client_options.get("default_headers") or {}}
+    is_open = api_key is None and "authorization" not in names
+    headers = {"Authorization": openai.omit} if is_open else {}
+    options = {
+        "base_url": url,
+        "api_key": api_key or "none",
+        "max_retries": max_retries,
+        **client_options,
+    }
+    return _RemoteContext(lambda: RemoteEngine(openai.AsyncOpenAI(**options), model, headers))
+
+
+class _RemoteContext(EngineContext):
+    """The block that owns the connections."""
+
+    _name = "open_remote_engine"
+
+    async def _leave(self, body: BaseException | None) -> BaseException | None:
+        raised = await super()._leave(body)
+        engine = self._engine
+        assert isinstance(engine, RemoteEngine)
+        with CancelScope(shield=True):
+            try:
+                await engine.client.close()
+            except BaseException as exc:
+                raised = exc if raised is None else raised
+        return raised
+
+
+class RemoteEngine(BaseEngine):
+    """Sends each request to the server at once: the line is there."""
+
+    def __init__(self, client: openai.AsyncOpenAI, model: str, headers: dict[str, Any]) -> None:
+        super().__init__(math.inf, None)
+        self.client = client
+        self.model = model
+        self.headers = headers  # of each request
+        self._closing = Flag()
+
+    def stream_text(self, prompt: Prompt, **arguments: Any) -> StreamContext[TextStream]:
+        asking = Asking.of(self.model, prompt, arguments)
+        job = Job(name=NAME, new_stream=partial(_new_stream, asking))
+        return RequestContext(self, NAME, lambda: _Host(self, job, asking))
+
+    async def _run(self) -> None:
+        self.ready.set()
+        await self._closing.wait()
+
+    def _wake(self) -> None:
+        self._closing.set()
+
+
+def _new_stream(asking: Asking) -> TextStream:
+    stream = TextStream(asking.max_buffer_size)
+    stream._span = GenerationSpan.start(
+        "chat" if asking.is_chat else "text_completion",
+        asking.model,
+        lambda: asking.settings,
+        provider="openai",
+    )
+    return stream
+
+
+class _Host(EngineHost):
+    """A request's task: sends it, and reads the answer. It waits for its turn until the headers."""
+
+    def __init__(self, engine: RemoteEngine, job: Job[TextStream], asking: Asking) -> None:
+        super().__init__(engine, job)
+        self._remote = engine
+        self._asking = asking
+        self._response: httpx2.Response
+        self._row = RemoteRow()
+        self.stream._rows = [self._row]
+
+    @property
+    def is_watched(self) -> bool:
+        return not self.stream._left.is_set()  # the wire tells it nothing
+
+    async def _prepare(self) -> None:
+        asking = self._asking
+        seconds, phase = first_to_pass(asking.timeouts, perf_counter() - self.stream._called_at)
+        with move_on_after(seconds) as waiting:
+            try:
+                # The response as it is: the client's own stream cannot be left in the middle
+                # without leaving generators behind, and loses what a server has of its own.
+                response: Any = await self._remote.client.post(
+                    asking.path,
+                    body=asking.body,
+                    options={"headers": self._remote.headers},
+                    cast_to=httpx2.Response,
+                    stream=True,
+                    stream_cls=openai.AsyncStream[object],
+                )
+                self._response = response
+            except Exception as exc:
+                failure = failure_of(exc, None, is_answering=False)
+                raise failure from failure.__cause__
+        if waiting.cancelled_caught:
+            raise GenerationTimeout(phase)
+        media_type = self._response.headers.get("content-type", "").partition(";")[0].strip()
+        if media_type.lower() != EVENT_STREAM:
+            await self._response.aclose()
+            raise openai.APIResponseValidationError(
+                self._response,
+                None,
+                message=f"{self._response.url} is no stream of events: it answered with "
+                f"{media_type or 'no content-type'}",
+            )
+
+    def _turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
+        return aclosing(self._response), self.place
+
+    async def _work(self) -> None:
+        asking, stream, meter = self._asking, self.stream, self.engine.meter
+        answer = Answer(
+            self._row,
+            asking.stop_strings,
+            logprobs=asking.logprobs,
+            names_content=bool(asking.parse_response),
+        )
+        if asking.is_chat:
+            self._row.answer = answer
+        try:
+            await Reading(self._response, answer, stream, asking.timeouts, meter.pause).run()
+        finally:
+            if (usage := self._row.told_usage) is not None:
+                meter.tokens(usage.completion_tokens, perf_counter(), None)

@@ -1,0 +1,107 @@
+"""What goes wrong on the wire, as exceptions: ours where there is one, or else openai's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx2
+import openai
+
+from .._deadlines import PHASES
+from .._errors import EngineBusy, GenerationTimeout
+from ._answers import Malformed, Told
+
+__all__ = ["cut_off", "failure_of"]
+
+BUSY = (429, 503)
+# Of those, who will not be less so in a while: an engine of ours that has ended, an account.
+NOT_BUSY = ("engine_unavailable", "insufficient_quota")
+
+
+def failure_of(exc: Exception, request: httpx2.Request | None, *, is_answering: bool) -> Exception:
+    """What a consumer shall see of an exception.
+
+    Args:
+        exc: raised by the client, or while its answer was read.
+        request: that was sent, if one was.
+        is_answering: whether the answer had begun.
+    """
+    failure = _failure_of(exc, request, is_answering)
+    if failure is not exc and failure.__cause__ is None:
+        failure.__cause__ = exc
+    return failure
+
+
+def cut_off(request: httpx2.Request, words: str | None = None) -> Exception:
+    """For an answer that has ended without the server's having said so."""
+    return openai.APIConnectionError(
+        message=words or f"{request.url.host} closed the connection in the middle of its answer",
+        request=request,
+    )
+
+
+def _failure_of(exc: Exception, request: httpx2.Request | None, is_answering: bool) -> Exception:
+    match exc:
+        case openai.APIStatusError():
+            if exc.status_code in BUSY and exc.code not in NOT_BUSY:
+                return EngineBusy(None, _retry_after(exc.response.headers))
+            return _late(exc.body) or exc
+        case openai.APITimeoutError():
+            return exc
+        case openai.APIConnectionError():
+            # Its own words are "Connection error.".
+            why = exc.__cause__
+            unreached = openai.APIConnectionError(
+                message=f"{exc.request.url.host} cannot be reached: {_words(why)}",
+                request=exc.request,
+            )
+            unreached.__cause__ = why
+            return unreached
+    if request is None:
+        return exc
+    match exc:
+        case httpx2.TimeoutException():
+            return openai.APITimeoutError(request)
+        case httpx2.RequestError() if is_answering:
+            failure = cut_off(request)
+            failure.__cause__ = exc
+            return failure
+        case Told():
+            return _late(exc.error) or openai.APIError(str(exc), request, body=exc.error)
+        case Malformed():
+            return openai.APIError(str(exc), request, body=None)
+    return exc
+
+
+def _late(error: Any) -> GenerationTimeout | None:
+    """A server of ours tells which of its own timeouts it was."""
+    if not isinstance(error, Mapping) or error.get("type") != "timeout_error":
+        return None
+    phase = error.get("code")
+    return GenerationTimeout(phase) if phase in PHASES else None
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """The seconds of a ``Retry-After``: a number, or a date."""
+    told = headers.get("retry-after", "")
+    try:
+        return max(0.0, float(told))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _words(why: BaseException | None) -> str:
+    """What the first says that says anything: on trio the outer ones of a TLS failure do not."""
+    kind = type(why).__name__
+    while why is not None:
+        if said := str(why):
+            return said
+        why = why.__cause__ or why.__context__
+    return kind

@@ -1,0 +1,64 @@
+"""The chat page: its files, and how a browser is told to treat them."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from importlib.resources import files
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+__all__ = ["page_routes"]
+
+FILES = {
+    "/": ("chat.html", "text/html"),
+    "/page/chat.css": ("chat.css", "text/css"),
+    "/page/chat.js": ("chat.js", "text/javascript"),
+    "/page/events.js": ("events.js", "text/javascript"),
+    "/page/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+
+# The page is nothing but its own files. Whatever a model says: no script in it would run, nothing
+# would be loaded for it, and text cannot become markup where a browser knows trusted types.
+POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    ]
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-cache",  # kept, but asked for again: a new release is seen at once
+}
+
+
+def page_routes() -> list[Route]:
+    """Routes to the page and its files. None of them asks for a key: they know nothing."""
+    return [_route(path, *file) for path, file in FILES.items()]
+
+
+def _route(path: str, name: str, media_type: str) -> Route:
+    content = files(__package__).joinpath("page", name).read_bytes()
+    tag = f'"{sha256(content).hexdigest()[:32]}"'
+
+    async def file(request: Request) -> Response:
+        headers = {**HEADERS, "etag": tag}
+        known = request.headers.get("if-none-match", "").split(",")
+        if tag in (each.strip().removeprefix("W/") for each in known):
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=media_type, headers=headers)
+
+    return Route(path, file)

@@ -1,0 +1,49 @@
+// The events of a text/event-stream, as the HTML standard has them. Knows nothing of what they say.
+
+/** The events of a response's body, each as `{type, data}`. Leaving the loop cancels the body. */
+export async function* eventsOf(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader(); // drops a byte order mark
+  const parser = new EventParser();
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return; // an event whose blank line did not come is none
+      yield* parser.push(value);
+    }
+  } finally {
+    reader.cancel().catch(() => {}); // of a body that has failed there is nothing to cancel
+  }
+}
+
+export class EventParser {
+  #line = ""; // that has not ended yet
+  #endedInReturn = false; // so a line feed that comes next belongs to it
+  #type = "";
+  #data = [];
+
+  /** The events that are complete with `text`, wherever it was cut. */
+  *push(text) {
+    if (text === "") return;
+    if (this.#endedInReturn && text[0] === "\n") text = text.slice(1);
+    this.#endedInReturn = text.endsWith("\r");
+    const lines = (this.#line + text).split(/\r\n|\r|\n/);
+    this.#line = lines.pop();
+    for (const line of lines) {
+      if (line !== "") {
+        this.#field(line);
+        continue;
+      }
+      if (this.#data.length) yield { type: this.#type || "message", data: this.#data.join("\n") };
+      this.#type = "";
+      this.#data = [];
+    }
+  }
+
+  #field(line) {
+    const colon = line.indexOf(":");
+    const name = colon < 0 ? line : line.slice(0, colon); // "" is a comment's
+    const value = colon < 0 ? "" : line.slice(colon + 1).replace(/^ /, "");
+    if (name === "data") this.#data.push(value);
+    else if (name === "event") this.#type = value;
+  }
+}

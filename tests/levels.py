@@ -1,0 +1,46 @@
+"""What there is in the process, between rounds of a test in which nothing may pile up."""
+
+from __future__ import annotations
+
+import gc
+import linecache
+import os
+import threading
+import tracemalloc
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+
+__all__ = ["Level"]
+
+
+@dataclass
+class Level:
+    """Counts and bytes, now."""
+
+    threads: int
+    files: int
+    tasks: int
+    objects: int
+    traced: int  # bytes
+    resident: int  # bytes
+
+    @classmethod
+    def now(cls) -> Level:
+        linecache.clearcache()
+        gc.collect()
+        assert not gc.garbage
+        proc = Path("/proc/self")
+        return cls(
+            threads=threading.active_count(),
+            files=len(os.listdir(proc / "fd")) if proc.exists() else 0,
+            tasks=len(anyio.get_running_tasks()),
+            objects=len(gc.get_objects()),
+            traced=tracemalloc.get_traced_memory()[0],
+            resident=(
+                int((proc / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+                if proc.exists()
+                else 0
+            ),
+        )

@@ -1,0 +1,104 @@
+"""A program on a terminal of its own: what is typed reaches it, and what it shows can be read."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyte
+
+from .scripted import PATIENCE
+
+__all__ = ["Terminal", "terminal"]
+
+# A session's first terminal is the one whose Ctrl-C it gets.
+TAKE_TERMINAL = "import os; os.close(os.open(os.ttyname(0), os.O_RDWR))\n"
+
+# What would decide about colours, widths and encodings in a test's place.
+UNSET = {"FORCE_COLOR", "GITHUB_ACTIONS", "NO_COLOR", "PYTHONIOENCODING", "COLUMNS", "LINES"}
+
+
+class Terminal:
+    """Its two sides: the keyboard and the screen, with all that has scrolled off it."""
+
+    def __init__(
+        self, master: int, process: subprocess.Popen[bytes], size: tuple[int, int]
+    ) -> None:
+        self.process = process
+        self.output = b""
+        self.screen = pyte.HistoryScreen(*size, history=10_000)
+        self._stream = pyte.ByteStream(self.screen)
+        self._master = master
+
+    def type(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    @property
+    def text(self) -> str:
+        """All that has been shown, as it stands now."""
+        above = ["".join(line[x].data for x in sorted(line)) for line in self.screen.history.top]
+        return "\n".join(line.rstrip() for line in [*above, *self.screen.display]).rstrip()
+
+    def until(self, pattern: str, times: int = 1) -> str:
+        """Read until *pattern* is on the screen, so often. Returns all that is."""
+        deadline = time.monotonic() + PATIENCE
+        while len(re.findall(pattern, self.text)) < times:
+            if not self._read(deadline):
+                raise AssertionError(f"no {pattern!r}, but:\n{self.text}")
+        return self.text
+
+    def end(self) -> int:
+        """Read to the end. Returns the exit code."""
+        deadline = time.monotonic() + PATIENCE
+        while self._read(deadline):
+            pass
+        return self.process.wait(max(0.1, deadline - time.monotonic()))
+
+    def _read(self, deadline: float) -> bool:
+        ready, _, _ = select.select([self._master], [], [], max(0, deadline - time.monotonic()))
+        try:
+            piece = os.read(self._master, 65536) if ready else b""
+        except OSError:  # Linux's end of file
+            piece = b""
+        self.output += piece
+        self._stream.feed(piece)
+        return bool(piece)
+
+
+@contextmanager
+def terminal(
+    code: str, *arguments: str, size: tuple[int, int] = (80, 24), **env: str
+) -> Iterator[Terminal]:
+    """Run a Python program with *code* and *arguments* on a new terminal."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    master, slave = pty.openpty()
+    columns, lines = size
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    kept: dict[str, Any] = {name: os.environ[name] for name in os.environ.keys() - UNSET}
+    defaults = {"TERM": "xterm-256color", "PYTHONUTF8": "1", "INPUTRC": os.devnull}
+    process = subprocess.Popen(
+        [sys.executable, "-c", TAKE_TERMINAL + code, *arguments],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=kept | defaults | env,
+        start_new_session=True,
+    )
+    os.close(slave)
+    try:
+        yield Terminal(master, process, size)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
