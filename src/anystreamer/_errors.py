@@ -37,8 +37,8 @@ class EngineBusy(Exception):
         said = "try again later" if waiting is None else f"{waiting} requests are waiting"
         super().__init__(f"the engine is busy: {said}")
         self.waiting = waiting  #: how many requests wait; None where a server does not tell
-        #: seconds until another try may help: a server's word, or an estimate of how long all who wait
-        #: will take, as requests go lately; None where neither is known
+        #: seconds until another try may help: a server's word, or an estimate of how long all who
+        #: wait will take, as requests go lately; None where neither is known
         self.retry_after = retry_after
 
     def __reduce__(self) -> tuple[type[EngineBusy], tuple[int | None, float | None]]:
