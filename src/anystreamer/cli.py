@@ -360,6 +360,7 @@ def _serve(
 ) -> None:
     try:
         from .server import create_app
+        from .server._loading import shown_name
         from .server._running import listening, run, url_of
     except ImportError as exc:
         _fail(f"{exc.__cause__ or exc}: {INSTALL_SERVER}")
@@ -370,9 +371,7 @@ def _serve(
     # First: loading takes long, to be told then that the port is taken.
     with listening(host, port) as listener:
         model, tokenizer = _load() if name is None else _load_from(name, trusts_code)
-        shown = "anystreamer-demo" if name is None else os.path.basename(name.rstrip("/"))
-        if name is not None and not os.path.isdir(name):
-            shown = name  # on the hub
+        shown = shown_name(name)
 
         async def main() -> None:
             await run(
@@ -396,21 +395,15 @@ def _serve(
 
 def _load_from(name: str, trusts_code: bool) -> tuple[Any, Any]:
     """Load a model of transformers from a folder or the hub. Only if trusted it runs own code."""
+    from .server._loading import load
+
     try:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        return load(name, trusts_code=trusts_code)
     except ImportError as exc:
         _fail(f"serving needs transformers and torch ({exc}): {INSTALL_SERVER}")
-    model: Any
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trusts_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype="auto", trust_remote_code=trusts_code
-        )
     except ValueError as exc:
         needs_trust = "trust_remote_code" in str(exc) and not trusts_code
         _fail(f"{exc}{' (here: --trust-remote-code)' if needs_trust else ''}")
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 def _figures(stream: TextStream) -> str:
