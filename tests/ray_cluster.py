@@ -6,12 +6,13 @@ are its children, and end with it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
@@ -20,7 +21,12 @@ from ray.serve.context import _get_global_client
 from anystreamer.ray import Settings, application
 
 # Serve's other applications may have a replica beside ours; ours has one on each node.
-NODE = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+NODE = {
+    "num_cpus": 2,
+    "object_store_memory": 80 * 2**20,
+    "include_dashboard": False,
+    "node_ip_address": "127.0.0.1",
+}
 PATIENCE = 120.0  # seconds for Ray to do something
 
 
@@ -50,17 +56,17 @@ class TwoNodes:
         return self.replicas(replicas)
 
     def replicas(self, number: int) -> list[dict[str, Any]]:
-        """Wait until there are so many, and all run."""
+        """Wait until there are so many, and all run. One that is being started is nowhere yet."""
         deadline = time.monotonic() + PATIENCE
         while True:
             details = _get_global_client().get_serve_details()
             found = details["applications"]["default"]["deployments"]["anystreamer"]["replicas"]
             keep = ("replica_id", "node_id", "pid", "state")
-            found = [{name: each[name] for name in keep} for each in found]
+            found = [{name: each.get(name) for name in keep} for each in found]
             alive = {each["pid"] for each in found if psutil.pid_exists(each["pid"] or -1)}
-            if len(found) == number == len(alive):
-                if all(each["state"] == "RUNNING" for each in found):
-                    return found
+            runs = all(each["state"] == "RUNNING" for each in found)
+            if runs and len(found) == number == len(alive):
+                return found
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not {number} replicas, but {found}")
             time.sleep(0.1)
@@ -73,10 +79,11 @@ class TwoNodes:
 
     def kill_second_node(self) -> None:
         """Kill each of its processes, its replica among them."""
-        for infos in self._second.all_processes.values():
-            for info in infos:
-                for process in psutil.Process(info.process.pid).children(recursive=True):
-                    process.kill()
+        infos = [info for each in self._second.all_processes.values() for info in each]
+        parents = [psutil.Process(info.process.pid) for info in infos]
+        for process in [each for parent in parents for each in parent.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):  # gone with its parent
+                process.kill()
         self._cluster.remove_node(self._second, allow_graceful=False)
 
     def add_node(self) -> None:

@@ -4,28 +4,41 @@ what is not.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import anyio
 import httpx
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 from .conftest import installed
 from .serving import data_of
 
 if not installed("ray"):
     pytest.skip("Ray is not installed", allow_module_level=True)
+
+with warnings.catch_warnings():  # of Ray's own, at its import
+    warnings.filterwarnings("ignore", "Using extra keyword arguments on `Field`")
+    from ray.serve.schema import ServeDeploySchema
+
+from anystreamer import open_engine
+from anystreamer.ray import Settings, _Replica
+from anystreamer.testing import ScriptedModel
 
 # The cluster starts within the time of the first test, and a replica within that of others.
 pytestmark = pytest.mark.timeout(400)
@@ -41,16 +54,22 @@ MOST_WAITING = 10
 class Cluster:
     """The program of ray_cluster.py, in another process: Ray's threads and signals stay there."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+    def __init__(self, process: subprocess.Popen[str], url: str, log: IO[str]) -> None:
         self._process = process
+        self._log = log
         self.url = url
 
     def do(self, command: str, **arguments: Any) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([command, arguments]) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps([command, arguments]) + "\n")
+            self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            self._log.seek(0)
+            pytest.fail(f"the cluster has failed:\n{self._log.read()}", pytrace=False)
+        return json.loads(line)
 
     def client(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=None)
@@ -102,13 +121,10 @@ def cluster() -> Iterator[Cluster]:
         ) as process,
     ):
         try:
-            found = Cluster(process, f"http://127.0.0.1:{port}")
+            found = Cluster(process, f"http://127.0.0.1:{port}", log)
             found.do("serve", max_waiting=MOST_WAITING)
             yield found
             found.do("end")
-        except json.JSONDecodeError:
-            log.seek(0)
-            pytest.fail(f"the cluster has ended:\n{log.read()}")
         finally:
             process.kill()
 
@@ -134,13 +150,13 @@ def reference() -> dict[str, str]:
     model, tokenizer = load_demo()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the replicas have the rest
-    texts = {}
+    texts: dict[str, str] = {}
     for number in range(len(NUMBERS)):
         prompt = question(number, LONG)["prompt"]
         inputs = tokenizer(prompt, return_tensors="pt")
         most = LONG if number < 2 else SHORT
-        ids = model.generate(**inputs, max_new_tokens=most, do_sample=False)[0]
-        texts[prompt] = tokenizer.decode(ids[inputs["input_ids"].shape[1] :])
+        ids = model.generate(**inputs, max_new_tokens=most, do_sample=False)[0]  # type: ignore[misc]
+        texts[prompt] = str(tokenizer.decode(ids[inputs["input_ids"].shape[1] :]))
     torch.set_num_threads(threads)
     return texts
 
@@ -353,6 +369,35 @@ async def test_a_replica_that_leaves_lets_its_streams_end(cluster, replicas, ref
 
 
 # -- as it is started
+
+
+def test_settings_say_what_they_do_not_know(monkeypatch):
+    """And the key, which other users could see among the arguments, comes from the environment."""
+    monkeypatch.setenv("ANYSTREAMER_API_KEY", "secret")
+    settings = Settings.model_validate({"batching": "continuous", "max_running": "8"})
+    assert settings.running() == 8
+    assert settings.api_key == "secret"
+    assert "secret" not in repr(settings)
+    for wrong in ({"batchings": "none"}, {"batching": "some"}, {"max_waiting": "-1"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Settings.model_validate(wrong)
+
+
+def test_the_config_file_in_the_docs_is_one():
+    page = Path(__file__).parent.parent / "docs" / "scale.md"
+    config = re.search(r"^```yaml\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    found = ServeDeploySchema.model_validate(yaml.safe_load(config[1]))
+    assert Settings.model_validate(found.applications[0].args).running() == 32
+
+
+async def test_a_replica_is_as_healthy_as_its_engine():
+    """Serve replaces one that is not."""
+    model = ScriptedModel(["never asked"])
+    async with open_engine(model, model.tokenizer) as engine:
+        replica = SimpleNamespace(_engine=engine)
+        _Replica.check_health(replica)
+    with pytest.raises(RuntimeError, match="the engine is closed"):
+        _Replica.check_health(replica)
 
 
 def test_serve_run(cluster):

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from anyio import to_thread
 
 try:
-    from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+    from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt
     from ray import serve
     from starlette.applications import Starlette
     from starlette.datastructures import MutableHeaders
@@ -37,14 +37,12 @@ USUAL_RUNNING = 64
 RETRY_AFTER = 1
 
 
-class Settings(BaseModel):
+class Settings(BaseModel, extra="forbid"):
     """What a replica serves, and what it allows. See `anystreamer.server.create_app`.
 
     Each is an argument of the application: ``serve run anystreamer.ray:app batching=continuous``,
     or ``args:`` in a config file.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(None, description="A folder or a hub id; without, the embedded one.")
     model_name: str | None = Field(None, description="What clients know it by.")
@@ -89,7 +87,7 @@ class _Replica:
 
     @asynccontextmanager
     async def _serving(self, outer: Starlette) -> AsyncIterator[None]:
-        """Serve's replica keeps this in one task, from before its first request to after its last."""
+        """In a task of its own, from before the replica's first request to after its last."""
         settings = self._settings
         model, tokenizer = await to_thread.run_sync(_load, settings)
         async with open_engine(
@@ -128,8 +126,8 @@ def app(settings: Settings) -> Any:
 def application(settings: Settings, **options: Any) -> Any:
     """Build the application, for `ray.serve.run`.
 
-    A replica is given as many requests as its model works on at once. The others wait in Serve's own
-    queue, where the first free replica takes them; and Serve's autoscaling sees them.
+    A replica is given as many requests as its model works on at once. The others wait in Serve's
+    own queue, where the first free replica takes them; and Serve's autoscaling sees them.
 
     Args:
         settings: what each replica serves.

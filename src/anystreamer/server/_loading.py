@@ -1,4 +1,4 @@
-"""The model that a server is started with, by its name: transformers' own, from a folder or the hub."""
+"""The model that a server is started with: transformers' own, from a folder or the hub."""
 
 from __future__ import annotations
 
