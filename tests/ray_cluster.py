@@ -25,7 +25,6 @@ NODE = {
     "num_cpus": 2,
     "object_store_memory": 80 * 2**20,
     "include_dashboard": False,
-    "node_ip_address": "127.0.0.1",
 }
 PATIENCE = 120.0  # seconds for Ray to do something
 
