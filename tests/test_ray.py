@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -54,8 +55,11 @@ MOST_WAITING = 10
 class Cluster:
     """The program of ray_cluster.py, in another process: Ray's threads and signals stay there."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str, log: IO[str]) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str], url: str, log: IO[str], env: dict[str, str]
+    ) -> None:
         self._process = process
+        self.env = env  # of programs that speak to it
         self._log = log
         self.url = url
 
@@ -85,10 +89,19 @@ def anyio_backend() -> str:
 
 
 @contextmanager
-def ending_with_all_its_descendants(mark: str) -> Iterator[None]:
-    """At the end, no process is left that has *mark* in its environment."""
+def ray_environment(mark: str) -> Iterator[dict[str, str]]:
+    """At the end, no process is left that was started in it, or by one that was.
+
+    Ray's ports are open to the network, for whoever has its token. It is of this cluster alone.
+    """
+    env = os.environ | {
+        "ANYSTREAMER_CLUSTER": mark,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
     try:
-        yield
+        yield env
     finally:
         left = []
         for process in psutil.process_iter():
@@ -109,19 +122,19 @@ def cluster() -> Iterator[Cluster]:
     # Not pytest's own folder: the paths of sockets may not be so long.
     with (
         tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder,
+        ray_environment(folder) as env,
         (Path(folder) / "log").open("w+") as log,
-        ending_with_all_its_descendants(folder),
         subprocess.Popen(
             [sys.executable, program, str(port), folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=os.environ | {"ANYSTREAMER_CLUSTER": folder, "RAY_USAGE_STATS_ENABLED": "0"},
+            env=env,
         ) as process,
     ):
         try:
-            found = Cluster(process, f"http://127.0.0.1:{port}", log)
+            found = Cluster(process, f"http://127.0.0.1:{port}", log, env)
             found.do("serve", max_waiting=MOST_WAITING)
             yield found
             found.do("end")
@@ -421,7 +434,7 @@ def test_serve_run(cluster):
             *("batching=continuous", "max_running=4", "api_key=key", "model_name=counter"),
         ],
         check=True,
-        env=os.environ | {"RAY_ADDRESS": cluster.do("address")},
+        env=cluster.env | {"RAY_ADDRESS": cluster.do("address")},
     )
     body = question(0, 3, model="counter")
     with httpx.Client(base_url=f"{cluster.url}/counting", trust_env=False, timeout=60) as client:
