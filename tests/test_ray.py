@@ -411,6 +411,7 @@ def test_settings_say_what_they_do_not_know(monkeypatch):
 def test_the_config_file_in_the_docs_is_one():
     page = Path(__file__).parent.parent / "docs" / "scale.md"
     config = re.search(r"^```yaml\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    assert config is not None
     found = ServeDeploySchema.model_validate(yaml.safe_load(config[1]))
     assert Settings.model_validate(found.applications[0].args).running() == 32
 
@@ -418,6 +419,7 @@ def test_the_config_file_in_the_docs_is_one():
 async def test_a_replica_is_as_healthy_as_its_engine():
     """Serve replaces one that is not."""
     model = ScriptedModel(["never asked"])
+    replica: Any
     async with open_engine(model, model.tokenizer) as engine:
         replica = SimpleNamespace(_engine=engine)
         _Replica.check_health(replica)
