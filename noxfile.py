@@ -92,6 +92,13 @@ def tests_without_torch(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
+def tests_ray(session: nox.Session) -> None:
+    """The server under Ray Serve, on a cluster of two nodes on this machine."""
+    session.install(*CONSTRAINTS, "--group", "tests", ".[transformers,trio,uvloop,cli,ray]")
+    session.run("pytest", *(session.posargs or ("tests/test_ray.py",)), env=ENV)
+
+
+@nox.session(python=PYTHON)
 def nightly(session: nox.Session) -> None:
     """What takes too long for every change: many more Hypothesis examples, long soaks."""
     install_all(session)

@@ -5,7 +5,6 @@
 
 import importlib.metadata
 import ipaddress
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -18,6 +17,7 @@ from typing import Annotated, Any
 import anyio
 
 from . import TextStream, open_engine, stream_text
+from ._loading import load, shown_name
 from ._terminal import Screen, counted, figures
 from ._terminal import fail as _fail
 from ._terminal import leave as _leave
@@ -329,7 +329,7 @@ def _chat(
     Chat(
         model,
         tokenizer,
-        shown_as=_name_of(name),
+        shown_as=shown_name(name),
         backend=backend,
         max_new_tokens=max_new_tokens,
         system=system,
@@ -374,7 +374,7 @@ def _serve(
     # First: loading takes long, to be told then that the port is taken.
     with listening(host, port) as listener:
         model, tokenizer = _load() if name is None else _load_from(name, trusts_code)
-        shown = _name_of(name)
+        shown = shown_name(name)
 
         async def main() -> None:
             await run(
@@ -396,26 +396,12 @@ def _serve(
         anyio.run(main, backend=loop or "asyncio")
 
 
-def _name_of(name: str | None) -> str:
-    """What a model is called: a folder's name, or its name on the hub."""
-    if name is None:
-        return "anystreamer-demo"
-    return os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name
-
-
 def _load_from(name: str, trusts_code: bool) -> tuple[Any, Any]:
     """Load a model of transformers from a folder or the hub. Only if trusted it runs own code."""
     try:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        return load(name, trusts_code=trusts_code)
     except ImportError as exc:
         _fail(f"models need transformers and torch ({exc}): {INSTALL}")
-    model: Any
-    try:
-        trusted = {"trust_remote_code": trusts_code}
-        tokenizer = AutoTokenizer.from_pretrained(name, **trusted)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", **trusted)
     except ValueError as exc:
         needs_trust = "trust_remote_code" in str(exc) and not trusts_code
         _fail(f"{exc}{' (here: --trust-remote-code)' if needs_trust else ''}")
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer

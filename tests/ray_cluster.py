@@ -1,0 +1,107 @@
+"""A program: a cluster of two nodes on this machine, with the application on it.
+
+It reads commands from its standard input and answers each, both as lines of JSON. Ray's processes
+are its children, and end with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import ray
+from ray import serve
+from ray.cluster_utils import Cluster
+from ray.serve.context import _get_global_client
+
+from anystreamer.ray import Settings, application
+
+# Serve's other applications may have a replica beside ours; ours has one on each node.
+NODE = {
+    "num_cpus": 2,
+    "object_store_memory": 80 * 2**20,
+    "include_dashboard": False,
+}
+PATIENCE = 120.0  # seconds for Ray to do something
+
+
+class TwoNodes:
+    """What can be done to the cluster."""
+
+    def __init__(self, port: int, folder: str) -> None:
+        self._cluster = Cluster(initialize_head=True, head_node_args=NODE | {"temp_dir": folder})
+        self._second = self._cluster.add_node(**NODE)
+        ray.init(address=self._cluster.address, log_to_driver=False)
+        http_options = {"host": "127.0.0.1", "port": port}
+        serve.start(proxy_location="HeadOnly", http_options=http_options)
+
+    def address(self) -> str:
+        return str(self._cluster.address)
+
+    def serve(self, replicas: int = 2, **settings: Any) -> list[dict[str, Any]]:
+        """Serve it, or change how it is served. Returns the replicas."""
+        options = {
+            "num_replicas": replicas,
+            "max_replicas_per_node": 1,
+            "health_check_period_s": 1,
+            "graceful_shutdown_wait_loop_s": 0.2,
+            "graceful_shutdown_timeout_s": 60,
+        }
+        serve.run(application(Settings(**settings), **options))
+        return self.replicas(replicas)
+
+    def replicas(self, number: int) -> list[dict[str, Any]]:
+        """Wait until there are so many, and all run. One that is being started is nowhere yet."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            details = _get_global_client().get_serve_details()
+            found = details["applications"]["default"]["deployments"]["anystreamer"]["replicas"]
+            keep = ("replica_id", "node_id", "pid", "state")
+            found = [{name: each.get(name) for name in keep} for each in found]
+            alive = {each["pid"] for each in found if psutil.pid_exists(each["pid"] or -1)}
+            runs = all(each["state"] == "RUNNING" for each in found)
+            if runs and len(found) == number == len(alive):
+                return found
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not {number} replicas, but {found}")
+            time.sleep(0.1)
+
+    def delete(self, name: str) -> None:
+        serve.delete(name)
+
+    def second_node(self) -> str:
+        return str(self._second.node_id)
+
+    def kill_second_node(self) -> None:
+        """Kill each of its processes, its replica among them."""
+        infos = [info for each in self._second.all_processes.values() for info in each]
+        parents = [psutil.Process(info.process.pid) for info in infos]
+        for process in [each for parent in parents for each in parent.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):  # gone with its parent
+                process.kill()
+        self._cluster.remove_node(self._second, allow_graceful=False)
+
+    def add_node(self) -> None:
+        self._second = self._cluster.add_node(**NODE)
+
+    def end(self) -> None:
+        serve.shutdown()
+        ray.shutdown()
+        self._cluster.shutdown()
+
+
+def main() -> None:
+    answers, sys.stdout = sys.stdout, sys.stderr  # Ray has much to say
+    cluster = TwoNodes(int(sys.argv[1]), sys.argv[2])
+    for line in sys.stdin:
+        name, arguments = json.loads(line)
+        answer = getattr(cluster, name)(**arguments)
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

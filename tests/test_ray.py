@@ -1,0 +1,446 @@
+"""The server under Ray Serve, on a real cluster of two nodes: what is lost with a part of it, and
+what is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+import anyio
+import httpx
+import psutil  # type: ignore[import-untyped]
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from .conftest import installed
+from .serving import data_of
+
+if not installed("ray"):
+    pytest.skip("Ray is not installed", allow_module_level=True)
+
+with warnings.catch_warnings():  # of Ray's own, at its import
+    warnings.filterwarnings("ignore", "Using extra keyword arguments on `Field`")
+    from ray.serve.schema import ServeDeploySchema
+
+from anystreamer import open_engine
+from anystreamer.ray import Settings, _Replica
+from anystreamer.testing import ScriptedModel
+
+# The cluster starts within the time of the first test, and a replica within that of others.
+pytestmark = pytest.mark.timeout(400)
+
+TEXT = "/v1/completions"
+NUMBERS = "one two three four five six seven eight nine ten".split()
+SHORT = 6
+LONG = 1500  # tokens: seconds of the model's time
+PATIENCE = 120.0
+MOST_WAITING = 10
+
+
+class Cluster:
+    """The program of ray_cluster.py, in another process: Ray's threads and signals stay there."""
+
+    def __init__(
+        self, process: subprocess.Popen[str], url: str, log: IO[str], env: dict[str, str]
+    ) -> None:
+        self._process = process
+        self.env = env  # of programs that speak to it
+        self._log = log
+        self.url = url
+
+    def do(self, command: str, **arguments: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps([command, arguments]) + "\n")
+            self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            self._log.seek(0)
+            pytest.fail(f"the cluster has failed:\n{self._log.read()}", pytrace=False)
+        return json.loads(line)
+
+    def client(self) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=None)
+        return httpx.AsyncClient(
+            base_url=self.url, trust_env=False, timeout=PATIENCE, limits=limits
+        )
+
+
+# It runs in Serve's own loop. That of the clients makes no difference.
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@contextmanager
+def ray_environment(mark: str) -> Iterator[dict[str, str]]:
+    """At the end, no process is left that was started in it, or by one that was.
+
+    Ray's ports are open to the network, for whoever has its token. It is of this cluster alone.
+    """
+    env = os.environ | {
+        "ANYSTREAMER_CLUSTER": mark,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    try:
+        yield env
+    finally:
+        left = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("ANYSTREAMER_CLUSTER") == mark:
+                    process.kill()
+                    left.append(process)
+            except psutil.Error:
+                continue  # ended, or somebody else's
+        psutil.wait_procs(left, timeout=PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    program = Path(__file__).with_name("ray_cluster.py")
+    # Not pytest's own folder: the paths of sockets may not be so long.
+    with (
+        tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder,
+        ray_environment(folder) as env,
+        (Path(folder) / "log").open("w+") as log,
+        subprocess.Popen(
+            [sys.executable, program, str(port), folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=env,
+        ) as process,
+    ):
+        try:
+            found = Cluster(process, f"http://127.0.0.1:{port}", log, env)
+            found.do("serve", max_waiting=MOST_WAITING)
+            yield found
+            found.do("end")
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def replicas(cluster: Cluster) -> dict[str, dict[str, Any]]:
+    """Both, by their names; when what the last test has broken is whole again."""
+    return {each["replica_id"]: each for each in cluster.do("replicas", number=2)}
+
+
+def question(number: int, tokens: int, **more: Any) -> dict[str, Any]:
+    prompt = f"An increasing sequence: {NUMBERS[number % len(NUMBERS)]},"
+    return {"prompt": prompt, "max_tokens": tokens, "temperature": 0, **more}
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, str]:
+    """What the model answers to each question, by its prompt."""
+    import torch
+
+    from anystreamer.demo import load_demo
+
+    model, tokenizer = load_demo()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the replicas have the rest
+    texts: dict[str, str] = {}
+    for number in range(len(NUMBERS)):
+        prompt = question(number, LONG)["prompt"]
+        inputs = tokenizer(prompt, return_tensors="pt")
+        most = LONG if number < 2 else SHORT
+        ids = model.generate(**inputs, max_new_tokens=most, do_sample=False)[0]  # type: ignore[misc]
+        texts[prompt] = str(tokenizer.decode(ids[inputs["input_ids"].shape[1] :]))
+    torch.set_num_threads(threads)
+    return texts
+
+
+class Stream:
+    """An open answer: which replica it comes from, and what has come of it."""
+
+    def __init__(self, prompt: str, response: httpx.Response) -> None:
+        self.prompt = prompt
+        self.replica = response.headers["x-replica"]
+        self.body = ""
+        self._parts = response.aiter_text()
+
+    async def read_some(self) -> None:
+        while self.body.count("data: ") < 5:
+            self.body += await anext(self._parts)
+
+    async def read(self) -> None:
+        async for part in self._parts:
+            self.body += part
+
+    @property
+    def text(self) -> str:
+        """All but an event that was cut off."""
+        whole = self.body.rpartition("\n\n")[0] + "\n\n"
+        events = [each for each in data_of(whole) if each != "[DONE]"]
+        return "".join(choice["text"] for each in events for choice in each["choices"])
+
+
+@asynccontextmanager
+async def streaming(client: httpx.AsyncClient, number: int) -> AsyncIterator[Stream]:
+    body = question(number, LONG, stream=True)
+    async with client.stream("POST", TEXT, json=body) as response:
+        assert response.status_code == 200
+        stream = Stream(body["prompt"], response)
+        await stream.read_some()
+        yield stream
+
+
+@asynccontextmanager
+async def one_of_each(client: httpx.AsyncClient) -> AsyncIterator[dict[str, Stream]]:
+    """A stream of each replica, by its name: the second request goes where there is none yet."""
+    async with AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(streaming(client, each)) for each in (0, 1)]
+        yield {each.replica: each for each in streams}
+
+
+async def figures_of(client: httpx.AsyncClient, replica: str) -> dict[str, float]:
+    """What that replica's metrics say."""
+    with anyio.fail_after(PATIENCE):
+        while True:  # whoever answers
+            async with anyio.create_task_group() as tasks:
+                found: list[httpx.Response] = []
+
+                async def ask(found: list[httpx.Response] = found) -> None:
+                    found.append(await client.get("/metrics"))
+
+                for _ in range(4):
+                    tasks.start_soon(ask)
+            for response in found:
+                if response.headers["x-replica"] == replica:
+                    lines = [line.rsplit(" ", 1) for line in response.text.splitlines()]
+                    return {name: float(value) for name, value in lines if name[0] != "#"}
+
+
+async def idle(client: httpx.AsyncClient, replica: str) -> dict[str, float]:
+    """Its metrics, once its model works on nothing."""
+    with anyio.fail_after(PATIENCE):
+        while True:
+            found = await figures_of(client, replica)
+            if not found["anystreamer_requests_running"] + found["anystreamer_requests_waiting"]:
+                return found
+
+
+# -- as it should be
+
+
+async def test_requests_land_on_both_nodes(cluster, replicas, reference):
+    assert len({each["node_id"] for each in replicas.values()}) == 2
+    async with cluster.client() as client, one_of_each(client) as streams:
+        assert streams.keys() == replicas.keys()
+        for stream in streams.values():
+            await stream.read()
+            assert data_of(stream.body)[-1] == "[DONE]"
+            assert stream.text == reference[stream.prompt]
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [2000, pytest.param(50_000, marks=[pytest.mark.nightly, pytest.mark.timeout(3600)])],
+)
+async def test_thousands_of_requests_and_every_answer_is_right(
+    cluster, replicas, reference, requests
+):
+    answered = dict.fromkeys(replicas, 0)
+    numbers = iter(range(requests))
+
+    async def work() -> None:
+        for number in numbers:
+            body = question(number, SHORT)
+            response = await client.post(TEXT, json=body)
+            assert response.status_code == 200, response.text
+            answer = response.json()
+            assert answer["usage"]["completion_tokens"] == SHORT
+            assert answer["choices"][0]["text"]
+            assert reference[body["prompt"]].startswith(answer["choices"][0]["text"])
+            answered[response.headers["x-replica"]] += 1
+
+    async with cluster.client() as client:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(work)
+    assert sum(answered.values()) == requests
+    assert min(answered.values()) > requests / 10
+
+
+async def left_after(cluster: Cluster, replicas: dict[str, Any], seconds: float | None) -> float:
+    """How many tokens the models have made for a client that has left.
+
+    Without *seconds* it leaves a stream whose text has begun; with, a whole answer.
+    """
+    name = "anystreamer_computed_tokens_total"
+    async with cluster.client() as client:
+        before = [(await idle(client, each))[name] for each in replicas]
+        if seconds is None:
+            async with streaming(client, 0):
+                pass
+        else:
+            with anyio.move_on_after(seconds):
+                await client.post(TEXT, json=question(0, LONG))
+        return sum([(await idle(client, each))[name] for each in replicas]) - sum(before)
+
+
+async def test_a_client_that_leaves_stops_the_model(cluster, replicas):
+    assert 0 < await left_after(cluster, replicas, None) < LONG
+
+
+async def test_a_client_that_does_not_wait_for_its_answer_stops_the_model(cluster, replicas):
+    seconds, made = 0.1, 0.0
+    while not made:  # what it asked for had not come to the model
+        made = await left_after(cluster, replicas, seconds)
+        seconds *= 1.5
+    assert made < LONG
+
+
+async def test_what_is_too_much_gets_503_at_once(cluster, replicas):
+    refused: list[httpx.Response] = []
+    both_are_full = anyio.Event()
+
+    async def ask() -> None:
+        response = await client.post(TEXT, json=question(0, LONG))
+        if response.status_code != 200:
+            refused.append(response)
+            both_are_full.set()
+
+    async with cluster.client() as client:
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(60):
+                    tasks.start_soon(ask)
+                await both_are_full.wait()
+                tasks.cancel_scope.cancel()
+        assert {each.status_code for each in refused} == {503}
+        assert {each.headers["retry-after"] for each in refused} == {"1"}
+        # And all of that is forgotten with its clients.
+        for each in replicas:
+            await idle(client, each)
+        assert (await client.post(TEXT, json=question(0, 3))).status_code == 200
+
+
+# -- what breaks
+
+
+async def test_a_killed_replica_takes_its_own_streams_with_it(cluster, replicas, reference):
+    async with cluster.client() as client, one_of_each(client) as streams:
+        killed, other = streams
+        os.kill(replicas[killed]["pid"], signal.SIGKILL)
+        await check_what_is_left(client, streams[killed], streams[other], reference)
+    cluster.do("replicas", number=2)
+
+
+async def test_a_killed_node_takes_its_own_streams_with_it(cluster, replicas, reference):
+    second = cluster.do("second_node")
+    (killed,) = [name for name, each in replicas.items() if each["node_id"] == second]
+    (other,) = replicas.keys() - {killed}
+    async with cluster.client() as client, one_of_each(client) as streams:
+        await anyio.to_thread.run_sync(cluster.do, "kill_second_node")
+        await check_what_is_left(client, streams[killed], streams[other], reference)
+    cluster.do("add_node")
+    cluster.do("replicas", number=2)
+
+
+async def check_what_is_left(client, lost: Stream, kept: Stream, reference) -> None:
+    # The connection is closed before its end has come: which HTTP clients raise.
+    with anyio.fail_after(PATIENCE):
+        with pytest.raises(httpx.RemoteProtocolError, match="without sending complete"):
+            await lost.read()
+    assert "[DONE]" not in lost.body
+    assert lost.text
+    assert reference[lost.prompt].startswith(lost.text)
+    for number in range(20):
+        response = await client.post(TEXT, json=question(number, 3))
+        assert response.status_code == 200
+        assert response.headers["x-replica"] == kept.replica
+    await kept.read()
+    assert data_of(kept.body)[-1] == "[DONE]"
+    assert kept.text == reference[kept.prompt]
+
+
+async def test_a_replica_that_leaves_lets_its_streams_end(cluster, replicas, reference):
+    async with cluster.client() as client, one_of_each(client) as streams:
+        async with anyio.create_task_group() as tasks:
+            for stream in streams.values():
+                tasks.start_soon(stream.read)
+            await anyio.to_thread.run_sync(
+                lambda: cluster.do("serve", replicas=1, max_waiting=MOST_WAITING)
+            )
+        for stream in streams.values():
+            assert data_of(stream.body)[-1] == "[DONE]"
+            assert stream.text == reference[stream.prompt]
+    cluster.do("serve", max_waiting=MOST_WAITING)
+
+
+# -- as it is started
+
+
+def test_settings_say_what_they_do_not_know(monkeypatch):
+    """And the key, which other users could see among the arguments, comes from the environment."""
+    monkeypatch.setenv("ANYSTREAMER_API_KEY", "secret")
+    settings = Settings.model_validate({"batching": "continuous", "max_running": "8"})
+    assert settings.running() == 8
+    assert settings.api_key == "secret"
+    assert "secret" not in repr(settings)
+    for wrong in ({"batchings": "none"}, {"batching": "some"}, {"max_waiting": "-1"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Settings.model_validate(wrong)
+
+
+def test_the_config_file_in_the_docs_is_one():
+    page = Path(__file__).parent.parent / "docs" / "scale.md"
+    config = re.search(r"^```yaml\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    assert config is not None
+    found = ServeDeploySchema.model_validate(yaml.safe_load(config[1]))
+    assert Settings.model_validate(found.applications[0].args).running() == 32
+
+
+async def test_a_replica_is_as_healthy_as_its_engine():
+    """Serve replaces one that is not."""
+    model = ScriptedModel(["never asked"])
+    replica: Any
+    async with open_engine(model, model.tokenizer) as engine:
+        replica = SimpleNamespace(_engine=engine)
+        _Replica.check_health(replica)
+    with pytest.raises(RuntimeError, match="the engine is closed"):
+        _Replica.check_health(replica)
+
+
+def test_serve_run(cluster):
+    """The command that the docs show, with arguments, beside the other application."""
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "ray.serve.scripts", "run", "--non-blocking"),
+            *("--name", "counting", "--route-prefix", "/counting", "anystreamer.ray:app"),
+            *("batching=continuous", "max_running=4", "api_key=key", "model_name=counter"),
+        ],
+        check=True,
+        env=cluster.env | {"RAY_ADDRESS": cluster.do("address")},
+    )
+    body = question(0, 3, model="counter")
+    with httpx.Client(base_url=f"{cluster.url}/counting", trust_env=False, timeout=60) as client:
+        assert client.post(TEXT, json=body).status_code == 401
+        client.headers["authorization"] = "Bearer key"
+        assert client.post(TEXT, json=body).json()["choices"][0]["text"] == " two, three"
+    cluster.do("delete", name="counting")
