@@ -30,6 +30,10 @@ if shown := [
 # All but what brings torch along.
 EXTRAS = "trio,uvloop,cli,server,remote"
 
+# Tests mostly wait, for servers, deadlines and loops that end: three of them fill two cores. A file
+# stays together, for it may share a server.
+SIDE_BY_SIDE = ("-n", "3", "--dist", "loadfile")
+
 ENV = {
     # 200 examples each instead of 100; see tests/conftest.py.
     "HYPOTHESIS_PROFILE": os.environ.get("HYPOTHESIS_PROFILE", "ci"),
@@ -68,7 +72,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Every test, against the built package."""
     install_all(session)
-    session.run("pytest", *session.posargs, env=ENV)
+    session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=ENV)
 
 
 @nox.session(python=PYTHON)
@@ -80,7 +84,7 @@ def tests_of_the_oldest(session: nox.Session) -> None:
         *("bridge", "bridge_storm", "endings", "engine", "generate", "generate_kinds", "batch"),
         "drop_in",
     )
-    session.run("pytest", *(f"tests/test_{name}.py" for name in names), env=ENV)
+    session.run("pytest", *SIDE_BY_SIDE, *(f"tests/test_{name}.py" for name in names), env=ENV)
 
 
 @nox.session(python=OTHER_PYTHONS)
@@ -88,7 +92,13 @@ def tests_without_torch(session: nox.Session) -> None:
     """The tests that need no model, where torch is not installed."""
     session.install(*CONSTRAINTS, "--group", "tests", f".[{EXTRAS}]")
     # A browser does not see which Python it is.
-    session.run("pytest", "--ignore=tests/test_page_in_chromium.py", *session.posargs, env=ENV)
+    session.run(
+        "pytest",
+        *SIDE_BY_SIDE,
+        "--ignore=tests/test_page_in_chromium.py",
+        *session.posargs,
+        env=ENV,
+    )
 
 
 @nox.session(python=PYTHON)
