@@ -65,12 +65,11 @@ class TextChunk(str):
 
     __slots__ = ("_is_whole", "elapsed", "field", "index", "logprobs", "token_ids", "value")
 
-    token_ids: tuple[
-        int, ...
-    ]  #: of this text, and of tokens before it that have no text of their own
+    #: of this text, and of tokens before it that have no text of their own
+    token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None  #: one for each token id, if they were asked for
-    # Every str has a method of that name, which nobody calls on generated text.
-    index: int  # type: ignore[assignment]  #: the row of a batch, from 0
+    #: the row of a batch, from 0
+    index: int  # type: ignore[assignment]  # of every str, a method that nobody calls on such text
     elapsed: float  #: seconds from the call until the last of these tokens was made
     field: str | None  #: of the response template (``content``, ...); None without one
     #: what was said in that field: a part of its text; or a whole value, such as a tool call, once
