@@ -22,7 +22,7 @@ SERVERS = ["uvicorn", "hypercorn"]
 
 
 @asynccontextmanager
-async def serving(app: Any, server: str = "") -> AsyncIterator[str]:
+async def serving(app: Any, server: str = "", *, has_lifespan: bool = False) -> AsyncIterator[str]:
     """Serve *app*, by default with the server that is usual for the loop. Yields its address."""
     is_trio = sniffio.current_async_library() == "trio"
     if is_trio and server == "uvicorn":
@@ -39,7 +39,10 @@ async def serving(app: Any, server: str = "") -> AsyncIterator[str]:
                 stop.set()
         else:
             config = uvicorn.Config(
-                app, log_config=None, lifespan="off", timeout_graceful_shutdown=1
+                app,
+                log_config=None,
+                lifespan="on" if has_lifespan else "off",
+                timeout_graceful_shutdown=1,
             )
             running = uvicorn.Server(config)
             tasks.start_soon(_uvicorn, running, listener)
