@@ -24,7 +24,7 @@ class GenerationTimeout(TimeoutError):
 
     def __init__(self, phase: str) -> None:
         super().__init__(f"the generation took too long: {phase}")
-        self.phase = phase  #: ``queued``, ``first_token``, ``between_tokens`` or ``total``
+        self.phase: str = phase  #: ``queued``, ``first_token``, ``between_tokens`` or ``total``
 
     def __reduce__(self) -> tuple[type[GenerationTimeout], tuple[str]]:
         return type(self), (self.phase,)
@@ -35,7 +35,7 @@ class EngineBusy(Exception):
 
     def __init__(self, waiting: int) -> None:
         super().__init__(f"the engine is busy: {waiting} requests are waiting")
-        self.waiting = waiting  #: how many requests wait
+        self.waiting: int = waiting  #: how many requests wait
 
     def __reduce__(self) -> tuple[type[EngineBusy], tuple[int]]:
         return type(self), (self.waiting,)

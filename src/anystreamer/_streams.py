@@ -355,7 +355,11 @@ class BatchStream(GenerationStream):
     """
 
     async def read(self) -> list[str]:
-        """Return the rest of each row's text, once all are complete."""
+        """Return the rest of each row's text, once all are complete.
+
+        Raises:
+            BaseException: what ``generate()`` raised; `text` has what came before.
+        """
         texts: list[list[str]] = [[] for _ in self._rows]
         async for piece in self:
             texts[piece.index].append(piece)

@@ -60,6 +60,9 @@ def create_app(
         keep_alive: send a comment whenever a stream was silent for so many seconds, as it is while
             the first token is awaited. None sends none.
         timeout: of each request, as `Engine.stream_text` has it.
+
+    Raises:
+        TypeError, ValueError: at once, for an argument that cannot work.
     """
     for name, number in (
         ("max_body_bytes", max_body_bytes),

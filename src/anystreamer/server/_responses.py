@@ -45,6 +45,9 @@ class TextStreamResponse(Response):
         headers: more of them.
         media_type: in place of the usual one of *format*.
         background: run after it has been sent, as Starlette's responses have it.
+
+    Raises:
+        TypeError, ValueError: at once, for an argument that cannot work.
     """
 
     def __init__(
