@@ -69,8 +69,11 @@ def one_model_for_all() -> Iterator[None]:
         yield
 
 
+EXAMPLES = list(examples())
+
+
 @pytest.mark.parametrize(
-    ("anyio_backend", "app", "code", "output"), [*examples()], indirect=["anyio_backend"]
+    ("anyio_backend", "app", "code", "output"), EXAMPLES, indirect=["anyio_backend"]
 )
 def test_example(
     app: str | None,
@@ -107,10 +110,13 @@ def test_example(
 
 
 def test_there_are_examples() -> None:
-    """The pattern that finds them still does."""
-    assert sum(path.read_text(encoding="utf-8").count("```python") for path in PAGES) == sum(
-        len(BLOCK.findall(path.read_text(encoding="utf-8"))) for path in PAGES
-    )
+    """And each block of code, and each block of output, is a part of one."""
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        blocks = BLOCK.findall(text)
+        assert text.count("```python") == len(blocks), path
+        assert text.count("```text") == sum(bool(output) for _, _, output in blocks), path
+    assert len(EXAMPLES) > 50
 
 
 def test_each_test_that_a_page_names_exists() -> None:
