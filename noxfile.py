@@ -12,7 +12,14 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = False
 nox.options.error_on_external_run = True
 nox.options.stop_on_first_error = False
-nox.options.sessions = ["lint", "types", "tests_without_torch", "tests", "tests_of_the_oldest"]
+nox.options.sessions = [
+    "lint",
+    "types",
+    "docs",
+    "tests_without_torch",
+    "tests",
+    "tests_of_the_oldest",
+]
 
 # torch is only ever installed with these: unpinned, it takes gigabytes.
 CONSTRAINTS = ("-c", "constraints.txt")
@@ -66,6 +73,14 @@ def types(session: nox.Session) -> None:
     )
     session.run("mypy")
     session.run("pyright", "--verifytypes", "anystreamer", "--ignoreexternal")
+
+
+@nox.session(python=PYTHON)
+def docs(session: nox.Session) -> None:
+    """The documentation site, into site/. A broken link or a warning fails it."""
+    session.install(*CONSTRAINTS, "--group", "docs")
+    # mkdocs-material would speak of its successor at each build.
+    session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session(python=PYTHON)

@@ -75,6 +75,14 @@ def text_decoder(
     The decoder's `exact` says after `flush` whether the text was the reference's. It is False after
     a run as above, and where a `decode` changed text after it was shown; the latter is also logged,
     as a warning of the logger "anystreamer".
+
+    Args:
+        tokenizer: whose decoder it follows, now and not later: one that is changed needs a new one.
+        hold_byte_runs: show a run of byte tokens when it has ended, and not before.
+        decode_kwargs: as `decode` takes them, such as `skip_special_tokens=True`.
+
+    Raises:
+        TypeError: *tokenizer* has no `decode`.
     """
     if not callable(getattr(tokenizer, "decode", None)):
         raise TypeError(f"text_decoder() needs an object with decode(), not {tokenizer!r:.80}")

@@ -32,7 +32,7 @@ class AsyncTextIteratorStreamer:
     change the import, and code that runs ``generate()`` in a thread of its own runs on trio as
     well. Text comes as soon as it can no longer change, and no piece is empty.
 
-    It can also stop the model. Pass `stopping_criteria` along, and use it as a context manager::
+    It can also stop the model. Pass `stopping_criteria` along, and use it as a context manager:
 
         async with AsyncTextIteratorStreamer(tokenizer, skip_prompt=True) as streamer:
             kwargs = dict(inputs, streamer=streamer, stopping_criteria=streamer.stopping_criteria)

@@ -24,7 +24,7 @@ class GenerationTimeout(TimeoutError):
 
     def __init__(self, phase: str) -> None:
         super().__init__(f"the generation took too long: {phase}")
-        self.phase = phase  #: ``queued``, ``first_token``, ``between_tokens`` or ``total``
+        self.phase: str = phase  #: ``queued``, ``first_token``, ``between_tokens`` or ``total``
 
     def __reduce__(self) -> tuple[type[GenerationTimeout], tuple[str]]:
         return type(self), (self.phase,)
@@ -36,10 +36,12 @@ class EngineBusy(Exception):
     def __init__(self, waiting: int | None, retry_after: float | None = None) -> None:
         said = "try again later" if waiting is None else f"{waiting} requests are waiting"
         super().__init__(f"the engine is busy: {said}")
-        self.waiting = waiting  #: how many requests wait; None where a server does not tell
+        self.waiting: int | None = (
+            waiting  #: how many requests wait; None where a server does not tell
+        )
         #: seconds until another try may help: a server's word, or an estimate of how long all who
         #: wait will take, as requests go lately; None where neither is known
-        self.retry_after = retry_after
+        self.retry_after: float | None = retry_after
 
     def __reduce__(self) -> tuple[type[EngineBusy], tuple[int | None, float | None]]:
         return type(self), (self.waiting, self.retry_after)

@@ -77,15 +77,14 @@ class TextChunk(str):
         "value",
     )
 
-    token_ids: tuple[
-        int, ...
-    ]  #: of this text, and of tokens before it that have no text of their own
+    #: of this text, and of tokens before it that have no text of their own
+    token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None  #: one for each token id, if they were asked for
     #: for each token id, the ids and log-probabilities of the ``top_logprobs`` likeliest tokens in
     #: its place, the likeliest first; None without ``logprobs``
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None
-    # Every str has a method of that name, which nobody calls on generated text.
-    index: int  # type: ignore[assignment]  #: the row of a batch, from 0
+    #: the row of a batch, from 0
+    index: int  # type: ignore[assignment]  # of every str, a method that nobody calls on such text
     elapsed: float  #: seconds from the call until the last of these tokens was made
     field: str | None  #: of the response template (``content``, ...); None without one
     #: what was said in that field: a part of its text; or a whole value, such as a tool call, once
@@ -385,7 +384,11 @@ class BatchStream(GenerationStream):
     """
 
     async def read(self) -> list[str]:
-        """Return the rest of each row's text, once all are complete."""
+        """Return the rest of each row's text, once all are complete.
+
+        Raises:
+            BaseException: what ``generate()`` raised; `text` has what came before.
+        """
         texts: list[list[str]] = [[] for _ in self._rows]
         async for piece in self:
             texts[piece.index].append(piece)

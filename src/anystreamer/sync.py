@@ -86,8 +86,9 @@ class SyncStream(Generic[StreamT]):
     """A `TextStream` or `BatchStream` for a ``with`` block and a ``for`` loop.
 
     It may be opened in one thread and advanced or closed in others. All that tells of the text,
-    such as ``text``, ``finish_reason`` and ``usage``, is there under the same names. One that is
-    forgotten stops its model when it is collected.
+    such as ``text``, ``finish_reason`` and ``usage``, is there under the same names. A second
+    ``for`` loop goes on where the first was left. One that is forgotten stops its model when it is
+    collected.
     """
 
     def __init__(self, name: str, open_stream: Callable[[], StreamContext[StreamT]]) -> None:
@@ -139,7 +140,11 @@ class SyncStream(Generic[StreamT]):
         raise StopIteration
 
     def read(self) -> Any:
-        """Return all the rest: a `str`, or a list of them from a batch."""
+        """Return all the rest: a `str`, or a list of them from a batch.
+
+        Raises:
+            BaseException: what ``generate()`` raised; ``text`` has what came before.
+        """
         self._opened()
         return self._call(self._stream.read)  # type: ignore[attr-defined]
 

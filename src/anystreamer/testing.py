@@ -87,6 +87,9 @@ class ScriptedModel:
             an end-of-sequence token.
         prefill: seconds from the call to the first step. Like a real one, it cannot be stopped.
         delay: seconds for each token.
+
+    Raises:
+        TypeError: something in *script* is none of these.
     """
 
     uses_torch: bool = False
@@ -98,11 +101,11 @@ class ScriptedModel:
         prefill: float = 0.0,
         delay: float = 0.0,
     ) -> None:
-        self.tokenizer: ScriptedTokenizer = ScriptedTokenizer()
+        self.tokenizer: ScriptedTokenizer = ScriptedTokenizer()  #: to be given along with it
         self.generation_config: SimpleNamespace = SimpleNamespace(eos_token_id=_EOS)
         self.steps: int = 0  #: tokens made so far, over all calls
         self.calls: list[dict[str, Any]] = []  #: the arguments of each call
-        self.is_generating: bool = False
+        self.is_generating: bool = False  #: whether a call of ``generate()`` has not returned
         self._prefill = prefill
         self._delay = delay
         self._script: list[_Play] = []

@@ -77,6 +77,9 @@ def create_app(
             machine alone needs them: a page can give its own name this machine's address, and is
             then no other site to the browser. None does not look.
         page: whether there is a page.
+
+    Raises:
+        TypeError, ValueError: at once, for an argument that cannot work.
     """
     for name, number in (
         ("max_body_bytes", max_body_bytes),

@@ -40,7 +40,13 @@ class TextStreamResponse(Response):
             usage, or ``event: error`` with a message.
         keep_alive: send a comment whenever an event stream was silent for so many seconds, as it is
             while the first token is awaited. None sends none.
-        status_code, headers, media_type, background: as Starlette's responses have them.
+        status_code: of the answer, if it begins.
+        headers: more of them.
+        media_type: in place of the usual one of *format*.
+        background: run after it has been sent, as Starlette's responses have it.
+
+    Raises:
+        TypeError, ValueError: at once, for an argument that cannot work.
     """
 
     def __init__(
