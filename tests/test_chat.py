@@ -8,7 +8,8 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,75 @@ def test_a_terminal_that_cannot_move_its_cursor() -> None:
         chat.until(r"\*\*a\*\* b\neos, 3 tokens")
         leave(chat)
     assert b"\x1b[?25l" not in chat.output
+
+
+# -- with a model elsewhere
+
+
+@contextmanager
+def server(code: str, *arguments: str) -> Iterator[str]:
+    """Run a program's ``serve``, and end it in order. Yields its address."""
+    pytest.importorskip("starlette")
+    pytest.importorskip("openai")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "serve", "--port", "0", "--grace", "1", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=ENV,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().split()[-1]
+            process.send_signal(signal.SIGINT)
+            process.wait(PATIENCE)
+        finally:
+            process.kill()
+
+
+@both_backends
+def test_a_conversation_with_a_server(backend: str, tmp_path: Path) -> None:
+    """Ctrl-C stops the model there. The model and its limit are the server's, if none is named."""
+    told = tmp_path / "told"
+    code = scripted("[f'w{n} ' for n in range(20_000)]", told, delay=0.01)
+    limit = ("--default-max-tokens", "20000")
+    with server(code, *limit, "--api-key", "secret") as url:
+        options = ("--base-url", url, "--backend", backend)
+        with terminal(MAIN, "chat", *options, ANYSTREAMER_API_KEY="secret") as chat:
+            assert "anystreamer-demo" in chat.until(READY)
+            for turn in (1, 2):
+                chat.type("Talk\n")
+                chat.until("w0 w1 w2 w3 ", times=turn)
+                chat.type("\x03")
+                chat.until("stopped, the first after", times=turn)
+                chat.until(READY)
+            leave(chat)
+            shown = chat.text
+    steps, is_generating, prompts = json.loads(told.read_text())
+    assert not is_generating
+    assert steps < 20_000
+    assert prompts[0] == "user: Talk\nassistant: "
+    assert prompts[1].startswith("user: Talk\nassistant: w0 w1 w2 w3 ")
+    assert "Traceback" not in shown
+
+
+@both_backends
+def test_what_a_server_does_not_do(backend: str) -> None:
+    with server(scripted("['a']"), "--api-key", "secret") as url:
+        options = ("--base-url", url, "--backend", backend)
+        code, output, errors = piped(MAIN, "one\n", *options)
+        assert (code, output) == (1, "")
+        assert errors.startswith(f"Error: {url}: ")
+        assert "401" in errors
+        key = {"ANYSTREAMER_API_KEY": "secret"}
+        code, output, errors = piped(MAIN, "one\n", "another", *options, **key)
+        assert (code, output) == (1, "\n")
+        assert "another" in errors
+        assert piped(MAIN, "one\n", *options, **key) == (0, "a\n", "")
+    code, output, errors = piped(MAIN, "one\n", *options)
+    assert code == 1
+    assert errors.startswith(f"Error: {url}: ")
+    code, _, errors = piped(MAIN, "one\n", "--base-url", "localhost")
+    assert (code, "http://" in errors) == (1, True)
 
 
 # -- with pipes

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
-from typing import Any, Protocol
+from typing import Protocol
 
 import anyio
 from anyio import EndOfStream, move_on_after
@@ -19,8 +19,9 @@ from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.text import Text
 
-from . import TextStream, stream_text
-from ._terminal import Screen, counted, fail, figures, leave
+from . import TextStream
+from ._partners import Partner
+from ._terminal import Screen, fail, figures, leave
 
 __all__ = ["Chat"]
 
@@ -41,23 +42,11 @@ PARSER = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "tab
 
 
 class Chat:
-    """A conversation with a model, until its reader leaves or the questions end."""
+    """A conversation, until its reader leaves or the questions end."""
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        *,
-        shown_as: str,
-        backend: str,
-        max_new_tokens: int,
-        system: str | None,
-    ) -> None:
-        self._model = model
-        self._tokenizer = tokenizer
-        self._shown_as = shown_as
+    def __init__(self, partner: Partner, *, backend: str, system: str | None) -> None:
+        self._partner = partner
         self._backend = backend
-        self._max_new_tokens = max_new_tokens
         self._told = [] if system is None else [{"role": "system", "content": system}]
         self._messages = [*self._told]
         self._console = Console()
@@ -73,7 +62,7 @@ class Chat:
                 self._answer(question)
         else:
             keys = f"Ctrl-C stops an answer, Ctrl-D leaves, {NEW} starts anew."
-            self._screen.write(f"{_neutral(self._shown_as)}. {keys}", "dim", end="\n")
+            self._screen.write(f"{_neutral(self._partner.shown_as)}. {keys}", "dim", end="\n")
             while (asked := _asked()) is not None:
                 if asked == NEW:
                     self._messages = [*self._told]
@@ -88,10 +77,7 @@ class Chat:
         )
         with _interruptible(self._console) as interrupt:
             try:
-                limit = self._limit(messages)
-                stream = anyio.run(
-                    self._show, messages, limit, view, interrupt, backend=self._backend
-                )
+                stream = anyio.run(self._show, messages, view, interrupt, backend=self._backend)
             except Exception as exc:
                 said = _neutral(str(exc) or type(exc).__name__)
                 if not self._is_interactive:
@@ -105,32 +91,11 @@ class Chat:
         if stream.text:  # templates refuse a question without an answer
             self._messages = [*messages, {"role": "assistant", "content": stream.text}]
 
-    def _limit(self, messages: list[dict[str, str]]) -> int:
-        """How many tokens an answer may have. Raises ValueError if there is room for none."""
-        config: Any = getattr(self._model, "config", None)
-        if hasattr(config, "get_text_config"):
-            config = config.get_text_config()
-        most = getattr(config, "max_position_embeddings", None)
-        if not isinstance(most, int):
-            return self._max_new_tokens
-        encoded = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True
-        )
-        length = len(encoded["input_ids"])
-        if length >= most:
-            raise ValueError(
-                f"the conversation has {counted(length, 'token')}, and the model takes {most}, "
-                f"its answer included: {NEW} starts anew"
-            )
-        return min(self._max_new_tokens, most - length)
-
     async def _show(
-        self, messages: list[dict[str, str]], limit: int, view: _View, interrupt: _Interrupt
+        self, messages: list[dict[str, str]], view: _View, interrupt: _Interrupt
     ) -> TextStream:
         with view:
-            async with stream_text(
-                self._model, self._tokenizer, messages, max_new_tokens=limit
-            ) as stream:
+            async with self._partner.answer(messages) as stream:
                 interrupt.stops(stream)
                 with suppress(EndOfStream):
                     while True:

@@ -54,12 +54,13 @@ class Screen:
 def figures(stream: TextStream) -> str:
     """Say how a generation ended, and how quick it was."""
     usage, timing = stream.usage, stream.timing
-    assert usage is not None
     assert timing is not None
-    told = [str(stream.finish_reason), counted(usage.completion_tokens, "token")]
+    told = [str(stream.finish_reason)]
+    if usage is not None:  # a server tells none of an answer that was stopped
+        told.append(counted(usage.completion_tokens, "token"))
     if timing.first_token is not None:
         told.append(f"the first after {timing.first_token * 1e3:.1f} ms")
-        if usage.computed_tokens > 1:
+        if usage is not None and usage.computed_tokens > 1:
             rate = (usage.computed_tokens - 1) / (timing.total - timing.first_token)
             told.append(f"then {rate:.0f} tokens/s")
     return ", ".join(told)

@@ -5,6 +5,7 @@
 
 import importlib.metadata
 import ipaddress
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ from contextlib import asynccontextmanager
 from enum import StrEnum
 from importlib.util import find_spec
 from time import perf_counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 
@@ -22,9 +23,13 @@ from ._terminal import Screen, counted, figures
 from ._terminal import fail as _fail
 from ._terminal import leave as _leave
 
+if TYPE_CHECKING:
+    from ._partners import Partner
+
 __all__ = ["main"]
 
 PROMPT = "An increasing sequence: one,"
+KEY = "ANYSTREAMER_API_KEY"
 CANCEL_AFTER = 0.2  # seconds
 INSTALL = "pip install 'anystreamer[demo]'"
 INSTALL_SERVER = "pip install 'anystreamer[demo,server]'"
@@ -109,7 +114,7 @@ def _app() -> Any:
     batches = typer.Option(help="One request at a time, or many at once.")
     line = typer.Option(min=0, metavar="N", help="How many requests may wait; the next get 503.")
     key = typer.Option(
-        envvar="ANYSTREAMER_API_KEY",
+        envvar=KEY,
         help="What clients have to send as a key. Other users see a command's options: use the "
         "environment.",
     )
@@ -128,18 +133,35 @@ def _app() -> Any:
     trust = typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
 
     say = typer.Option(help="What the model is told before the conversation.")
-    longest = typer.Option(min=1, metavar="N", help="How many tokens an answer has at most.")
+    longest = typer.Option(
+        min=1, metavar="N", help="How many tokens an answer has at most: 1024, or as a server says."
+    )
+    elsewhere = typer.Option(
+        metavar="URL", help="A server that has the model, and speaks as OpenAI's API does."
+    )
+    its_key = typer.Option(help=f"The server's key. Better in the environment, as {KEY}.")
 
     @app.command()
     def chat(
         model: Annotated[str | None, which] = None,
         backend: Annotated[Backend, typer.Option(help="The event loop.")] = Backend.ASYNCIO,
-        max_new_tokens: Annotated[int, longest] = 1024,
+        max_new_tokens: Annotated[int | None, longest] = None,
         system: Annotated[str | None, say] = None,
+        base_url: Annotated[str | None, elsewhere] = None,
+        api_key: Annotated[str | None, its_key] = None,
         trust_remote_code: Annotated[bool, trust] = False,
     ) -> None:
         """Chat with a model. Ctrl-C stops an answer, Ctrl-D leaves."""
-        _chat(model, backend, max_new_tokens, system, trust_remote_code)
+        if find_spec(backend) is None:
+            _fail(f"{backend} is not installed: {INSTALL}")
+        if base_url is None:
+            if api_key is not None:
+                raise typer.BadParameter("is for a server: --base-url", param_hint="--api-key")
+            partner = _model_here(model, max_new_tokens, trust_remote_code)
+        else:
+            key = api_key or os.environ.get(KEY)
+            partner = _model_elsewhere(base_url, model, key, max_new_tokens)
+        _chat(partner, backend, system)
 
     @app.command()
     def serve(
@@ -314,26 +336,35 @@ async def _cancel(screen: Screen, model: Any, tokenizer: Any, limit: int) -> Non
         )
 
 
-def _chat(
-    name: str | None,
-    backend: Backend,
-    max_new_tokens: int,
-    system: str | None,
-    trust_remote_code: bool,
-) -> None:
+def _chat(partner: "Partner", backend: Backend, system: str | None) -> None:
     from ._chat import Chat
 
-    if find_spec(backend) is None:
-        _fail(f"{backend} is not installed: {INSTALL}")
+    Chat(partner, backend=backend, system=system).run()
+
+
+def _model_here(name: str | None, max_new_tokens: int | None, trust_remote_code: bool) -> "Partner":
+    from ._partners import ModelHere
+
     model, tokenizer = _load() if name is None else _load_from(name, trust_remote_code)
-    Chat(
-        model,
-        tokenizer,
-        shown_as=shown_name(name),
-        backend=backend,
-        max_new_tokens=max_new_tokens,
-        system=system,
-    ).run()
+    return ModelHere(model, tokenizer, shown_name(name), max_new_tokens or 1024)
+
+
+def _model_elsewhere(
+    base_url: str, name: str | None, api_key: str | None, max_new_tokens: int | None
+) -> "Partner":
+    try:
+        from . import remote  # noqa: F401  # what it needs is asked for first
+    except ImportError as exc:
+        _fail(str(exc))
+    from openai import APIError
+
+    from ._partners import ModelElsewhere, only_model_of
+
+    try:
+        name = name or only_model_of(base_url, api_key)
+    except (APIError, ValueError) as exc:
+        _fail(f"{base_url}: {exc}")
+    return ModelElsewhere(base_url, name, api_key, max_new_tokens)
 
 
 def _is_loopback(host: str) -> bool:

@@ -27,7 +27,7 @@ from ._asking import NAME, Asking
 from ._failures import failure_of
 from ._reading import Reading
 
-__all__ = ["open_remote_engine"]
+__all__ = ["address_of", "open_remote_engine"]
 
 EVENT_STREAM = "text/event-stream"
 
@@ -71,18 +71,9 @@ def open_remote_engine(
     Raises:
         TypeError, ValueError: at once, for an argument that cannot work.
     """
-    if not isinstance(base_url, str):
-        raise TypeError(f"base_url must be a str, not {type(base_url).__name__}")
-    try:
-        url = httpx2.URL(base_url)
-    except httpx2.InvalidURL as exc:
-        raise ValueError(f"base_url {base_url!r} is no address: {exc}") from exc
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError(f"base_url must begin with http:// or https://, not {base_url!r}")
+    url = address_of(base_url)
     if not isinstance(model, str):
         raise TypeError(f"model must be the name that the server has for it, not {model!r:.60}")
-    if url.path in ("", "/"):
-        url = url.copy_with(path="/v1")
     # Without a key the client would take one from the environment: it is given one, and not to
     # send it.
     names = {name.lower() for name in client_options.get("default_headers") or {}}
@@ -95,6 +86,19 @@ def open_remote_engine(
         **client_options,
     }
     return _RemoteContext(lambda: RemoteEngine(openai.AsyncOpenAI(**options), model, headers))
+
+
+def address_of(base_url: str) -> httpx2.URL:
+    """The address of an API. Raises TypeError or ValueError if it is none."""
+    if not isinstance(base_url, str):
+        raise TypeError(f"base_url must be a str, not {type(base_url).__name__}")
+    try:
+        url = httpx2.URL(base_url)
+    except httpx2.InvalidURL as exc:
+        raise ValueError(f"base_url {base_url!r} is no address: {exc}") from exc
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ValueError(f"base_url must begin with http:// or https://, not {base_url!r}")
+    return url.copy_with(path="/v1") if url.path in ("", "/") else url
 
 
 class _RemoteContext(EngineContext):

@@ -1,0 +1,105 @@
+"""Who answers in a conversation: a model of this process, or one that a server has."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Protocol
+
+from . import TextStream, stream_text
+
+__all__ = ["ModelElsewhere", "ModelHere", "Partner", "only_model_of"]
+
+Messages = Sequence[dict[str, str]]
+
+
+class Partner(Protocol):
+    """Answers chat messages, in the event loop of the moment."""
+
+    @property
+    def shown_as(self) -> str: ...
+
+    def answer(self, messages: Messages) -> AbstractAsyncContextManager[TextStream]: ...
+
+
+class ModelHere:
+    """A model of transformers, which has as much room as its positions."""
+
+    def __init__(self, model: Any, tokenizer: Any, shown_as: str, max_new_tokens: int) -> None:
+        self.shown_as = shown_as
+        self._model = model
+        self._tokenizer = tokenizer
+        self._max_new_tokens = max_new_tokens
+
+    def answer(self, messages: Messages) -> AbstractAsyncContextManager[TextStream]:
+        """Raises ValueError if the conversation leaves no room."""
+        return stream_text(
+            self._model, self._tokenizer, messages, max_new_tokens=self._limit(messages)
+        )
+
+    def _limit(self, messages: Messages) -> int:
+        config: Any = getattr(self._model, "config", None)
+        if hasattr(config, "get_text_config"):
+            config = config.get_text_config()
+        most = getattr(config, "max_position_embeddings", None)
+        if not isinstance(most, int):
+            return self._max_new_tokens
+        encoded = self._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True
+        )
+        length = len(encoded["input_ids"])
+        if length >= most:
+            raise ValueError(
+                f"the conversation has {length} tokens, and the model takes {most}, its answer "
+                "included: /new starts anew"
+            )
+        return min(self._max_new_tokens, most - length)
+
+
+class ModelElsewhere:
+    """A model that a server has which speaks as OpenAI's API does.
+
+    Its connections last for one answer: each has an event loop of its own.
+    """
+
+    def __init__(
+        self, base_url: str, name: str, api_key: str | None, max_new_tokens: int | None
+    ) -> None:
+        self.shown_as = name
+        self._base_url = base_url
+        self._api_key = api_key
+        self._max_new_tokens = max_new_tokens  # None: as many as the server gives
+
+    @asynccontextmanager
+    async def answer(self, messages: Messages) -> AsyncIterator[TextStream]:
+        """Raises what `open_remote_engine` and its streams raise."""
+        from .remote import open_remote_engine
+
+        limits: dict[str, Any] = (
+            {} if self._max_new_tokens is None else {"max_new_tokens": self._max_new_tokens}
+        )
+        async with (
+            open_remote_engine(self._base_url, self.shown_as, api_key=self._api_key) as engine,
+            engine.stream_text(messages, **limits) as stream,
+        ):
+            yield stream
+
+
+def only_model_of(base_url: str, api_key: str | None) -> str:
+    """The name of the model that a server has.
+
+    Raises:
+        ValueError: it has several, or *base_url* is no address.
+        openai.APIError: it cannot be asked.
+    """
+    import openai
+
+    from .remote._engine import address_of
+
+    with openai.OpenAI(base_url=address_of(base_url), api_key=api_key or "none") as client:
+        names = [each.id for each in client.models.list()]
+    if len(names) != 1:
+        raise ValueError(
+            f"name one of the server's models: {', '.join(names) or 'it tells of none'}"
+        )
+    return names[0]
