@@ -61,6 +61,9 @@ NEEDS_TORCH = [
     "test_server_tools.py",
 ]
 collect_ignore = [] if installed("torch", "transformers") else NEEDS_TORCH
+# It has a session of its own.
+if not installed("ray"):
+    collect_ignore = [*collect_ignore, "test_ray.py"]
 
 
 LOOPS = [

@@ -27,11 +27,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from .conftest import installed
 from .serving import data_of
-
-if not installed("ray"):
-    pytest.skip("Ray is not installed", allow_module_level=True)
 
 with warnings.catch_warnings():  # of Ray's own, at its import
     warnings.filterwarnings("ignore", "Using extra keyword arguments on `Field`")
