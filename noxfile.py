@@ -51,7 +51,9 @@ ENV = {
 
 def install_all(session: nox.Session) -> None:
     """What every test needs, torch among it."""
-    session.install(*CONSTRAINTS, "--group", "tests", f".[transformers,{EXTRAS}]")
+    session.install(
+        *CONSTRAINTS, "--group", "tests", "--group", "peers", f".[transformers,{EXTRAS}]"
+    )
 
 
 @nox.session(python=PYTHON)
