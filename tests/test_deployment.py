@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -113,8 +114,8 @@ def folder() -> Iterator[Path]:
         yield Path(path)
 
 
-def nginx(folder: Path, socket: Path, server: str) -> list[str]:
-    config = block("nginx").replace("listen 443 ssl", f"listen unix:{socket} ssl")
+def nginx(folder: Path, address: Path, server: str) -> list[str]:
+    config = block("nginx").replace("listen 443 ssl", f"listen unix:{address} ssl")
     config = config.replace(f"/etc/ssl/{HOST}.pem", str(ROOT / "tests" / "localhost.pem"))
     temporary = "".join(
         f"{each}_temp_path {folder / each};"
@@ -130,8 +131,10 @@ def nginx(folder: Path, socket: Path, server: str) -> list[str]:
     return ["nginx", "-p", str(folder), "-e", "stderr", "-c", str(file)]
 
 
-def caddy(folder: Path, socket: Path, server: str) -> list[str]:
-    config = block("caddyfile").replace(f"{HOST} {{", f"https://{HOST} {{\n\tbind unix/{socket}", 1)
+def caddy(folder: Path, address: Path, server: str) -> list[str]:
+    config = block("caddyfile").replace(
+        f"{HOST} {{", f"https://{HOST} {{\n\tbind unix/{address}", 1
+    )
     pem = ROOT / "tests" / "localhost.pem"
     config = config.replace("\treverse_proxy", f"\ttls {pem} {pem}\n\treverse_proxy", 1)
     file = folder / "Caddyfile"
@@ -142,11 +145,16 @@ def caddy(folder: Path, socket: Path, server: str) -> list[str]:
     return ["caddy", "run", "--adapter", "caddyfile", "--config", str(file)]
 
 
+def accepts(address: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(address)) == 0
+
+
 @asynccontextmanager
 async def behind(proxy: str, folder: Path, url: str) -> AsyncIterator[httpx.AsyncHTTPTransport]:
     """Run *proxy*, as the page configures it, before the server at *url*."""
-    socket = folder / "socket"
-    command = {"nginx": nginx, "caddy": caddy}[proxy](folder, socket, url.removeprefix("http://"))
+    address = folder / "socket"
+    command = {"nginx": nginx, "caddy": caddy}[proxy](folder, address, url.removeprefix("http://"))
     log = folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -156,10 +164,10 @@ async def behind(proxy: str, folder: Path, url: str) -> AsyncIterator[httpx.Asyn
             env=os.environ | {"HOME": str(folder), "XDG_DATA_HOME": str(folder)},
         )
     try:
-        await until(lambda: socket.exists() or process.poll() is not None)
+        await until(lambda: accepts(address) or process.poll() is not None)
         assert process.poll() is None, log.read_text(encoding="utf-8")
         # The certificate is for another name.
-        async with httpx.AsyncHTTPTransport(uds=str(socket), verify=False) as transport:
+        async with httpx.AsyncHTTPTransport(uds=str(address), verify=False) as transport:
             yield transport
     finally:
         process.kill()
