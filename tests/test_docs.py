@@ -55,7 +55,8 @@ def examples() -> Iterator[Any]:
 def executed(code: str) -> dict[str, Any]:
     """Run a program. Returns its names."""
     names = {"__name__": "__main__"}
-    exec(compile(code, "example", "exec"), names)
+    # Without this file's own `from __future__`, which would make strings of its annotations.
+    exec(compile(code, "example", "exec", dont_inherit=True), names)
     return names
 
 
