@@ -83,6 +83,17 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
+@pytest.fixture(scope="module")
+def one_thread_for_the_model() -> Iterator[None]:
+    """It is too small to share, and the other cores are for clients and servers."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def pytest_collection_finish() -> None:
     # The imported modules are not garbage: without them a collection after
     # each test costs next to nothing, even with torch among them.

@@ -8,7 +8,7 @@ import gc
 import math
 import random
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -39,6 +39,7 @@ from anystreamer import (
 )
 from anystreamer.testing import Gate, ScriptedModel
 
+from .held import Held, close
 from .scripted import NATIVE_LOOPS, PATIENCE, Native, until
 
 pytestmark = pytest.mark.usefixtures("asyncio_complains_of_nothing")
@@ -391,24 +392,6 @@ async def test_a_cancelled_request_stops_the_model_within_a_step() -> None:
 
 
 # -- held across a yield (promise 12)
-
-
-class Held:
-    """Streams in async generators, as web frameworks make people write them."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.streams: list[Any] = []
-
-    async def tokens(self) -> AsyncGenerator[str, None]:
-        async with self.engine.stream_text("hi") as stream:
-            self.streams.append(stream)
-            async for piece in stream:
-                yield piece
-
-
-async def close(tokens: AsyncGenerator[str, None]) -> None:
-    await tokens.aclose()
 
 
 # trio says so to whoever drops a generator, whatever it holds.

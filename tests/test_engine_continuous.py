@@ -11,7 +11,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from time import perf_counter
 from types import SimpleNamespace
@@ -40,10 +40,11 @@ from anystreamer._requests import Request
 from anystreamer.demo import load_demo
 from anystreamer.demo._sequences import held_out_questions
 
+from .held import Held, close
 from .scripted import NATIVE_LOOPS, PATIENCE, Native, until
 from .tiny_models import t5, tokenizer
 
-pytestmark = pytest.mark.usefixtures("asyncio_complains_of_nothing")
+pytestmark = pytest.mark.usefixtures("asyncio_complains_of_nothing", "one_thread_for_the_model")
 
 BATCHING = ["none", "continuous"]
 
@@ -54,16 +55,7 @@ def demo() -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_threads() -> Iterator[None]:
-    """The model is too small to share."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def what_torch_loads_late_is_no_garbage() -> None:
+def what_torch_loads_late_is_no_garbage(one_thread_for_the_model: None) -> None:
     expected("one, two,", 2)
     gc.collect()
     gc.freeze()
@@ -736,29 +728,13 @@ def test_the_cache_is_made_to_measure() -> None:
     assert config.num_blocks * config.page_size >= model.config.max_position_embeddings
 
 
-class Held:
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.streams: list[Any] = []
-
-    async def tokens(self) -> AsyncGenerator[str, None]:
-        async with self.engine.stream_text(PROMPTS[0], max_new_tokens=1900) as stream:
-            self.streams.append(stream)
-            async for piece in stream:
-                yield piece
-
-
-async def close(tokens: AsyncGenerator[str, None]) -> None:
-    await tokens.aclose()
-
-
 # trio says so to whoever drops a generator, whatever it holds.
 @pytest.mark.filterwarnings("ignore:Async generator .* was garbage collected:ResourceWarning")
 @pytest.mark.parametrize("batching", BATCHING)
 async def test_streams_may_be_held_across_a_yield(batching: str) -> None:
     async with engine_of(batching) as engine:
         for way in ("dropped", "closed", "closed by another task", "forgotten"):
-            held = Held(engine)
+            held = Held(engine, PROMPTS[0], max_new_tokens=1900)
             tokens = held.tokens()
             with CancelScope() as scope:
                 if way == "forgotten":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import random
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +40,7 @@ from anystreamer import (
 )
 from anystreamer.testing import Gate, ScriptedModel
 
+from .held import Held, close
 from .remote_engines import behind_a_server
 from .scripted import PATIENCE, until
 
@@ -412,22 +413,6 @@ async def test_every_receive_is_a_checkpoint_and_there_is_one_at_a_time(kind: Ki
 
 
 # -- 12: held across a yield
-
-
-class Held:
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.streams: list[Any] = []
-
-    async def tokens(self) -> AsyncGenerator[str, None]:
-        async with self.engine.stream_text("hi") as stream:
-            self.streams.append(stream)
-            async for piece in stream:
-                yield piece
-
-
-async def close(tokens: AsyncGenerator[str, None]) -> None:
-    await tokens.aclose()
 
 
 # trio says so to whoever drops a generator, whatever it holds.

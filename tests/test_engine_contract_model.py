@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 from anyio import CancelScope, create_task_group
 from transformers import ContinuousBatchingConfig
 
@@ -26,7 +25,7 @@ from .conftest import installed
 from .remote_engines import behind_a_server, remote_engine
 from .scripted import PATIENCE, until
 
-pytestmark = pytest.mark.usefixtures("asyncio_complains_of_nothing")
+pytestmark = pytest.mark.usefixtures("asyncio_complains_of_nothing", "one_thread_for_the_model")
 
 demo = cache(load_demo)
 CONTINUOUS: dict[str, Any] = {
@@ -34,15 +33,6 @@ CONTINUOUS: dict[str, Any] = {
     "continuous_batching_config": ContinuousBatchingConfig(num_blocks=256, max_batch_tokens=256),
 }
 PROMPT = "An increasing sequence: one,"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_threads() -> Iterator[None]:
-    """The model is too small to share."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache

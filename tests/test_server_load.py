@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import httpx
 import pytest
-import torch
 from anyio import CancelScope, Event, create_task_group, sleep
 
 from anystreamer import Engine, TextStream, open_engine
@@ -31,7 +30,7 @@ from .serving import SERVERS, client_of, data_of, serving
 
 pytestmark = [
     pytest.mark.timeout(300),
-    pytest.mark.usefixtures("asyncio_complains_of_nothing"),
+    pytest.mark.usefixtures("asyncio_complains_of_nothing", "one_thread_for_the_model"),
     # Of who breaks off on trio. The generators are the client's, which leaves them.
     pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore):ResourceWarning"),
 ]
@@ -55,15 +54,6 @@ LOOPS = [
 @pytest.fixture(scope="module", params=LOOPS)
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core_for_the_model() -> Iterator[None]:
-    """And the others for clients and server. Two of torch's threads would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

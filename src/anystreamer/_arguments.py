@@ -10,6 +10,7 @@ __all__ = [
     "check_cancel_within",
     "check_generate_kwargs",
     "check_model",
+    "context_of",
     "is_assisted",
     "most_new_tokens",
     "setting",
@@ -50,6 +51,15 @@ def most_new_tokens(model: Any, generate_kwargs: Mapping[str, Any], prompt_lengt
     if prompt_length == 0 and "inputs_embeds" in generate_kwargs:
         prompt_length = generate_kwargs["inputs_embeds"].shape[1]
     return int(total) - prompt_length
+
+
+def context_of(model: Any) -> int | None:
+    """How many tokens a model says that it takes, prompt and answer together."""
+    config = getattr(model, "config", None)
+    if config is not None and hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    length = getattr(config, "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
 
 
 def check_model(name: str, model: Any) -> None:

@@ -10,11 +10,11 @@ __all__ = ["EMBEDDED", "load", "shown_name"]
 EMBEDDED = "anystreamer-demo"
 
 
-def load(name: str, *, trusts_code: bool) -> tuple[Any, Any]:
+def load(name: str | None, *, trusts_code: bool) -> tuple[Any, Any]:
     """Load a model and its tokenizer, onto a GPU if there is one.
 
     Args:
-        name: a folder or a hub id.
+        name: a folder or a hub id; None is the embedded model.
         trusts_code: run Python code that the model brings.
 
     Raises:
@@ -22,6 +22,10 @@ def load(name: str, *, trusts_code: bool) -> tuple[Any, Any]:
         ValueError: it is no model of text, or needs to be trusted.
         OSError: there is none.
     """
+    if name is None:
+        from .demo import load_demo
+
+        return load_demo()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
 from . import TextStream, stream_text
+from ._arguments import context_of
 
 __all__ = ["ModelElsewhere", "ModelHere", "Partner", "only_model_of"]
 
@@ -38,11 +39,8 @@ class ModelHere:
         )
 
     def _limit(self, messages: Messages) -> int:
-        config: Any = getattr(self._model, "config", None)
-        if hasattr(config, "get_text_config"):
-            config = config.get_text_config()
-        most = getattr(config, "max_position_embeddings", None)
-        if not isinstance(most, int):
+        most = context_of(self._model)
+        if most is None:
             return self._max_new_tokens
         encoded = self._tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=True

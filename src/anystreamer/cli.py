@@ -161,7 +161,9 @@ def _app() -> Any:
         else:
             key = api_key or os.environ.get(KEY)
             partner = _model_elsewhere(base_url, model, key, max_new_tokens)
-        _chat(partner, backend, system)
+        from ._chat import Chat
+
+        Chat(partner, backend=backend, system=system).run()
 
     @app.command()
     def serve(
@@ -336,16 +338,10 @@ async def _cancel(screen: Screen, model: Any, tokenizer: Any, limit: int) -> Non
         )
 
 
-def _chat(partner: "Partner", backend: Backend, system: str | None) -> None:
-    from ._chat import Chat
-
-    Chat(partner, backend=backend, system=system).run()
-
-
 def _model_here(name: str | None, max_new_tokens: int | None, trust_remote_code: bool) -> "Partner":
     from ._partners import ModelHere
 
-    model, tokenizer = _load() if name is None else _load_from(name, trust_remote_code)
+    model, tokenizer = _load_from(name, trust_remote_code)
     return ModelHere(model, tokenizer, shown_name(name), max_new_tokens or 1024)
 
 
@@ -404,7 +400,7 @@ def _serve(
             _fail(f"{each} is not installed: {INSTALL_SERVER}")
     # First: loading takes long, to be told then that the port is taken.
     with listening(host, port) as listener:
-        model, tokenizer = _load() if name is None else _load_from(name, trusts_code)
+        model, tokenizer = _load_from(name, trusts_code)
         shown = shown_name(name)
 
         async def main() -> None:
@@ -427,8 +423,10 @@ def _serve(
         anyio.run(main, backend=loop or "asyncio")
 
 
-def _load_from(name: str, trusts_code: bool) -> tuple[Any, Any]:
-    """Load a model of transformers from a folder or the hub. Only if trusted it runs own code."""
+def _load_from(name: str | None, trusts_code: bool) -> tuple[Any, Any]:
+    """Load a model of transformers, or the embedded one. Only if trusted it runs own code."""
+    if name is None:
+        return _load()
     try:
         return load(name, trusts_code=trusts_code)
     except ImportError as exc:

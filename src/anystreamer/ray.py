@@ -8,6 +8,7 @@ serve run anystreamer.ray:app model=Qwen/Qwen3-0.6B batching=continuous
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Literal
 
 from anyio import to_thread
@@ -26,7 +27,6 @@ except ImportError as _missing:
 
 from . import Engine, open_engine
 from ._loading import load, shown_name
-from .demo import load_demo
 from .server import create_app
 
 __all__ = ["Settings", "app", "application"]
@@ -89,7 +89,9 @@ class _Replica:
     async def _serving(self, outer: Starlette) -> AsyncIterator[None]:
         """In a task of its own, from before the replica's first request to after its last."""
         settings = self._settings
-        model, tokenizer = await to_thread.run_sync(_load, settings)
+        model, tokenizer = await to_thread.run_sync(
+            partial(load, settings.model, trusts_code=settings.trust_remote_code)
+        )
         async with open_engine(
             model,
             tokenizer,
@@ -144,12 +146,6 @@ def application(settings: Settings, **options: Any) -> Any:
         .options(**options)
         .bind(settings)
     )
-
-
-def _load(settings: Settings) -> tuple[Any, Any]:
-    if settings.model is None:
-        return load_demo()
-    return load(settings.model, trusts_code=settings.trust_remote_code)
 
 
 class _Named:

@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from .._arguments import context_of
 from .._deadlines import Timeouts, checked_timeouts
 from .._engine import Engine
 from .._prompts import tokenizer_of
@@ -28,6 +29,7 @@ from ._errors import Refused
 from ._metrics import Metrics
 from ._page import page_routes
 from ._requests import ChatRequest, CompletionRequest, TextRequest, parsed
+from ._sending import check_keep_alive
 
 __all__ = ["create_app"]
 
@@ -89,8 +91,7 @@ def create_app(
     ):
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
-    if keep_alive is not None and not keep_alive > 0:
-        raise ValueError(f"keep_alive must be more than 0 seconds, not {keep_alive!r}")
+    check_keep_alive(keep_alive)
     if api_key == "":
         raise ValueError("api_key is empty: None asks for none")
     for name, names in (("allow_origins", allow_origins), ("allowed_hosts", allowed_hosts)):
@@ -100,7 +101,7 @@ def create_app(
     limits = Limits(
         default_max_tokens=default_max_tokens,
         max_tokens=max_tokens_limit,
-        context=_context_of(engine) if context_length is None else context_length,
+        context=context_length or context_of(getattr(engine, "model", None)),
         keep_alive=keep_alive,
         timeout=timeout,
         response_template=_response_template_of(engine),
@@ -278,15 +279,6 @@ class _Edge:
             "created": self._created,
             "owned_by": "anystreamer",
         }
-
-
-def _context_of(engine: Engine) -> int | None:
-    """How many tokens the engine's model says that it takes."""
-    config = getattr(getattr(engine, "model", None), "config", None)
-    if config is not None and hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    length = getattr(config, "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
 
 
 def _response_template_of(engine: Engine) -> dict[str, Any] | None:

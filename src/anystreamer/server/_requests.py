@@ -306,16 +306,17 @@ class ChatRequest(TextRequest):
 
     def arguments(self, choice: int, template: Mapping[str, Any] | None) -> dict[str, Any]:
         arguments = super().arguments(choice, template)
-        may_call = self.tools is not None and self.tool_choice != "none"
+        callable_tools = None if self.tool_choice == "none" else self.tools
         if self.tools is not None and "tool_calls" not in (template or {"fields": ()})["fields"]:
             raise Refused(
                 "tools is not supported by this model: its templates know of none", param="tools"
             )
-        if self.tools is not None and may_call:
-            arguments["chat_template_kwargs"] = {"tools": [tool.as_prompt() for tool in self.tools]}
+        if callable_tools is not None:
+            tools = [tool.as_prompt() for tool in callable_tools]
+            arguments["chat_template_kwargs"] = {"tools": tools}
         if template is not None:
             # Without tools nobody waits for a call: what looks like one is the text that it is.
-            hidden = () if may_call else ("tool_calls",)
+            hidden = ("tool_calls",) if callable_tools is None else ()
             fields = {name: each for name, each in template["fields"].items() if name not in hidden}
             arguments["parse_response"] = {**template, "fields": fields}
         return arguments

@@ -15,7 +15,14 @@ from starlette.types import Receive, Scope, Send
 from .._errors import EngineBusy, EngineClosed, EngineDied, GenerationTimeout
 from .._streams import TextStream
 from ._errors import CUT, retry_after
-from ._sending import EVENT_STREAM, NOT_KEPT, BodySender, log, while_connected
+from ._sending import (
+    EVENT_STREAM,
+    NOT_KEPT,
+    BodySender,
+    check_keep_alive,
+    log,
+    while_connected,
+)
 
 __all__ = ["TextStreamResponse"]
 
@@ -62,8 +69,7 @@ class TextStreamResponse(Response):
     ) -> None:
         if format not in ("text", "sse"):
             raise ValueError(f"format must be 'text' or 'sse', not {format!r}")
-        if keep_alive is not None and not keep_alive > 0:
-            raise ValueError(f"keep_alive must be more than 0 seconds, not {keep_alive!r}")
+        check_keep_alive(keep_alive)
         if not hasattr(engine_stream, "__aenter__"):
             raise TypeError(
                 "engine_stream must be what engine.stream_text(...) returns, before it is "

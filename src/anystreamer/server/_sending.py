@@ -19,7 +19,15 @@ from starlette.types import Message, Receive, Send
 
 from .._bridge import raise_unchanged
 
-__all__ = ["EVENT_STREAM", "NOT_KEPT", "BodySender", "log", "run_all", "while_connected"]
+__all__ = [
+    "EVENT_STREAM",
+    "NOT_KEPT",
+    "BodySender",
+    "check_keep_alive",
+    "log",
+    "run_all",
+    "while_connected",
+]
 
 log = logging.getLogger("anystreamer.server")
 
@@ -29,6 +37,12 @@ LAST_WORDS = 1.0
 
 # Neither caches nor nginx may hold back what is to be seen at once.
 NOT_KEPT = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+def check_keep_alive(seconds: float | None) -> None:
+    """Refuse a pause between comments that is none. Raises ValueError."""
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"keep_alive must be more than 0 seconds, not {seconds!r}")
 
 
 async def while_connected(
