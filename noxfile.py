@@ -162,6 +162,6 @@ def screenshots(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def benchmarks(session: nox.Session) -> None:
-    """Run a program of benchmarks/, e.g. `nox -s benchmarks -- benchmarks/latency.py`."""
-    session.install(*CONSTRAINTS, "--group", "benchmarks", f".[transformers,{EXTRAS}]")
-    session.run("python", *(session.posargs or session.error("which program?")), env=ENV)
+    """Measure all that is claimed, beside its peers: `-- quick`, `-- check`, `-- overhead edge`."""
+    session.install(*CONSTRAINTS, "--group", "benchmarks", f".[transformers,{EXTRAS},ray]")
+    session.run("python", "benchmarks/run.py", *session.posargs, env=ENV)

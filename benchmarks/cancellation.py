@@ -11,22 +11,21 @@ token to the same call without the control, both in each round, in an order that
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import math
 import random
 import statistics
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import anyio
 import torch
 from anyio import to_thread
-from common import LOOPS, environment, make_model, make_tokenizer, percentile, quartiles
+from common import LOOPS, environment, options_of, percentile, quartiles, write
+from models import TORCH_THREADS, make_model, make_tokenizer
+from tables import show
 from transformers import AsyncTextIteratorStreamer, LlamaForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
@@ -287,43 +286,37 @@ def asking() -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer times")
-    parser.add_argument("--out", type=Path, help="write the results here, as JSON")
-    options = parser.parse_args()
-    many, few = (30, 3) if options.quick else (200, 10)
+    options = options_of(__doc__).parse_args()
+    many, few = (30, 2) if options.quick else (200, 5)
+    torch.set_num_threads(TORCH_THREADS)
     tokenizer = make_tokenizer()
-    results: dict[str, Any] = {"environment": environment()}
+    results: dict[str, Any] = {"environment": environment(options)}
 
     def record(name: str, result: dict[str, Any]) -> None:
         results[name] = result
-        print(name, json.dumps(result, indent=1), flush=True)
-        if options.out:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(results, indent=2) + "\n")
+        write(results, options.out)
 
     small = Bench(make_model(2, 128), tokenizer)
-    record("queued", on_each_loop(small.queued, many))
+    record("waiting for its turn", on_each_loop(small.queued, many))
     record("decoding", on_each_loop(small.decoding, many))
-    record("decoding, raising from put()", on_each_loop(small.raising_put, many))
+    record("decoding, a streamer that raises from `put()`", on_each_loop(small.raising_put, many))
     peer = ("asyncio", "uvloop")
-    record("decoding, transformers' streamer", on_each_loop(small.never_stopped, few, peer))
-    record("blocked on a full buffer", on_each_loop(small.full_buffer, many // 2))
+    record("decoding, transformers' async streamer", on_each_loop(small.never_stopped, few, peer))
+    record("held by a full buffer", on_each_loop(small.full_buffer, many // 2))
     large = Bench(make_model(24, 512), tokenizer)
     for within in ("step", "layer"):
 
         async def prefill(within: str = within) -> Cancelled:
             return await large.prefill(within)
 
-        name = f'prefill of {PROMPT} tokens, cancel_within="{within}"'
+        name = f'prefill of {PROMPT:,} tokens, `cancel_within="{within}"`'
         record(name, on_each_loop(prefill, few))
     record("asking between layers", asking())
     rounds = 8 if options.quick else 25
-    record(
-        "cost of controls, small model", costs(Bench(make_model(2, 128), tokenizer), 400, rounds)
-    )
+    record("cost of controls, small", costs(small, 400, rounds))
     middle = Bench(make_model(8, 512), tokenizer)
-    record("cost of controls, middle model", costs(middle, 100, rounds))
+    record("cost of controls, larger", costs(middle, 100, rounds))
+    show("cancellation", results)
 
 
 if __name__ == "__main__":

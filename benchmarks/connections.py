@@ -11,18 +11,19 @@ and its way into the loop, the text, the event and the socket are in it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import socket
 import subprocess
 import sys
-import time
+from argparse import SUPPRESS
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from common import environment, options_of, write
+from tables import show
 
 STREAMS = 1_000
 WARM = 50  # streams before the first look: what there is once is there by then
@@ -113,24 +114,17 @@ def us_of_each_token(loop: str, tokens: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--serve", choices=LOOPS, help=argparse.SUPPRESS)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--out", type=Path, help="write the results here, as JSON")
+    parser = options_of(__doc__)
+    parser.add_argument("--serve", choices=LOOPS, help=SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         return server(options.serve)
-    from common import environment
-
     results: dict[str, Any] = {
-        "environment": environment(),
+        "environment": environment(options),
         "requests": {"streams": STREAMS, "step_ms": STEP * 1e3},
     }
-    del results["environment"]["torch_threads"]  # there is no torch
-    results["environment"]["versions"] |= {each: version(each) for each in ("starlette", "uvicorn")}
     rounds, tokens = (1, 1_000) if options.quick else (3, 3_000)
     for loop in LOOPS:
-        started = time.perf_counter()
         kib = {n: median(kib_of_each_stream(loop, n) for _ in range(rounds)) for n in PROMPTS}
         each = [us_of_each_token(loop, tokens) for _ in range(rounds)]
         results[loop] = {
@@ -138,15 +132,8 @@ def main() -> None:
             "cpu_us_of_each_token": median(one["cpu_us"] for one in each),
             "tokens_per_chunk": median(one["tokens_per_chunk"] for one in each),
         }
-        print(
-            f"{loop:8}",
-            ", ".join(f"{kib[n]:.0f} KiB (prompt of {n})" for n in PROMPTS),
-            f"{results[loop]['cpu_us_of_each_token']:.0f} µs of CPU for a token",
-            f"({time.perf_counter() - started:.0f} s)",
-            flush=True,
-        )
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=2) + "\n")
+        write(results, options.out)
+    show("connections", results)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,9 @@ every token, so it is run up to 8,000 tokens only.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import itertools
-import json
 import logging
-import os
-import platform
 import random
 import statistics
 import sys
@@ -27,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
 import transformers
+from common import environment, options_of, write
+from tables import show
 from tokenizers import decoders
 from tokenizers.decoders import DecodeStream
 from transformers import TextStreamer
@@ -226,30 +223,12 @@ def mismatches(count: int) -> dict[str, Any]:
     return result
 
 
-def cell(entry: dict[str, Any] | None) -> str:
-    if entry is None:
-        return "-"
-    if "error" in entry:
-        return "error"
-    return f"{entry['median']:.2f} ({entry['min']:.2f}-{entry['max']:.2f})"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "decoding.json")
-    arguments = parser.parse_args()
+    options = options_of(__doc__).parse_args()
     logging.getLogger("anystreamer").setLevel(logging.CRITICAL)  # the mismatches are counted
-    sizes, rounds, count = (SIZES[:2], 2, 100) if arguments.quick else (SIZES, 3, 1_000)
+    sizes, rounds, count = (SIZES[:2], 2, 100) if options.quick else (SIZES, 3, 1_000)
     results = {
-        "environment": {
-            "python": platform.python_version(),
-            "platform": f"{platform.system()} {platform.machine()}",
-            "cpus": os.cpu_count(),
-            "load average": [round(load, 2) for load in os.getloadavg()],
-            "transformers": transformers.__version__,
-            "tokenizers": tokenizers.__version__,
-        },
+        "environment": environment(options),
         "notes": [
             "microseconds of CPU time per token, one id per call, text without a newline",
             f"TextStreamer is quadratic: not run beyond {TEXT_STREAMER_LIMIT} tokens",
@@ -261,17 +240,8 @@ def main() -> None:
         "microseconds per token": speed(sizes, rounds),
         "mismatches": {"of": count, **mismatches(count)},
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"{'us per token, median (min-max)':46}" + "".join(f"{size:>22,}" for size in sizes))
-    for name, ways in results["microseconds per token"].items():
-        for way, entries in ways.items():
-            row = "".join(f"{cell(entries[str(size)]):>22}" for size in sizes)
-            print(f"{name[:30] + ', ' + way:46}{row}")
-    print(f"\nmismatches of {count}")
-    for name, wrong in results["mismatches"].items():
-        if name != "of":
-            print(f"{name:30}", ", ".join(f"{way}: {n}" for way, n in wrong.items()))
+    write(results, options.out)
+    show("decoding", results)
 
 
 if __name__ == "__main__":

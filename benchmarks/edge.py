@@ -26,7 +26,6 @@ the end of each of the model's forward passes, into memory that the client can r
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -40,14 +39,15 @@ import sys
 import tempfile
 import time
 import urllib.request
+from argparse import SUPPRESS, Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-Table: TypeAlias = dict[str, Any]
+from common import Table, environment, options_of, percentile, quartiles, write
+from tables import show
 
 TOKENS = 100  # of an answer
 # Clients at once, and the requests of each, one after the other. A round of few is too short.
@@ -301,8 +301,6 @@ class Clients:
 
 def load(servers: list[Server], clients: Clients, rounds: int, out: Table) -> None:
     """Fill *out*: by the number of clients, and by way."""
-    from common import percentile, quartiles
-
     for number in REQUESTS:
         runs: dict[str, list[Table]] = {server.way.name: [] for server in servers}
         for _ in range(rounds):
@@ -334,7 +332,6 @@ def load(servers: list[Server], clients: Clients, rounds: int, out: Table) -> No
             row["ttft_of_the_last_to_transformers"] = quartiles(
                 [other["ttft_of_the_last"] / one["ttft_of_the_last"] for one, other in pairs]
             )
-        show_load(number, table)
 
 
 def figures(got: list[list[Table]]) -> Table:
@@ -353,8 +350,6 @@ def figures(got: list[list[Table]]) -> Table:
 
 
 def leaving(servers: list[Server], clients: Clients, times: int) -> Table:
-    from common import percentile
-
     kinds = {True: "streamed", False: "whole"}
     found: dict[str, dict[str, list[Table]]] = {
         way.name: {kind: [] for kind in kinds.values()} for way in WAYS
@@ -388,7 +383,8 @@ def leaving(servers: list[Server], clients: Clients, times: int) -> Table:
 def goals(results: Table) -> list[Table]:
     four, sixteen = results["load"]["4"], results["load"]["16"]
     return [
-        {"goal": what, "way": way.name, "least": least, "measured": ratio, "is_met": ratio >= least}
+        {"goal": what, "way": way.name, "sign": ">=", "limit": least}
+        | {"measured": ratio, "is_met": ratio >= least}
         for way in (OURS, OURS_BATCHED)
         for what, least, ratio in (
             (
@@ -405,90 +401,15 @@ def goals(results: Table) -> list[Table]:
     ]
 
 
-def show_load(number: int, table: Table) -> None:
-    print(
-        f"\n{number} clients{'':20} tokens/s (quartiles)     x  requests/s "
-        "  ms: TTFT    p95 |   ITL    p95 |  TPOT    p95 | tokens/chunk | last first token      x"
-    )
-    for name, row in table.items():
-        speed, last = row["tokens_per_second"], row["ttft_of_the_last_ms"]
-        times = "|".join(
-            f"{row[each]['median']:6.1f} {row[each]['p95']:6.1f} "
-            for each in ("ttft_ms", "itl_ms", "tpot_ms")
-        )
-        print(
-            f"{name:28} {speed['median']:7.0f} ({speed['q1']:.0f}-{speed['q3']:.0f}) "
-            f"{row['tokens_per_second_to_transformers']['median']:6.2f} "
-            f"{row['requests_per_second']['median']:9.1f}      {times}| "
-            f"{row['tokens_per_chunk']['median']:8.2f} | {last['median']:15.1f} "
-            f"{row['ttft_of_the_last_to_transformers']['median']:7.1f}",
-            flush=True,
-        )
-
-
-def show_leaving(table: Table) -> None:
-    print("\na client leaves: ms until the model's last step has ended, and steps after (most)")
-    for name, kinds in table.items():
-        for kind, row in kinds.items():
-            print(
-                f"{name:28} {kind:9} {row['ms']['median']:8.1f} ({row['ms']['max']:.1f}) "
-                f"{row['steps']['median']:6.0f} ({row['steps']['max']})"
-            )
-
-
-def show_goals(found: list[Table]) -> None:
-    print()
-    for row in found:
-        print(
-            f"{'met   ' if row['is_met'] else 'MISSED'} {row['measured']:8.2f} "
-            f"(>= {row['least']}) {row['way']}: {row['goal']}"
-        )
-
-
-def show_as_page(results: Table) -> None:
-    """The tables of docs/measured.md."""
-
-    def pair(row: Table, name: str) -> str:
-        return f"{row[name]['median']:,.1f} / {row[name]['p95']:,.1f}"
-
-    print(
-        "\n| clients | server | tokens/s | x | requests/s | TTFT, ms | ITL, ms | TPOT, ms "
-        "| last first token, ms | x |\n|" + " --- |" * 10
-    )
-    for number, table in results["load"].items():
-        for name, row in table.items():
-            speed, last = row["tokens_per_second"], row["ttft_of_the_last_ms"]["median"]
-            print(
-                f"| {number} | {name} | {speed['median']:,.0f} "
-                f"({speed['q1']:,.0f}-{speed['q3']:,.0f}) "
-                f"| {row['tokens_per_second_to_transformers']['median']:.2f} "
-                f"| {row['requests_per_second']['median']:.1f} | {pair(row, 'ttft_ms')} "
-                f"| {pair(row, 'itl_ms')} | {pair(row, 'tpot_ms')} | {last:,.0f} "
-                f"| {row['ttft_of_the_last_to_transformers']['median']:.1f} |"
-            )
-    print("\n| server | answer | ms, median | most | steps, median | most |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for name, kinds in results["leaving"].items():
-        for kind, row in kinds.items():
-            print(
-                f"| {name} | {kind} | {row['ms']['median']:,.1f} | {row['ms']['max']:,.1f} "
-                f"| {row['steps']['median']} | {row['steps']['max']} |"
-            )
-
-
-def measure(options: argparse.Namespace) -> None:
-    from common import environment
-
+def measure(options: Namespace) -> None:
     from anystreamer.demo import load_demo
 
-    packages = ("starlette", "uvicorn", "fastapi", "pydantic")
     results: Table = {
-        "environment": environment(),
+        "environment": environment(options),
         "requests": {"new_tokens": TOKENS, "of_each_client": REQUESTS},
         "load": {},
     }
     results["environment"]["torch_threads"] = 1  # of each server
-    results["environment"]["versions"] |= {name: version(name) for name in packages}
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for part in load_demo():
@@ -510,23 +431,17 @@ def measure(options: argparse.Namespace) -> None:
                     clients.do(port=server.port, clients=number)
         load(servers, clients, 2 if options.quick else 6, results["load"])
         results["leaving"] = leaving(servers, clients, 3 if options.quick else 10)
-        show_leaving(results["leaving"])
     results["goals"] = goals(results)
-    show_goals(results["goals"])
-    show_as_page(results)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=2) + "\n")
+    write(results, options.out)
+    show("edge", results)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--out", type=Path, help="write the results here, as JSON")
-    parser.add_argument("--clients", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    parser.add_argument("--steps", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
+    parser = options_of(__doc__)
+    parser.add_argument("--clients", action="store_true", help=SUPPRESS)
+    parser.add_argument("--serve", help=SUPPRESS)
+    parser.add_argument("--steps", type=Path, help=SUPPRESS)
+    parser.add_argument("arguments", nargs="*", help=SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options.serve, options.steps, options.arguments)

@@ -20,7 +20,6 @@ streams get. And what opening an engine on the embedded model takes, in fresh pr
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import json
@@ -30,26 +29,20 @@ import subprocess
 import sys
 import threading
 import time
+from argparse import SUPPRESS
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, cast
 
 import anyio
 import psutil  # type: ignore[import-untyped]
 import torch
 from anyio import to_thread
-from common import (
-    LOOPS,
-    TORCH_THREADS,
-    environment,
-    make_model,
-    make_tokenizer,
-    percentile,
-    quartiles,
-)
+from common import LOOPS, Table, environment, options_of, percentile, quartiles, write
+from models import TORCH_THREADS, make_model, make_tokenizer
+from tables import show
 from transformers import AsyncTextIteratorStreamer
 
 import anystreamer
@@ -73,8 +66,6 @@ LATEST_MS = 10
 LOOP_LATE_MS = 5
 OPENING_MIB = 200
 OPENING_SECONDS = 1
-
-Table: TypeAlias = dict[str, Any]
 
 
 class Run:
@@ -371,12 +362,12 @@ def speeds(bench: Bench, streams: int, rounds: int, few: int, loops: list[str]) 
     return {
         name: {
             "rounds": len(values),
-            "tokens_per_second": spread(values),
-            "ratio_to_limit": spread(ratios[name]["limit"]),
+            "tokens_per_second": quartiles(values),
+            "ratio_to_limit": quartiles(ratios[name]["limit"]),
             # The best of all rounds is what a noisy machine disturbs least.
             "ratio_of_best": best[name] / best[key(LIMIT, "")],
-            "ratio_to_stream_text_each": spread(ratios[name].get("each_alone", [])),
-            "ratio_to_transformers_serve": spread(ratios[name].get("served", [])),
+            "ratio_to_stream_text_each": maybe(ratios[name].get("each_alone")),
+            "ratio_to_transformers_serve": maybe(ratios[name].get("served")),
             "first_token_ms": None
             if name == key(SILENT, "")
             else {
@@ -390,8 +381,8 @@ def speeds(bench: Bench, streams: int, rounds: int, few: int, loops: list[str]) 
     }
 
 
-def spread(values: list[float]) -> Any:
-    return quartiles(values if len(values) > 1 else values * 2) if values else None
+def maybe(values: list[float] | None) -> dict[str, float] | None:
+    return quartiles(values) if values else None
 
 
 def watched(bench: Bench, streams: int, times: int, few: int, loops: list[str]) -> Table:
@@ -445,7 +436,7 @@ def opening(times: int, loops: list[str]) -> Table:
                 [sys.executable, __file__, "--opening", loop], check=True, stdout=subprocess.PIPE
             ).stdout
             each.append(json.loads(output))
-        results[loop] = {name: spread([one[name] for one in each]) for name in each[0]}
+        results[loop] = {name: quartiles([one[name] for one in each]) for name in each[0]}
     return results
 
 
@@ -510,10 +501,8 @@ def goals(results: Table) -> list[Table]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and loops")
-    parser.add_argument("--out", type=Path, help="write the results here, as JSON")
-    parser.add_argument("--opening", choices=list(LOOPS), help=argparse.SUPPRESS)
+    parser = options_of(__doc__)
+    parser.add_argument("--opening", choices=list(LOOPS), help=SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(TORCH_THREADS)
     if options.opening:
@@ -530,93 +519,27 @@ def main() -> None:
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
     bench = Bench(tokens=100)
     results: Table = {
-        "environment": environment(),
+        "environment": environment(options),
         "requests": {"prompt_tokens": PROMPT, "new_tokens": bench.tokens},
         "model": {"layers": LAYERS, "hidden": HIDDEN},
         "speed": {},
         "watched": {},
     }
 
-    def record() -> None:  # written at once: a run takes long, and may be cut short
-        if options.out:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(results, indent=2) + "\n")
-
     results["opening"] = opening(1 if options.quick else 2, loops)
-    show_opening(results["opening"])
-    record()
+    write(results, options.out)
     # torch's modules hold so many objects that to collect them takes longer than a short run, and
     # a manager that stops does it twice.
     gc.freeze()
     speeds(bench, 2, 1, 1, loops)  # warms up
     for streams in STREAMS:
         rounds, few, times = plan[streams]
-        table = results["speed"][str(streams)] = speeds(bench, streams, rounds, few, loops)
-        show_speeds(streams, table)
-        table = results["watched"][str(streams)] = watched(bench, streams, times, few, loops)
-        show_watched(streams, table)
-        record()
+        results["speed"][str(streams)] = speeds(bench, streams, rounds, few, loops)
+        results["watched"][str(streams)] = watched(bench, streams, times, few, loops)
+        write(results, options.out)
     results["goals"] = goals(results)
-    show_goals(results["goals"])
-    record()
-
-
-def show_opening(table: Table) -> None:
-    print("opening an engine on the embedded model: MiB, seconds to its first piece and answer")
-    for loop, row in table.items():
-        print(
-            f"{loop:44} {row['mib']['median']:8.1f} {row['seconds_to_first_piece']['median']:8.3f} "
-            f"{row['seconds_to_answer']['median']:8.3f}"
-        )
-
-
-def show_speeds(streams: int, table: Table) -> None:
-    print(
-        f"\n{streams} streams\n{'':44} tokens/s  of the limit (quartiles)     best"
-        "   x stream_text  x serve   first token ms: median    p95"
-    )
-    for name, row in table.items():
-        ratio, first = row["ratio_to_limit"], row["first_token_ms"]
-        tail = f"{first['median']:25.1f} {first['p95']:6.1f}" if first else ""
-        print(
-            f"{name:44} {row['tokens_per_second']['median']:8.0f}  {ratio['median']:6.3f} "
-            f"({ratio['q1']:.3f}-{ratio['q3']:.3f}) {row['ratio_of_best']:12.3f} "
-            f"{median(row['ratio_to_stream_text_each']):>15} "
-            f"{median(row['ratio_to_transformers_serve']):>8} {tail}"
-        )
-
-
-def median(ratio: dict[str, float] | None) -> str:
-    return f"{ratio['median']:.2f}" if ratio else "-"
-
-
-def show_watched(streams: int, table: Table) -> None:
-    def figures(late: dict[str, float]) -> str:
-        return f"{late['median']:7.2f} {late['p99']:6.2f} {late['max']:6.2f}"
-
-    print(
-        f"\n{streams} streams, watched; ms late: median, p99, max\n"
-        f"{'':44}        the loop            a token        a piece, as told      tokens apart"
-    )
-    for name, row in table.items():
-        line = f"{name:44} {figures(row['loop_late_ms'])}"
-        if "token_late_ms" in row:
-            apart = row["tokens_apart"]
-            line += (
-                f" {figures(row['token_late_ms'])} {figures(row['piece_late_as_told_ms'])} "
-                f"{apart['median']:8.0f}, at most {apart['max']:.0f} "
-                f"(in the manager {apart['max_in_manager']:.0f})"
-            )
-        print(line, flush=True)
-
-
-def show_goals(found: list[Table]) -> None:
-    print("\ngoals of an engine with continuous batching")
-    for row in found:
-        print(
-            f"{'met   ' if row['is_met'] else 'MISSED'} {row['measured']:8.3f} "
-            f"({row['sign']} {row['limit']:g}) {row['goal']}"
-        )
+    write(results, options.out)
+    show("engines", results)
 
 
 if __name__ == "__main__":

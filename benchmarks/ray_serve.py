@@ -11,21 +11,20 @@ server has ended.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import mmap
 import os
 import secrets
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import ray
-from edge import OURS, OURS_BATCHED, REQUESTS, STEPS, TOKENS, Clients, Server, Table, figures
+from common import Table, environment, options_of, percentile, quartiles, write
+from edge import OURS, OURS_BATCHED, REQUESTS, STEPS, TOKENS, Clients, Server, figures
 from ray import serve
+from tables import show
 
 from anystreamer.ray import Settings, application
 
@@ -105,8 +104,6 @@ def ray_here() -> Iterator[None]:
 
 
 def measured(port: int, steps: Path, clients: Clients, rounds: int, times: int) -> Table:
-    from common import percentile, quartiles
-
     def leaving() -> Table:
         return clients.do(port=port, steps=str(steps), stream=True)
 
@@ -129,38 +126,13 @@ def measured(port: int, steps: Path, clients: Clients, rounds: int, times: int) 
     return result
 
 
-def show(name: str, result: Table) -> None:
-    for number, row in result["load"].items():
-        speed, ttft = row["tokens_per_second"], row["ttft_ms"]
-        print(
-            f"{name:28} {number:>3} clients {speed['median']:7.0f} tokens/s "
-            f"({speed['q1']:.0f}-{speed['q3']:.0f})  TTFT {ttft['median']:7.1f} ms "
-            f"(p95 {ttft['p95']:.1f})",
-            flush=True,
-        )
-    ms = result["leaving"]["ms"]
-    print(
-        f"{name:28} a client leaves: the model stops after {ms['median']:.1f} ms "
-        f"(at most {ms['max']:.1f}), {result['leaving']['steps_after']} steps",
-        flush=True,
-    )
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--out", type=Path, help="write the results here, as JSON")
-    options = parser.parse_args()
-    from common import environment
-
+    options = options_of(__doc__).parse_args()
     from anystreamer.demo import load_demo
 
     results: Table = {
-        "environment": environment(),
+        "environment": environment(options),
         "requests": {"new_tokens": TOKENS, "of_each_client": REQUESTS},
-    }
-    results["environment"]["versions"] |= {
-        name: version(name) for name in ("ray", "starlette", "uvicorn")
     }
     results["environment"]["torch_threads"] = 1  # of the server, and of each replica
     rounds, times = (2, 3) if options.quick else (3, 20)
@@ -177,10 +149,8 @@ def main() -> None:
                 with way(batching, folder / "model", folder) as (port, steps):
                     result = measured(port, steps, clients, rounds, times)
                 results[f"{name}, {batching}"] = result
-                show(f"{name}, {batching}", result)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=2) + "\n")
+                write(results, options.out)
+    show("ray_serve", results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the wire costs: an engine behind a server on loopback, beside the same one in this process.
 
-    python benchmarks/remote.py [--rounds 6] [--out benchmarks/results/remote.json]
+    python benchmarks/remote.py [--quick] [--out benchmarks/results/remote.json]
 
 The server is a process of its own, with the same model and continuous batching, on uvicorn. Each
 round runs both, with 1, 8 and 32 requests at once on each loop, in an order that changes; figures
@@ -11,22 +11,21 @@ server's loop and this one do: they are two processes on two cores.
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from argparse import SUPPRESS
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx2
 import torch
-from common import LOOPS, TORCH_THREADS, environment, make_model, make_tokenizer, quartiles
+from common import LOOPS, environment, options_of, quartiles, write
+from models import TORCH_THREADS, make_model, make_tokenizer
+from tables import show
 
 import anystreamer
 from anystreamer.remote import open_remote_engine
@@ -127,18 +126,13 @@ async def one_loop(url: str, rounds: int, rng: random.Random) -> dict[str, Any]:
     return table
 
 
-def printed(figures: dict[str, float], form: Callable[[float], str]) -> str:
-    return f"{form(figures['median'])} ({form(figures['q1'])}-{form(figures['q3'])})"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/remote.json")
+    parser = options_of(__doc__)
+    parser.add_argument("--serve", action="store_true", help=SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         return serve()
+    rounds = 3 if options.quick else 9
     rng = random.Random(0)
     with subprocess.Popen(
         [sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True
@@ -147,31 +141,19 @@ def main() -> None:
         try:
             url = server.stdout.readline().strip()
             tables = {
-                name: anyio.run(
-                    one_loop, url, options.rounds, rng, backend=backend, backend_options=kwargs
-                )
+                name: anyio.run(one_loop, url, rounds, rng, backend=backend, backend_options=kwargs)
                 for name, (backend, kwargs) in LOOPS.items()
             }
         finally:
             server.terminate()
     results = {
-        "environment": environment(),
-        "rounds": options.rounds,
+        "environment": environment(options),
+        "rounds": rounds,
         "tokens": TOKENS,
         "loops": tables,
     }
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print("| loop | streams | local, tokens/s | remote | ratio | more per token, µs | TTFT, ms |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for name, table in tables.items():
-        for streams, row in table.items():
-            local, remote = (row[way]["tokens_per_second"]["median"] for way in WAYS)
-            firsts = " / ".join(f"{row[way]['first_token_ms']['median']:.0f}" for way in WAYS)
-            print(
-                f"| {name} | {streams} | {local:,.0f} | {remote:,.0f} "
-                f"| {printed(row['ratio'], '{:.2f}'.format)} "
-                f"| {printed(row['more_per_token_us'], '{:.0f}'.format)} | {firsts} |"
-            )
+    write(results, options.out)
+    show("remote", results)
 
 
 if __name__ == "__main__":
