@@ -33,14 +33,14 @@ def loaded() -> set[str]:
     return set(json.loads(output))
 
 
-def test_import_loads_nothing_heavy(loaded):
+def test_import_loads_nothing_heavy(loaded: set[str]) -> None:
     """Neither a model library nor an event loop: a program may import it and never use it."""
     heavy = {"asyncio", "numpy", "rich", "tokenizers", "torch", "transformers", "trio", "typer"}
     heavy |= {"prometheus_client", "pydantic", "starlette"}
     assert heavy.isdisjoint(name.partition(".")[0] for name in loaded)
 
 
-def test_import_is_quick(loaded):
+def test_import_is_quick(loaded: set[str]) -> None:
     """Well under 0.1 s. Counted in modules, since a busy machine does not change them."""
     own = {name for name in loaded if name.partition(".")[0] == "anystreamer"}
     assert len(own) <= 28
@@ -48,7 +48,7 @@ def test_import_is_quick(loaded):
 
 
 @pytest.mark.parametrize("name", anystreamer.__all__)
-def test_public_names(name):
+def test_public_names(name: str) -> None:
     """Each is there, or says which extra it needs."""
     assert name in dir(anystreamer)
     message = None
@@ -62,18 +62,18 @@ def test_public_names(name):
         assert "anystreamer[transformers]" in message
 
 
-def test_unknown_name():
+def test_unknown_name() -> None:
     """A lazy package still says that a name is missing, so that `hasattr` and typos work."""
     with pytest.raises(AttributeError, match="no_such_name"):
         anystreamer.no_such_name  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_typed():
+def test_typed() -> None:
     """Type checkers read the annotations of a package that carries this file."""
     assert files(anystreamer).joinpath("py.typed").is_file()
 
 
-def test_imports_point_one_way(pytestconfig):
+def test_imports_point_one_way(pytestconfig: pytest.Config) -> None:
     """The contracts in pyproject.toml hold: layers, no event loop, no torch in the pure modules."""
     linted = subprocess.run(
         [
