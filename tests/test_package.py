@@ -62,6 +62,21 @@ def test_public_names(name: str) -> None:
         assert "anystreamer[transformers]" in message
 
 
+@pytest.mark.parametrize(
+    "module", ["", ".demo", ".pytest_plugin", ".remote", ".server", ".sync", ".testing"]
+)
+def test_import_without_torch_and_without_warnings(module: str) -> None:
+    """What needs neither a model nor tensors can be imported where there are none."""
+    program = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None;"
+        f"import anystreamer{module}"
+    )
+    imported = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True
+    )
+    assert (imported.returncode, imported.stderr) == (0, "")
+
+
 def test_unknown_name() -> None:
     """A lazy package still says that a name is missing, so that `hasattr` and typos work."""
     with pytest.raises(AttributeError, match="no_such_name"):

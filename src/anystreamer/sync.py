@@ -31,10 +31,10 @@ T = TypeVar("T")
 StreamT = TypeVar("StreamT", bound=GenerationStream)
 
 # Seconds that the interpreter's exit waits for streams that were left open.
-EXIT_PATIENCE = 5.0
+_EXIT_PATIENCE = 5.0
 
 # How often the loop looks whether an open stream has been forgotten (seconds).
-OWNER_POLL = 1.0
+_OWNER_POLL = 1.0
 
 
 class _Portal:
@@ -75,7 +75,7 @@ class _Portal:
         if portal is not None and self._pid == os.getpid():
             with contextlib.suppress(RuntimeError):
                 portal.start_task_soon(portal.stop, True)
-            self._thread.join(EXIT_PATIENCE)
+            self._thread.join(_EXIT_PATIENCE)
 
 
 _portal = _Portal()
@@ -318,7 +318,7 @@ async def _hold(
             is_open = True
             task_status.started((stream, close_requested))
             while owner() is not None and not close_requested.is_set():
-                with anyio.move_on_after(OWNER_POLL):
+                with anyio.move_on_after(_OWNER_POLL):
                     await close_requested.wait()
     except anyio.get_cancelled_exc_class():
         raise
