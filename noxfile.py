@@ -74,6 +74,8 @@ def types(session: nox.Session) -> None:
         f".[transformers,{EXTRAS}]",
     )
     session.run("mypy")
+    # mypy has read it among the other tests.
+    session.run("pyright", "tests/type_tests.py")
     session.run("pyright", "--verifytypes", "anystreamer", "--ignoreexternal")
 
 

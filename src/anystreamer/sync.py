@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, ParamSpec, Self, TypeVar, cast, overload
 
 import anyio
 from anyio.from_thread import BlockingPortal
@@ -27,7 +27,9 @@ from ._streams import BatchStream, GenerationStream, TextChunk, TextStream
 
 __all__ = ["SyncEngine", "SyncStream", "open_engine", "stream_batch", "stream_text"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 StreamT = TypeVar("StreamT", bound=GenerationStream)
 
 # Seconds that the interpreter's exit waits for streams that were left open.
@@ -139,6 +141,10 @@ class SyncStream(Generic[StreamT]):
             pass
         raise StopIteration
 
+    @overload
+    def read(self: SyncStream[TextStream]) -> str: ...
+    @overload
+    def read(self: SyncStream[BatchStream]) -> list[str]: ...
     def read(self) -> Any:
         """Return all the rest: a `str`, or a list of them from a batch.
 
@@ -338,16 +344,26 @@ async def _outcome(func: Callable[[], Awaitable[T]]) -> tuple[T | None, BaseExce
         return None, error
 
 
+def _with_arguments_of(
+    _: Callable[P, object],
+) -> Callable[[Callable[..., ResultT]], Callable[P, ResultT]]:
+    """Let type checkers check a function's arguments as they check those of another one."""
+    return lambda function: function
+
+
+@_with_arguments_of(_stream_text)
 def stream_text(*args: Any, **kwargs: Any) -> SyncStream[TextStream]:
     """As `anystreamer.stream_text`, with the same arguments, for ``with`` and ``for``."""
     return SyncStream("stream_text", lambda: _stream_text(*args, **kwargs))
 
 
+@_with_arguments_of(_stream_batch)
 def stream_batch(*args: Any, **kwargs: Any) -> SyncStream[BatchStream]:
     """As `anystreamer.stream_batch`, with the same arguments, for ``with`` and ``for``."""
     return SyncStream("stream_batch", lambda: _stream_batch(*args, **kwargs))
 
 
+@_with_arguments_of(_open_engine)
 def open_engine(*args: Any, **kwargs: Any) -> contextlib.AbstractContextManager[SyncEngine]:
     """As `anystreamer.open_engine`, with the same arguments, for ``with`` and many threads."""
     return _owned(_open_engine(*args, **kwargs))
