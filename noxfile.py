@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import nox
@@ -16,6 +17,7 @@ nox.options.sessions = [
     "lint",
     "types",
     "docs",
+    "dist",
     "tests_without_torch",
     "tests",
     "tests_of_the_oldest",
@@ -46,6 +48,8 @@ ENV = {
     "HYPOTHESIS_PROFILE": os.environ.get("HYPOTHESIS_PROFILE", "ci"),
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # What is tested is what a user installs, not the files of the checkout.
+    "ANYSTREAMER_REQUIRE_INSTALLED": "1",
 }
 
 
@@ -85,6 +89,37 @@ def docs(session: nox.Session) -> None:
     session.install(*CONSTRAINTS, "--group", "docs")
     # mkdocs-material would speak of its successor at each build.
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session(python=PYTHON)
+def dist(session: nox.Session) -> None:
+    """The sdist, the wheel built from it, and the wheel installed where nothing else is.
+
+    They are left in the folder that `nox -s dist -- FOLDER` names.
+    """
+    temporary = Path(session.create_tmp()).resolve()
+    folder = Path(*session.posargs).resolve() if session.posargs else temporary / "dist"
+    clean = temporary / "clean"
+    for left in (folder, clean):
+        shutil.rmtree(left, ignore_errors=True)
+    session.install(*CONSTRAINTS, "--group", "dist")
+    session.run("python", "-m", "build", "--no-isolation", f"--outdir={folder}")
+    session.run("twine", "check", "--strict", *map(str, folder.iterdir()))
+    session.run("python", "tests/built.py", str(folder))
+
+    session.run("python", "-m", "venv", str(clean))
+    programs = clean / ("Scripts" if os.name == "nt" else "bin")
+    python, constraints = str(programs / "python"), Path("constraints.txt").resolve()
+    install = (python, "-m", "pip", "install", "-q", "-c", str(constraints))
+    (wheel,) = folder.glob("*.whl")
+    # Isolated: neither a PYTHONPATH nor the folder of the program has a say in what is imported.
+    check = (python, "-W", "error", "-I", str(Path("tests/installed.py").resolve()))
+    with session.chdir(temporary):
+        session.run(*install, str(wheel), external=True)
+        session.run(*check, "asyncio", external=True)
+        session.run(*install, f"{wheel}[trio,cli]", external=True)
+        session.run(*check, "asyncio", "trio", external=True)
+        session.run(str(programs / "anystreamer"), "--help", external=True, silent=True)
 
 
 @nox.session(python=PYTHON)

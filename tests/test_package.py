@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +47,13 @@ def test_import_is_quick(loaded: set[str]) -> None:
     own = {name for name in loaded if name.partition(".")[0] == "anystreamer"}
     assert len(own) <= 28
     assert len(loaded - own) <= 40
+
+
+def test_what_is_tested_is_installed(pytestconfig: pytest.Config) -> None:
+    """nox builds a wheel. That it is not shadowed by the files beside the tests, is seen here."""
+    if not os.environ.get("ANYSTREAMER_REQUIRE_INSTALLED"):
+        pytest.skip("ANYSTREAMER_REQUIRE_INSTALLED is not set")
+    assert not Path(anystreamer.__file__).is_relative_to(pytestconfig.rootpath / "src")
 
 
 @pytest.mark.parametrize("name", anystreamer.__all__)
