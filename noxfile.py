@@ -67,6 +67,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports")
+    session.run("zizmor", "--offline", "--strict-collection", "--quiet", ".github")
 
 
 @nox.session(python=PYTHON)
@@ -93,12 +94,9 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def dist(session: nox.Session) -> None:
-    """The sdist, the wheel built from it, and the wheel installed where nothing else is.
-
-    They are left in the folder that `nox -s dist -- FOLDER` names.
-    """
+    """The sdist and the wheel built from it, into dist/; and the wheel where nothing else is."""
+    folder = Path("dist").resolve()
     temporary = Path(session.create_tmp()).resolve()
-    folder = Path(*session.posargs).resolve() if session.posargs else temporary / "dist"
     clean = temporary / "clean"
     for left in (folder, clean):
         shutil.rmtree(left, ignore_errors=True)
@@ -139,6 +137,18 @@ def tests_of_the_oldest(session: nox.Session) -> None:
         "drop_in",
     )
     session.run("pytest", *SIDE_BY_SIDE, *(f"tests/test_{name}.py" for name in names), env=ENV)
+
+
+@nox.session(python=PYTHON)
+def tests_of_the_newest(session: nox.Session) -> None:
+    """Every test, with the newest of everything but torch: what a user gets who installs today."""
+    (torch,) = (
+        line
+        for line in Path("constraints.txt").read_text(encoding="utf-8").splitlines()
+        if line.startswith("torch==")
+    )
+    session.install(torch, "--group", "tests", "--group", "peers", f".[transformers,{EXTRAS}]")
+    session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=ENV)
 
 
 @nox.session(python=OTHER_PYTHONS)

@@ -26,8 +26,8 @@ COUNTED = " two, three, four, five, six, seven, eight, nine, ten, eleven,"
 FIGURES = r"length, 20 tokens, the first after \d+\.\d ms, then \d+ tokens/s\n"
 INSTALL = "pip install 'anystreamer[demo]'"
 
-# What would decide about colours, widths and encodings in a test's place.
-UNSET = {"FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "PYTHONIOENCODING", "PYTHONUTF8"}
+# What would decide about encodings in a test's place.
+UNSET = {"PYTHONIOENCODING", "PYTHONUTF8"}
 ENV = {name: value for name, value in os.environ.items() if name not in UNSET}
 
 
