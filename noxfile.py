@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import nox
@@ -16,6 +17,7 @@ nox.options.sessions = [
     "lint",
     "types",
     "docs",
+    "dist",
     "tests_without_torch",
     "tests",
     "tests_of_the_oldest",
@@ -46,6 +48,8 @@ ENV = {
     "HYPOTHESIS_PROFILE": os.environ.get("HYPOTHESIS_PROFILE", "ci"),
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # What is tested is what a user installs, not the files of the checkout.
+    "ANYSTREAMER_REQUIRE_INSTALLED": "1",
 }
 
 
@@ -63,6 +67,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports")
+    session.run("zizmor", "--offline", "--strict-collection", "--quiet", ".github")
 
 
 @nox.session(python=PYTHON)
@@ -74,6 +79,8 @@ def types(session: nox.Session) -> None:
         f".[transformers,{EXTRAS}]",
     )
     session.run("mypy")
+    # mypy has read it among the other tests.
+    session.run("pyright", "tests/type_tests.py")
     session.run("pyright", "--verifytypes", "anystreamer", "--ignoreexternal")
 
 
@@ -83,6 +90,34 @@ def docs(session: nox.Session) -> None:
     session.install(*CONSTRAINTS, "--group", "docs")
     # mkdocs-material would speak of its successor at each build.
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session(python=PYTHON)
+def dist(session: nox.Session) -> None:
+    """The sdist and the wheel built from it, into dist/; and the wheel where nothing else is."""
+    folder = Path("dist").resolve()
+    temporary = Path(session.create_tmp()).resolve()
+    clean = temporary / "clean"
+    for left in (folder, clean):
+        shutil.rmtree(left, ignore_errors=True)
+    session.install(*CONSTRAINTS, "--group", "dist")
+    session.run("python", "-m", "build", "--no-isolation", f"--outdir={folder}")
+    session.run("twine", "check", "--strict", *map(str, folder.iterdir()))
+    session.run("python", "tests/built.py", str(folder))
+
+    session.run("python", "-m", "venv", str(clean))
+    programs = clean / ("Scripts" if os.name == "nt" else "bin")
+    python, constraints = str(programs / "python"), Path("constraints.txt").resolve()
+    install = (python, "-m", "pip", "install", "-q", "-c", str(constraints))
+    (wheel,) = folder.glob("*.whl")
+    # Isolated: neither a PYTHONPATH nor the folder of the program has a say in what is imported.
+    check = (python, "-W", "error", "-I", str(Path("tests/installed.py").resolve()))
+    with session.chdir(temporary):
+        session.run(*install, str(wheel), external=True)
+        session.run(*check, "asyncio", external=True)
+        session.run(*install, f"{wheel}[trio,cli]", external=True)
+        session.run(*check, "asyncio", "trio", external=True)
+        session.run(str(programs / "anystreamer"), "--help", external=True, silent=True)
 
 
 @nox.session(python=PYTHON)
@@ -102,6 +137,18 @@ def tests_of_the_oldest(session: nox.Session) -> None:
         "drop_in",
     )
     session.run("pytest", *SIDE_BY_SIDE, *(f"tests/test_{name}.py" for name in names), env=ENV)
+
+
+@nox.session(python=PYTHON)
+def tests_of_the_newest(session: nox.Session) -> None:
+    """Every test, with the newest of everything but torch: what a user gets who installs today."""
+    (torch,) = (
+        line
+        for line in Path("constraints.txt").read_text(encoding="utf-8").splitlines()
+        if line.startswith("torch==")
+    )
+    session.install(torch, "--group", "tests", "--group", "peers", f".[transformers,{EXTRAS}]")
+    session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=ENV)
 
 
 @nox.session(python=OTHER_PYTHONS)

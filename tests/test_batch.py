@@ -23,7 +23,7 @@ def alone(prompt: str, tokens: int, **kwargs: Any) -> list[int]:
 
 
 def text_of(ids: list[int]) -> str:
-    return tokenizer().decode(ids, skip_special_tokens=True)
+    return str(tokenizer().decode(ids, skip_special_tokens=True))
 
 
 async def test_each_row_says_what_it_says_alone() -> None:

@@ -35,8 +35,8 @@ needs_model = pytest.mark.skipif(
     not installed("torch", "transformers"), reason="needs torch and transformers"
 )
 
-# What would decide about colours, widths and encodings in a test's place.
-UNSET = {"FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "PYTHONIOENCODING", "PYTHONUTF8"}
+# What would decide about encodings in a test's place.
+UNSET = {"PYTHONIOENCODING", "PYTHONUTF8"}
 ENV = {name: value for name, value in os.environ.items() if name not in UNSET}
 
 MAIN = "from anystreamer.cli import main; main()"

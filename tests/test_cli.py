@@ -26,8 +26,8 @@ COUNTED = " two, three, four, five, six, seven, eight, nine, ten, eleven,"
 FIGURES = r"length, 20 tokens, the first after \d+\.\d ms, then \d+ tokens/s\n"
 INSTALL = "pip install 'anystreamer[demo]'"
 
-# What would decide about colours, widths and encodings in a test's place.
-UNSET = {"FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "PYTHONIOENCODING", "PYTHONUTF8"}
+# What would decide about encodings in a test's place.
+UNSET = {"PYTHONIOENCODING", "PYTHONUTF8"}
 ENV = {name: value for name, value in os.environ.items() if name not in UNSET}
 
 
@@ -69,7 +69,7 @@ def invoke(*arguments: str) -> tuple[int, str]:
 
 
 @needs_model
-def test_tour():
+def test_tour() -> None:
     """Counting on both loops, then a cancelled generation with what became of the model."""
     code, output, errors = demo()
     assert (code, errors) == (0, "")
@@ -86,7 +86,7 @@ def test_tour():
 
 
 @needs_model
-def test_tour_on_one_backend():
+def test_tour_on_one_backend() -> None:
     code, output, errors = demo("--backend", "trio", "--max-new-tokens", "2")
     assert (code, errors) == (0, "")
     assert output.startswith(f"trio\n{COUNTING} two,\nlength, 2 tokens,")
@@ -95,7 +95,7 @@ def test_tour_on_one_backend():
 
 
 @needs_model
-def test_tour_without_trio():
+def test_tour_without_trio() -> None:
     """What there is is shown; what is missing is named."""
     code, output, errors = run(*main_after("sys.modules['trio'] = None", "demo"))
     assert (code, errors) == (0, "")
@@ -107,14 +107,14 @@ def test_tour_without_trio():
 
 @needs_model
 @both_backends
-def test_prompt(backend):
+def test_prompt(backend: str) -> None:
     code, output, errors = demo(COUNTING, "--backend", backend)
     assert (code, errors) == (0, "")
     assert re.fullmatch(rf"{re.escape(COUNTING + COUNTED)}\n{FIGURES}", output), output
 
 
 @needs_model
-def test_chinese():
+def test_chinese() -> None:
     """Characters of several tokens come out whole."""
     code, output, errors = demo("An increasing sequence: 五、", "--max-new-tokens", "40")
     assert (code, errors) == (0, "")
@@ -122,7 +122,7 @@ def test_chinese():
 
 
 @needs_model
-def test_text_is_shown_as_it_is():
+def test_text_is_shown_as_it_is() -> None:
     """Neither markup nor emoji codes, and no line is wrapped, however long."""
     prompt = "[bold]one[/], :smile: \t" + "one, " * 40
     code, output, errors = demo(prompt, "--max-new-tokens", "1", COLUMNS="40")
@@ -132,7 +132,7 @@ def test_text_is_shown_as_it_is():
 
 @needs_model
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_narrow_encoding(encoding):
+def test_narrow_encoding(encoding: str) -> None:
     """A terminal that lacks the characters gets replacements to the end, and is told why."""
     prompt = "An increasing sequence: 五、"
     code, output, errors = demo(prompt, "--max-new-tokens", "40", PYTHONIOENCODING=encoding)
@@ -145,7 +145,7 @@ def test_narrow_encoding(encoding):
 
 
 @needs_model
-def test_narrow_encoding_that_suffices():
+def test_narrow_encoding_that_suffices() -> None:
     """Nothing is said where nothing is missing."""
     code, output, errors = demo(COUNTING, PYTHONIOENCODING="ascii")
     assert (code, errors) == (0, "")
@@ -168,14 +168,14 @@ def test_narrow_encoding_that_suffices():
         (["no-such-command"], "No such command 'no-such-command'"),
     ],
 )
-def test_usage_error(arguments, message):
+def test_usage_error(arguments: list[str], message: str) -> None:
     code, output = invoke(*arguments)
     assert code == 2
     assert message in output
 
 
 @needs_model
-def test_prompt_too_long():
+def test_prompt_too_long() -> None:
     code, output = invoke("demo", "one, " * 2000)
     assert code == 2
     assert re.search(
@@ -184,7 +184,7 @@ def test_prompt_too_long():
 
 
 @needs_model
-def test_more_new_tokens_than_fit():
+def test_more_new_tokens_than_fit() -> None:
     """The number that is named does fit."""
     code, output = invoke("demo", COUNTING, "--max-new-tokens", "100000")
     assert code == 2
@@ -207,7 +207,7 @@ def test_more_new_tokens_than_fit():
         ("transformers", "the demo needs transformers and torch"),
     ],
 )
-def test_missing_package(missing, message):
+def test_missing_package(missing: str, message: str) -> None:
     """One line says what to install."""
     command = main_after(f"sys.modules[{missing!r}] = None", "demo", "one,", "--backend", "trio")
     code, output, errors = run(*command)
@@ -237,7 +237,7 @@ main()
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be sent Ctrl-C alone")
 @both_backends
 @pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_in_mid_stream(backend, times):
+def test_ctrl_c_in_mid_stream(backend: str, times: int) -> None:
     """130, silently, after the worker has left the model. A second one does not wait for it."""
     program = ["-c", TELL_WHO_IS_LEFT] if times == 1 else ["-m", "anystreamer"]
     command = ["demo", COUNTING, "--max-new-tokens", "2000", "--backend", backend]
@@ -253,7 +253,7 @@ def test_ctrl_c_in_mid_stream(backend, times):
 
 @needs_model
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be sent Ctrl-C alone")
-def test_ctrl_c_while_loading():
+def test_ctrl_c_while_loading() -> None:
     """Nothing has been shown yet, and nothing is."""
     statement = "import threading, os, signal; from anystreamer import demo; demo.load_demo = "
     statement += "lambda: (os.kill(os.getpid(), signal.SIGINT), threading.Event().wait())"
@@ -263,7 +263,7 @@ def test_ctrl_c_while_loading():
 
 @needs_model
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such pipes")
-def test_broken_pipe():
+def test_broken_pipe() -> None:
     """As with ``| head -1``: quiet."""
     with start("-m", "anystreamer", "demo") as process:
         assert process.stdout is not None
@@ -289,7 +289,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
 
 @needs_model
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such terminals")
-def test_terminal():
+def test_terminal() -> None:
     """On a terminal the figures are dim, and the text is not."""
     import pty
 
@@ -314,13 +314,13 @@ def test_terminal():
     assert re.sub(r"\x1b\[\d*m", "", shown).startswith(COUNTING + COUNTED)
 
 
-def test_version():
+def test_version() -> None:
     code, output = invoke("--version")
     assert code == 0
     assert re.fullmatch(r"anystreamer (\d+\.\d+\S*|\(not installed\))", output)
 
 
-def test_help_loads_nothing_heavy():
+def test_help_loads_nothing_heavy() -> None:
     """It names the command, and is there at once."""
     code = """
 import sys
@@ -335,7 +335,7 @@ finally:
     assert "Stream from the embedded model" in output
 
 
-def test_entry_point(monkeypatch: Any, capsys: pytest.CaptureFixture[str]):
+def test_entry_point(monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """The console script shows the help where it is told nothing."""
     from anystreamer import cli
 

@@ -434,7 +434,7 @@ class Counting:
     def decode(self, ids: list[int], **kwargs: Any) -> str:
         self.calls += 1
         self.decoded += len(ids)
-        return self.tokenizer.decode(ids, **kwargs)
+        return str(self.tokenizer.decode(ids, **kwargs))
 
 
 def long_runs(name: str) -> dict[str, list[int]]:

@@ -14,8 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-import anystreamer
-from anystreamer import demo, pytest_plugin, remote, server, sync, testing
+from anystreamer import demo, sync
 
 from .conftest import LOOPS
 from .serving import serving
@@ -141,14 +140,6 @@ def test_each_promise_has_a_test() -> None:
     ]
     for section in sections:
         assert "::test_" in section
-
-
-def test_the_reference_has_each_public_name() -> None:
-    pages = [path.read_text(encoding="utf-8") for path in PAGES if path.parent.name == "reference"]
-    entries = re.findall(r"^::: (\S+)", "\n".join(pages), re.MULTILINE)
-    for module in (anystreamer, demo, pytest_plugin, remote, server, sync, testing):
-        for name in module.__all__:
-            assert f"{module.__name__}.{name}" in entries
 
 
 @cache

@@ -8,7 +8,7 @@ import gc
 import math
 import random
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -667,7 +667,12 @@ def test_what_is_no_model_or_no_tokenizer_is_refused_at_once() -> None:
 async def test_the_right_form_is_shown() -> None:
     async with engine_of(ScriptedModel(["a"])) as engine:
         context: Any = engine.stream_text("hi")
-        for misuse in (lambda: aiter(context), lambda: iter(context), lambda: context.__await__()):
+        misuses: list[Callable[[], object]] = [
+            lambda: aiter(context),
+            lambda: iter(context),
+            lambda: context.__await__(),
+        ]
+        for misuse in misuses:
             with pytest.raises(TypeError, match="async with"):
                 misuse()
         with pytest.raises(TypeError, match="max_new_tokens"):

@@ -72,7 +72,8 @@ REMOTE = Kind("remote", tells_usage_of_a_stop=False, error=openai.APIError)
 
 @pytest.fixture(params=[LOCAL, REMOTE], ids=lambda kind: kind.name)
 def kind(request: pytest.FixtureRequest) -> Kind:
-    return request.param
+    kind: Kind = request.param
+    return kind
 
 
 async def read(engine: Engine, prompt: Any = "hi", **kwargs: Any) -> str:

@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -172,7 +173,7 @@ class Gate:
 
 
 @pytest.mark.parametrize("skip_special_tokens", [True, False])
-async def test_text_is_what_the_tokenizer_decodes(skip_special_tokens):
+async def test_text_is_what_the_tokenizer_decodes(skip_special_tokens: bool) -> None:
     text = "Grüße, 東京 👩‍👧!"
     say = says(text, MARK, " end", EOS)
     chunks, stream = await collect(stream_llama(**say, skip_special_tokens=skip_special_tokens))
@@ -182,14 +183,14 @@ async def test_text_is_what_the_tokenizer_decodes(skip_special_tokens):
     assert "".join(chunks) == stream.text
 
 
-async def test_greedy_text_is_generates():
+async def test_greedy_text_is_generates() -> None:
     expected = generated(llama(), PROMPT, max_new_tokens=40)
     _, stream = await collect(stream_llama(max_new_tokens=40))
     assert stream.token_ids == expected
     assert stream.text == decoded(expected)
 
 
-async def test_sampled_text_is_generates():
+async def test_sampled_text_is_generates() -> None:
     """A seed that is set in the worker thread, by `worker_context`, makes it the same."""
     kwargs: dict[str, Any] = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 30}
     with seeded(7):
@@ -198,7 +199,7 @@ async def test_sampled_text_is_generates():
     assert stream.token_ids == expected
 
 
-async def test_worker_context_is_around_generate_in_the_worker(calls):
+async def test_worker_context_is_around_generate_in_the_worker(calls: Calls) -> None:
     """It is entered when the turn has come, and left right after `generate()`."""
     seen: list[Any] = []
 
@@ -218,7 +219,7 @@ async def test_worker_context_is_around_generate_in_the_worker(calls):
     assert seen[0][1] != threading.get_ident()
 
 
-async def test_worker_context_is_left_after_a_stop_and_after_an_error():
+async def test_worker_context_is_left_after_a_stop_and_after_an_error() -> None:
     left: list[str] = []
 
     @contextlib.contextmanager
@@ -235,7 +236,7 @@ async def test_worker_context_is_left_after_a_stop_and_after_an_error():
     assert left in (["stop", "error"], ["error"])  # the first may not have had its turn
 
 
-async def test_chat_messages_go_through_the_chat_template():
+async def test_chat_messages_go_through_the_chat_template() -> None:
     messages = [
         {"role": "user", "content": "Hi!"},
         {"role": "assistant", "content": "Yes?"},
@@ -247,18 +248,18 @@ async def test_chat_messages_go_through_the_chat_template():
     assert stream.token_ids == generated(llama(), expected, max_new_tokens=5)
 
 
-async def test_chat_messages_may_be_a_tuple():
+async def test_chat_messages_may_be_a_tuple() -> None:
     _, stream = await collect(stream_llama(tuple(CHAT), max_new_tokens=1))
     assert decoded(stream.prompt_token_ids) == "u:Hi!\na:"
 
 
-async def test_chat_template_kwargs_reach_the_template():
+async def test_chat_template_kwargs_reach_the_template() -> None:
     kwargs: dict[str, Any] = {"system": "Be kind. "}
     async with stream_llama(CHAT, chat_template_kwargs=kwargs, max_new_tokens=1) as stream:
         assert decoded(stream.prompt_token_ids) == "Be kind. u:Hi!\na:"
 
 
-async def test_chat_template_kwargs_may_continue_the_last_message():
+async def test_chat_template_kwargs_may_continue_the_last_message() -> None:
     """The two go together in transformers: the caller's word counts, not our default."""
     messages = [*CHAT, {"role": "assistant", "content": "I am"}]
     kwargs: dict[str, Any] = {"add_generation_prompt": False, "continue_final_message": True}
@@ -276,14 +277,14 @@ def mapping_prompts() -> dict[str, Callable[[], Mapping[str, Any]]]:
 
 
 @pytest.mark.parametrize("kind", mapping_prompts())
-async def test_prompt_as_model_inputs(kind):
+async def test_prompt_as_model_inputs(kind: str) -> None:
     prompt = mapping_prompts()[kind]()
     _, stream = await collect(stream_llama(prompt, max_new_tokens=8))
     assert stream.prompt_token_ids == ids_of(PROMPT)
     assert stream.token_ids == generated(llama(), PROMPT, max_new_tokens=8)
 
 
-async def test_prompt_as_embeddings():
+async def test_prompt_as_embeddings() -> None:
     """There are no ids to know; the text is the same."""
     with torch.no_grad():
         embeddings = llama().get_input_embeddings()(torch.tensor([ids_of(PROMPT)]))
@@ -295,7 +296,7 @@ async def test_prompt_as_embeddings():
 
 
 @pytest.mark.parametrize("kind", ["text", "chat"])
-async def test_processor_in_place_of_a_tokenizer(kind):
+async def test_processor_in_place_of_a_tokenizer(kind: str) -> None:
     """It encodes, and its tokenizer decodes; the chat template is the processor's own."""
     processor = TinyProcessor(tokenizer())
     processor.chat_template = "<{{ messages[0].content[0].text }}>"
@@ -307,7 +308,7 @@ async def test_processor_in_place_of_a_tokenizer(kind):
     assert stream.text == decoded(stream.token_ids)
 
 
-async def test_a_tokenizer_with_an_attribute_tokenizer_is_no_processor():
+async def test_a_tokenizer_with_an_attribute_tokenizer_is_no_processor() -> None:
     """Mistral's keeps the one of another library there, which cannot decode as transformers do."""
     own = new_tokenizer()
     own.tokenizer = SimpleNamespace(decode=lambda token_ids: "?")
@@ -331,7 +332,7 @@ class Unhashable:
         return self.inner(**kwargs)
 
 
-async def test_a_model_may_be_any_object(calls):
+async def test_a_model_may_be_any_object(calls: Calls) -> None:
     """One that cannot be hashed as well. Its generations wait for each other all the same."""
     model = Unhashable(llama())
     texts = []
@@ -348,19 +349,19 @@ async def test_a_model_may_be_any_object(calls):
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, {"input_ids": torch.tensor([[1, 2]])}])
-async def test_a_tokenizer_may_be_any_object(prompt):
+async def test_a_tokenizer_may_be_any_object(prompt: Any) -> None:
     context = stream_text(llama(), Unhashable(tokenizer()), prompt, **says("abc"))
     assert (await collect(context))[1].text == "abc"
 
 
-async def test_a_tokenizer_of_the_library_below():
+async def test_a_tokenizer_of_the_library_below() -> None:
     """It cannot encode as transformers' do; it decodes what is given as ids."""
     backend = tokenizer().backend_tokenizer
     _, stream = await collect(stream_text(llama(), backend, inputs_of(PROMPT), **says("añ", EOS)))
     assert stream.text == "añ"
 
 
-async def test_prompt_token_ids_are_known_when_the_block_is_entered():
+async def test_prompt_token_ids_are_known_when_the_block_is_entered() -> None:
     gate = Gate()
     with steps_of(llama(), {1: gate}):
         async with stream_llama(max_new_tokens=1) as stream:
@@ -370,7 +371,7 @@ async def test_prompt_token_ids_are_known_when_the_block_is_entered():
                 gate.open()
 
 
-async def test_encoding_errors_are_raised_where_the_block_is_entered():
+async def test_encoding_errors_are_raised_where_the_block_is_entered() -> None:
     """Bare, and before the model has done anything."""
     with steps_of(llama()) as steps:
         with pytest.raises(Exception, match="who is that") as caught:
@@ -385,7 +386,7 @@ async def test_encoding_errors_are_raised_where_the_block_is_entered():
     assert steps.count == 0
 
 
-async def test_an_encoding_error_is_the_very_same_object():
+async def test_an_encoding_error_is_the_very_same_object() -> None:
     error = OSError("no vocabulary")
 
     class Broken:
@@ -406,7 +407,7 @@ async def test_an_encoding_error_is_the_very_same_object():
 # -- The pieces -------------------------------------------------------------------------------
 
 
-async def test_chunks_are_never_empty_and_ids_come_once_and_in_order():
+async def test_chunks_are_never_empty_and_ids_come_once_and_in_order() -> None:
     say = says("añ👍", MARK, MARK, "b", EOS)
     chunks, stream = await collect(stream_llama(**say))
     assert all(chunks)
@@ -417,7 +418,7 @@ async def test_chunks_are_never_empty_and_ids_come_once_and_in_order():
     assert delivered in (stream.token_ids[:-1], stream.token_ids)
 
 
-async def test_a_special_token_in_the_text_comes_with_the_next_piece():
+async def test_a_special_token_in_the_text_comes_with_the_next_piece() -> None:
     """A consumer that waits for each piece sees which ids made it."""
     gates = {step: Gate() for step in range(2, 5)}
     pieces = []
@@ -433,7 +434,7 @@ async def test_a_special_token_in_the_text_comes_with_the_next_piece():
     assert stream.token_ids[-1] == EOS
 
 
-async def test_elapsed_never_decreases():
+async def test_elapsed_never_decreases() -> None:
     chunks, stream = await collect(stream_llama(max_new_tokens=30))
     elapsed = [chunk.elapsed for chunk in chunks]
     assert elapsed == sorted(elapsed)
@@ -441,7 +442,7 @@ async def test_elapsed_never_decreases():
     assert elapsed[-1] <= stream.timing.total
 
 
-async def test_a_consumer_that_lags_gets_what_is_ready_in_one_piece():
+async def test_a_consumer_that_lags_gets_what_is_ready_in_one_piece() -> None:
     async with stream_llama(**says("all of this")) as stream:
         with fail_after(30):
             while "ended" not in repr(stream):
@@ -453,7 +454,7 @@ async def test_a_consumer_that_lags_gets_what_is_ready_in_one_piece():
             await stream.receive()
 
 
-async def test_each_character_is_delivered_when_it_is_complete():
+async def test_each_character_is_delivered_when_it_is_complete() -> None:
     """The model waits for the consumer in each step: nothing that is final is held back."""
     text = "xé東!"
     starts = [sum(len(c.encode()) for c in text[:n]) for n in range(len(text) + 1)]
@@ -468,14 +469,14 @@ async def test_each_character_is_delivered_when_it_is_complete():
     assert received == list(text)
 
 
-async def test_read_returns_everything():
+async def test_read_returns_everything() -> None:
     async with stream_llama(**says("One. Two.")) as stream:
         assert await stream.read() == "One. Two."
         assert await stream.read() == ""
         assert stream.text == "One. Two."
 
 
-async def test_read_after_some_iteration_returns_the_rest():
+async def test_read_after_some_iteration_returns_the_rest() -> None:
     gate = Gate()
     with steps_of(llama(), {6: gate}):
         async with stream_llama(**says("One. Two.")) as stream:
@@ -487,14 +488,14 @@ async def test_read_after_some_iteration_returns_the_rest():
             assert stream.text == "One. Two."
 
 
-async def test_read_of_a_text_without_text_is_empty():
+async def test_read_of_a_text_without_text_is_empty() -> None:
     async with stream_llama(**says(EOS)) as stream:
         assert await stream.read() == ""
     assert (stream.text, stream.token_ids) == ("", [EOS])
     assert stream.usage.completion_tokens == 1
 
 
-async def test_output_is_what_generate_returned():
+async def test_output_is_what_generate_returned() -> None:
     _, stream = await collect(stream_llama(max_new_tokens=5))
     assert torch.is_tensor(stream.output)
     assert stream.output[0].tolist() == stream.prompt_token_ids + stream.token_ids
@@ -504,14 +505,14 @@ async def test_output_is_what_generate_returned():
     assert len(stream.output.scores) == 5
 
 
-async def test_output_of_a_stopped_generation_is_what_it_made():
+async def test_output_of_a_stopped_generation_is_what_it_made() -> None:
     with steps_of(llama(), {4: lambda: stream.stop()}):
         async with stream_llama(**ENDLESS) as stream:
             await stream.read()
     assert stream.output[0].tolist() == stream.prompt_token_ids + stream.token_ids
 
 
-async def test_what_is_known_at_the_end_is_set_before_the_end_is_seen():
+async def test_what_is_known_at_the_end_is_set_before_the_end_is_seen() -> None:
     gate = Gate()
     with steps_of(llama(), {3: gate}):
         async with stream_llama(**says("abc")) as stream:
@@ -535,7 +536,7 @@ async def test_what_is_known_at_the_end_is_set_before_the_end_is_seen():
     assert 0 <= timing.queued <= timing.first_token <= timing.total
 
 
-async def test_usage_tells_what_was_computed_from_what_was_delivered():
+async def test_usage_tells_what_was_computed_from_what_was_delivered() -> None:
     gate = Gate()
     async with create_task_group() as tasks:
         with steps_of(llama(), {4: gate}):
@@ -552,7 +553,7 @@ async def test_usage_tells_what_was_computed_from_what_was_delivered():
 # -- Why it ended -----------------------------------------------------------------------------
 
 
-async def test_finish_reason_eos():
+async def test_finish_reason_eos() -> None:
     _, stream = await collect(stream_llama(logits_processor=[Say("ab", EOS)], **ENDLESS))
     assert stream.finish_reason is FinishReason.EOS
     assert (stream.text, stream.token_ids[-1]) == ("ab", EOS)
@@ -563,14 +564,14 @@ async def test_finish_reason_eos():
     [ids_of("!")[0], [EOS, ids_of("!")[0]], torch.tensor([EOS, ids_of("!")[0]])],
     ids=["number", "list", "tensor"],
 )
-async def test_finish_reason_eos_of_the_callers(eos_token_id):
+async def test_finish_reason_eos_of_the_callers(eos_token_id: Any) -> None:
     """An ordinary token may end the text too, and is a part of it."""
     context = stream_llama(logits_processor=[Say("ab!c")], eos_token_id=eos_token_id, **ENDLESS)
     _, stream = await collect(context)
     assert (stream.finish_reason, stream.text) == (FinishReason.EOS, "ab!")
 
 
-async def test_finish_reason_eos_of_a_generation_config():
+async def test_finish_reason_eos_of_a_generation_config() -> None:
     config = GenerationConfig(eos_token_id=ids_of("!")[0], max_new_tokens=20)
     _, stream = await collect(stream_llama(logits_processor=[Say("ab!")], generation_config=config))
     assert (stream.finish_reason, stream.text) == (FinishReason.EOS, "ab!")
@@ -588,7 +589,7 @@ async def test_finish_reason_eos_of_a_generation_config():
     ],
     ids=["new", "all", "config-new", "config-all", "argument-wins", "new-wins"],
 )
-async def test_finish_reason_length(kwargs):
+async def test_finish_reason_length(kwargs: dict[str, Any]) -> None:
     _, stream = await collect(stream_llama(**kwargs))
     assert stream.finish_reason is FinishReason.LENGTH
     assert stream.usage.completion_tokens == 5
@@ -609,7 +610,7 @@ SUSPECTS: dict[str, Callable[[], dict[str, Any]]] = {
 
 @pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
 @pytest.mark.parametrize("suspect", SUSPECTS)
-async def test_finish_reason_length_when_nothing_is_said(suspect):
+async def test_finish_reason_length_when_nothing_is_said(suspect: str) -> None:
     """`generate()` makes 20 tokens by default."""
     _, stream = await collect(stream_llama(**SUSPECTS[suspect]()))
     assert stream.finish_reason is FinishReason.LENGTH
@@ -617,7 +618,7 @@ async def test_finish_reason_length_when_nothing_is_said(suspect):
 
 
 @pytest.mark.parametrize("suspect", SUSPECTS)
-async def test_finish_reason_length_of_embeddings(suspect):
+async def test_finish_reason_length_of_embeddings(suspect: str) -> None:
     """`max_length` counts them, though they are no tokens."""
     with torch.no_grad():
         embeddings = llama().get_input_embeddings()(torch.tensor([ids_of(PROMPT)]))
@@ -627,7 +628,7 @@ async def test_finish_reason_length_of_embeddings(suspect):
     assert stream.usage.completion_tokens == 5
 
 
-async def test_finish_reason_time():
+async def test_finish_reason_time() -> None:
     _, stream = await collect(stream_llama(max_time=1e-9, **ENDLESS))
     assert stream.finish_reason is FinishReason.TIME
     assert stream.usage.completion_tokens == 1
@@ -664,33 +665,33 @@ def after_tokens(count: int) -> Callable[..., bool]:
     ],
     ids=["own", "list", "tuple", "functions", "MaxLength", "EosToken", "StopString"],
 )
-async def test_finish_reason_criteria(make):
+async def test_finish_reason_criteria(make: Callable[[], Any]) -> None:
     context = stream_llama(logits_processor=[Say("abcdef")], stopping_criteria=make(), **ENDLESS)
     _, stream = await collect(context)
     assert stream.finish_reason is FinishReason.CRITERIA
     assert stream.text == "abc"
 
 
-async def test_a_criterion_is_asked_once_for_each_token():
+async def test_a_criterion_is_asked_once_for_each_token() -> None:
     criterion = AfterTokens(4)
     await collect(stream_llama(stopping_criteria=[criterion], **ENDLESS))
     assert criterion.asked == 4
 
 
-async def test_the_callers_list_of_criteria_is_left_as_it_was():
+async def test_the_callers_list_of_criteria_is_left_as_it_was() -> None:
     criteria = StoppingCriteriaList([AfterTokens(2)])
     before = list(criteria)
     await collect(stream_llama(stopping_criteria=criteria, **ENDLESS))
     assert list(criteria) == before
 
 
-async def test_finish_reason_stop_string():
+async def test_finish_reason_stop_string() -> None:
     _, stream = await collect(stream_llama(logits_processor=[Say("one two")], stop=" t", **ENDLESS))
     assert stream.finish_reason is FinishReason.STOP_STRING
     assert (stream.text, stream.stop_string) == ("one", " t")
 
 
-async def test_finish_reason_stop_string_of_transformers():
+async def test_finish_reason_stop_string_of_transformers() -> None:
     """It is a part of the text, as `generate()` has it."""
     config = GenerationConfig(stop_strings=[" t", "zz"], max_new_tokens=50)
     context = stream_llama(logits_processor=[Say("one two")], generation_config=config)
@@ -699,14 +700,14 @@ async def test_finish_reason_stop_string_of_transformers():
     assert (stream.text, stream.stop_string) == ("one t", " t")
 
 
-async def test_a_stop_string_of_transformers_may_begin_in_the_prompt():
+async def test_a_stop_string_of_transformers_may_begin_in_the_prompt() -> None:
     """So `generate()` has it. Ours do not."""
     context = stream_llama("a ST", logits_processor=[Say("OP it")], stop_strings="STOP", **ENDLESS)
     _, stream = await collect(context)
     assert (stream.text, stream.finish_reason) == ("OP", FinishReason.STOP_STRING)
 
 
-async def test_stop_strings_as_an_argument_need_no_second_tokenizer():
+async def test_stop_strings_as_an_argument_need_no_second_tokenizer() -> None:
     """`generate()` wants a `tokenizer=` with them: it is the one that the stream has."""
     context = stream_llama(logits_processor=[Say("one two")], stop_strings=[" t"], **ENDLESS)
     _, stream = await collect(context)
@@ -714,7 +715,7 @@ async def test_stop_strings_as_an_argument_need_no_second_tokenizer():
     assert stream.text == "one t"
 
 
-async def test_finish_reason_stopped():
+async def test_finish_reason_stopped() -> None:
     with steps_of(llama(), {3: lambda: stream.stop()}) as steps:
         async with stream_llama(**ENDLESS) as stream:
             await stream.read()
@@ -723,7 +724,7 @@ async def test_finish_reason_stopped():
     assert stream.text == decoded(stream.token_ids)
 
 
-async def test_finish_reason_cancelled_by_a_scope():
+async def test_finish_reason_cancelled_by_a_scope() -> None:
     with steps_of(llama(), {3: lambda: from_thread.run_sync(scope.cancel)}):
         with CancelScope() as scope:
             async with stream_llama(**ENDLESS) as stream:
@@ -732,7 +733,7 @@ async def test_finish_reason_cancelled_by_a_scope():
     assert stream.finish_reason is FinishReason.CANCELLED
 
 
-async def test_finish_reason_cancelled_by_aclose():
+async def test_finish_reason_cancelled_by_aclose() -> None:
     async with stream_llama(**ENDLESS) as stream:
         await stream.receive()
         await stream.aclose()
@@ -743,7 +744,7 @@ async def test_finish_reason_cancelled_by_aclose():
             await stream.receive()
 
 
-async def test_finish_reason_cancelled_by_leaving():
+async def test_finish_reason_cancelled_by_leaving() -> None:
     async with stream_llama(**ENDLESS) as stream:
         await stream.receive()
     assert stream.finish_reason is FinishReason.CANCELLED
@@ -751,7 +752,7 @@ async def test_finish_reason_cancelled_by_leaving():
         await stream.receive()
 
 
-async def test_finish_reason_error():
+async def test_finish_reason_error() -> None:
     with steps_of(llama(), {3: raiser(RuntimeError("broken"))}):
         async with stream_llama(**ENDLESS) as stream:
             with pytest.raises(RuntimeError, match="broken"):
@@ -788,7 +789,7 @@ OWN_ENDS: dict[str, tuple[FinishReason, Callable[[], dict[str, Any]]]] = {
 
 
 @pytest.mark.parametrize("end", OWN_ENDS)
-async def test_the_models_own_end_wins_over_a_stop_in_the_same_step(end):
+async def test_the_models_own_end_wins_over_a_stop_in_the_same_step(end: str) -> None:
     """If the consumer reads on: it was given the whole text."""
     reason, kwargs = OWN_ENDS[end]
     with steps_of(llama(), {3: lambda: stream.stop()}) as steps:
@@ -798,7 +799,7 @@ async def test_the_models_own_end_wins_over_a_stop_in_the_same_step(end):
     assert steps.count == 3
 
 
-async def test_time_wins_over_a_stop_in_the_same_step():
+async def test_time_wins_over_a_stop_in_the_same_step() -> None:
     with steps_of(llama(), {1: lambda: stream.stop()}):
         async with stream_llama(max_time=1e-9, **ENDLESS) as stream:
             await stream.read()
@@ -806,7 +807,7 @@ async def test_time_wins_over_a_stop_in_the_same_step():
 
 
 @pytest.mark.parametrize("end", OWN_ENDS)
-async def test_leaving_in_the_step_of_the_models_own_end_is_a_cancellation(end):
+async def test_leaving_in_the_step_of_the_models_own_end_is_a_cancellation(end: str) -> None:
     """It was not given the whole text."""
     _, kwargs = OWN_ENDS[end]
     gate = Gate()
@@ -819,7 +820,7 @@ async def test_leaving_in_the_step_of_the_models_own_end_is_a_cancellation(end):
     assert steps.count == 3
 
 
-async def test_leaving_with_the_whole_text_is_the_models_own_end():
+async def test_leaving_with_the_whole_text_is_the_models_own_end() -> None:
     """Nobody has to ask for the end to know that there was one."""
     async with stream_llama(**says("abc")) as stream:
         while len(stream.token_ids) < 3:
@@ -830,7 +831,7 @@ async def test_leaving_with_the_whole_text_is_the_models_own_end():
     assert stream.finish_reason is FinishReason.LENGTH
 
 
-async def test_leaving_before_held_text_is_not_the_whole_text():
+async def test_leaving_before_held_text_is_not_the_whole_text() -> None:
     """What could have become a stop string comes last, and its tokens came before."""
     async with stream_llama(**says("ab"), stop="bc") as stream:
         assert await stream.receive() in ("a", "ab")
@@ -869,7 +870,9 @@ async def test_leaving_before_held_text_is_not_the_whole_text():
         "length-time",
     ],
 )
-async def test_of_the_models_own_ends_the_first_in_the_order_counts(kwargs, reason):
+async def test_of_the_models_own_ends_the_first_in_the_order_counts(
+    kwargs: dict[str, Any], reason: FinishReason
+) -> None:
     kwargs = copy.copy(kwargs)
     if "logits_processor" in kwargs:  # it has a state, and each loop runs this
         kwargs["logits_processor"] = copy.deepcopy(kwargs["logits_processor"])
@@ -899,7 +902,7 @@ async def leave(stream: Any, how: str, scope: CancelScope) -> None:
 
 
 @pytest.mark.parametrize("how", ["break", "cancel", "deadline", "exception", "aclose"])
-async def test_leaving_stops_the_model_within_a_step(how, calls):
+async def test_leaving_stops_the_model_within_a_step(how: str, calls: Calls) -> None:
     """In whatever way. The model is in its third step then; a fourth may have been begun."""
     gate = Gate()
     async with create_task_group() as tasks:
@@ -917,7 +920,7 @@ async def test_leaving_stops_the_model_within_a_step(how, calls):
     assert stream.finish_reason is FinishReason.CANCELLED
 
 
-async def test_stop_ends_after_the_current_step_and_keeps_everything(calls):
+async def test_stop_ends_after_the_current_step_and_keeps_everything(calls: Calls) -> None:
     gate = Gate()
     with steps_of(llama(), {3: gate}) as steps:
         async with stream_llama(**ENDLESS, logits_processor=[Say("abcd")]) as stream:
@@ -934,7 +937,7 @@ async def test_stop_ends_after_the_current_step_and_keeps_everything(calls):
     assert stream.finish_reason is FinishReason.STOPPED
 
 
-async def test_a_cancelled_scope_is_seen_even_while_the_loop_is_blocked():
+async def test_a_cancelled_scope_is_seen_even_while_the_loop_is_blocked() -> None:
     gate = Gate()
     done = threading.Event()
     with steps_of(llama(), {2: gate, 8: done.set}) as steps:
@@ -947,7 +950,7 @@ async def test_a_cancelled_scope_is_seen_even_while_the_loop_is_blocked():
     assert steps.count <= 3
 
 
-async def test_a_shielded_consumer_does_not_keep_the_model_going():
+async def test_a_shielded_consumer_does_not_keep_the_model_going() -> None:
     with steps_of(llama(), {3: lambda: from_thread.run_sync(scope.cancel)}) as steps:
         with CancelScope() as scope:
             async with stream_llama(**ENDLESS) as stream:
@@ -957,7 +960,7 @@ async def test_a_shielded_consumer_does_not_keep_the_model_going():
     assert steps.count <= 4
 
 
-async def test_a_deadline_stops_the_model():
+async def test_a_deadline_stops_the_model() -> None:
     """While the consumer waits for a step that takes longer."""
     gate = Gate()
 
@@ -979,7 +982,7 @@ async def test_a_deadline_stops_the_model():
     assert stream.finish_reason is FinishReason.CANCELLED
 
 
-async def test_the_blocks_end_is_after_generates(calls):
+async def test_the_blocks_end_is_after_generates(calls: Calls) -> None:
     """Also when the consumer leaves at once."""
     for _ in range(20):
         async with stream_llama(**ENDLESS):
@@ -987,7 +990,7 @@ async def test_the_blocks_end_is_after_generates(calls):
         assert calls.inside == 0
 
 
-async def test_a_stop_before_the_turn_makes_no_step(calls):
+async def test_a_stop_before_the_turn_makes_no_step(calls: Calls) -> None:
     gate = Gate()
     with steps_of(llama(), {1: gate}) as steps:
         async with stream_llama(max_new_tokens=1) as first, stream_llama(**ENDLESS) as second:
@@ -1006,7 +1009,7 @@ async def test_a_stop_before_the_turn_makes_no_step(calls):
 
 
 @pytest.mark.parametrize("how", ["break", "cancel", "exception", "aclose"])
-async def test_queued_work_never_runs(how, calls):
+async def test_queued_work_never_runs(how: str, calls: Calls) -> None:
     gate = Gate()
     with steps_of(llama(), {1: gate}) as steps:
         async with stream_llama(max_new_tokens=2) as first:
@@ -1023,7 +1026,7 @@ async def test_queued_work_never_runs(how, calls):
     assert len(calls.entered) == 1
 
 
-async def test_a_block_entered_in_a_cancelled_scope_makes_no_step():
+async def test_a_block_entered_in_a_cancelled_scope_makes_no_step() -> None:
     with steps_of(llama()) as steps, CancelScope() as scope:
         scope.cancel()
         async with stream_llama(**ENDLESS):
@@ -1031,7 +1034,7 @@ async def test_a_block_entered_in_a_cancelled_scope_makes_no_step():
     assert steps.count == 0
 
 
-async def test_a_block_cancelled_while_its_prompt_is_encoded_makes_no_step():
+async def test_a_block_cancelled_while_its_prompt_is_encoded_makes_no_step() -> None:
     """Nor is it left before the tokenizer is."""
     gate = Gate()
     encoded = []
@@ -1070,7 +1073,7 @@ def raiser(error: BaseException) -> Action:
     return action
 
 
-async def test_an_error_before_the_first_token():
+async def test_an_error_before_the_first_token() -> None:
     error = RuntimeError("no memory")
     error.__cause__ = cause = OSError("device")
     with steps_of(llama(), {1: raiser(error)}):
@@ -1083,7 +1086,7 @@ async def test_an_error_before_the_first_token():
             assert stream.timing.first_token is None
 
 
-async def test_an_error_in_the_middle_comes_after_the_text_before_it():
+async def test_an_error_in_the_middle_comes_after_the_text_before_it() -> None:
     """What was held back is part of that text: half a character, the start of a stop string."""
     error = KeyError("weights")
     say = Say("né", *ids_of("東")[:2])
@@ -1102,7 +1105,7 @@ async def test_an_error_in_the_middle_comes_after_the_text_before_it():
             assert stream.text == "abc"
 
 
-async def test_an_error_that_nobody_reads_comes_at_the_end_of_the_block():
+async def test_an_error_that_nobody_reads_comes_at_the_end_of_the_block() -> None:
     error = RuntimeError("broken")
     with steps_of(llama(), {2: raiser(error)}):
         with pytest.raises(RuntimeError) as caught:
@@ -1114,7 +1117,7 @@ async def test_an_error_that_nobody_reads_comes_at_the_end_of_the_block():
     assert stream.finish_reason is FinishReason.ERROR
 
 
-async def test_an_error_in_the_step_of_a_cancellation_wins():
+async def test_an_error_in_the_step_of_a_cancellation_wins() -> None:
     error = RuntimeError("broken")
 
     def cancel_and_raise() -> None:
@@ -1130,7 +1133,7 @@ async def test_an_error_in_the_step_of_a_cancellation_wins():
     assert stream.finish_reason is FinishReason.ERROR
 
 
-async def test_an_error_in_the_step_of_a_stop_wins():
+async def test_an_error_in_the_step_of_a_stop_wins() -> None:
     error = RuntimeError("broken")
 
     def stop_and_raise() -> None:
@@ -1145,7 +1148,7 @@ async def test_an_error_in_the_step_of_a_stop_wins():
     assert stream.finish_reason is FinishReason.ERROR
 
 
-async def test_of_two_errors_the_bodys_wins_with_a_note_of_the_workers():
+async def test_of_two_errors_the_bodys_wins_with_a_note_of_the_workers() -> None:
     gate = Gate()
 
     def wait_and_raise() -> None:
@@ -1163,7 +1166,7 @@ async def test_of_two_errors_the_bodys_wins_with_a_note_of_the_workers():
         assert "the worker's" in "".join(body.__notes__)
 
 
-async def test_what_generate_refuses_arrives():
+async def test_what_generate_refuses_arrives() -> None:
     with steps_of(llama()) as steps:
         async with stream_llama(no_such_argument=1) as stream:
             with pytest.raises(ValueError, match="no_such_argument"):
@@ -1175,7 +1178,7 @@ async def test_what_generate_refuses_arrives():
 
 
 @pytest.mark.parametrize("where", ["logits_processor", "stopping_criteria"])
-async def test_errors_of_the_callers_own_parts_arrive(where):
+async def test_errors_of_the_callers_own_parts_arrive(where: str) -> None:
     error = ZeroDivisionError()
 
     def fail(input_ids: Any, scores: Any, **kwargs: Any) -> Any:
@@ -1190,7 +1193,7 @@ async def test_errors_of_the_callers_own_parts_arrive(where):
 
 
 @pytest.mark.parametrize("stop", [(), "zz"], ids=["plain", "stop"])
-async def test_errors_of_the_tokenizer_arrive(stop):
+async def test_errors_of_the_tokenizer_arrive(stop: str | tuple[()]) -> None:
     """It decodes in the middle of `generate()`."""
     error = UnicodeError("cannot decode")
 
@@ -1210,7 +1213,7 @@ async def test_errors_of_the_tokenizer_arrive(stop):
 
 
 @pytest.mark.parametrize("when", ["enter", "exit", "call"])
-async def test_errors_of_a_worker_context_arrive(when):
+async def test_errors_of_a_worker_context_arrive(when: str) -> None:
     error = RuntimeError(when)
 
     class Context:
@@ -1236,7 +1239,7 @@ async def test_errors_of_a_worker_context_arrive(when):
     assert steps.count == (2 if when == "exit" else 0)
 
 
-async def test_a_worker_context_that_swallows_an_error_swallows_it():
+async def test_a_worker_context_that_swallows_an_error_swallows_it() -> None:
     """It is what `contextlib.suppress` is asked to do: the text ends there."""
     with steps_of(llama(), {3: raiser(RuntimeError("broken"))}):
         context = stream_llama(**ENDLESS, worker_context=lambda: contextlib.suppress(RuntimeError))
@@ -1250,7 +1253,7 @@ async def test_a_worker_context_that_swallows_an_error_swallows_it():
 # -- 6. Bounded, by choice --------------------------------------------------------------------
 
 
-async def test_a_small_buffer_holds_the_model():
+async def test_a_small_buffer_holds_the_model() -> None:
     ahead = []
     with steps_of(llama()) as steps:
         async with stream_llama(**says("abcdefghijklmnop"), max_buffer_size=2) as stream:
@@ -1261,7 +1264,7 @@ async def test_a_small_buffer_holds_the_model():
     assert stream.text == "abcdefghijklmnop"
 
 
-async def test_nested_streams_on_one_model_do_not_deadlock():
+async def test_nested_streams_on_one_model_do_not_deadlock() -> None:
     """The inner one waits for the outer's turn, which therefore no longer waits for its reader."""
     inner_texts = []
     with fail_after(30):
@@ -1274,7 +1277,9 @@ async def test_nested_streams_on_one_model_do_not_deadlock():
 
 
 @pytest.mark.parametrize("max_buffer_size", [1, math.inf])
-async def test_a_consumer_that_never_reads_is_left_at_once(max_buffer_size, calls):
+async def test_a_consumer_that_never_reads_is_left_at_once(
+    max_buffer_size: float, calls: Calls
+) -> None:
     with fail_after(30):
         async with stream_llama(**ENDLESS, max_buffer_size=max_buffer_size):
             await checkpoint()
@@ -1284,7 +1289,7 @@ async def test_a_consumer_that_never_reads_is_left_at_once(max_buffer_size, call
 # -- 8. Stop strings --------------------------------------------------------------------------
 
 
-async def test_a_stop_string_across_tokens_ends_in_the_step_that_completes_it():
+async def test_a_stop_string_across_tokens_ends_in_the_step_that_completes_it() -> None:
     with steps_of(llama()) as steps:
         context = stream_llama(logits_processor=[Say("A東京! B")], stop=["京!", "B"], **ENDLESS)
         chunks, stream = await collect(context)
@@ -1295,7 +1300,7 @@ async def test_a_stop_string_across_tokens_ends_in_the_step_that_completes_it():
     assert stream.token_ids == ids_of("A東京!")
 
 
-async def test_no_part_of_a_stop_string_is_shown_and_nothing_else_is_held_back():
+async def test_no_part_of_a_stop_string_is_shown_and_nothing_else_is_held_back() -> None:
     """The model waits in every step: what is shown by then is all that may be."""
     text = "ab<<en<<end>>"
     shown = {1: "a", 2: "ab", 5: "ab<", 7: "ab<<en", 8: "ab<<en"}
@@ -1311,14 +1316,14 @@ async def test_no_part_of_a_stop_string_is_shown_and_nothing_else_is_held_back()
     assert stream.text == "ab<<en"
 
 
-async def test_text_held_back_for_a_stop_string_is_shown_at_the_end():
+async def test_text_held_back_for_a_stop_string_is_shown_at_the_end() -> None:
     _, stream = await collect(stream_llama(**says("yes or n"), stop="no"))
     assert stream.text == "yes or n"
     assert stream.finish_reason is FinishReason.LENGTH
     assert stream.stop_string is None
 
 
-async def test_a_stop_string_in_the_prompt_does_not_count():
+async def test_a_stop_string_in_the_prompt_does_not_count() -> None:
     _, stream = await collect(stream_llama("a STOP b", **says("c"), stop="STOP"))
     assert (stream.text, stream.finish_reason) == ("c", FinishReason.LENGTH)
     # Nor does one that begins there.
@@ -1326,21 +1331,21 @@ async def test_a_stop_string_in_the_prompt_does_not_count():
     assert (stream.text, stream.finish_reason) == ("P!", FinishReason.LENGTH)
 
 
-async def test_a_special_token_may_be_a_stop_string():
+async def test_a_special_token_may_be_a_stop_string() -> None:
     """Only where it is part of the text."""
     kwargs: dict[str, Any] = {"stop": "<mark>", "skip_special_tokens": False}
     _, stream = await collect(stream_llama(**says("a", MARK, "b"), **kwargs))
     assert (stream.text, stream.stop_string) == ("a", "<mark>")
 
 
-async def test_stop_strings_may_come_from_any_iterable():
+async def test_stop_strings_may_come_from_any_iterable() -> None:
     """Once: a generator would be empty in the thread."""
     context = stream_llama(**says("abc"), stop=(string for string in ["c"]))
     _, stream = await collect(context)
     assert stream.text == "ab"
 
 
-async def test_a_stop_string_completed_by_the_very_end_of_the_text():
+async def test_a_stop_string_completed_by_the_very_end_of_the_text() -> None:
     """A character that is cut off becomes U+FFFD, which somebody may stop at."""
     _, stream = await collect(stream_llama(**says("a", *ids_of("é")[:1]), stop="\ufffd"))
     assert stream.text == "a"
@@ -1350,7 +1355,7 @@ async def test_a_stop_string_completed_by_the_very_end_of_the_text():
 # -- 9. Turns ---------------------------------------------------------------------------------
 
 
-async def test_two_streams_on_one_model_never_overlap(calls):
+async def test_two_streams_on_one_model_never_overlap(calls: Calls) -> None:
     async def one() -> None:
         await collect(stream_llama(max_new_tokens=10))
 
@@ -1361,7 +1366,7 @@ async def test_two_streams_on_one_model_never_overlap(calls):
     assert len(calls.entered) == 4
 
 
-async def test_a_crowd_on_one_model(calls):
+async def test_a_crowd_on_one_model(calls: Calls) -> None:
     """Everybody leaves in another way and at another time, and gets their own text until then."""
     chance = random.Random(0)
     ways = ["read", "break", "stop", "aclose", "cancel", "exception"]
@@ -1396,7 +1401,7 @@ async def test_a_crowd_on_one_model(calls):
     assert calls.most == 1
 
 
-async def test_first_come_first_served(calls):
+async def test_first_come_first_served(calls: Calls) -> None:
     gate = Gate()
     with steps_of(llama(), {1: gate}):
         async with contextlib.AsyncExitStack() as stack:
@@ -1411,7 +1416,7 @@ async def test_first_come_first_served(calls):
     assert calls.entered == [0, 1, 2, 3]
 
 
-async def test_the_time_in_the_queue_is_told():
+async def test_the_time_in_the_queue_is_told() -> None:
     gate = Gate()
     with steps_of(llama(), {1: gate}):
         async with (
@@ -1425,7 +1430,7 @@ async def test_the_time_in_the_queue_is_told():
     assert second.timing.queued <= second.timing.first_token <= second.timing.total
 
 
-async def test_two_models_do_overlap():
+async def test_two_models_do_overlap() -> None:
     """Each waits in its first step until the other is there."""
     both = threading.Barrier(2, timeout=30)
     with steps_of(llama(), {1: both.wait}), steps_of(other_llama(), {1: both.wait}):
@@ -1435,7 +1440,7 @@ async def test_two_models_do_overlap():
     assert one.finish_reason is other.finish_reason is FinishReason.LENGTH
 
 
-async def test_a_limiter_of_the_callers_gives_the_turns():
+async def test_a_limiter_of_the_callers_gives_the_turns() -> None:
     """Two tokens, two generations at a time, and the third waits."""
     limiter = CapacityLimiter(2)
     both = threading.Barrier(2, timeout=30)
@@ -1452,7 +1457,7 @@ async def test_a_limiter_of_the_callers_gives_the_turns():
     assert {stream.finish_reason for stream in streams} == {FinishReason.LENGTH}
 
 
-async def test_a_limiter_of_the_callers_is_shared_with_other_work():
+async def test_a_limiter_of_the_callers_is_shared_with_other_work() -> None:
     limiter = CapacityLimiter(1)
     async with limiter:
         async with stream_llama(max_new_tokens=1, limiter=limiter) as stream:
@@ -1486,7 +1491,7 @@ class Adapter(torch.nn.Module):
 
 
 @pytest.mark.parametrize("wrap", ["compile", "adapter", "compiled adapter"])
-async def test_wrappers_of_a_model_share_its_turns(wrap, calls):
+async def test_wrappers_of_a_model_share_its_turns(wrap: str, calls: Calls) -> None:
     """The weights are the same, and so is the device."""
     model = llama() if wrap == "compile" else Adapter(llama())
     if "compile" in wrap:
@@ -1505,7 +1510,7 @@ async def test_wrappers_of_a_model_share_its_turns(wrap, calls):
     assert len(set(texts)) == 1
 
 
-async def test_the_turn_is_free_again_after_every_end():
+async def test_the_turn_is_free_again_after_every_end() -> None:
     with steps_of(llama(), {2: raiser(RuntimeError("broken"))}):
         with pytest.raises(RuntimeError, match="broken"):
             await collect(stream_llama(**ENDLESS))
@@ -1519,7 +1524,7 @@ async def test_the_turn_is_free_again_after_every_end():
         assert await reason_of(stream_llama(max_new_tokens=1)) is FinishReason.LENGTH
 
 
-async def test_streams_do_not_keep_a_model_alive():
+async def test_streams_do_not_keep_a_model_alive() -> None:
     """Neither the turns nor a worker thread that idles does; the stream itself may be kept."""
 
     async def use() -> tuple[Any, Any, Any]:
@@ -1536,7 +1541,7 @@ async def test_streams_do_not_keep_a_model_alive():
     assert stream.finish_reason is FinishReason.LENGTH
 
 
-async def test_streams_that_failed_do_not_keep_a_model_alive():
+async def test_streams_that_failed_do_not_keep_a_model_alive() -> None:
     async def use() -> Any:
         model = new_llama()
         with pytest.raises(ValueError, match="no_such_argument"):
@@ -1686,7 +1691,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-async def test_bad_input_is_refused(case):
+async def test_bad_input_is_refused(case: str) -> None:
     """At the call or where the block is entered; with what is wrong and what to do instead."""
     call, error, message = BAD[case]
     with steps_of(llama()) as steps, pytest.raises(error, match=message) as caught:
@@ -1696,14 +1701,14 @@ async def test_bad_input_is_refused(case):
     assert steps.count == 0
 
 
-def test_bad_input_is_refused_at_the_call_where_that_is_possible():
+def test_bad_input_is_refused_at_the_call_where_that_is_possible() -> None:
     """The traceback then leads to the line with the mistake."""
     for call, error, _ in BAD.values():
         with pytest.raises(error):
             call()
 
 
-async def test_a_prompt_that_encodes_to_nothing_is_refused():
+async def test_a_prompt_that_encodes_to_nothing_is_refused() -> None:
     own = new_tokenizer()
     own.chat_template = "{{ '' }}"
     with steps_of(llama()) as steps, pytest.raises(ValueError, match="prompt has no tokens"):
@@ -1712,7 +1717,7 @@ async def test_a_prompt_that_encodes_to_nothing_is_refused():
     assert steps.count == 0
 
 
-async def test_a_model_input_given_twice_is_refused():
+async def test_a_model_input_given_twice_is_refused() -> None:
     with (
         steps_of(llama()) as steps,
         pytest.raises(TypeError, match="attention_mask= is given twice"),
@@ -1722,33 +1727,35 @@ async def test_a_model_input_given_twice_is_refused():
     assert steps.count == 0
 
 
-def test_beams_of_the_models_own_config_are_refused(monkeypatch):
+def test_beams_of_the_models_own_config_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama().generation_config, "num_beams", 4)
     with pytest.raises(ValueError, match=r"num_beams=4.*num_beams=1"):
         stream_llama()
 
 
-async def test_beams_of_the_models_own_config_can_be_overruled(monkeypatch):
+async def test_beams_of_the_models_own_config_can_be_overruled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(llama().generation_config, "num_beams", 4)
     assert await reason_of(stream_llama(num_beams=1, max_new_tokens=2)) is FinishReason.LENGTH
     config = GenerationConfig(num_beams=1, max_new_tokens=2)
     assert await reason_of(stream_llama(generation_config=config)) is FinishReason.LENGTH
 
 
-def test_a_model_in_training_mode_is_refused():
+def test_a_model_in_training_mode_is_refused() -> None:
     model = new_llama().train()
     with pytest.raises(ValueError, match=r"training mode.*model\.eval\(\)"):
         stream_text(model, tokenizer(), PROMPT)
 
 
-def test_several_ranks_are_refused(monkeypatch):
+def test_several_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(ValueError, match=r"2 ranks.*one process"):
         stream_llama()
 
 
-async def test_a_process_group_of_one_rank_is_accepted(tmp_path):
+async def test_a_process_group_of_one_rank_is_accepted(tmp_path: Path) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=(tmp_path / "store").as_uri(), rank=0, world_size=1
     )
@@ -1758,7 +1765,7 @@ async def test_a_process_group_of_one_rank_is_accepted(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-async def test_the_unopened_object_shows_the_right_form():
+async def test_the_unopened_object_shows_the_right_form() -> None:
     right_form = r"async with stream_text\(\.\.\.\) as stream"
     with pytest.raises(TypeError, match=right_form):
         async for _ in stream_llama():
@@ -1772,7 +1779,7 @@ async def test_the_unopened_object_shows_the_right_form():
         list(stream_llama())
 
 
-async def test_a_context_cannot_be_opened_twice():
+async def test_a_context_cannot_be_opened_twice() -> None:
     context = stream_llama(max_new_tokens=1)
     async with context as stream:
         await stream.read()
@@ -1784,7 +1791,7 @@ async def test_a_context_cannot_be_opened_twice():
 # -- generate()'s own ways --------------------------------------------------------------------
 
 
-async def test_a_logits_processor_of_the_callers():
+async def test_a_logits_processor_of_the_callers() -> None:
     class Never(LogitsProcessor):
         def __call__(self, input_ids: Any, scores: Any) -> Any:
             scores = scores.clone()
@@ -1799,7 +1806,7 @@ async def test_a_logits_processor_of_the_callers():
     )
 
 
-async def test_a_generation_config_of_the_callers_is_used_and_left_as_it_was():
+async def test_a_generation_config_of_the_callers_is_used_and_left_as_it_was() -> None:
     config = GenerationConfig(max_new_tokens=6, repetition_penalty=1.8)
     before = config.to_dict()
     expected = generated(llama(), PROMPT, generation_config=copy.deepcopy(config))
@@ -1809,7 +1816,7 @@ async def test_a_generation_config_of_the_callers_is_used_and_left_as_it_was():
 
 
 @pytest.mark.parametrize("how", ["stop", "stop string", "length", "leave"])
-async def test_a_cache_of_the_callers_is_consistent_after_a_stop(how):
+async def test_a_cache_of_the_callers_is_consistent_after_a_stop(how: str) -> None:
     """A second turn on it says what an uncached run does."""
     cache = DynamicCache(config=llama().config)
     kwargs: dict[str, Any] = {"logits_processor": [Say("one two")], **ENDLESS}
@@ -1842,7 +1849,7 @@ REPEATED = "one two three one two three one"
 
 
 @pytest.mark.parametrize("way", ASSISTED)
-async def test_assisted_decoding_delivers_several_tokens_at_once(way):
+async def test_assisted_decoding_delivers_several_tokens_at_once(way: str) -> None:
     text = " two three one two"
     kwargs: dict[str, Any] = {**ASSISTED[way](), "logits_processor": [Say(text, EOS)], **ENDLESS}
     with steps_of(llama()) as steps:
@@ -1854,14 +1861,14 @@ async def test_assisted_decoding_delivers_several_tokens_at_once(way):
 
 
 @pytest.mark.parametrize("way", ASSISTED)
-async def test_assisted_decoding_says_what_plain_decoding_does(way):
+async def test_assisted_decoding_says_what_plain_decoding_does(way: str) -> None:
     expected = generated(llama(), REPEATED, max_new_tokens=30)
     _, stream = await collect(stream_llama(REPEATED, max_new_tokens=30, **ASSISTED[way]()))
     assert stream.token_ids == expected
 
 
 @pytest.mark.parametrize("way", ASSISTED)
-async def test_assisted_decoding_ends_at_a_stop_string(way):
+async def test_assisted_decoding_ends_at_a_stop_string(way: str) -> None:
     """Tokens made in the same step come after it: they are delivered, and have no text."""
     kwargs: dict[str, Any] = {
         **ASSISTED[way](),
@@ -1878,7 +1885,7 @@ async def test_assisted_decoding_ends_at_a_stop_string(way):
 
 @pytest.mark.parametrize("way", ASSISTED)
 @pytest.mark.parametrize("skip_special_tokens", [True, False])
-async def test_assisted_decoding_ends_at_an_eos(way, skip_special_tokens):
+async def test_assisted_decoding_ends_at_an_eos(way: str, skip_special_tokens: bool) -> None:
     kwargs: dict[str, Any] = {
         **ASSISTED[way](),
         **ENDLESS,
@@ -1891,7 +1898,7 @@ async def test_assisted_decoding_ends_at_an_eos(way, skip_special_tokens):
 
 
 @pytest.mark.parametrize("way", ASSISTED)
-async def test_assisted_decoding_stops_within_a_step(way):
+async def test_assisted_decoding_stops_within_a_step(way: str) -> None:
     with steps_of(llama(), {2: lambda: stream.stop()}) as steps:
         async with stream_llama(REPEATED, **ASSISTED[way](), **ENDLESS) as stream:
             await stream.read()
@@ -1901,7 +1908,7 @@ async def test_assisted_decoding_stops_within_a_step(way):
 
 
 @pytest.mark.parametrize("way", ASSISTED)
-async def test_a_stop_keeps_what_was_held_back(way):
+async def test_a_stop_keeps_what_was_held_back(way: str) -> None:
     """A step may end with an unfinished character, or with what may become a stop string."""
     text = " twó thrêe ónê twó"
     every_end = [character + "\0" for character in set(text)]  # always holds the last one back
@@ -1917,7 +1924,7 @@ async def test_a_stop_keeps_what_was_held_back(way):
 
 
 @pytest.mark.parametrize("way", ASSISTED)
-async def test_a_stop_in_the_step_of_an_eos_of_several_tokens_is_an_eos(way):
+async def test_a_stop_in_the_step_of_an_eos_of_several_tokens_is_an_eos(way: str) -> None:
     with steps_of(llama(), {1: lambda: stream.stop()}):
         kwargs: dict[str, Any] = {"logits_processor": [Say(" ", EOS)], **ENDLESS}
         async with stream_llama(REPEATED, **ASSISTED[way](), **kwargs) as stream:
@@ -1927,7 +1934,9 @@ async def test_a_stop_in_the_step_of_an_eos_of_several_tokens_is_an_eos(way):
     assert stream.token_ids == stream.output[0, len(REPEATED) :].tolist()
 
 
-async def test_a_criterion_asked_about_drafts_does_not_make_them_text(monkeypatch):
+async def test_a_criterion_asked_about_drafts_does_not_make_them_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Releases of transformers up to 5.0 at least ask the criteria before they check the drafts."""
     generate = type(llama())._assisted_decoding
 
@@ -1942,7 +1951,7 @@ async def test_a_criterion_asked_about_drafts_does_not_make_them_text(monkeypatc
     assert stream.text == " two three"
 
 
-async def test_the_criteria_can_be_copied():
+async def test_the_criteria_can_be_copied() -> None:
     """Assisted decoding of some releases does so. The copies still lead to this stream."""
 
     class Copying(StoppingCriteria):
@@ -1975,7 +1984,7 @@ async def test_the_criteria_can_be_copied():
     assert duplicate.also == own.also
 
 
-async def test_an_encoder_decoder():
+async def test_an_encoder_decoder() -> None:
     say = says("le chat", EOS)
     _, stream = await collect(stream_text(t5(), tokenizer(), "the cat", **say))
     assert (stream.text, stream.finish_reason) == ("le chat", FinishReason.EOS)
@@ -1984,7 +1993,7 @@ async def test_an_encoder_decoder():
     assert stream.output[0].tolist() == [EOS, *stream.token_ids]
 
 
-async def test_an_encoder_decoder_says_what_generate_does():
+async def test_an_encoder_decoder_says_what_generate_does() -> None:
     kwargs: dict[str, Any] = {"max_new_tokens": 10, "min_new_tokens": 10}
     expected = generated(t5(), PROMPT, **kwargs)
     _, stream = await collect(stream_text(t5(), tokenizer(), PROMPT, **kwargs))
@@ -1993,7 +2002,7 @@ async def test_an_encoder_decoder_says_what_generate_does():
 
 
 @pytest.mark.parametrize("suspect", SUSPECTS)
-async def test_finish_reason_length_of_an_encoder_decoder(suspect):
+async def test_finish_reason_length_of_an_encoder_decoder(suspect: str) -> None:
     """`max_length` is the decoder's, with its start token."""
     kwargs: dict[str, Any] = {"logits_processor": [Say("abcdefgh")], "max_length": 6} | SUSPECTS[
         suspect
@@ -2002,7 +2011,7 @@ async def test_finish_reason_length_of_an_encoder_decoder(suspect):
     assert (stream.text, stream.finish_reason) == ("abcde", FinishReason.LENGTH)
 
 
-async def test_an_encoder_decoder_with_a_prompt_for_its_decoder():
+async def test_an_encoder_decoder_with_a_prompt_for_its_decoder() -> None:
     """It is no part of the text, nor of what the prompt's mapping is asked for."""
     start = torch.tensor([[EOS, *ids_of("le ")]])
     prompt = {**inputs_of("the cat"), "decoder_input_ids": start}
@@ -2013,7 +2022,7 @@ async def test_an_encoder_decoder_with_a_prompt_for_its_decoder():
     assert stream.output[0].tolist() == [*start[0].tolist(), *stream.token_ids]
 
 
-async def test_stop_strings_of_an_encoder_decoder():
+async def test_stop_strings_of_an_encoder_decoder() -> None:
     kwargs: dict[str, Any] = {"logits_processor": [Say("le chat noir")], **ENDLESS}
     with steps_of(t5()) as steps:
         _, stream = await collect(stream_text(t5(), tokenizer(), "the cat", stop="at", **kwargs))
@@ -2025,7 +2034,7 @@ def features(length: int = WHISPER_FRAMES) -> Any:
     return torch.randn(1, 4, length, generator=torch.Generator().manual_seed(0))
 
 
-async def test_speech_to_text():
+async def test_speech_to_text() -> None:
     """Whisper's own `generate()`, around the common one."""
     say = says("hello", EOS)
     context = stream_text(whisper(), tokenizer(), {"input_features": features()}, **say)
@@ -2034,7 +2043,7 @@ async def test_speech_to_text():
     assert stream.prompt_token_ids == []
 
 
-async def test_speech_to_text_stops_within_a_step():
+async def test_speech_to_text_stops_within_a_step() -> None:
     with steps_of(whisper(), {3: lambda: stream.stop()}) as steps:
         kwargs: dict[str, Any] = {"logits_processor": [Say("hello there")], "max_new_tokens": 50}
         prompt = {"input_features": features()}
@@ -2043,7 +2052,7 @@ async def test_speech_to_text_stops_within_a_step():
     assert steps.count == 3
 
 
-async def test_a_batch_of_speech_is_refused():
+async def test_a_batch_of_speech_is_refused() -> None:
     with steps_of(whisper()) as steps:
         with pytest.raises(ValueError, match=r"'input_features'.* has 2 rows"):
             prompt = {"input_features": torch.cat([features(), features()])}
@@ -2060,7 +2069,7 @@ async def test_a_batch_of_speech_is_refused():
     ],
     ids=["static cache", "no cache", "prefill in chunks"],
 )
-async def test_other_ways_to_run_the_model(make):
+async def test_other_ways_to_run_the_model(make: Callable[[], dict[str, Any]]) -> None:
     expected = generated(llama(), PROMPT, max_new_tokens=8)
     _, stream = await collect(stream_llama(max_new_tokens=8, stop="never said", **make()))
     assert stream.token_ids == expected
@@ -2094,7 +2103,7 @@ def deferred_stops(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("deferred_stops")
 @pytest.mark.parametrize("stop", [(), "zz"], ids=["plain", "stop"])
 @pytest.mark.parametrize("end", ["eos", "length", "criteria", "stop string"])
-async def test_a_device_that_stops_a_step_late(end, stop):
+async def test_a_device_that_stops_a_step_late(end: str, stop: str | tuple[()]) -> None:
     """What is delivered is what `generate()` returns, with or without a look at each step."""
     _, kwargs = OWN_ENDS[end]
     arguments = {"stop": stop} | kwargs()
@@ -2106,7 +2115,7 @@ async def test_a_device_that_stops_a_step_late(end, stop):
 
 @pytest.mark.usefixtures("deferred_stops")
 @pytest.mark.parametrize("stop", [(), "zz"], ids=["plain", "stop"])
-async def test_a_stop_on_a_device_that_stops_a_step_late(stop):
+async def test_a_stop_on_a_device_that_stops_a_step_late(stop: str | tuple[()]) -> None:
     with steps_of(llama(), {3: lambda: stream.stop()}) as steps:
         async with stream_llama(**ENDLESS, stop=stop) as stream:
             await stream.read()
@@ -2169,7 +2178,7 @@ anyio.run(main)
 """
 
 
-def test_without_transformers():
+def test_without_transformers() -> None:
     """What needs no torch works; what does says what to install."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", WITHOUT], capture_output=True, text=True, check=False

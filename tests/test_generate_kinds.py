@@ -77,7 +77,7 @@ CONTEXTS: dict[str, tuple[Callable[[], Any], Any]] = {
 
 
 @pytest.mark.parametrize("kind", CONTEXTS)
-async def test_a_context_holds_in_the_worker_thread_and_nowhere_else(kind):
+async def test_a_context_holds_in_the_worker_thread_and_nowhere_else(kind: str) -> None:
     """While the model is in a forward pass, the loop and a third thread are as they were."""
     context, inside = CONTEXTS[kind]
     outside = (False, "cpu")
@@ -99,7 +99,7 @@ async def test_a_context_holds_in_the_worker_thread_and_nowhere_else(kind):
     assert seen["worker"] == outside
 
 
-async def test_autocast_changes_what_the_forward_pass_computes_in():
+async def test_autocast_changes_what_the_forward_pass_computes_in() -> None:
     dtypes: list[Any] = []
 
     def look(module: Any, args: Any, output: Any) -> None:
@@ -126,7 +126,7 @@ async def test_autocast_changes_what_the_forward_pass_computes_in():
     assert llama().lm_head.weight.dtype is torch.float32
 
 
-async def test_nothing_of_ours_is_made_on_the_default_device():
+async def test_nothing_of_ours_is_made_on_the_default_device() -> None:
     """One without memory shows it: what is read back from there is an error."""
     kwargs: dict[str, Any] = {"max_new_tokens": 8, "logprobs": True, "stop": "never said"}
     criteria = [lambda input_ids, scores, **kwargs: False]
@@ -180,7 +180,7 @@ class Adapters:
         return stream_text(self.model, tokenizer(), PROMPT, **kwargs)
 
 
-async def test_each_of_the_streams_of_a_model_has_its_own_adapter():
+async def test_each_of_the_streams_of_a_model_has_its_own_adapter() -> None:
     """They are called while another one generates, and take turns."""
     adapters = Adapters(new_llama(seed=5), "abc")
     names = "abcab"
@@ -216,7 +216,7 @@ async def test_each_of_the_streams_of_a_model_has_its_own_adapter():
 
 
 @pytest.mark.parametrize("how", ["end", "leave", "stop", "cancel", "error"])
-async def test_an_adapter_is_taken_off_however_a_stream_ends(how):
+async def test_an_adapter_is_taken_off_however_a_stream_ends(how: str) -> None:
     adapters = Adapters(new_llama(seed=5), "a")
     plain = generated(adapters.model, PROMPT, max_new_tokens=20)
 
@@ -417,7 +417,7 @@ def heard(kind: str) -> tuple[int, Any]:
 
 
 @pytest.mark.parametrize("kind", HEARD)
-async def test_the_text_of_a_long_recording_is_what_generate_returns(kind):
+async def test_the_text_of_a_long_recording_is_what_generate_returns(kind: str) -> None:
     """That is what it has not taken back; text and tokens."""
     windows, text = HEARD[kind]
     frames, expected = heard(kind)
@@ -462,7 +462,7 @@ PROMPTS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
-async def test_the_windows_of_a_recording_have_prompts_of_their_own(kind):
+async def test_the_windows_of_a_recording_have_prompts_of_their_own(kind: str) -> None:
     kwargs = {"max_new_tokens": 8, "return_timestamps": True, **PROMPTS[kind]()}
     counted = Windows()
     expected = hear(4 * WINDOW, streamer=counted, **kwargs)
@@ -481,7 +481,7 @@ def heard_at_random(seed: int, **kwargs: Any) -> tuple[Any, Any]:
         return model, hear(5 * WINDOW, model, return_timestamps=True, **kwargs)
 
 
-async def test_what_is_heard_at_random_is_what_generate_returns():
+async def test_what_is_heard_at_random_is_what_generate_returns() -> None:
     """Models that say anything that the rules for timestamps allow, window after window."""
     taken_back = 0  # or the models have not said what this is about
     kwargs: dict[str, Any] = {"temperature": 1.5, "max_new_tokens": 12}
@@ -498,13 +498,13 @@ async def test_what_is_heard_at_random_is_what_generate_returns():
     assert taken_back > 0
 
 
-async def test_a_recording_of_many_windows():
+async def test_a_recording_of_many_windows() -> None:
     words = [f"{number} " for number in range(40)]
     stream = await collect(stream_whisper(40 * WINDOW, *[[word] for word in words]))
     assert stream.text == "".join(words) == transcript(stream.output)
 
 
-async def test_a_phrase_is_shown_as_soon_as_it_cannot_be_taken_back():
+async def test_a_phrase_is_shown_as_soon_as_it_cannot_be_taken_back() -> None:
     """The first is certain from the start; the next ones when another pair of timestamps has come.
 
     The model waits for the consumer: nothing that is certain is held back.
@@ -528,7 +528,7 @@ async def test_a_phrase_is_shown_as_soon_as_it_cannot_be_taken_back():
             assert await stream.read() == "."
 
 
-async def test_log_probabilities_go_with_the_tokens_that_are_kept():
+async def test_log_probabilities_go_with_the_tokens_that_are_kept() -> None:
     """Each token has that of the step that it was made in, held back or not."""
     windows, text = HEARD["cut off in the second phrase"]
     seen: list[Any] = []
@@ -553,7 +553,7 @@ async def test_log_probabilities_go_with_the_tokens_that_are_kept():
 
 
 @pytest.mark.parametrize("how", ["stop", "cancel", "leave"])
-async def test_a_stop_ends_a_recording_and_not_only_its_window(how):
+async def test_a_stop_ends_a_recording_and_not_only_its_window(how: str) -> None:
     windows: list[Window] = [[at(0), "one", at(LAST)]] * 40
     actions: dict[str, Callable[[], object]] = {
         "stop": lambda: stream.stop(),
@@ -582,7 +582,7 @@ async def test_a_stop_ends_a_recording_and_not_only_its_window(how):
         assert stream.finish_reason is FinishReason.CANCELLED
 
 
-async def test_a_stop_in_a_windows_last_step_is_no_end_of_the_text():
+async def test_a_stop_in_a_windows_last_step_is_no_end_of_the_text() -> None:
     windows: list[Window] = [["one"]] * 3
     with steps_of(whisper(), {4: lambda: stream.stop()}) as steps:
         async with stream_whisper(3 * WINDOW, *windows) as stream:
@@ -591,7 +591,7 @@ async def test_a_stop_in_a_windows_last_step_is_no_end_of_the_text():
     assert (stream.text, stream.finish_reason) == ("one", FinishReason.STOPPED)
 
 
-async def test_a_stop_between_two_windows_is_no_end_of_the_text():
+async def test_a_stop_between_two_windows_is_no_end_of_the_text() -> None:
     """In the encoder, before the second one's prompt."""
     passes = 0
 
@@ -613,7 +613,7 @@ async def test_a_stop_between_two_windows_is_no_end_of_the_text():
     assert (stream.text, stream.finish_reason) == ("one", FinishReason.STOPPED)
 
 
-async def test_a_stop_in_the_last_window_leaves_generate_its_result():
+async def test_a_stop_in_the_last_window_leaves_generate_its_result() -> None:
     windows: list[Window] = [["one"], [" two"]]
     with steps_of(whisper(), {6: lambda: stream.stop()}):
         async with stream_whisper(60, *windows) as stream:
@@ -622,7 +622,7 @@ async def test_a_stop_in_the_last_window_leaves_generate_its_result():
     assert stream.finish_reason is FinishReason.STOPPED
 
 
-async def test_a_stop_keeps_what_could_have_been_taken_back():
+async def test_a_stop_keeps_what_could_have_been_taken_back() -> None:
     windows: list[Window] = [[at(0), "one", at(5), at(5), "two", at(LAST)], ["x"]]
     with steps_of(whisper(), {8: lambda: stream.stop()}) as steps:
         async with stream_whisper(60, *windows) as stream:
@@ -642,7 +642,7 @@ async def test_a_stop_keeps_what_could_have_been_taken_back():
         "with a window of one token",
     ],
 )
-async def test_a_stop_string_ends_a_recording(stop, text, steps_made):
+async def test_a_stop_string_ends_a_recording(stop: str, text: str, steps_made: int) -> None:
     """In the very step that completes it, and with no further window."""
     windows: list[Window] = [["one"], ["one"], ["e"], ["one"]]
     with steps_of(whisper()) as steps:
@@ -652,7 +652,7 @@ async def test_a_stop_string_ends_a_recording(stop, text, steps_made):
     assert steps.count == steps_made
 
 
-async def test_a_recording_that_ends_at_the_limit_of_its_last_window():
+async def test_a_recording_that_ends_at_the_limit_of_its_last_window() -> None:
     """`max_new_tokens` is for each of them."""
     windows: list[Window] = [["one"], ["one, two"]]
     stream = await collect(stream_whisper(60, *windows, max_new_tokens=5))
@@ -660,7 +660,7 @@ async def test_a_recording_that_ends_at_the_limit_of_its_last_window():
     assert stream.finish_reason is FinishReason.LENGTH
 
 
-async def test_an_error_in_a_window_comes_after_the_text_of_those_before():
+async def test_an_error_in_a_window_comes_after_the_text_of_those_before() -> None:
     windows: list[Window] = [["one"], [at(0), "a", at(5), at(5), "b"], ["x"]]
 
     def fail() -> None:
@@ -674,7 +674,7 @@ async def test_an_error_in_a_window_comes_after_the_text_of_those_before():
     assert stream.finish_reason is FinishReason.ERROR
 
 
-async def test_a_criterion_beside_a_result_that_is_a_mapping():
+async def test_a_criterion_beside_a_result_that_is_a_mapping() -> None:
     windows, text = HEARD["phrases"]
     criteria = [MaxTimeCriteria(max_time=900.0)]
     stream = await collect(
@@ -696,7 +696,7 @@ TAKES_BACK: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("kind", TAKES_BACK)
 @pytest.mark.parametrize("where", ["argument", "config"])
-async def test_what_takes_back_whole_windows_is_refused(kind, where):
+async def test_what_takes_back_whole_windows_is_refused(kind: str, where: str) -> None:
     kwargs, message = TAKES_BACK[kind]
     if where == "config":
         config = GenerationConfig(**{k: v for k, v in kwargs.items() if k != "temperature"})
@@ -708,7 +708,7 @@ async def test_what_takes_back_whole_windows_is_refused(kind, where):
     assert (steps.count, passes) == (0, [0])
 
 
-async def test_temperatures_that_are_never_fallen_back_to():
+async def test_temperatures_that_are_never_fallen_back_to() -> None:
     windows, text = HEARD["closed"]
     stream = await collect(stream_whisper(60, *windows, temperature=(0.0, 0.5)))
     assert stream.text == text
@@ -720,7 +720,9 @@ async def test_temperatures_that_are_never_fallen_back_to():
     ids=["long", "long by its length", "timestamps"],
 )
 @pytest.mark.parametrize("rows", [1, 2], ids=["answers", "recordings"])
-async def test_a_batch_of_long_recordings_is_refused(frames, kwargs, rows):
+async def test_a_batch_of_long_recordings_is_refused(
+    frames: int, kwargs: dict[str, Any], rows: int
+) -> None:
     """Where some are heard to their end, nobody says which."""
     prompt = recording(frames, rows) | {"attention_mask": torch.ones(rows, frames)}
     kwargs = kwargs | {"num_return_sequences": 3 - rows}
@@ -733,7 +735,7 @@ async def test_a_batch_of_long_recordings_is_refused(frames, kwargs, rows):
     assert (steps.count, passes) == (0, [0])
 
 
-async def test_a_batch_of_one_long_recording():
+async def test_a_batch_of_one_long_recording() -> None:
     windows, text = HEARD["cut off in a phrase"]
     async with stream_batch(
         whisper(),
@@ -746,7 +748,7 @@ async def test_a_batch_of_one_long_recording():
         assert await stream.read() == [text]
 
 
-async def test_stopping_the_only_row_ends_its_recording():
+async def test_stopping_the_only_row_ends_its_recording() -> None:
     windows: list[Window] = [["one"]] * 4
     with steps_of(whisper(), {2: lambda: stream.stop(0)}) as steps:
         async with stream_batch(
@@ -767,7 +769,7 @@ async def test_stopping_the_only_row_ends_its_recording():
     [{}, {"return_timestamps": True, "force_unique_generate_call": True}],
     ids=["one window", "one call"],
 )
-async def test_a_batch_of_short_recordings(kwargs):
+async def test_a_batch_of_short_recordings(kwargs: dict[str, Any]) -> None:
     prompt = recording(WINDOW, rows=3)
     kwargs = {"max_new_tokens": 12, **kwargs}
     expected = [
@@ -857,7 +859,7 @@ def stream_healed(prompt: str, **kwargs: Any) -> Any:
     ],
     ids=["token", "part of a token", "spaces", "no such token", "nothing to heal"],
 )
-async def test_the_text_continues_the_healed_prompt(prompt, healed):
+async def test_the_text_continues_the_healed_prompt(prompt: str, healed: str) -> None:
     """The new ids are those after it, and with it they are what `generate()` returns."""
     inputs = words()(prompt, return_tensors="pt")
     kwargs: dict[str, Any] = {"max_new_tokens": 6, "token_healing": True}
@@ -874,19 +876,19 @@ async def test_the_text_continues_the_healed_prompt(prompt, healed):
     assert stream.finish_reason is FinishReason.LENGTH
 
 
-async def test_the_healed_prompt_is_known_with_the_first_piece():
+async def test_the_healed_prompt_is_known_with_the_first_piece() -> None:
     async with stream_healed("see http", max_new_tokens=200) as stream:
         piece = await stream.receive()
         assert words().decode(stream.prompt_token_ids) == "see https"
         assert piece
 
 
-async def test_a_prompt_that_is_not_to_be_healed_stays():
+async def test_a_prompt_that_is_not_to_be_healed_stays() -> None:
     stream = await collect(stream_healed("see http  ", token_healing=False))
     assert stream.prompt_token_ids == words().encode("see http  ")
 
 
-async def test_a_stop_string_and_a_stop_after_a_healed_prompt():
+async def test_a_stop_string_and_a_stop_after_a_healed_prompt() -> None:
     kwargs: dict[str, Any] = {"stop": "://", **ENDLESS}
     say = Say("://x")
     stream = await collect(stream_healed("see http", **kwargs, logits_processor=[say]))
@@ -901,7 +903,7 @@ async def test_a_stop_string_and_a_stop_after_a_healed_prompt():
     assert stream.finish_reason is FinishReason.STOPPED
 
 
-async def test_healing_different_prompts_at_once_is_refused():
+async def test_healing_different_prompts_at_once_is_refused() -> None:
     """`generate()` pads them anew, on the tokenizer's side, and looks at the padding."""
     prompts = ["see http", "a longer one, http "]
     with steps_of(healing()) as steps:
@@ -911,7 +913,7 @@ async def test_healing_different_prompts_at_once_is_refused():
     assert steps.count == 0
 
 
-async def test_healing_one_prompt_for_several_answers():
+async def test_healing_one_prompt_for_several_answers() -> None:
     kwargs: dict[str, Any] = {"token_healing": True, "max_new_tokens": 6}
     async with stream_batch(
         healing(), words(), ["see http "], num_return_sequences=2, do_sample=True, **kwargs
@@ -977,10 +979,11 @@ def stream_drafted(**kwargs: Any) -> Any:
 def talk(**kwargs: Any) -> list[int]:
     """The new tokens that `generate()` makes without us."""
     inputs = letters()(TALK, return_tensors="pt")
-    return speaker().generate(**inputs, **kwargs)[0, len(TALK) :].tolist()
+    ids: list[int] = speaker().generate(**inputs, **kwargs)[0, len(TALK) :].tolist()
+    return ids
 
 
-async def test_drafts_in_another_vocabulary_change_nothing_but_the_number_of_steps():
+async def test_drafts_in_another_vocabulary_change_nothing_but_the_number_of_steps() -> None:
     expected = talk(max_new_tokens=30)
     with steps_of(speaker()) as steps:
         stream = await collect(stream_drafted(max_new_tokens=30))
@@ -991,7 +994,7 @@ async def test_drafts_in_another_vocabulary_change_nothing_but_the_number_of_ste
     assert stream.finish_reason is FinishReason.LENGTH
 
 
-async def test_drafts_in_another_vocabulary_when_sampling():
+async def test_drafts_in_another_vocabulary_when_sampling() -> None:
     """In another way: the drafter's probabilities are translated, in an order that is random."""
     with steps_of(speaker()) as steps:
         stream = await collect(stream_drafted(do_sample=True, max_new_tokens=40))
@@ -1000,7 +1003,7 @@ async def test_drafts_in_another_vocabulary_when_sampling():
     assert steps.count < len(stream.token_ids)
 
 
-async def test_a_stop_string_and_a_stop_among_drafts_in_another_vocabulary():
+async def test_a_stop_string_and_a_stop_among_drafts_in_another_vocabulary() -> None:
     said = letters().decode(talk(max_new_tokens=30))
     stop = said[8:11]
     stream = await collect(stream_drafted(stop=stop, **ENDLESS))
@@ -1016,7 +1019,7 @@ async def test_a_stop_string_and_a_stop_among_drafts_in_another_vocabulary():
     assert said.startswith(stream.text)
 
 
-async def test_what_generate_refuses_of_another_tokenizer_arrives():
+async def test_what_generate_refuses_of_another_tokenizer_arrives() -> None:
     """It sees from the vocabularies whether there is another."""
     model, _ = new_drafter()
     with steps_of(speaker()) as steps:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -33,22 +35,29 @@ def loaded() -> set[str]:
     return set(json.loads(output))
 
 
-def test_import_loads_nothing_heavy(loaded):
+def test_import_loads_nothing_heavy(loaded: set[str]) -> None:
     """Neither a model library nor an event loop: a program may import it and never use it."""
     heavy = {"asyncio", "numpy", "rich", "tokenizers", "torch", "transformers", "trio", "typer"}
     heavy |= {"prometheus_client", "pydantic", "starlette"}
     assert heavy.isdisjoint(name.partition(".")[0] for name in loaded)
 
 
-def test_import_is_quick(loaded):
+def test_import_is_quick(loaded: set[str]) -> None:
     """Well under 0.1 s. Counted in modules, since a busy machine does not change them."""
     own = {name for name in loaded if name.partition(".")[0] == "anystreamer"}
     assert len(own) <= 28
     assert len(loaded - own) <= 40
 
 
+def test_what_is_tested_is_installed(pytestconfig: pytest.Config) -> None:
+    """nox builds a wheel. That it is not shadowed by the files beside the tests, is seen here."""
+    if not os.environ.get("ANYSTREAMER_REQUIRE_INSTALLED"):
+        pytest.skip("ANYSTREAMER_REQUIRE_INSTALLED is not set")
+    assert not Path(anystreamer.__file__).is_relative_to(pytestconfig.rootpath / "src")
+
+
 @pytest.mark.parametrize("name", anystreamer.__all__)
-def test_public_names(name):
+def test_public_names(name: str) -> None:
     """Each is there, or says which extra it needs."""
     assert name in dir(anystreamer)
     message = None
@@ -62,18 +71,33 @@ def test_public_names(name):
         assert "anystreamer[transformers]" in message
 
 
-def test_unknown_name():
+@pytest.mark.parametrize(
+    "module", ["", ".demo", ".pytest_plugin", ".remote", ".server", ".sync", ".testing"]
+)
+def test_import_without_torch_and_without_warnings(module: str) -> None:
+    """What needs neither a model nor tensors can be imported where there are none."""
+    program = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None;"
+        f"import anystreamer{module}"
+    )
+    imported = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True
+    )
+    assert (imported.returncode, imported.stderr) == (0, "")
+
+
+def test_unknown_name() -> None:
     """A lazy package still says that a name is missing, so that `hasattr` and typos work."""
     with pytest.raises(AttributeError, match="no_such_name"):
         anystreamer.no_such_name  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_typed():
+def test_typed() -> None:
     """Type checkers read the annotations of a package that carries this file."""
     assert files(anystreamer).joinpath("py.typed").is_file()
 
 
-def test_imports_point_one_way(pytestconfig):
+def test_imports_point_one_way(pytestconfig: pytest.Config) -> None:
     """The contracts in pyproject.toml hold: layers, no event loop, no torch in the pure modules."""
     linted = subprocess.run(
         [

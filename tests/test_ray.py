@@ -243,7 +243,9 @@ async def idle(client: httpx.AsyncClient, replica: str) -> dict[str, float]:
 # -- as it should be
 
 
-async def test_requests_land_on_both_nodes(cluster, replicas, reference):
+async def test_requests_land_on_both_nodes(
+    cluster: Cluster, replicas: dict[str, dict[str, Any]], reference: dict[str, str]
+) -> None:
     assert len({each["node_id"] for each in replicas.values()}) == 2
     async with cluster.client() as client, one_of_each(client) as streams:
         assert streams.keys() == replicas.keys()
@@ -258,8 +260,8 @@ async def test_requests_land_on_both_nodes(cluster, replicas, reference):
     [2000, pytest.param(50_000, marks=[pytest.mark.nightly, pytest.mark.timeout(3600)])],
 )
 async def test_thousands_of_requests_and_every_answer_is_right(
-    cluster, replicas, reference, requests
-):
+    cluster: Cluster, replicas: dict[str, dict[str, Any]], reference: dict[str, str], requests: int
+) -> None:
     answered = dict.fromkeys(replicas, 0)
     numbers = iter(range(requests))
 
@@ -299,11 +301,15 @@ async def left_after(cluster: Cluster, replicas: dict[str, Any], seconds: float 
         return sum([(await idle(client, each))[name] for each in replicas]) - sum(before)
 
 
-async def test_a_client_that_leaves_stops_the_model(cluster, replicas):
+async def test_a_client_that_leaves_stops_the_model(
+    cluster: Cluster, replicas: dict[str, dict[str, Any]]
+) -> None:
     assert 0 < await left_after(cluster, replicas, None) < LONG
 
 
-async def test_a_client_that_does_not_wait_for_its_answer_stops_the_model(cluster, replicas):
+async def test_a_client_that_does_not_wait_for_its_answer_stops_the_model(
+    cluster: Cluster, replicas: dict[str, dict[str, Any]]
+) -> None:
     seconds, made = 0.1, 0.0
     while not made:  # what it asked for had not come to the model
         made = await left_after(cluster, replicas, seconds)
@@ -311,7 +317,9 @@ async def test_a_client_that_does_not_wait_for_its_answer_stops_the_model(cluste
     assert made < LONG
 
 
-async def test_what_is_too_much_gets_503_at_once(cluster, replicas):
+async def test_what_is_too_much_gets_503_at_once(
+    cluster: Cluster, replicas: dict[str, dict[str, Any]]
+) -> None:
     refused: list[httpx.Response] = []
     both_are_full = anyio.Event()
 
@@ -339,7 +347,9 @@ async def test_what_is_too_much_gets_503_at_once(cluster, replicas):
 # -- what breaks
 
 
-async def test_a_killed_replica_takes_its_own_streams_with_it(cluster, replicas, reference):
+async def test_a_killed_replica_takes_its_own_streams_with_it(
+    cluster: Cluster, replicas: dict[str, dict[str, Any]], reference: dict[str, str]
+) -> None:
     async with cluster.client() as client, one_of_each(client) as streams:
         killed, other = streams
         os.kill(replicas[killed]["pid"], signal.SIGKILL)
@@ -347,7 +357,9 @@ async def test_a_killed_replica_takes_its_own_streams_with_it(cluster, replicas,
     cluster.do("replicas", number=2)
 
 
-async def test_a_killed_node_takes_its_own_streams_with_it(cluster, replicas, reference):
+async def test_a_killed_node_takes_its_own_streams_with_it(
+    cluster: Cluster, replicas: dict[str, dict[str, Any]], reference: dict[str, str]
+) -> None:
     second = cluster.do("second_node")
     (killed,) = [name for name, each in replicas.items() if each["node_id"] == second]
     (other,) = replicas.keys() - {killed}
@@ -358,7 +370,9 @@ async def test_a_killed_node_takes_its_own_streams_with_it(cluster, replicas, re
     cluster.do("replicas", number=2)
 
 
-async def check_what_is_left(client, lost: Stream, kept: Stream, reference) -> None:
+async def check_what_is_left(
+    client: httpx.AsyncClient, lost: Stream, kept: Stream, reference: dict[str, str]
+) -> None:
     # The connection is closed before its end has come: which HTTP clients raise.
     with anyio.fail_after(PATIENCE):
         with pytest.raises(httpx.RemoteProtocolError, match="without sending complete"):
@@ -375,7 +389,9 @@ async def check_what_is_left(client, lost: Stream, kept: Stream, reference) -> N
     assert kept.text == reference[kept.prompt]
 
 
-async def test_a_replica_that_leaves_lets_its_streams_end(cluster, replicas, reference):
+async def test_a_replica_that_leaves_lets_its_streams_end(
+    cluster: Cluster, replicas: dict[str, dict[str, Any]], reference: dict[str, str]
+) -> None:
     async with cluster.client() as client, one_of_each(client) as streams:
         async with anyio.create_task_group() as tasks:
             for stream in streams.values():
@@ -392,7 +408,7 @@ async def test_a_replica_that_leaves_lets_its_streams_end(cluster, replicas, ref
 # -- as it is started
 
 
-def test_settings_say_what_they_do_not_know(monkeypatch):
+def test_settings_say_what_they_do_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the key, which other users could see among the arguments, comes from the environment."""
     monkeypatch.setenv("ANYSTREAMER_API_KEY", "secret")
     settings = Settings.model_validate({"batching": "continuous", "max_running": "8"})
@@ -404,7 +420,7 @@ def test_settings_say_what_they_do_not_know(monkeypatch):
             Settings.model_validate(wrong)
 
 
-def test_the_config_file_in_the_docs_is_one():
+def test_the_config_file_in_the_docs_is_one() -> None:
     page = Path(__file__).parent.parent / "docs" / "scale.md"
     config = re.search(r"^```yaml\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
     assert config is not None
@@ -412,7 +428,7 @@ def test_the_config_file_in_the_docs_is_one():
     assert Settings.model_validate(found.applications[0].args).running() == 32
 
 
-async def test_a_replica_is_as_healthy_as_its_engine():
+async def test_a_replica_is_as_healthy_as_its_engine() -> None:
     """Serve replaces one that is not."""
     model = ScriptedModel(["never asked"])
     replica: Any
@@ -423,7 +439,7 @@ async def test_a_replica_is_as_healthy_as_its_engine():
         _Replica.check_health(replica)
 
 
-def test_serve_run(cluster):
+def test_serve_run(cluster: Cluster) -> None:
     """The command that the docs show, with arguments, beside the other application."""
     subprocess.run(
         [

@@ -25,9 +25,10 @@ TEXT = "/v1/completions"
 
 
 @contextlib.contextmanager
-def program(*arguments: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+def program(*arguments: str, before: str = "", **env: str) -> Iterator[subprocess.Popen[str]]:
+    code = f"{before}; from anystreamer.cli import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-m", "anystreamer", "serve", *arguments],
+        [sys.executable, *(("-c", code) if before else ("-m", "anystreamer")), "serve", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -42,10 +43,27 @@ def program(*arguments: str, **env: str) -> Iterator[subprocess.Popen[str]]:
         raise
 
 
-@pytest.mark.parametrize("backend", ["uvicorn", "hypercorn-asyncio", "hypercorn-trio"])
-def test_it_serves_and_ends_what_is_open_when_it_is_interrupted(backend: str) -> None:
+# What asyncio's loops do on Windows.
+NO_HANDLERS = (
+    "import asyncio; loops = asyncio.SelectorEventLoop, asyncio.AbstractEventLoop;"
+    "loops[0].add_signal_handler = loops[1].add_signal_handler"
+)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be sent Ctrl-C alone")
+@pytest.mark.parametrize(
+    ("backend", "before"),
+    [
+        ("uvicorn", ""),
+        ("uvicorn", NO_HANDLERS),
+        ("hypercorn-asyncio", ""),
+        ("hypercorn-trio", ""),
+    ],
+    ids=["uvicorn", "uvicorn as on Windows", "hypercorn-asyncio", "hypercorn-trio"],
+)
+def test_it_serves_and_ends_what_is_open_when_it_is_interrupted(backend: str, before: str) -> None:
     arguments = ("--port", "0", "--backend", backend, "--grace", "0.1", "--api-key", "key")
-    with program(*arguments) as process:
+    with program(*arguments, before=before) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line.startswith("Serving anystreamer-demo on http://127.0.0.1:")

@@ -24,6 +24,7 @@ from anystreamer import Engine, TextStream, open_engine
 from anystreamer.demo import load_demo
 from anystreamer.server import create_app
 
+from .conftest import installed
 from .levels import Level
 from .scripted import until
 from .serving import SERVERS, client_of, data_of, serving
@@ -46,7 +47,11 @@ demo = cache(load_demo)
 # As they are in use: in debug mode asyncio takes the stack at each step, which is most of the load.
 LOOPS = [
     pytest.param(("asyncio", {}), id="asyncio"),
-    pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    pytest.param(
+        ("asyncio", {"use_uvloop": True}),
+        id="uvloop",
+        marks=pytest.mark.skipif(not installed("uvloop"), reason="there is none for Windows"),
+    ),
     pytest.param(("trio", {}), id="trio"),
 ]
 

@@ -25,7 +25,7 @@ from anystreamer import FinishReason, TextChunk, TextStream, Timing, Usage, stre
 # -- TextChunk --------------------------------------------------------------------------------
 
 
-def test_a_chunk_is_a_str():
+def test_a_chunk_is_a_str() -> None:
     chunk = TextChunk("añ👍", [1, 2, 3], elapsed=0.5)
     assert isinstance(chunk, str)
     assert chunk == "añ👍"
@@ -36,7 +36,7 @@ def test_a_chunk_is_a_str():
     assert "añ👍" in {chunk}
 
 
-def test_a_chunk_says_where_it_comes_from():
+def test_a_chunk_says_where_it_comes_from() -> None:
     chunk = TextChunk(
         "ab",
         iter([1, 2]),
@@ -52,18 +52,18 @@ def test_a_chunk_says_where_it_comes_from():
     assert (chunk.index, chunk.elapsed) == (3, 0.5)
 
 
-def test_a_chunk_needs_nothing_but_its_text():
+def test_a_chunk_needs_nothing_but_its_text() -> None:
     """For code that is tested with chunks of its own."""
     chunk = TextChunk("ab")
     assert (chunk.token_ids, chunk.logprobs, chunk.index, chunk.elapsed) == ((), None, 0, 0.0)
 
 
-def test_a_chunk_has_no_room_for_anything_else():
+def test_a_chunk_has_no_room_for_anything_else() -> None:
     with pytest.raises(AttributeError):
         TextChunk("ab").tokens = 1  # type: ignore[attr-defined]
 
 
-def test_what_is_made_of_a_chunk_is_plain_text():
+def test_what_is_made_of_a_chunk_is_plain_text() -> None:
     """A part of the text is not made of all of its tokens."""
     assert type(TextChunk("ab", [1]).upper()) is str
     assert type(TextChunk("ab", [1])[:1]) is str
@@ -74,7 +74,7 @@ def test_what_is_made_of_a_chunk_is_plain_text():
     [copy.copy, copy.deepcopy, lambda chunk: pickle.loads(pickle.dumps(chunk))],
     ids=["copy", "deepcopy", "pickle"],
 )
-def test_a_chunk_can_be_copied_and_sent(duplicate):
+def test_a_chunk_can_be_copied_and_sent(duplicate: Callable[[TextChunk], TextChunk]) -> None:
     chunk = TextChunk("ab", [1, 2], logprobs=[-1.0, -2.0], index=1, elapsed=0.25)
     twin = duplicate(chunk)
     assert type(twin) is TextChunk
@@ -83,7 +83,7 @@ def test_a_chunk_can_be_copied_and_sent(duplicate):
     assert (twin.index, twin.elapsed) == (chunk.index, chunk.elapsed)
 
 
-def test_joined_chunks_have_all_ids_and_the_last_times():
+def test_joined_chunks_have_all_ids_and_the_last_times() -> None:
     first = TextChunk("a", [1], logprobs=[-1.0], index=2, elapsed=0.1)
     second = TextChunk("bc", [2, 3], logprobs=[-2.0, -3.0], index=2, elapsed=0.2)
     joined = TextChunk.joined([first, second])
@@ -98,13 +98,13 @@ def test_joined_chunks_have_all_ids_and_the_last_times():
 
 
 @pytest.mark.parametrize("reason", FinishReason)
-def test_a_finish_reason_is_its_name(reason):
+def test_a_finish_reason_is_its_name(reason: FinishReason) -> None:
     assert reason == reason.name.lower() == str(reason)
     assert json.dumps(reason) == f'"{reason}"'
     assert FinishReason(str(reason)) is reason
 
 
-def test_finish_reasons_in_the_words_of_openai():
+def test_finish_reasons_in_the_words_of_openai() -> None:
     """Those of an unfinished text have none."""
     words = {reason: reason.openai for reason in FinishReason}
     stop = {"eos", "stop_string", "criteria"}
@@ -114,7 +114,7 @@ def test_finish_reasons_in_the_words_of_openai():
     assert {words[reason] for reason in words.keys() - stop - length} == {None}
 
 
-def test_usage_and_timing_are_values():
+def test_usage_and_timing_are_values() -> None:
     usage = Usage(prompt_tokens=3, completion_tokens=2, computed_tokens=4)
     assert usage == Usage(3, 2, 4)
     assert pickle.loads(pickle.dumps(usage)) == usage
@@ -177,7 +177,7 @@ async def ended(stream: TextStream) -> None:
             await checkpoint()
 
 
-async def test_a_text_stream_is_an_object_receive_stream():
+async def test_a_text_stream_is_an_object_receive_stream() -> None:
     async with play("abc") as stream:
         assert isinstance(stream, ObjectReceiveStream)
         assert isinstance(stream, TextStream)
@@ -189,7 +189,7 @@ async def test_a_text_stream_is_an_object_receive_stream():
             await anext(stream)
 
 
-async def test_text_and_ids_are_what_was_delivered_so_far():
+async def test_text_and_ids_are_what_was_delivered_so_far() -> None:
     async with play("ab", 0, "c", 0) as stream:
         await ended(stream)
         assert (stream.text, stream.token_ids) == ("", [])
@@ -204,7 +204,7 @@ async def test_text_and_ids_are_what_was_delivered_so_far():
         assert stream.finish_reason is FinishReason.LENGTH
 
 
-async def test_what_a_stream_gives_out_cannot_change_it():
+async def test_what_a_stream_gives_out_cannot_change_it() -> None:
     async with play("ab") as stream:
         await stream.read()
         stream.token_ids.clear()
@@ -213,7 +213,7 @@ async def test_what_a_stream_gives_out_cannot_change_it():
         assert stream.prompt_token_ids == [ord("g"), ord("o")]
 
 
-async def test_what_is_known_of_the_end_is_read_only():
+async def test_what_is_known_of_the_end_is_read_only() -> None:
     async with play("ab") as stream:
         await stream.read()
         for name in ("text", "token_ids", "finish_reason", "stop_string", "usage", "output"):
@@ -221,7 +221,7 @@ async def test_what_is_known_of_the_end_is_read_only():
                 setattr(stream, name, None)
 
 
-async def test_usage_timing_and_output():
+async def test_usage_timing_and_output() -> None:
     async with play("abc") as stream:
         assert [stream.usage, stream.timing, stream.output] == [None] * 3
         await stream.read()
@@ -230,7 +230,7 @@ async def test_usage_timing_and_output():
         assert stream.output == [97, 98, 99]
 
 
-async def test_a_text_without_tokens():
+async def test_a_text_without_tokens() -> None:
     async with play() as stream:
         assert await stream.read() == ""
     assert stream.usage == Usage(prompt_tokens=2, completion_tokens=0, computed_tokens=0)
@@ -238,7 +238,7 @@ async def test_a_text_without_tokens():
     assert stream.finish_reason is not None
 
 
-async def test_a_stop_string_is_told_when_the_end_is_seen():
+async def test_a_stop_string_is_told_when_the_end_is_seen() -> None:
     async with play("one, two", stop=[", ", "two"]) as stream:
         await ended(stream)
         assert await stream.receive() == "one"
@@ -248,7 +248,7 @@ async def test_a_stop_string_is_told_when_the_end_is_seen():
     assert stream.token_ids == [ord(letter) for letter in "one, "]
 
 
-async def test_the_last_word_stays_when_the_block_is_left():
+async def test_the_last_word_stays_when_the_block_is_left() -> None:
     """Neither leaving nor closing again changes how it ended."""
     async with play("abc") as stream:
         await stream.read()
@@ -263,7 +263,7 @@ async def test_the_last_word_stays_when_the_block_is_left():
         await stream.receive()
 
 
-async def test_read_by_two_at_once_is_refused():
+async def test_read_by_two_at_once_is_refused() -> None:
     async with play(lambda: None, "abc", limiter=None) as stream, create_task_group() as tasks:
         receive = stream.receive
 
@@ -278,7 +278,7 @@ async def test_read_by_two_at_once_is_refused():
         assert text + await stream.read() == "abc"
 
 
-async def test_read_that_fails_leaves_the_text_before_it():
+async def test_read_that_fails_leaves_the_text_before_it() -> None:
     error = RuntimeError("broken")
 
     def fail() -> None:
@@ -294,14 +294,14 @@ async def test_read_that_fails_leaves_the_text_before_it():
         assert stream.timing.total >= 0
 
 
-async def test_a_chunk_carries_no_time_before_the_call():
+async def test_a_chunk_carries_no_time_before_the_call() -> None:
     async with play("abc") as stream:
         chunk = await stream.receive()
         await stream.read()
     assert 0 <= chunk.elapsed <= stream.timing.total
 
 
-async def test_repr_tells_the_state():
+async def test_repr_tells_the_state() -> None:
     async with play("abc") as stream:
         await ended(stream)
         assert repr(stream) == "<anystreamer.TextStream ended>"

@@ -66,7 +66,8 @@ def tokenizer() -> Any:
 
 
 def ids_of(text: str) -> list[int]:
-    return tokenizer().encode(text, add_special_tokens=False)
+    ids: list[int] = tokenizer().encode(text, add_special_tokens=False)
+    return ids
 
 
 def new_llama(seed: int = 0, layers: int = 1) -> Any:
@@ -171,7 +172,7 @@ class TinyProcessor(ProcessorMixin):
     tokenizer_class = "AutoTokenizer"
 
     def __init__(self, tokenizer: Any = None, **kwargs: Any) -> None:
-        super().__init__(tokenizer, **kwargs)
+        super().__init__(tokenizer, **kwargs)  # type: ignore[no-untyped-call]  # transformers'
 
 
 class Say(LogitsProcessor):
@@ -232,9 +233,11 @@ def generated(model: Any, prompt: Any, **kwargs: Any) -> list[int]:
     inputs = tokenizer()(prompt, return_tensors="pt") if isinstance(prompt, str) else prompt
     output = model.generate(**inputs, **kwargs)
     if model.config.is_encoder_decoder:
-        return output[0, 1:].tolist()
-    length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
-    return output[0, length:].tolist()
+        length = 1
+    else:
+        length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+    ids: list[int] = output[0, length:].tolist()
+    return ids
 
 
 def decoded(token_ids: Sequence[int], **kwargs: Any) -> str:

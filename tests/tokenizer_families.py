@@ -181,7 +181,8 @@ class PythonLevel(PreTrainedTokenizer):
     def __init__(self, pieces: list[str], **kwargs: Any) -> None:
         self._pieces = list(dict.fromkeys(["<unk>", "<s>", "</s>", *pieces]))
         self._index = {piece: n for n, piece in enumerate(self._pieces)}
-        super().__init__(unk_token="<unk>", bos_token="<s>", eos_token="</s>", **kwargs)
+        names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+        super().__init__(**names, **kwargs)  # type: ignore[no-untyped-call]  # transformers'
 
     @property
     def vocab_size(self) -> int:
@@ -259,7 +260,9 @@ class OwnDecode(PreTrainedTokenizerFast):
 
 def own_decode() -> PreTrainedTokenizerFast:
     inner = byte_level()._tokenizer
-    return OwnDecode(tokenizer_object=inner, clean_up_tokenization_spaces=False)
+    return OwnDecode(  # type: ignore[no-untyped-call]  # transformers'
+        tokenizer_object=inner, clean_up_tokenization_spaces=False
+    )
 
 
 class OwnInnerDecode(PreTrainedTokenizerFast):
@@ -271,7 +274,9 @@ class OwnInnerDecode(PreTrainedTokenizerFast):
 
 def own_inner_decode() -> PreTrainedTokenizerFast:
     inner = byte_fallback(strip=True)._tokenizer
-    return OwnInnerDecode(tokenizer_object=inner, clean_up_tokenization_spaces=False)
+    return OwnInnerDecode(  # type: ignore[no-untyped-call]  # transformers'
+        tokenizer_object=inner, clean_up_tokenization_spaces=False
+    )
 
 
 @dataclass(frozen=True)

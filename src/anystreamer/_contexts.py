@@ -6,12 +6,12 @@ import inspect
 import math
 import traceback
 from abc import abstractmethod
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from anyio import (
     CancelScope,
@@ -286,26 +286,14 @@ class StreamContext(Block, Generic[StreamT]):
             return body
         return raised if error is None else error
 
-    def _misused(self) -> NoReturn:
+    def _misused(self, *_: object) -> NoReturn:
         raise TypeError(
             f"{self._name}() must be opened first: "
             f"'async with {self._name}(...) as stream:', then 'async for item in stream:'"
         )
 
-    def __aiter__(self) -> NoReturn:
-        self._misused()
-
-    def __await__(self) -> Generator[Any, Any, NoReturn]:
-        self._misused()
-
-    def __iter__(self) -> NoReturn:
-        self._misused()
-
-    def __enter__(self) -> NoReturn:
-        self._misused()
-
-    def __exit__(self, *exc_info: object) -> NoReturn:
-        self._misused()
+    if not TYPE_CHECKING:  # a checker that does not know them refuses the same before the run
+        __aiter__ = __await__ = __iter__ = __enter__ = __exit__ = _misused
 
 
 class ThreadContext(StreamContext[StreamT]):

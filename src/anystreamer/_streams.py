@@ -45,7 +45,7 @@ class FinishReason(StrEnum):
 class Usage:
     """Numbers of tokens. What was computed and not delivered came after a stop."""
 
-    prompt_tokens: int
+    prompt_tokens: int  #: of the prompt
     completion_tokens: int  #: delivered to the consumer
     computed_tokens: int  #: made by the model
 

@@ -32,9 +32,9 @@ from .server import create_app
 __all__ = ["Settings", "app", "application"]
 
 # What continuous batching runs at once if nobody says.
-USUAL_RUNNING = 64
+_USUAL_RUNNING = 64
 # Seconds after which a client that was refused may ask again.
-RETRY_AFTER = 1
+_RETRY_AFTER = 1
 
 
 class Settings(BaseModel, extra="forbid"):
@@ -46,31 +46,32 @@ class Settings(BaseModel, extra="forbid"):
 
     model: str | None = Field(None, description="A folder or a hub id; without, the embedded one.")
     model_name: str | None = Field(None, description="What clients know it by.")
-    batching: Literal["none", "continuous"] = "none"
+    batching: Literal["none", "continuous"] = "none"  #: as in `anystreamer.open_engine`
     max_running: PositiveInt | None = Field(
         None, description="Requests that a model works on at once, with continuous batching."
     )
     max_waiting: NonNegativeInt = Field(
         100, description="Requests that may wait at each of Serve's proxies; the next get 503."
     )
+    #: What clients have to send, if anything; without, the environment's ``ANYSTREAMER_API_KEY``.
     api_key: str | None = Field(
         default_factory=lambda: os.environ.get("ANYSTREAMER_API_KEY") or None, repr=False
     )
-    max_body_bytes: PositiveInt = 1024 * 1024
-    default_max_tokens: PositiveInt = 1024
-    max_tokens_limit: PositiveInt | None = None
+    max_body_bytes: PositiveInt = 1024 * 1024  #: of a request
+    default_max_tokens: PositiveInt = 1024  #: of an answer to a request that sets no limit
+    max_tokens_limit: PositiveInt | None = None  #: that a request may ask for
     timeout: PositiveFloat | None = Field(
         600.0, description="Seconds for a request once a replica has it; null sets no limit."
     )
-    allow_origins: list[str] = []
-    allowed_hosts: list[str] | None = None
-    trust_remote_code: bool = False
+    allow_origins: list[str] = []  #: of pages elsewhere whose scripts may ask
+    allowed_hosts: list[str] | None = None  #: the names that it may be asked for by
+    trust_remote_code: bool = False  #: run the code that comes with a model
 
     def running(self) -> int:
         """How many requests a replica's model works on at once."""
         if self.batching == "none":
             return 1
-        return self.max_running or USUAL_RUNNING
+        return self.max_running or _USUAL_RUNNING
 
 
 @serve.ingress()
@@ -141,7 +142,7 @@ def application(settings: Settings, **options: Any) -> Any:
         .options(
             max_ongoing_requests=settings.running(),
             max_queued_requests=settings.max_waiting,
-            backpressure_config={"retry_after_s": RETRY_AFTER},
+            backpressure_config={"retry_after_s": _RETRY_AFTER},
         )
         .options(**options)
         .bind(settings)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, ParamSpec, Self, TypeVar, cast, overload
 
 import anyio
 from anyio.from_thread import BlockingPortal
@@ -27,14 +27,16 @@ from ._streams import BatchStream, GenerationStream, TextChunk, TextStream
 
 __all__ = ["SyncEngine", "SyncStream", "open_engine", "stream_batch", "stream_text"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 StreamT = TypeVar("StreamT", bound=GenerationStream)
 
 # Seconds that the interpreter's exit waits for streams that were left open.
-EXIT_PATIENCE = 5.0
+_EXIT_PATIENCE = 5.0
 
 # How often the loop looks whether an open stream has been forgotten (seconds).
-OWNER_POLL = 1.0
+_OWNER_POLL = 1.0
 
 
 class _Portal:
@@ -75,7 +77,7 @@ class _Portal:
         if portal is not None and self._pid == os.getpid():
             with contextlib.suppress(RuntimeError):
                 portal.start_task_soon(portal.stop, True)
-            self._thread.join(EXIT_PATIENCE)
+            self._thread.join(_EXIT_PATIENCE)
 
 
 _portal = _Portal()
@@ -139,6 +141,10 @@ class SyncStream(Generic[StreamT]):
             pass
         raise StopIteration
 
+    @overload
+    def read(self: SyncStream[TextStream]) -> str: ...
+    @overload
+    def read(self: SyncStream[BatchStream]) -> list[str]: ...
     def read(self) -> Any:
         """Return all the rest: a `str`, or a list of them from a batch.
 
@@ -318,7 +324,7 @@ async def _hold(
             is_open = True
             task_status.started((stream, close_requested))
             while owner() is not None and not close_requested.is_set():
-                with anyio.move_on_after(OWNER_POLL):
+                with anyio.move_on_after(_OWNER_POLL):
                     await close_requested.wait()
     except anyio.get_cancelled_exc_class():
         raise
@@ -338,16 +344,26 @@ async def _outcome(func: Callable[[], Awaitable[T]]) -> tuple[T | None, BaseExce
         return None, error
 
 
+def _with_arguments_of(
+    _: Callable[P, object],
+) -> Callable[[Callable[..., ResultT]], Callable[P, ResultT]]:
+    """Let type checkers check a function's arguments as they check those of another one."""
+    return lambda function: function
+
+
+@_with_arguments_of(_stream_text)
 def stream_text(*args: Any, **kwargs: Any) -> SyncStream[TextStream]:
     """As `anystreamer.stream_text`, with the same arguments, for ``with`` and ``for``."""
     return SyncStream("stream_text", lambda: _stream_text(*args, **kwargs))
 
 
+@_with_arguments_of(_stream_batch)
 def stream_batch(*args: Any, **kwargs: Any) -> SyncStream[BatchStream]:
     """As `anystreamer.stream_batch`, with the same arguments, for ``with`` and ``for``."""
     return SyncStream("stream_batch", lambda: _stream_batch(*args, **kwargs))
 
 
+@_with_arguments_of(_open_engine)
 def open_engine(*args: Any, **kwargs: Any) -> contextlib.AbstractContextManager[SyncEngine]:
     """As `anystreamer.open_engine`, with the same arguments, for ``with`` and many threads."""
     return _owned(_open_engine(*args, **kwargs))

@@ -46,7 +46,7 @@ Script = Iterable[str | float | Gate | BaseException]
 class ScriptedTokenizer:
     """The tokenizer of a `ScriptedModel`: a token is a character, or a piece of the script."""
 
-    eos_token_id: int = _EOS
+    eos_token_id: int = _EOS  #: ends each script
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
@@ -92,7 +92,7 @@ class ScriptedModel:
         TypeError: something in *script* is none of these.
     """
 
-    uses_torch: bool = False
+    uses_torch: bool = False  #: `stream_text` hands it lists, not tensors
 
     def __init__(
         self,

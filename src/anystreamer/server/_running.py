@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any
 
-from anyio import CancelScope, Event, create_task_group, move_on_after, open_signal_receiver
+from anyio import (
+    CancelScope,
+    Event,
+    create_task_group,
+    move_on_after,
+    open_signal_receiver,
+    sleep,
+)
 
 from .._engine import Engine
 
@@ -16,6 +23,11 @@ __all__ = ["listening", "run", "url_of"]
 
 # What a server may take to send what is left, once the engine has been closed (seconds).
 LAST_WORDS = 5.0
+
+ENDING = (signal.SIGINT, signal.SIGTERM)
+
+# How often it is looked for a signal where the loop itself is not told of them (seconds).
+SIGNAL_POLL = 0.1
 
 # Connections that a busy loop has not come to yet. One more has to try again, a second later.
 BACKLOG = 2048
@@ -71,14 +83,12 @@ async def run(
                     served.set()
                     stop.set()
 
-            async def signals() -> None:
-                with open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
-                    async for _ in received:
-                        if stop.is_set():
-                            at_once()
-                        stop.set()
+            def end() -> None:
+                if stop.is_set():
+                    at_once()
+                stop.set()
 
-            tasks.start_soon(signals)
+            tasks.start_soon(_at_each_signal, end)
             tasks.start_soon(server)
             ready()
             await stop.wait()
@@ -87,6 +97,31 @@ async def run(
         # The engine has been closed, and its streams have ended with an error.
         await served.wait()
         tasks.cancel_scope.cancel()
+
+
+async def _at_each_signal(act: Callable[[], object]) -> None:
+    try:
+        with open_signal_receiver(*ENDING) as received:
+            async for _ in received:
+                act()
+    except NotImplementedError:  # asyncio's loops on Windows take no handlers
+        await _look_for_signals(act)
+
+
+async def _look_for_signals(act: Callable[[], object]) -> None:
+    received: list[int] = []
+    before = {
+        each: signal.signal(each, lambda number, _: received.append(number)) for each in ENDING
+    }
+    try:
+        while True:
+            await sleep(SIGNAL_POLL)
+            while received:
+                received.pop()
+                act()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 async def _uvicorn(app: Any, listener: socket.socket, stop: Event, most: float) -> None:

@@ -1,0 +1,156 @@
+"""What type checkers make of the public names: nothing here runs. mypy and pyright read it.
+
+`assert_type` says what a checker infers. Where an error is expected it is ignored by its code, and
+both checkers complain of an ignore without an error: what they have to refuse is tested, too.
+"""
+
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import assert_type
+
+from anyio.abc import ObjectReceiveStream
+
+import anystreamer
+from anystreamer import (
+    BatchStream,
+    Engine,
+    EngineStatistics,
+    FinishReason,
+    SupportsDecode,
+    SupportsGenerate,
+    TextChunk,
+    TextStream,
+    ThreadStream,
+    Timeouts,
+    Timing,
+    Usage,
+    sync,
+)
+from anystreamer.remote import open_remote_engine
+from anystreamer.testing import ScriptedModel
+
+
+async def first_of(stream: ObjectReceiveStream[str]) -> str:
+    return await stream.receive()
+
+
+async def text(model: SupportsGenerate, tokenizer: SupportsDecode) -> None:
+    async with anystreamer.stream_text(model, tokenizer, "hi", max_new_tokens=3) as stream:
+        assert_type(stream, TextStream)
+        async for chunk in stream:
+            assert_type(chunk, TextChunk)
+            assert_type(chunk.token_ids, tuple[int, ...])
+            assert_type(chunk.elapsed, float)
+        assert_type(await stream.receive(), TextChunk)
+        assert_type(await stream.read(), str)
+        assert_type(stream.text, str)
+        assert_type(stream.token_ids, list[int])
+        assert_type(stream.finish_reason, FinishReason | None)
+        assert_type(stream.usage, Usage | None)
+        assert_type(stream.timing, Timing | None)
+        # Where a stream of str is wanted, a stream of chunks is one.
+        await first_of(stream)
+
+
+async def batch(model: SupportsGenerate, tokenizer: SupportsDecode) -> None:
+    async with anystreamer.stream_batch(model, tokenizer, ["hi", "ho"]) as stream:
+        assert_type(stream, BatchStream)
+        assert_type(await stream.receive(), TextChunk)
+        assert_type(await stream.read(), list[str])
+        assert_type(stream.finish_reason, list[FinishReason | None])
+
+
+async def engine(model: SupportsGenerate, tokenizer: SupportsDecode) -> None:
+    async with anystreamer.open_engine(model, tokenizer, batching="continuous") as engine:
+        assert_type(engine, Engine)
+        assert_type(engine.statistics(), EngineStatistics)
+        async with engine.stream_text("hi", timeout=Timeouts(total=3)) as stream:
+            assert_type(stream, TextStream)
+    async with open_remote_engine("http://localhost", "model") as elsewhere:
+        same: Engine = elsewhere
+        async with same.stream_text([{"role": "user", "content": "hi"}]) as stream:
+            assert_type(stream, TextStream)
+
+
+async def any_item(rows: Callable[[], Iterator[tuple[int, str]]]) -> None:
+    def produce(emit: Callable[[bytes], None], should_stop: Callable[[], bool]) -> None:
+        emit(b"")
+
+    async with anystreamer.stream_from_thread(produce) as from_thread:
+        assert_type(from_thread, ThreadStream[bytes])
+        assert_type([item async for item in from_thread], list[bytes])
+    async with anystreamer.stream_iterable(rows) as of_rows:
+        assert_type(of_rows, ThreadStream[tuple[int, str]])
+        assert_type(await of_rows.receive(), tuple[int, str])
+    async with anystreamer.stream_iterable(lambda: [1, 2]) as of_a_lambda:
+        assert_type(of_a_lambda, ThreadStream[int])
+        assert_type(await anext(of_a_lambda), int)
+
+
+def without_a_loop(model: SupportsGenerate, tokenizer: SupportsDecode) -> None:
+    with sync.stream_text(model, tokenizer, "hi", stop="!", max_new_tokens=3) as stream:
+        assert_type(stream, sync.SyncStream[TextStream])
+        for chunk in stream:
+            assert_type(chunk, TextChunk)
+        assert_type(stream.read(), str)
+    with sync.stream_batch(model, tokenizer, ["hi"]) as batch:
+        assert_type(batch.read(), list[str])
+    with sync.open_engine(model, tokenizer, max_waiting=3) as engine:
+        assert_type(engine, sync.SyncEngine)
+        assert_type(engine.stream_text("hi"), sync.SyncStream[TextStream])
+
+
+def parts(tokenizer: SupportsDecode) -> None:
+    decoder = anystreamer.text_decoder(tokenizer, skip_special_tokens=True)
+    assert_type(decoder.decode([1, 2]), str)
+    assert_type(decoder.flush(), str)
+    model = ScriptedModel(["a"])
+    as_a_model: SupportsGenerate = model
+    as_a_tokenizer: SupportsDecode = model.tokenizer
+    anystreamer.AsyncTextIteratorStreamer(as_a_tokenizer, skip_prompt=True, timeout=3)
+    print(as_a_model)
+
+
+async def wrong_arguments(model: SupportsGenerate, tokenizer: SupportsDecode) -> None:
+    stream_text = anystreamer.stream_text
+    stream_text("gpt2", tokenizer, "hi")  # type: ignore[arg-type]
+    stream_text(model, None, "hi")  # type: ignore[arg-type]
+    stream_text(model, tokenizer, 1)  # type: ignore[arg-type]
+    stream_text(model, tokenizer)  # type: ignore[call-arg]
+    stream_text(model, tokenizer, "hi", "!")  # type: ignore[call-arg]
+    stream_text(model, tokenizer, "hi", stop=1)  # type: ignore[arg-type]
+    stream_text(model, tokenizer, "hi", timeout="1s")  # type: ignore[arg-type]
+    stream_text(model, tokenizer, "hi", cancel_within="token")  # type: ignore[arg-type]
+    anystreamer.stream_batch(model, tokenizer, 1)  # type: ignore[arg-type]
+    anystreamer.open_engine(model, tokenizer, batching="static")  # type: ignore[arg-type]
+    anystreamer.stream_iterable([1, 2])  # type: ignore[arg-type]
+    anystreamer.stream_from_thread(lambda: None)  # type: ignore[arg-type,misc]
+    anystreamer.Timeouts(totel=3)  # type: ignore[call-arg]
+    open_remote_engine("http://localhost")  # type: ignore[call-arg]
+    sync.stream_text(model, None, "hi")  # type: ignore[arg-type]
+    sync.open_engine(model, tokenizer, batching="static")  # type: ignore[arg-type]
+
+
+async def an_unopened_stream(model: SupportsGenerate, tokenizer: SupportsDecode) -> None:
+    context = anystreamer.stream_text(model, tokenizer, "hi")
+    with context:  # type: ignore[attr-defined]
+        pass
+    for _ in context:  # type: ignore[attr-defined]
+        pass
+    async for _ in context:  # type: ignore[attr-defined]
+        pass
+    await context  # type: ignore[misc]
+    with anystreamer.open_engine(model, tokenizer):  # type: ignore[attr-defined]
+        pass
+
+
+async def what_is_read_only(stream: TextStream, usage: Usage) -> None:
+    for _ in stream:  # type: ignore[attr-defined]
+        pass
+    stream.text = ""  # type: ignore[misc]
+    usage.prompt_tokens = 2  # type: ignore[misc]
+    if stream.finish_reason.openai:  # type: ignore[union-attr]
+        pass
