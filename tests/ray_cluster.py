@@ -18,7 +18,10 @@ from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 
-from anystreamer.ray import Settings, application
+import anystreamer.ray
+from anystreamer.ray import Settings, _Replica, application
+
+from .linked_model import LinkedModel
 
 # Serve's other applications may have a replica beside ours; ours has one on each node.
 NODE = {
@@ -29,11 +32,20 @@ NODE = {
 PATIENCE = 120.0  # seconds for Ray to do something
 
 
+class _Linked(_Replica):
+    """The application of a replica, but for its model."""
+
+    async def __init__(self, settings: Settings, path: str) -> None:
+        model = LinkedModel(path, lambda: self._engine)
+        anystreamer.ray.load = lambda *_, **__: (model, model.tokenizer)
+        await super().__init__(settings)
+
+
 class TwoNodes:
     """What can be done to the cluster."""
 
-    def __init__(self, port: int, folder: str) -> None:
-        self._cluster = Cluster(initialize_head=True, head_node_args=NODE | {"temp_dir": folder})
+    def __init__(self, port: int) -> None:
+        self._cluster = Cluster(initialize_head=True, head_node_args=NODE)
         self._second = self._cluster.add_node(**NODE)
         ray.init(address=self._cluster.address, log_to_driver=False)
         http_options = {"host": "127.0.0.1", "port": port}
@@ -70,6 +82,12 @@ class TwoNodes:
                 raise TimeoutError(f"not {number} replicas, but {found}")
             time.sleep(0.1)
 
+    def link(self, path: str) -> None:
+        """Serve beside it, in one replica, whatever model is linked to it there."""
+        options = {"max_ongoing_requests": 1000, "max_queued_requests": 1000}  # it has the line
+        deployment = serve.deployment(_Linked).options(**options).bind(Settings(), path)
+        serve.run(deployment, name="linked", route_prefix="/linked")
+
     def delete(self, name: str) -> None:
         serve.delete(name)
 
@@ -96,7 +114,7 @@ class TwoNodes:
 
 def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # Ray has much to say
-    cluster = TwoNodes(int(sys.argv[1]), sys.argv[2])
+    cluster = TwoNodes(int(sys.argv[1]))
     for line in sys.stdin:
         name, arguments = json.loads(line)
         answer = getattr(cluster, name)(**arguments)
