@@ -53,7 +53,7 @@ class LinkedModel(ScriptedModel):
         while True:
             what, value = link.recv()
             if what == "returns":
-                return value  # type: ignore[no-any-return]
+                return value
             if what == "raises":
                 raise raised or value
             answers: list[bool] = []
@@ -96,7 +96,7 @@ class _Engine:
 
     def _ask(self) -> tuple[list[bool], EngineStatistics]:
         self._link.send(None)
-        return self._link.recv()  # type: ignore[no-any-return]
+        return self._link.recv()
 
     def statistics(self) -> EngineStatistics:
         return self._ask()[1]
@@ -146,7 +146,7 @@ def _generate(model: ScriptedModel, link: Connection[Any, Any]) -> None:
         answer = link.recv()
         if isinstance(answer, BaseException):
             raise answer
-        return answer  # type: ignore[no-any-return]
+        return answer
 
     streamer = SimpleNamespace(put=partial(call, "put"), end=partial(call, "end"))
     with suppress(EOFError):

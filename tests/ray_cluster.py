@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from typing import Any
+from unittest.mock import patch
 
 import psutil  # type: ignore[import-untyped]
 import ray
@@ -18,7 +19,6 @@ from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 
-import anystreamer.ray
 from anystreamer.ray import Settings, _Replica, application
 
 from .linked_model import LinkedModel
@@ -35,10 +35,11 @@ PATIENCE = 120.0  # seconds for Ray to do something
 class _Linked(_Replica):
     """The application of a replica, but for its model."""
 
-    async def __init__(self, settings: Settings, path: str) -> None:
+    # Serve wants it so.
+    async def __init__(self, settings: Settings, path: str) -> None:  # type: ignore[misc]
         model = LinkedModel(path, lambda: self._engine)
-        anystreamer.ray.load = lambda *_, **__: (model, model.tokenizer)
-        await super().__init__(settings)
+        patch("anystreamer.ray.load", lambda *_, **__: (model, model.tokenizer)).start()
+        await super().__init__(settings)  # type: ignore[misc]
 
 
 class TwoNodes:
@@ -84,8 +85,9 @@ class TwoNodes:
 
     def link(self, path: str) -> None:
         """Serve beside it, in one replica, whatever model is linked to it there."""
+        settings = Settings.model_validate({"model_name": "anystreamer"})
         options = {"max_ongoing_requests": 1000, "max_queued_requests": 1000}  # it has the line
-        deployment = serve.deployment(_Linked).options(**options).bind(Settings(), path)
+        deployment = serve.deployment(_Linked).options(**options).bind(settings, path)
         serve.run(deployment, name="linked", route_prefix="/linked")
 
     def delete(self, name: str) -> None:

@@ -41,8 +41,7 @@ SHORT = 2
 LONG = 800  # tokens: seconds of the model's time
 
 
-# It runs in Serve's own loop. That of the clients makes no difference: only the contract tests, which
-# see the engine through it, run on all.
+# It runs in Serve's own loop. That of the clients makes no difference.
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
     return "asyncio"
