@@ -281,7 +281,12 @@ def test_settings_say_what_they_do_not_know(monkeypatch):
     assert settings.running() == 8
     assert settings.api_key == "secret"
     assert "secret" not in repr(settings)
-    for wrong in ({"batchings": "none"}, {"batching": "some"}, {"max_waiting": "-1"}):
+    for wrong in (
+        {"batchings": "none"},
+        {"batching": "some"},
+        {"max_waiting": "0"},  # which Serve does not have
+        {"max_running": "8"},  # without continuous batching
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Settings.model_validate(wrong)
 
