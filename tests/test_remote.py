@@ -152,6 +152,9 @@ async def test_what_is_none_is_not_sent() -> None:
 async def test_no_key_is_sent_that_was_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     monkeypatch.setenv("OPENAI_ADMIN_KEY", "secret")
+    monkeypatch.setenv("OPENAI_ORG_ID", "secret")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "secret")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer secret\nx-gateway: secret")
     async with wire(ANSWER) as server:
         for kwargs in (
             {},
@@ -163,7 +166,7 @@ async def test_no_key_is_sent_that_was_not_given(monkeypatch: pytest.MonkeyPatch
                     await stream.read()
         none, key, own = [headers for _, headers, _ in server.requests]
     assert "authorization" not in none
-    assert "secret" not in str(none)
+    assert "secret" not in str(server.requests)
     assert key["authorization"] == "Bearer mine"
     assert (own["authorization"], own["x-team"]) == ("Basic mine", "a")
 
