@@ -18,6 +18,7 @@ nox.options.sessions = [
     "docs",
     "tests_without_torch",
     "tests",
+    "tests_ray",
     "tests_of_the_oldest",
 ]
 

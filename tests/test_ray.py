@@ -21,6 +21,7 @@ import httpx
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from .remote_engines import remote_engine
 from .serving import data_of
 from .two_nodes import MOST_WAITING, PATIENCE, Cluster, idle
 
@@ -28,7 +29,7 @@ with warnings.catch_warnings():  # of Ray's own, at its import
     warnings.filterwarnings("ignore", "Using extra keyword arguments on `Field`")
     from ray.serve.schema import ServeDeploySchema
 
-from anystreamer import open_engine
+from anystreamer import EngineBusy, open_engine
 from anystreamer.ray import Settings, _Replica
 from anystreamer.testing import ScriptedModel
 
@@ -209,6 +210,11 @@ async def test_what_is_too_much_gets_503_at_once(cluster, replicas):
                 for _ in range(60):
                     tasks.start_soon(ask)
                 await both_are_full.wait()
+                async with remote_engine(cluster.url, "anystreamer-demo") as engine:
+                    with pytest.raises(EngineBusy) as raised:
+                        async with engine.stream_text("hi"):
+                            pass
+                assert raised.value.retry_after == 1
                 tasks.cancel_scope.cancel()
         assert {each.status_code for each in refused} == {503}
         assert {each.headers["retry-after"] for each in refused} == {"1"}
