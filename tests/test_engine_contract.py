@@ -81,9 +81,11 @@ REMOTE = Kind("remote", tells_usage_of_a_stop=False, error=openai.APIError)
 RAY_SERVE = replace(REMOTE, name="ray serve")
 
 
-@pytest.fixture(
-    params=[LOCAL, REMOTE, *([RAY_SERVE] if installed("ray") else [])], ids=lambda kind: kind.name
-)
+# The cluster starts within the time of the first test.
+RAY = [pytest.param(RAY_SERVE, marks=pytest.mark.timeout(400))] if installed("ray") else []
+
+
+@pytest.fixture(params=[LOCAL, REMOTE, *RAY], ids=lambda kind: kind.name)
 def kind(request: pytest.FixtureRequest) -> Kind:
     kind: Kind = request.param
     if kind is RAY_SERVE:

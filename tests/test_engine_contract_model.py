@@ -80,7 +80,8 @@ def transformers_serve() -> Iterator[tuple[str, str]]:
         process.wait()
 
 
-RAY = ["ray serve"] if installed("ray") else []
+# The cluster starts within the time of the first test.
+RAY = [pytest.param("ray serve", marks=pytest.mark.timeout(400))] if installed("ray") else []
 Computed = Callable[[], Awaitable[float]]
 
 
