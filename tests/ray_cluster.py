@@ -55,17 +55,17 @@ class TwoNodes:
     def address(self) -> str:
         return str(self._cluster.address)
 
-    def serve(self, replicas: int = 2, **settings: Any) -> list[dict[str, Any]]:
-        """Serve it, or change how it is served. Returns the replicas."""
+    def serve(self, **settings: Any) -> list[dict[str, Any]]:
+        """Serve it, or a new version of it, on both nodes. Returns the replicas."""
         options = {
-            "num_replicas": replicas,
+            "num_replicas": 2,
             "max_replicas_per_node": 1,
             "health_check_period_s": 1,
             "graceful_shutdown_wait_loop_s": 0.2,
             "graceful_shutdown_timeout_s": 60,
         }
         serve.run(application(Settings(**settings), **options))
-        return self.replicas(replicas)
+        return self.replicas(2)
 
     def replicas(self, number: int) -> list[dict[str, Any]]:
         """Wait until there are so many, and all run. One that is being started is nowhere yet."""

@@ -268,13 +268,14 @@ async def test_a_replica_that_leaves_lets_its_streams_end(cluster, replicas, ref
         async with anyio.create_task_group() as tasks:
             for stream in streams.values():
                 tasks.start_soon(stream.read)
-            await anyio.to_thread.run_sync(
-                lambda: cluster.do("serve", replicas=1, max_waiting=MOST_WAITING)
+            found = await anyio.to_thread.run_sync(
+                lambda: cluster.do("serve", max_waiting=MOST_WAITING)
             )
         for stream in streams.values():
             assert data_of(stream.body)[-1] == "[DONE]"
             assert stream.text == reference[stream.prompt]
-    cluster.do("serve", max_waiting=MOST_WAITING)
+    # Serve takes what it is told to serve for a new version, and replaced them both.
+    assert not {each["replica_id"] for each in found} & replicas.keys()
 
 
 # -- as it is started
