@@ -20,6 +20,7 @@ nox.options.sessions = [
     "dist",
     "tests_without_torch",
     "tests",
+    "tests_ray",
     "tests_of_the_oldest",
 ]
 
@@ -168,8 +169,11 @@ def tests_without_torch(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def tests_ray(session: nox.Session) -> None:
     """The server under Ray Serve, on a cluster of two nodes on this machine."""
-    session.install(*CONSTRAINTS, "--group", "tests", ".[transformers,trio,uvloop,cli,ray]")
-    session.run("pytest", *(session.posargs or ("tests/test_ray.py",)), env=ENV)
+    session.install(*CONSTRAINTS, "--group", "tests", f".[transformers,{EXTRAS},ray]")
+    # Of the others what is said of Ray Serve too.
+    names = ("engine_contract", "engine_contract_model", "ray")
+    files = (f"tests/test_{name}.py" for name in names)
+    session.run("pytest", *(session.posargs or (*files, "-k", "ray")), env=ENV)
 
 
 @nox.session(python=PYTHON)

@@ -87,6 +87,15 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """Two nodes of Ray with the server on both: see `two_nodes.Cluster`."""
+    from .two_nodes import two_nodes  # imports what only its session installs
+
+    with two_nodes() as found:
+        yield found
+
+
 @pytest.fixture(scope="module")
 def one_thread_for_the_model() -> Iterator[None]:
     """It is too small to share, and the other cores are for clients and servers."""

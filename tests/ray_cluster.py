@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from typing import Any
+from unittest.mock import patch
 
 import psutil  # type: ignore[import-untyped]
 import ray
@@ -18,7 +19,9 @@ from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 
-from anystreamer.ray import Settings, application
+from anystreamer.ray import Settings, _Replica, application
+
+from .linked_model import LinkedModel
 
 # Serve's other applications may have a replica beside ours; ours has one on each node.
 NODE = {
@@ -29,11 +32,21 @@ NODE = {
 PATIENCE = 120.0  # seconds for Ray to do something
 
 
+class _Linked(_Replica):
+    """The application of a replica, but for its model."""
+
+    # Serve wants it so.
+    async def __init__(self, settings: Settings, path: str) -> None:  # type: ignore[misc]
+        model = LinkedModel(path, lambda: self._engine)
+        patch("anystreamer.ray.load", lambda *_, **__: (model, model.tokenizer)).start()
+        await super().__init__(settings)  # type: ignore[misc]
+
+
 class TwoNodes:
     """What can be done to the cluster."""
 
-    def __init__(self, port: int, folder: str) -> None:
-        self._cluster = Cluster(initialize_head=True, head_node_args=NODE | {"temp_dir": folder})
+    def __init__(self, port: int) -> None:
+        self._cluster = Cluster(initialize_head=True, head_node_args=NODE)
         self._second = self._cluster.add_node(**NODE)
         ray.init(address=self._cluster.address, log_to_driver=False)
         http_options = {"host": "127.0.0.1", "port": port}
@@ -42,17 +55,17 @@ class TwoNodes:
     def address(self) -> str:
         return str(self._cluster.address)
 
-    def serve(self, replicas: int = 2, **settings: Any) -> list[dict[str, Any]]:
-        """Serve it, or change how it is served. Returns the replicas."""
+    def serve(self, **settings: Any) -> list[dict[str, Any]]:
+        """Serve it, or a new version of it, on both nodes. Returns the replicas."""
         options = {
-            "num_replicas": replicas,
+            "num_replicas": 2,
             "max_replicas_per_node": 1,
             "health_check_period_s": 1,
             "graceful_shutdown_wait_loop_s": 0.2,
             "graceful_shutdown_timeout_s": 60,
         }
         serve.run(application(Settings(**settings), **options))
-        return self.replicas(replicas)
+        return self.replicas(2)
 
     def replicas(self, number: int) -> list[dict[str, Any]]:
         """Wait until there are so many, and all run. One that is being started is nowhere yet."""
@@ -69,6 +82,13 @@ class TwoNodes:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not {number} replicas, but {found}")
             time.sleep(0.1)
+
+    def link(self, path: str) -> None:
+        """Serve beside it, in one replica, whatever model is linked to it there."""
+        settings = Settings.model_validate({"model_name": "anystreamer"})
+        options = {"max_ongoing_requests": 1000, "max_queued_requests": 1000}  # it has the line
+        deployment = serve.deployment(_Linked).options(**options).bind(settings, path)
+        serve.run(deployment, name="linked", route_prefix="/linked")
 
     def delete(self, name: str) -> None:
         serve.delete(name)
@@ -96,7 +116,7 @@ class TwoNodes:
 
 def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # Ray has much to say
-    cluster = TwoNodes(int(sys.argv[1]), sys.argv[2])
+    cluster = TwoNodes(int(sys.argv[1]))
     for line in sys.stdin:
         name, arguments = json.loads(line)
         answer = getattr(cluster, name)(**arguments)

@@ -44,6 +44,8 @@ def examples() -> Iterator[Any]:
                 continue
             any_loop = app is not None or "anyio.run(" in code or "async def test_" in code
             for loop in LOOPS if any_loop else LOOPS[:1]:
+                if loop.id != "trio" and "quart_trio" in (app or ""):
+                    continue  # it has no other
                 name = f"{path.relative_to(ROOT).as_posix()}-{number}"
                 yield pytest.param(
                     *loop.values, app, code, output, id=f"{loop.id}-{name}" if any_loop else name

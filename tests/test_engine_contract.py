@@ -1,4 +1,4 @@
-"""The promises of a stream, of an engine of this process and of the same behind a server. No torch.
+"""The promises of a stream, of an engine of this process and of the same behind servers. No torch.
 
 In the order of docs/promises.md. What a network cannot keep is left out, and what it keeps in
 another way is said in `Kind`.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -40,8 +40,10 @@ from anystreamer import (
 )
 from anystreamer.testing import Gate, ScriptedModel
 
+from .conftest import installed
 from .held import Held, close
-from .remote_engines import behind_a_server
+from .linked_model import linked
+from .remote_engines import behind_a_server, remote_engine
 from .scripted import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("asyncio_complains_of_nothing")
@@ -54,10 +56,18 @@ class Kind:
     name: str
     tells_usage_of_a_stop: bool = True
     error: type[Exception] = ValueError  # as which a ValueError of the model arrives
+    replica: tuple[str, str] = ("", "")  # its address, and the path of its link to a model
 
     @asynccontextmanager
     async def open(self, model: ScriptedModel, **kwargs: Any) -> AsyncIterator[tuple[Engine, Any]]:
         """The engine to use, and the one that has the model."""
+        if self.name == "ray serve":
+            if "max_waiting" in kwargs:
+                pytest.skip("the line is Serve's: tests/test_ray.py")
+            url, path = self.replica
+            async with linked(model, path) as there, remote_engine(url) as remote:
+                yield remote, there
+            return
         async with open_engine(model, model.tokenizer, **kwargs) as local:
             if self.name == "local":
                 yield local, local
@@ -68,12 +78,28 @@ class Kind:
 
 LOCAL = Kind("local")
 REMOTE = Kind("remote", tells_usage_of_a_stop=False, error=openai.APIError)
+RAY_SERVE = replace(REMOTE, name="ray serve")
 
 
-@pytest.fixture(params=[LOCAL, REMOTE], ids=lambda kind: kind.name)
+# The cluster starts within the time of the first test.
+RAY = [pytest.param(RAY_SERVE, marks=pytest.mark.timeout(400))] if installed("ray") else []
+
+
+@pytest.fixture(params=[LOCAL, REMOTE, *RAY], ids=lambda kind: kind.name)
 def kind(request: pytest.FixtureRequest) -> Kind:
     kind: Kind = request.param
+    if kind is RAY_SERVE:
+        return replace(kind, replica=request.getfixturevalue("replica"))
     return kind
+
+
+@pytest.fixture(scope="module")
+def replica(cluster: Any) -> Iterator[tuple[str, str]]:
+    """One under Ray Serve, whose model is that of each test."""
+    path = f"{cluster.folder}/link"
+    cluster.do("link", path=path)
+    yield f"{cluster.url}/linked/v1", path
+    cluster.do("delete", name="linked")
 
 
 async def read(engine: Engine, prompt: Any = "hi", **kwargs: Any) -> str:

@@ -4,36 +4,32 @@ what is not.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
-import secrets
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import warnings
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
+from typing import Any
 
 import anyio
 import httpx
-import psutil  # type: ignore[import-untyped]
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from .remote_engines import remote_engine
 from .serving import data_of
+from .two_nodes import MOST_WAITING, PATIENCE, Cluster, idle
 
 with warnings.catch_warnings():  # of Ray's own, at its import
     warnings.filterwarnings("ignore", "Using extra keyword arguments on `Field`")
     from ray.serve.schema import ServeDeploySchema
 
-from anystreamer import open_engine
+from anystreamer import EngineBusy, open_engine
 from anystreamer.ray import Settings, _Replica
 from anystreamer.testing import ScriptedModel
 
@@ -42,100 +38,14 @@ pytestmark = pytest.mark.timeout(400)
 
 TEXT = "/v1/completions"
 NUMBERS = "one two three four five six seven eight nine ten".split()
-SHORT = 6
-LONG = 1500  # tokens: seconds of the model's time
-PATIENCE = 120.0
-MOST_WAITING = 10
-
-
-class Cluster:
-    """The program of ray_cluster.py, in another process: Ray's threads and signals stay there."""
-
-    def __init__(
-        self, process: subprocess.Popen[str], url: str, log: IO[str], env: dict[str, str]
-    ) -> None:
-        self._process = process
-        self.env = env  # of programs that speak to it
-        self._log = log
-        self.url = url
-
-    def do(self, command: str, **arguments: Any) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps([command, arguments]) + "\n")
-            self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            self._log.seek(0)
-            pytest.fail(f"the cluster has failed:\n{self._log.read()}", pytrace=False)
-        return json.loads(line)
-
-    def client(self) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=None)
-        return httpx.AsyncClient(
-            base_url=self.url, trust_env=False, timeout=PATIENCE, limits=limits
-        )
+SHORT = 2
+LONG = 800  # tokens: seconds of the model's time
 
 
 # It runs in Serve's own loop. That of the clients makes no difference.
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@contextmanager
-def ray_environment(mark: str) -> Iterator[dict[str, str]]:
-    """At the end, no process is left that was started in it, or by one that was.
-
-    Ray's ports are open to the network, for whoever has its token. It is of this cluster alone.
-    """
-    env = os.environ | {
-        "ANYSTREAMER_CLUSTER": mark,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    try:
-        yield env
-    finally:
-        left = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("ANYSTREAMER_CLUSTER") == mark:
-                    process.kill()
-                    left.append(process)
-            except psutil.Error:
-                continue  # ended, or somebody else's
-        psutil.wait_procs(left, timeout=PATIENCE)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    program = Path(__file__).with_name("ray_cluster.py")
-    # Not pytest's own folder: the paths of sockets may not be so long.
-    with (
-        tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder,
-        ray_environment(folder) as env,
-        (Path(folder) / "log").open("w+") as log,
-        subprocess.Popen(
-            [sys.executable, program, str(port), folder],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=env,
-        ) as process,
-    ):
-        try:
-            found = Cluster(process, f"http://127.0.0.1:{port}", log, env)
-            found.do("serve", max_waiting=MOST_WAITING)
-            yield found
-            found.do("end")
-        finally:
-            process.kill()
 
 
 @pytest.fixture
@@ -211,33 +121,6 @@ async def one_of_each(client: httpx.AsyncClient) -> AsyncIterator[dict[str, Stre
     async with AsyncExitStack() as stack:
         streams = [await stack.enter_async_context(streaming(client, each)) for each in (0, 1)]
         yield {each.replica: each for each in streams}
-
-
-async def figures_of(client: httpx.AsyncClient, replica: str) -> dict[str, float]:
-    """What that replica's metrics say."""
-    with anyio.fail_after(PATIENCE):
-        while True:  # whoever answers
-            async with anyio.create_task_group() as tasks:
-                found: list[httpx.Response] = []
-
-                async def ask(found: list[httpx.Response] = found) -> None:
-                    found.append(await client.get("/metrics"))
-
-                for _ in range(4):
-                    tasks.start_soon(ask)
-            for response in found:
-                if response.headers["x-replica"] == replica:
-                    lines = [line.rsplit(" ", 1) for line in response.text.splitlines()]
-                    return {name: float(value) for name, value in lines if name[0] != "#"}
-
-
-async def idle(client: httpx.AsyncClient, replica: str) -> dict[str, float]:
-    """Its metrics, once its model works on nothing."""
-    with anyio.fail_after(PATIENCE):
-        while True:
-            found = await figures_of(client, replica)
-            if not found["anystreamer_requests_running"] + found["anystreamer_requests_waiting"]:
-                return found
 
 
 # -- as it should be
@@ -335,6 +218,11 @@ async def test_what_is_too_much_gets_503_at_once(
                 for _ in range(60):
                     tasks.start_soon(ask)
                 await both_are_full.wait()
+                async with remote_engine(cluster.url, "anystreamer-demo") as engine:
+                    with pytest.raises(EngineBusy) as raised:
+                        async with engine.stream_text("hi"):
+                            pass
+                assert raised.value.retry_after == 1
                 tasks.cancel_scope.cancel()
         assert {each.status_code for each in refused} == {503}
         assert {each.headers["retry-after"] for each in refused} == {"1"}
@@ -383,7 +271,7 @@ async def check_what_is_left(
     for number in range(20):
         response = await client.post(TEXT, json=question(number, 3))
         assert response.status_code == 200
-        assert response.headers["x-replica"] == kept.replica
+        assert response.headers["x-replica"] != lost.replica
     await kept.read()
     assert data_of(kept.body)[-1] == "[DONE]"
     assert kept.text == reference[kept.prompt]
@@ -396,13 +284,14 @@ async def test_a_replica_that_leaves_lets_its_streams_end(
         async with anyio.create_task_group() as tasks:
             for stream in streams.values():
                 tasks.start_soon(stream.read)
-            await anyio.to_thread.run_sync(
-                lambda: cluster.do("serve", replicas=1, max_waiting=MOST_WAITING)
+            found = await anyio.to_thread.run_sync(
+                lambda: cluster.do("serve", max_waiting=MOST_WAITING)
             )
         for stream in streams.values():
             assert data_of(stream.body)[-1] == "[DONE]"
             assert stream.text == reference[stream.prompt]
-    cluster.do("serve", max_waiting=MOST_WAITING)
+    # Serve takes what it is told to serve for a new version, and replaced them both.
+    assert not {each["replica_id"] for each in found} & replicas.keys()
 
 
 # -- as it is started
@@ -415,7 +304,12 @@ def test_settings_say_what_they_do_not_know(monkeypatch: pytest.MonkeyPatch) -> 
     assert settings.running() == 8
     assert settings.api_key == "secret"
     assert "secret" not in repr(settings)
-    for wrong in ({"batchings": "none"}, {"batching": "some"}, {"max_waiting": "-1"}):
+    for wrong in (
+        {"batchings": "none"},
+        {"batching": "some"},
+        {"max_waiting": "0"},  # which Serve does not have
+        {"max_running": "8"},  # without continuous batching
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Settings.model_validate(wrong)
 

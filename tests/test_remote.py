@@ -131,6 +131,7 @@ async def test_what_has_no_counterpart_is_refused_by_name(arguments: Any, words:
         ("hi", {"streamer": 7}, TypeError, "streamer"),
         ("hi", {"extra_body": {"model": "other"}}, TypeError, "model is given twice"),
         ("hi", {"max_new_tokens": 7, "extra_body": {"max_tokens": 7}}, TypeError, "given twice"),
+        ("hi", {"extra_body": {"n": 2}}, ValueError, "'n'.* one answer"),
         (CHAT, {"chat_template_kwargs": {"tools": [len]}}, TypeError, "get_json_schema"),
     ],
 )
@@ -151,6 +152,9 @@ async def test_what_is_none_is_not_sent() -> None:
 async def test_no_key_is_sent_that_was_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     monkeypatch.setenv("OPENAI_ADMIN_KEY", "secret")
+    monkeypatch.setenv("OPENAI_ORG_ID", "secret")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "secret")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer secret\nx-gateway: secret")
     async with wire(ANSWER) as server:
         for kwargs in (
             {},
@@ -162,7 +166,7 @@ async def test_no_key_is_sent_that_was_not_given(monkeypatch: pytest.MonkeyPatch
                     await stream.read()
         none, key, own = [headers for _, headers, _ in server.requests]
     assert "authorization" not in none
-    assert "secret" not in str(none)
+    assert "secret" not in str(server.requests)
     assert key["authorization"] == "Bearer mine"
     assert (own["authorization"], own["x-team"]) == ("Basic mine", "a")
 
@@ -258,6 +262,38 @@ async def test_a_tool_call_that_is_malformed_is_told_as_text() -> None:
     assert stream.message == {"role": "assistant", "content": ""}
 
 
+@pytest.mark.parametrize("later", ["c1", "c3", None])
+async def test_tool_calls_that_all_have_the_number_0(later: str | None) -> None:
+    """And an id in each part, be it a new one."""
+    events = [
+        call(0, "", "wait", "c1"),
+        call(0, '{"seconds": 7}', id=later),
+        call(0, '{"seconds": 8}', "wait", "c2"),
+    ]
+    pieces, stream = await answered(*events, ending("tool_calls"))
+    second = {**CALLED, "id": "c2", "function": {"name": "wait", "arguments": {"seconds": 8}}}
+    assert [piece.value for piece in pieces] == [CALLED, second]
+    assert stream.message["tool_calls"] == [CALLED, second]
+
+
+async def test_an_answer_of_tgi_s() -> None:
+    """Each event of a completion has a finish reason: an empty one, while there is more to come."""
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    text = {"object": "text_completion", "id": "", "created": 0, "model": "m"}
+    choices = [
+        {"finish_reason": reason, "index": 0, "logprobs": None, "text": piece}
+        for reason, piece in (("", "one "), ("", "two"), ("eos_token", ""))
+    ]
+    events = [event({**text, "choices": [choice]}) for choice in choices[:-1]]
+    events.append(event({**text, "choices": choices[-1:], "usage": usage}))
+    async with wire(sends(HEAD + chunked(*events, DONE, b""))) as server:
+        async with remote_engine(server.url) as engine, engine.stream_text("hi") as stream:
+            assert await stream.read() == "one two"
+    assert stream.finish_reason is FinishReason.EOS
+    assert stream.usage is not None
+    assert stream.usage.completion_tokens == 2
+
+
 async def test_other_names_for_reasoning_are_not_told_twice() -> None:
     both = delta(reasoning="Hm.", reasoning_content="Hm.")
     pieces, _ = await answered(both, delta(reasoning=" Hm."), delta(refusal="No."), ending())
@@ -281,6 +317,7 @@ async def test_other_names_for_reasoning_are_not_told_twice() -> None:
         ("length", {}, FinishReason.LENGTH, None),
         ("tool_calls", {}, FinishReason.EOS, None),
         ("content_filter", {}, FinishReason.CRITERIA, None),
+        ("repetition", {}, FinishReason.CRITERIA, None),  # vLLM
     ],
 )
 async def test_finish_reasons(
@@ -353,7 +390,7 @@ def test_any_text_in_any_pieces(text: str, cuts: list[int], stop: list[str]) -> 
     units = text.encode("utf-16-le", "replace")
     places = [0, *sorted(2 * cut % (len(units) + 2) for cut in cuts), len(units)]
     answer = Answer(RemoteRow(), stop, logprobs=False, names_content=False)
-    chunks = []
+    chunks: list[str] = []
     for start, end in pairwise(places):
         piece = units[start:end].decode("utf-16-le", "surrogatepass")
         data = json.dumps({"choices": [{"text": piece}]}).encode()

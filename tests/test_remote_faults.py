@@ -144,6 +144,12 @@ async def test_an_event_that_is_an_error_or_none(data: bytes, words: str) -> Non
         assert stream.finish_reason is FinishReason.ERROR
 
 
+async def test_text_in_the_event_that_fails_is_told_before_the_error() -> None:
+    error, stream, _ = await fails(sends(ONE_TWO + chunked(ending("abort", text=" three"), DONE)))
+    assert "finish_reason='abort'" in str(error)
+    assert stream.text == "one two three"
+
+
 async def test_a_timeout_of_the_server_s_is_a_timeout() -> None:
     told = {"message": "too long", "type": "timeout_error", "code": "between_tokens"}
     error, stream, _ = await fails(sends(ONE_TWO + chunked(event({"error": told}), DONE, b"")))
@@ -185,6 +191,31 @@ async def test_an_answer_that_has_ended_is_whole(
     assert stream.finish_reason is FinishReason.EOS
     assert stream.usage is not None
     assert (stream.usage.prompt_tokens, stream.usage.completion_tokens) == (3, 2)
+
+
+async def test_a_slow_consumer_does_not_miss_what_the_server_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_reading, "LAST_WORDS", 0.2)
+    pieces = [chunked(ending(text="two")), chunked(USAGE), chunked(DONE, b"")]
+
+    async def play(stream: SocketStream) -> None:
+        await stream.send(HEAD + chunked(said("one ")))
+        await is_full.wait()
+        for piece in pieces:
+            await stream.send(piece)
+            await anyio.sleep(0.02)  # a packet each
+
+    is_full = anyio.Event()
+    async with wire(play) as server, open_remote_engine(server.url, "m") as engine:
+        async with engine.stream_text("hi", max_buffer_size=1) as stream:
+            await until(lambda: stream._is_full())
+            assert await stream.receive() == "one "
+            is_full.set()
+            await until(lambda: stream._left.is_set())
+            assert await stream.read() == "two"
+    assert stream.usage is not None
+    assert stream.usage.completion_tokens == 2
 
 
 async def test_an_answer_whose_connection_breaks_after_the_reason_is_whole() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import anyio
@@ -13,6 +14,16 @@ import pytest
 from anystreamer import FinishReason, stream_text
 from anystreamer.pytest_plugin import NewScriptedModel
 from anystreamer.testing import Gate, ScriptedModel
+
+
+async def test_nobody_is_left_waiting_at_a_gate() -> None:
+    """A thread that waits there would keep the program from ending, when a test has failed."""
+    threads = set(threading.enumerate())
+    with anyio.move_on_after(0.01) as waiting:
+        await Gate().reached()
+    assert waiting.cancelled_caught
+    left = set(threading.enumerate()) - threads
+    assert not [thread for thread in left if not thread.daemon]
 
 
 async def test_it_plays_its_script() -> None:

@@ -9,12 +9,12 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from anyio import to_thread
 
 try:
-    from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt
+    from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validator
     from ray import serve
     from starlette.applications import Starlette
     from starlette.datastructures import MutableHeaders
@@ -50,7 +50,7 @@ class Settings(BaseModel, extra="forbid"):
     max_running: PositiveInt | None = Field(
         None, description="Requests that a model works on at once, with continuous batching."
     )
-    max_waiting: NonNegativeInt = Field(
+    max_waiting: PositiveInt = Field(
         100, description="Requests that may wait at each of Serve's proxies; the next get 503."
     )
     #: What clients have to send, if anything; without, the environment's ``ANYSTREAMER_API_KEY``.
@@ -66,6 +66,13 @@ class Settings(BaseModel, extra="forbid"):
     allow_origins: list[str] = []  #: of pages elsewhere whose scripts may ask
     allowed_hosts: list[str] | None = None  #: the names that it may be asked for by
     trust_remote_code: bool = False  #: run the code that comes with a model
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        """Refuse here what each replica would refuse, one after the other."""
+        if self.batching == "none" and self.max_running not in (None, 1):
+            raise ValueError("max_running= needs batching=continuous")
+        return self
 
     def running(self) -> int:
         """How many requests a replica's model works on at once."""

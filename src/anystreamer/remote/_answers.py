@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ FIELDS = {
     "refusal": "refusal",
 }
 
-# OpenAI's finish reasons, and those that some servers have beside them.
+# OpenAI's finish reasons, and those that TGI and vLLM have beside them.
 REASONS = {
     "stop": FinishReason.EOS,
     "eos_token": FinishReason.EOS,
@@ -33,6 +33,7 @@ REASONS = {
     "tool_calls": FinishReason.EOS,
     "function_call": FinishReason.EOS,
     "content_filter": FinishReason.CRITERIA,
+    "repetition": FinishReason.CRITERIA,
 }
 
 
@@ -93,28 +94,29 @@ class Answer:
         self._calls: list[Any] = []  # that are complete
         self._call: dict[str, Any] | None = None  # that is being told
 
-    def hear(self, data: bytes, elapsed: float) -> list[TextChunk]:
-        """Take the data of an event.
+    def hear(self, data: bytes, elapsed: float) -> Iterator[TextChunk]:
+        """Take the data of an event, and give its pieces: also those before what it fails with.
 
         Raises:
             Malformed, Told
         """
         if data == DONE:
             self.is_done = True
-            return []
+            return
         try:
             event = json.loads(data)
             if event.get("error") or event.get("object") == "error":
                 raise Told(event.get("error") or event)
-            if (usage := event.get("usage")) is not None:
+            if usage := event.get("usage"):
                 self._count(usage)
-            chunks: list[TextChunk] = []
             for choice in event.get("choices") or ():
-                chunks += self._choice(choice, elapsed)
+                yield from self._choice(choice, elapsed)
+                # "" of TGI, while there is more to come.
+                if (reason := choice.get("finish_reason")) and self.ended is None:
+                    self._end(reason, choice)
         except (AttributeError, KeyError, TypeError, ValueError) as exc:
             said = data[:200].decode(errors="replace")
             raise Malformed(f"the server sent an event that is none of OpenAI's: {said}") from exc
-        return chunks
 
     def finish(self, elapsed: float) -> list[TextChunk]:
         """Return what was held back: the answer has ended, or was cut off."""
@@ -147,8 +149,7 @@ class Answer:
         logprobs = _logprobs(choice.get("logprobs")) if self._logprobs is not None else []
         others = {FIELDS[name]: delta[name] for name in reversed(FIELDS) if delta.get(name)}
         calls = delta.get("tool_calls") or ()
-        reason = choice.get("finish_reason")
-        self.heard += bool(text or others or calls or logprobs or reason)
+        self.heard += bool(text or others or calls or logprobs or choice.get("finish_reason"))
         if self._logprobs is not None:
             self._logprobs += logprobs
         for field, said in others.items():
@@ -157,8 +158,6 @@ class Answer:
             chunks += self._content(self._characters.feed(text), elapsed)
         for part in calls:
             chunks += [*self._held_back(elapsed), *self._call_part(part, elapsed)]
-        if reason is not None and self.ended is None:
-            self._end(reason, choice)
         return chunks
 
     def _end(self, reason: str, choice: Mapping[str, Any]) -> None:
@@ -208,14 +207,18 @@ class Answer:
     def _call_part(self, part: Mapping[str, Any], elapsed: float) -> list[TextChunk]:
         """A part of a tool call: its name comes first, and then its arguments in pieces."""
         chunks: list[TextChunk] = []
-        index = part.get("index", 0)
-        if self._call is not None and self._call["index"] != index:
+        index, function = part.get("index", 0), part.get("function") or {}
+        id, name = part.get("id"), function.get("name")
+        call = self._call
+        # Some servers number all of them 0. And some have a new id for each part, but no name.
+        if call is not None and (
+            call["index"] != index or (name and id and call["id"] not in (None, id))
+        ):
             chunks = self._end_call(elapsed)
         if self._call is None:
             self._call = {"index": index, "id": None, "name": None, "arguments": []}
-        function = part.get("function") or {}
-        self._call["id"] = part.get("id") or self._call["id"]
-        self._call["name"] = function.get("name") or self._call["name"]
+        self._call["id"] = self._call["id"] or id
+        self._call["name"] = self._call["name"] or name
         self._call["arguments"].append(function.get("arguments") or "")
         return chunks
 

@@ -131,6 +131,8 @@ class Asking:
             if name in self.generate_kwargs:
                 body |= convert(self.generate_kwargs[name], self.generate_kwargs)
         extra = dict(self.extra_body or {})
+        if extra.get("n") not in (None, 1):
+            raise ValueError("extra_body['n']: a stream is one answer; open one for each")
         if both := sorted(extra.keys() & body.keys() - {"stream_options"}):
             raise TypeError(f"{both[0]} is given twice: in extra_body and as an argument")
         body |= extra

@@ -60,8 +60,8 @@ def open_remote_engine(
         base_url: of the API, mostly with ``/v1`` at its end, which is added to an address that has
             no path.
         model: what the server knows the model by.
-        api_key: sent as ``Authorization: Bearer ...``. None sends none, not even one that is in
-            the environment.
+        api_key: sent as ``Authorization: Bearer ...``. None sends none. What the environment has
+            for OpenAI's client, such as a key or headers, is not sent.
         max_retries: how often a request is made again that was refused for now, or never answered:
             after as many seconds as the server's ``Retry-After`` says, or a growing pause. None
             is made again once its answer has begun.
@@ -85,7 +85,16 @@ def open_remote_engine(
         "max_retries": max_retries,
         **client_options,
     }
-    return _RemoteContext(lambda: RemoteEngine(openai.AsyncOpenAI(**options), model, headers))
+    return _RemoteContext(lambda: RemoteEngine(_client(options), model, headers))
+
+
+def _client(options: dict[str, Any]) -> openai.AsyncOpenAI:
+    """Make a client. What it takes from the environment is for OpenAI, and goes to nobody else."""
+    client = openai.AsyncOpenAI(**options)
+    client.organization = options.get("organization")
+    client.project = options.get("project")
+    client._custom_headers = dict(options.get("default_headers") or {})
+    return client
 
 
 def address_of(base_url: str) -> httpx2.URL:

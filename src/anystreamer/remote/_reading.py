@@ -67,7 +67,8 @@ class Reading:
                     if self._is_over:
                         continue
                     self._take(part)
-                    if not self._stream._is_full():
+                    # Last words are few, and time runs: they do not wait for the consumer.
+                    if self._is_ending or not self._stream._is_full():
                         continue
                     try:
                         await self._wait_for_room()
@@ -145,7 +146,7 @@ class Reading:
         """Read no more while the buffer is full: the server's will be, some time later."""
         stream = self._stream
         started = perf_counter()
-        if self._deadlines is not None and not self._is_ending:
+        if self._deadlines is not None:
             # Until it reads again, only the end of all time can come.
             seconds, self._late = self._deadlines.next(started, float("-inf"))
             self._scope.deadline = current_time() + seconds
