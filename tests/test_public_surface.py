@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 import re
 import textwrap
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -44,7 +45,8 @@ def source_of(name: str) -> Path:
 def imported(name: str) -> ModuleType:
     """A public module; the test is skipped where the extra that it needs is not installed."""
     try:
-        return importlib.import_module(name)
+        with warnings.catch_warnings(action="ignore"):  # Ray has some of its own
+            return importlib.import_module(name)
     except ImportError as missing:
         pytest.skip(str(missing))
 
