@@ -171,7 +171,7 @@ def tests_ray(session: nox.Session) -> None:
     """The server under Ray Serve, on a cluster of two nodes on this machine."""
     session.install(*CONSTRAINTS, "--group", "tests", f".[transformers,{EXTRAS},ray]")
     # Of the others what is said of Ray Serve too.
-    names = ("engine_contract", "engine_contract_model", "ray")
+    names = ("engine_contract", "engine_contract_model", "public_surface", "ray")
     files = (f"tests/test_{name}.py" for name in names)
     session.run("pytest", *(session.posargs or (*files, "-k", "ray")), env=ENV)
 

@@ -375,7 +375,7 @@ def runs(folder: Path) -> str:
         ["program", "day", "rounds", "load before", "Python", "torch", "transformers", "anyio"],
         (
             [f"`{program}.py`", run["date"], "few (`quick`)" if run["is_quick"] else "all"]
-            + [run["load_average"], run["python"]]
+            + ["–" if (load := run["load_average"]) is None else load, run["python"]]
             + [run["versions"].get(each, "–") for each in ("torch", "transformers", "anyio")]
             for program, run in every.items()
         ),
