@@ -197,7 +197,9 @@ class Load:
             response = await client.post(question.path, json=body)
             assert question.read(response.text) == question.answer(MOST)
             await until(lambda: not statistics().running)
-        assert statistics().computed_tokens - before == len(counted) == MOST
+        assert statistics().computed_tokens - before == MOST
+        # With continuous batching the manager may still begin one for whoever left last.
+        assert MOST <= len(counted) <= MOST + 1
 
 
 class Visit:
