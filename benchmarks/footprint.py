@@ -11,6 +11,7 @@ takes nothing itself.
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -153,20 +154,14 @@ def memory(rounds: int) -> Table:
     result: Table = {}
     for name, (_, loops) in WAITING.items():
         for loop in loops:
+            command = [sys.executable, __file__, "--waiting", name, loop]
             each = [
-                [float(figure) for figure in output.split()]
+                json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
                 for _ in range(rounds)
-                for output in [
-                    subprocess.run(
-                        [sys.executable, __file__, "--waiting", name, loop],
-                        check=True,
-                        stdout=subprocess.PIPE,
-                    ).stdout
-                ]
             ]
             result[f"{name} on {loop}"] = {
-                "kib": quartiles([kib for kib, _ in each]),
-                "threads": each[0][1],
+                "kib": quartiles([one["kib"] for one in each]),
+                "threads": each[0]["threads"],
             }
     return result
 
@@ -179,7 +174,7 @@ def main() -> None:
         name, loop = options.waiting
         backend, kwargs = LOOPS[loop]
         figures = anyio.run(WAITING[name][0], backend=backend, backend_options=kwargs)
-        print(figures["kib"], figures["threads"])
+        print(json.dumps(figures))
         return
     results: Table = {"environment": environment(options)}
     results["import"] = imports(5 if options.quick else 25)

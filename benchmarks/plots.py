@@ -1,6 +1,6 @@
 """From results to the plots of the pages, each for light and for dark pages.
 
-python benchmarks/plots.py
+``python benchmarks/plots.py`` makes all of them again.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from tables import RESULTS, ROOT
+from ratios import is_ours
+from tables import RESULTS, ROOT, phases_of
 
 IMAGES = ROOT / "docs" / "images" / "measured"
-LOOPS = ("asyncio", "uvloop", "trio")
 
 # Okabe and Ito's colours, which most who do not see all colours can tell apart: this library's in
 # blue, peers in orange, limits in grey.
@@ -32,8 +32,7 @@ class Palette:
     def of(self, name: str) -> str:
         if name.startswith(("manager, s", "silent")):
             return self.limit
-        ours = ("stream_", "open_engine", "anystreamer", "AsyncTextIteratorStreamer (ours)")
-        return self.ours if name.startswith(ours) else self.peer
+        return self.ours if is_ours(name) else self.peer
 
 
 def read(program: str) -> Any:
@@ -93,6 +92,16 @@ def decoding(palette: Palette) -> Figure:
     return figure
 
 
+def by_number(axes: Axes, numbers: Iterable[str], of_what: str, label: str) -> None:
+    """Across: how many there are at once, each twice as far as half as many."""
+    numbers = list(numbers)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([int(each) for each in numbers], numbers)
+    axes.set_xlabel(of_what)
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.25)
+
+
 def engines(palette: Palette) -> Figure:
     speed = read("engines")["speed"]
     figure, axes = plt.subplots(figsize=(6, 3.6))
@@ -109,12 +118,8 @@ def engines(palette: Palette) -> Figure:
         ]
         style = "o--" if way.startswith("stream_text") else "o-"
         axes.plot(*zip(*points, strict=True), style, color=palette.of(way), label=label)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks([int(each) for each in speed], list(speed))
-    axes.set_xlabel("streams at once")
-    axes.set_ylabel("tokens per second, of all")
+    by_number(axes, speed, "streams at once", "tokens per second, of all")
     axes.legend(frameon=False)
-    axes.grid(alpha=0.25)
     return figure
 
 
@@ -129,31 +134,21 @@ def edge(palette: Palette) -> Figure:
             points = [(int(clients), rows[way][what]["median"]) for clients, rows in load.items()]
             style = "o-" if way.endswith("continuous") else "o--"
             axes.plot(*zip(*points, strict=True), style, color=palette.of(way), label=way)
-        axes.set_xscale("log", base=2)
         axes.set_yscale("log" if what.endswith("ms") else "linear")
-        axes.set_xticks([int(each) for each in load], list(load))
-        axes.set_xlabel("clients at once")
-        axes.set_ylabel(label)
-        axes.grid(alpha=0.25)
+        by_number(axes, load, "clients at once", label)
     both[0].legend(frameon=False)
     return figure
 
 
 def cancellation(palette: Palette) -> Figure:
-    results = read("cancellation")
-    phases = {
-        f"{phase}, {loop}": row["ms_until_joined"]
-        for phase, rows in results.items()
-        if phase != "environment" and not phase.startswith(("cost", "asking"))
-        for loop, row in rows.items()
-        if loop == "asyncio"
-    }
+    phases = phases_of(read("cancellation"))
     figure, axes = plt.subplots(figsize=(8, 3.6))
-    for y, (name, figures) in enumerate(reversed(phases.items())):
+    for y, (name, loops) in enumerate(reversed(phases.items())):
+        figures = loops["asyncio"]["ms_until_joined"]
         colour = palette.peer if "transformers" in name or "raises" in name else palette.ours
         axes.plot([figures["median"], figures["p99"]], [y, y], color=colour, linewidth=2)
         axes.plot(figures["median"], y, "o", color=colour)
-    names = [name.removesuffix(", asyncio").replace("`", "") for name in reversed(phases)]
+    names = [name.replace("`", "") for name in reversed(phases)]
     axes.set_yticks(range(len(names)), names)
     axes.set_xscale("log")
     axes.set_xlabel("ms from the cancel until the thread has left: median, and p99")

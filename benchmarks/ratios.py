@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-Results = dict[str, Any]
+from common import Table
 
 # Of a ratio: what two quick runs on a shared machine may differ by beside their quartiles.
 FLOOR = 0.05
 
-OURS = ("stream_text", "stream_iterable", "AsyncTextIteratorStreamer (ours)", "open_engine")
+OURS = (
+    *("stream_text", "stream_iterable", "AsyncTextIteratorStreamer (ours)", "open_engine"),
+    "anystreamer",
+)
+
+
+def is_ours(way: str) -> bool:
+    """Whether it is this library's, and no peer's."""
+    return way.startswith(OURS)
 
 
 @dataclass(frozen=True)
@@ -30,15 +37,15 @@ class Ratio:
         return (-loss if self.more_is_better else loss) > spread
 
 
-def ratios(program: str, results: Results) -> dict[str, Ratio]:
+def ratios(program: str, results: Table) -> dict[str, Ratio]:
     return dict(_ratios(program, results))
 
 
-def _ratios(program: str, results: Results) -> Iterator[tuple[str, Ratio]]:
+def _ratios(program: str, results: Table) -> Iterator[tuple[str, Ratio]]:
     if program in ("overhead", "producers"):
         for scenario, rows in results.items():
             for way, row in rows.items():
-                if way.startswith(OURS):
+                if is_ours(way):
                     yield f"{scenario}, {way}", Ratio(**row["ratio_to_silent"])
     if program == "cancellation":
         for name, rows in results.items():
@@ -61,7 +68,7 @@ def _ratios(program: str, results: Results) -> Iterator[tuple[str, Ratio]]:
     if program == "engines":
         for streams, rows in results["speed"].items():
             for way, row in rows.items():
-                if way.startswith(OURS):
+                if is_ours(way):
                     yield (
                         f"{streams} streams, {way}",
                         Ratio(**row["ratio_to_limit"], more_is_better=True),
@@ -69,7 +76,7 @@ def _ratios(program: str, results: Results) -> Iterator[tuple[str, Ratio]]:
     if program == "edge":
         for clients, rows in results["load"].items():
             for way, row in rows.items():
-                if way.startswith("anystreamer"):
+                if is_ours(way):
                     for what in ("tokens_per_second", "ttft_of_the_last"):
                         yield (
                             f"{clients} clients, {way}, {what.replace('_', ' ')}",

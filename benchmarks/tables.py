@@ -15,16 +15,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from common import Table
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 MARKED = re.compile(r"(<!-- table: (?P<name>[^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-Results = dict[str, Any]
-TABLES: dict[str, Callable[[Results], dict[str, str]]] = {}  # by program
+TABLES: dict[str, Callable[[Table], dict[str, str]]] = {}  # by program
 
 
-def tables_of(program: str) -> Callable[[Callable[[Results], dict[str, str]]], Any]:
-    def keep(make: Callable[[Results], dict[str, str]]) -> Any:
+def tables_of(program: str) -> Callable[[Callable[[Table], dict[str, str]]], Any]:
+    def keep(make: Callable[[Table], dict[str, str]]) -> Any:
         TABLES[program] = make
         return make
 
@@ -53,8 +54,13 @@ def pair(figure: dict[str, float], second: str = "p95") -> str:
     return f"{number(figure['median'])} / {number(figure[second])}"
 
 
+def ways_of(results: Table) -> Table:
+    """Without what is said of the run itself."""
+    return {name: rows for name, rows in results.items() if name not in ("environment", "requests")}
+
+
 @tables_of("decoding")
-def decoding(results: Results) -> dict[str, str]:
+def decoding(results: Table) -> dict[str, str]:
     speed = results["microseconds per token"]
     sizes = list(next(iter(speed.values()))["anystreamer"])
 
@@ -106,23 +112,23 @@ def per_item(rows: dict[str, Any]) -> str:
 
 
 @tables_of("overhead")
-def overhead(results: Results) -> dict[str, str]:
-    return {name: per_item(rows) for name, rows in results.items() if name != "environment"}
+def overhead(results: Table) -> dict[str, str]:
+    return {name: per_item(rows) for name, rows in ways_of(results).items()}
 
 
 @tables_of("producers")
-def producers(results: Results) -> dict[str, str]:
+def producers(results: Table) -> dict[str, str]:
     return overhead(results)
 
 
+def phases_of(results: Table) -> Table:
+    """What is recorded of each phase that a generation was cancelled in."""
+    others = ("cost", "asking")
+    return {name: rows for name, rows in ways_of(results).items() if not name.startswith(others)}
+
+
 @tables_of("cancellation")
-def cancellation(results: Results) -> dict[str, str]:
-    phases = [
-        (phase, loop, row)
-        for phase, rows in results.items()
-        if phase != "environment" and not phase.startswith(("cost", "asking"))
-        for loop, row in rows.items()
-    ]
+def cancellation(results: Table) -> dict[str, str]:
     costs = [
         (name.removeprefix("cost of controls, "), control, row)
         for name, rows in results.items()
@@ -136,7 +142,8 @@ def cancellation(results: Results) -> dict[str, str]:
             (
                 [phase, loop, row["times"], row["passes_after"]["max"]]
                 + [number(row["ms_until_joined"][each]) for each in ("median", "p99")]
-                for phase, loop, row in phases
+                for phase, rows in phases_of(results).items()
+                for loop, row in rows.items()
             ),
         ),
         "costs": table(
@@ -150,7 +157,7 @@ def cancellation(results: Results) -> dict[str, str]:
 
 
 @tables_of("engines")
-def engines(results: Results) -> dict[str, str]:
+def engines(results: Table) -> dict[str, str]:
     speed, watched = results["speed"], results["watched"]
     streams = list(speed)
     names = list(dict.fromkeys(name for each in speed.values() for name in each))
@@ -206,7 +213,7 @@ def engines(results: Results) -> dict[str, str]:
     }
 
 
-def goals(results: Results) -> str:
+def goals(results: Table) -> str:
     return table(
         ["goal", "asked", "measured", ""],
         (
@@ -222,7 +229,7 @@ def goals(results: Results) -> str:
 
 
 @tables_of("edge")
-def edge(results: Results) -> dict[str, str]:
+def edge(results: Table) -> dict[str, str]:
     def clients() -> Iterable[Iterable[object]]:
         for each, rows in results["load"].items():
             for name, row in rows.items():
@@ -265,8 +272,8 @@ def edge(results: Results) -> dict[str, str]:
 
 
 @tables_of("connections")
-def connections(results: Results) -> dict[str, str]:
-    loops = {name: row for name, row in results.items() if name not in ("environment", "requests")}
+def connections(results: Table) -> dict[str, str]:
+    loops = ways_of(results)
     prompts = list(next(iter(loops.values()))["kib_of_each_stream"])
     return {
         "each": table(
@@ -290,7 +297,7 @@ def connections(results: Results) -> dict[str, str]:
 
 
 @tables_of("remote")
-def remote(results: Results) -> dict[str, str]:
+def remote(results: Table) -> dict[str, str]:
     def rows() -> Iterable[Iterable[object]]:
         for loop, each in results["loops"].items():
             for streams, row in each.items():
@@ -320,8 +327,8 @@ def remote(results: Results) -> dict[str, str]:
 
 
 @tables_of("ray_serve")
-def ray_serve(results: Results) -> dict[str, str]:
-    ways = {name: row for name, row in results.items() if name not in ("environment", "requests")}
+def ray_serve(results: Table) -> dict[str, str]:
+    ways = ways_of(results)
     clients = list(next(iter(ways.values()))["load"])
     return {
         "load": table(
@@ -346,7 +353,7 @@ def ray_serve(results: Results) -> dict[str, str]:
 
 
 @tables_of("footprint")
-def footprint(results: Results) -> dict[str, str]:
+def footprint(results: Table) -> dict[str, str]:
     return {
         "import": table(
             ["program", "ms (quartiles)", "ratio to anyio"],
@@ -382,7 +389,7 @@ def runs(folder: Path) -> str:
     )
 
 
-def show(program: str, results: Results) -> None:
+def show(program: str, results: Table) -> None:
     for name, text in TABLES[program](results).items():
         print(f"\n{program}: {name}\n\n{text}", end="", flush=True)
 
