@@ -41,8 +41,12 @@ if shown := [
 EXTRAS = "trio,uvloop,cli,server,remote"
 
 # Tests mostly wait, for servers, deadlines and loops that end: three of them fill two cores. A file
-# stays together, for it may share a server.
-SIDE_BY_SIDE = ("-n", "3", "--dist", "loadfile")
+# stays together, for it may share a server. A worker that dies ends the run: xdist would wait for
+# ever for the one that takes its place.
+SIDE_BY_SIDE = ("-n", "3", "--dist", "loadfile", "--max-worker-restart=0")
+
+# Of a whole run, in seconds: what is run by night takes hours.
+NO_LIMIT = "--session-timeout=86400"
 
 ENV = {
     # 200 examples each instead of 100; see tests/conftest.py.
@@ -185,6 +189,7 @@ def nightly(session: nox.Session) -> None:
         "-m",
         "nightly or hypothesis",
         "--timeout=3600",
+        NO_LIMIT,
         *session.posargs,
         env=ENV | {"HYPOTHESIS_PROFILE": "nightly"},
     )
@@ -199,6 +204,7 @@ def soak(session: nox.Session) -> None:
         "-m",
         "nightly",
         "-rP",  # the figures
+        NO_LIMIT,
         *(session.posargs or ("tests/test_soak.py", "tests/test_teardown.py")),
         env=ENV,
     )

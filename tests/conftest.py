@@ -21,6 +21,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import hypothesis
 import pytest
 
+from .watchdog import (  # noqa: F401  hooks
+    pytest_configure,
+    pytest_runtest_setup,
+    pytest_timeout_set_timer,
+    pytest_unconfigure,
+)
+
 # With these typer takes a pipe for a terminal. It looks when it is imported.
 for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):
     os.environ.pop(name, None)

@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from anystreamer import ThreadStream
+from anystreamer._deadlines import Deadlines
 
 T = TypeVar("T")
 Emit = Callable[[Any], None]
@@ -111,6 +112,26 @@ class Latch:
 
     def let_go(self) -> None:
         self._go.set()
+
+
+class DeadlineClock:
+    """The clock by which a worker thread keeps the deadlines of `timeout=`, for a test to put on.
+
+    A deadline that passes when the test says so does not depend on how busy the machine is.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._ahead = 0.0  # seconds
+        look = Deadlines.look
+        monkeypatch.setattr(
+            Deadlines,
+            "look",
+            lambda each, now, spent: look(each, now + self._ahead, spent + self._ahead),
+        )
+
+    def pass_all(self) -> None:
+        """Let every deadline pass."""
+        self._ahead = 1e9
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -13,6 +13,8 @@ from anystreamer import FinishReason, GenerationTimeout, Timeouts, stream_text
 from anystreamer._deadlines import Deadlines, first_to_pass
 from anystreamer.testing import Gate, ScriptedModel
 
+from .scripted import DeadlineClock
+
 ENDLESS = ["word "] * 3_000
 
 
@@ -34,20 +36,28 @@ async def test_total_stops_the_model_and_delivers_what_it_has_made() -> None:
     assert not model.is_generating
 
 
-async def test_a_prefill_that_takes_too_long() -> None:
-    model = ScriptedModel(ENDLESS, prefill=0.05)
+async def test_a_prefill_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, gate = DeadlineClock(monkeypatch), Gate()
+    model = ScriptedModel([gate, *ENDLESS])
     with pytest.raises(GenerationTimeout) as caught:
-        async with opened(model, timeout=Timeouts(first_token=0.01)) as stream:
+        async with opened(model, timeout=Timeouts(first_token=1e6)) as stream:
+            await gate.reached()
+            clock.pass_all()
+            gate.open()
             await stream.read()
     assert caught.value.phase == "first_token"
     assert model.steps == 1  # criteria are asked after a step
     assert stream.text == "word "
 
 
-async def test_a_step_that_takes_too_long() -> None:
-    model = ScriptedModel(["a", "b", 0.05, "c", "d"])
+async def test_a_step_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, gate = DeadlineClock(monkeypatch), Gate()
+    model = ScriptedModel(["a", "b", gate, "c", "d"])
     with pytest.raises(GenerationTimeout) as caught:
-        async with opened(model, timeout=Timeouts(between_tokens=0.03)) as stream:
+        async with opened(model, timeout=Timeouts(between_tokens=1e6)) as stream:
+            await gate.reached()
+            clock.pass_all()
+            gate.open()
             await stream.read()
     assert caught.value.phase == "between_tokens"
     assert stream.text == "abc"

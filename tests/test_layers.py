@@ -21,7 +21,7 @@ from anystreamer import (
 )
 from anystreamer.testing import ScriptedModel
 
-from .scripted import PATIENCE
+from .scripted import PATIENCE, DeadlineClock
 from .tiny_models import ids_of, new_llama, t5, tokenizer
 
 LAYERS = 4
@@ -123,12 +123,13 @@ async def test_stop_keeps_what_was_made_before_the_step_that_is_cut(model: Any) 
     halt.remove()
 
 
-async def test_a_deadline_cuts_a_prefill(model: Any) -> None:
+async def test_a_deadline_cuts_a_prefill(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     halt = Halt(model.model.layers, at=0)
+    clock = DeadlineClock(monkeypatch)
     with pytest.raises(GenerationTimeout) as caught:
-        async with opened(model, timeout=Timeouts(first_token=0.01)) as stream:
+        async with opened(model, timeout=Timeouts(first_token=1e6)) as stream:
             await halt.reached()
-            await anyio.sleep(0.02)
+            clock.pass_all()
             halt.go()
             await stream.read()
     assert caught.value.phase == "first_token"

@@ -14,6 +14,7 @@ import anyio
 import httpx2
 import openai
 import pytest
+from anyio import CancelScope
 from anyio.abc import SocketStream
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from anystreamer.remote._events import EventData
 from anystreamer.sync import SyncEngine
 from anystreamer.testing import ScriptedModel
 
+from .flooding_server import flooding_server
 from .remote_engines import remote_engine
 from .scripted import until
 from .test_server import edge
@@ -339,17 +341,31 @@ async def test_a_stop_string_that_the_server_leaves_in_the_text() -> None:
     assert stream.usage.completion_tokens == 4
 
 
-async def test_a_server_that_does_not_stop_at_a_stop_string_is_left() -> None:
-    async def talks_on(stream: SocketStream) -> None:
-        await stream.send(HEAD + chunked(said("one END")))
-        while True:
-            await stream.send(chunked(said(" and on")))
-
-    async with wire(talks_on) as server, remote_engine(server.url) as engine:
-        async with engine.stream_text("hi", stop="END") as stream:
-            assert await stream.read() == "one "
-        assert stream.finish_reason is FinishReason.STOP_STRING
-        await until(lambda: not server.open_ones)
+@pytest.mark.parametrize("way", ["stop string", "scope", "aclose", "stop"])
+async def test_a_server_that_talks_on_without_end_is_left(way: str) -> None:
+    first, again = HEAD + chunked(said("one END")), chunked(said(" and on"))
+    with flooding_server(first, again) as server:
+        async with remote_engine(server.url) as engine:
+            with CancelScope() as scope:
+                stop = "END" if way == "stop string" else ()
+                async with engine.stream_text("hi", stop=stop) as stream:
+                    if way == "stop string":
+                        assert await stream.read() == "one "
+                    else:
+                        text = ""
+                        while len(text) < 10_000:
+                            text += await stream.receive()
+                    if way == "scope":
+                        scope.cancel()
+                        await stream.read()
+                    if way == "aclose":
+                        await stream.aclose()
+                    if way == "stop":
+                        stream.stop()
+                        await stream.read()
+            await until(lambda: server.was_left)
+    expected = {"stop string": FinishReason.STOP_STRING, "stop": FinishReason.STOPPED}
+    assert stream.finish_reason is expected.get(way, FinishReason.CANCELLED)
 
 
 async def test_logprobs_of_both_kinds() -> None:
