@@ -41,11 +41,11 @@ if shown := [
 EXTRAS = "trio,uvloop,cli,server,remote"
 
 # Tests mostly wait, for servers, deadlines and loops that end: three of them fill two cores. A file
-# stays together, for it may share a server. A worker that dies ends the run: xdist would wait for
-# ever for the one that takes its place.
+# stays together, for it may share a server. A worker that dies ends the run: with
+# a replacement, xdist can wait for ever.
 SIDE_BY_SIDE = ("-n", "3", "--dist", "loadfile", "--max-worker-restart=0")
 
-# Of a whole run, in seconds: what is run by night takes hours.
+# In seconds. Nightly runs take hours, longer than the limit for a whole run.
 NO_LIMIT = "--session-timeout=86400"
 
 ENV = {

@@ -1,7 +1,7 @@
 """A program: a server whose one answer never ends, sent as fast as its client reads.
 
-It is a process of its own because it would starve the event loop of its client: on uvloop, what is
-ready anew in each turn of the loop keeps anyio from delivering a cancellation.
+It is a process of its own because it must not share the event loop of its client. On uvloop, a
+socket that has new data in each iteration of the loop keeps anyio from delivering a cancellation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class FloodingServer:
         self.url = f"http://127.0.0.1:{process.stdout.readline().strip()}"
 
     @property
-    def was_left(self) -> bool:
+    def connection_closed(self) -> bool:
         """Whether its client has closed the connection."""
         return self._process.poll() == 0
 

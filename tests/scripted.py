@@ -115,9 +115,9 @@ class Latch:
 
 
 class DeadlineClock:
-    """The clock by which a worker thread keeps the deadlines of `timeout=`, for a test to put on.
+    """The clock that a worker thread compares the deadlines of `timeout=` with.
 
-    A deadline that passes when the test says so does not depend on how busy the machine is.
+    A test moves it forward, so that a deadline passes at a known moment, on a busy machine too.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ class DeadlineClock:
         )
 
     def pass_all(self) -> None:
-        """Let every deadline pass."""
+        """Move it past every deadline."""
         self._ahead = 1e9
 
 

@@ -363,7 +363,7 @@ async def test_a_server_that_talks_on_without_end_is_left(way: str) -> None:
                     if way == "stop":
                         stream.stop()
                         await stream.read()
-            await until(lambda: server.was_left)
+            await until(lambda: server.connection_closed)
     expected = {"stop string": FinishReason.STOP_STRING, "stop": FinishReason.STOPPED}
     assert stream.finish_reason is expected.get(way, FinishReason.CANCELLED)
 

@@ -1,7 +1,7 @@
-"""Ends what hangs, a test or a whole session, with the stacks of all threads and tasks on stderr.
+"""Ends a test or a session that hangs, and prints the stacks of all threads and tasks to stderr.
 
-pytest-timeout writes to the standard output, which a worker of pytest-xdist does not have: a test
-that hung there ended without a word.
+pytest-timeout prints to stdout, which a worker of pytest-xdist does not have: there, a test that
+hung ended the worker without any message.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = [
     "pytest_unconfigure",
 ]
 
-# Seconds that a thread of Python gets to end a test that is late, before faulthandler ends it,
-# which needs no GIL; and that the workers get to end before the session's own process does.
+# Seconds of delay: faulthandler ends the process this much later than our own thread should have,
+# and the main process of a session ends this much later than its workers, so that they print first.
 MARGIN = 30.0
 
 
 class _Session:
-    """When a session is to end, and where to write that it did not."""
+    """When this process has to end, and where it prints the stacks."""
 
     def __init__(self, config: pytest.Config) -> None:
         seconds = config.getoption("session_timeout") or float(config.getini("session_timeout"))
@@ -41,21 +41,21 @@ class _Session:
             self.stderr: TextIO = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
 
     def arm(self) -> None:
-        """End the process when the session's time is up. pytest disarms it when a test fails."""
+        """Start the session's timer, again for each test: pytest stops it when a test fails."""
         left = max(self.ends_at - time.monotonic(), 1.0)
         faulthandler.dump_traceback_later(left, exit=True, file=self.stderr)
 
     def end(self, item: pytest.Item, seconds: float) -> None:
         if pytest_timeout.is_debugging():
             return
-        # What holds the GIL from here on is ended all the same.
+        # faulthandler needs no GIL: it ends the process if this thread cannot.
         faulthandler.dump_traceback_later(MARGIN, exit=True, file=self.stderr)
         capture = item.config.pluginmanager.getplugin("capturemanager")
         capture.suspend_global_capture(in_=False)
-        said = "".join(capture.read_global_capture())
+        output = "".join(capture.read_global_capture())
         print(
             f"\n+++ {item.nodeid} did not end within {seconds:g} seconds +++",
-            *([f"captured output:\n{said}"] if said else []),
+            *([f"captured output:\n{output}"] if output else []),
             *_awaiting(),
             sep="\n",
             file=self.stderr,
@@ -111,7 +111,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool:
-    """As pytest-timeout's own, whose hook for the cancelling calls what is left in the item."""
+    """Replaces pytest-timeout's timer. Its other hook calls `item.cancel_timeout` to cancel it."""
     session = item.config.stash[_session]
     timer = threading.Timer(settings.timeout, session.end, (item, settings.timeout))
     timer.name = f"timeout of {item.nodeid}"
