@@ -153,8 +153,11 @@ def stack(thread: threading.Thread) -> str:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
+def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a thread running, or garbage that complains."""
+    stuck = tuple(
+        name for marker in request.node.iter_markers("may_leave_stuck") for name in marker.args
+    )
     alive = set(threading.enumerate())
     busy = {thread for thread in alive if runs_own_code(thread)}
 
@@ -162,8 +165,11 @@ def nothing_is_left_behind() -> Iterator[None]:
         return [
             thread
             for thread in threading.enumerate()
-            if (runs_own_code(thread) and thread not in busy)
-            or (thread not in alive and not thread.name.startswith(POOLED))
+            if (
+                (runs_own_code(thread) and thread not in busy)
+                or (thread not in alive and not thread.name.startswith(POOLED))
+            )
+            and not (thread.daemon and thread.name in stuck)
         ]
 
     yield
