@@ -30,7 +30,7 @@ from tokenizers import decoders
 from tokenizers.decoders import DecodeStream
 from transformers import TextStreamer
 
-from anystreamer._decoding import text_decoder
+from anystreamer._text.decoder import text_decoder
 
 HERE = Path(__file__).parent
 

@@ -21,7 +21,7 @@ pytest.importorskip("transformers")
 
 from tokenizers import Tokenizer, decoders, models
 
-from anystreamer._decoding import TextDecoder, text_decoder
+from anystreamer._text.decoder import TextDecoder, text_decoder
 from tests import tokenizer_families as families
 from tests.tokenizer_families import FAMILIES, SAMPLE
 
@@ -475,12 +475,12 @@ def test_exact_ways_decode_each_id_once(name: str, monkeypatch: pytest.MonkeyPat
     tokenizer = BY_NAME[name].make()
     ids = list(range(size(tokenizer)))
     one_by_one(text_decoder(tokenizer), ids)
-    from anystreamer import _decoding
+    from anystreamer._text import decoder_plan
 
     def unexpected(*args: Any) -> Any:
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(_decoding._Vocabulary, "entry", unexpected)
+    monkeypatch.setattr(decoder_plan._Vocabulary, "entry", unexpected)
     text_decoder(tokenizer).decode(ids * 3)
 
 

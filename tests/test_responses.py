@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LogitsProcessor, PreTrainedTokenizerFast, StoppingCriteria
 
 from anystreamer import FinishReason, TextChunk, stream_batch, stream_text
-from anystreamer._responses import STREAMED, Response, checked_template
+from anystreamer._text.response_parser import STREAMED, Response, checked_template
 
 from .tiny_models import CHAT_TEMPLATE, EOS, MARK, Say, TinyProcessor, llama, tokenizer
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from anystreamer import _stop_strings
-from anystreamer._stop_strings import StopStrings
+from anystreamer._text import stop_strings
+from anystreamer._text.stop_strings import StopStrings
 
 # Tiny alphabets: strings overlap, contain and complete each other in most examples.
 ALPHABET = "ab"
@@ -220,7 +220,7 @@ def lines_executed(function: Callable[[], object]) -> int:
 
     def trace(frame: FrameType, event: str, arg: object) -> Any:
         nonlocal count
-        if frame.f_code.co_filename != _stop_strings.__file__:
+        if frame.f_code.co_filename != stop_strings.__file__:
             return None
         count += event == "line"
         return trace

@@ -2,7 +2,6 @@
 
 from anystreamer._bridge import ThreadStream
 from anystreamer._deadlines import Timeouts
-from anystreamer._decoding import SupportsDecode, text_decoder
 from anystreamer._drop_in import AsyncTextIteratorStreamer
 from anystreamer._engine import Engine, EngineStatistics, Histogram, open_engine
 from anystreamer._errors import (
@@ -16,6 +15,7 @@ from anystreamer._generate import SupportsGenerate, stream_batch, stream_text
 from anystreamer._observing import Statistics, statistics
 from anystreamer._producers import stream_from_thread, stream_iterable
 from anystreamer._streams import BatchStream, FinishReason, TextChunk, TextStream, Timing, Usage
+from anystreamer._text import SupportsDecode, text_decoder
 
 __all__ = [
     "AsyncTextIteratorStreamer",

@@ -13,9 +13,9 @@ from anyio import NoEventLoopError, fail_after, from_thread, get_cancelled_exc_c
 from anyio.lowlevel import checkpoint, current_token
 
 from ._bridge import Producer, ThreadStream
-from ._decoding import SupportsDecode, text_decoder
 from ._errors import GenerationStopped
 from ._streamers import row_of
+from ._text import SupportsDecode, text_decoder
 
 __all__ = ["AsyncTextIteratorStreamer"]
 

@@ -15,13 +15,13 @@ from ._arguments import is_assisted, most_new_tokens, uses_torch
 from ._bridge import Producer
 from ._contexts import StreamContext, ThreadContext, ThreadJob
 from ._deadlines import Deadlines, Timeouts
-from ._decoding import SupportsDecode
 from ._errors import GenerationStopped, GenerationTimeout
 from ._producers import checked_limiter
 from ._prompts import Prompt, as_prompts, checked_prompt, checked_prompts, kept_for
 from ._requests import Request, WorkerContext
 from ._streamers import TokenStreamer
 from ._streams import BatchStream, FinishReason, GenerationStream, TextChunk, TextStream
+from ._text import SupportsDecode
 
 __all__ = ["SupportsGenerate", "generation", "stream_batch", "stream_text", "turns_of"]
 

@@ -9,21 +9,13 @@ from dataclasses import KW_ONLY, dataclass, fields
 from time import perf_counter
 from typing import Any, TypeVar
 
-from ._arguments import (
-    check_cancel_within,
-    check_generate_kwargs,
-    check_model,
-    setting,
-    uses_torch,
-)
+from ._arguments import check_cancel_within, check_generate_kwargs, check_model, setting, uses_torch
 from ._deadlines import Timeouts, checked_timeouts, first_to_pass
-from ._decoding import TextDecoder, text_decoder
 from ._producers import checked_buffer_size
 from ._prompts import Prompt, encode, prompt_rows, tokenizer_of
-from ._responses import Response, checked_template
-from ._stop_strings import StopStrings
 from ._streamers import RowText, WindowTokens, eos_ids
 from ._streams import GenerationStream, Row
+from ._text import Response, StopStrings, TextDecoder, checked_template, text_decoder
 from ._tracing import GenerationSpan
 
 __all__ = ["Request", "WorkerContext"]

@@ -11,11 +11,9 @@ from time import perf_counter
 from typing import Any, cast
 
 from ._bridge import Producer
-from ._decoding import TextDecoder
 from ._errors import GenerationStopped
-from ._responses import Piece
-from ._stop_strings import StopStrings
 from ._streams import FinishReason, GenerationStream, Logprob, Row, TextChunk
+from ._text import Piece, StopStrings, TextDecoder
 
 __all__ = ["RowText", "TokenStreamer", "WindowTokens", "eos_ids", "row_of"]
 

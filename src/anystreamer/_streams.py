@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from ._bridge import ThreadStream
 from ._errors import GenerationTimeout
-from ._responses import Response
+from ._text import Response
 from ._tracing import GenerationSpan
 
 __all__ = ["BatchStream", "FinishReason", "Logprob", "TextChunk", "TextStream", "Timing", "Usage"]

@@ -1,6 +1,16 @@
 """Many requests on one model: one by one, or batched continuously."""
 
-from ._engines import Engine, open_engine
+from ._base import BaseEngine, EngineHost, RequestContext
+from ._engines import Engine, EngineContext, open_engine
 from ._measures import EngineStatistics, Histogram
 
-__all__ = ["Engine", "EngineStatistics", "Histogram", "open_engine"]
+__all__ = [
+    "BaseEngine",
+    "Engine",
+    "EngineContext",
+    "EngineHost",
+    "EngineStatistics",
+    "Histogram",
+    "RequestContext",
+    "open_engine",
+]

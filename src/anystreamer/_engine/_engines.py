@@ -13,12 +13,12 @@ from .._arguments import check_model
 from .._bridge import raise_unchanged
 from .._contexts import Block, StreamContext, TaskBlock
 from .._deadlines import Timeouts
-from .._decoding import SupportsDecode
 from .._errors import EngineClosed
 from .._generate import SupportsGenerate
 from .._prompts import Prompt, tokenizer_of
 from .._requests import WorkerContext
 from .._streams import TextStream
+from .._text import SupportsDecode
 from .._waiting import JOIN_POLL
 from ._base import BaseEngine
 from ._measures import EngineStatistics

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .._stop_strings import StopStrings
 from .._streams import FinishReason, Row, TextChunk, Usage
+from .._text import StopStrings
 
 __all__ = ["Answer", "Malformed", "RemoteRow", "Told"]
 

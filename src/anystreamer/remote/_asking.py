@@ -15,7 +15,7 @@ from .._arguments import check_generate_kwargs
 from .._deadlines import Timeouts, checked_timeouts
 from .._producers import checked_buffer_size
 from .._prompts import Prompt, checked_prompt
-from .._stop_strings import StopStrings
+from .._text import StopStrings
 
 __all__ = ["Asking"]
 

@@ -15,8 +15,7 @@ from anyio import CancelScope, move_on_after
 
 from .._contexts import Job, StreamContext
 from .._deadlines import first_to_pass
-from .._engine._base import BaseEngine, EngineHost, RequestContext
-from .._engine._engines import EngineContext
+from .._engine import BaseEngine, EngineContext, EngineHost, RequestContext
 from .._errors import GenerationTimeout
 from .._prompts import Prompt
 from .._streams import TextStream

@@ -22,7 +22,7 @@ from .._arguments import context_of
 from .._deadlines import Timeouts, checked_timeouts
 from .._engine import Engine
 from .._prompts import tokenizer_of
-from .._responses import checked_template, response_template_of
+from .._text import checked_template, response_template_of
 from ._answers import Answer, ChatAnswer, CompletionAnswer
 from ._completions import CompletionResponse, Limits
 from ._errors import Refused
