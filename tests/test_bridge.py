@@ -27,7 +27,8 @@ from anyio import CancelScope, CapacityLimiter, create_task_group, from_thread
 from anyio.lowlevel import checkpoint
 
 from anystreamer import GenerationStopped, ThreadStream, stream_from_thread, stream_iterable
-from anystreamer._contexts import StreamContext, ThreadContext, ThreadJob
+from anystreamer._bridge.context import StreamContext, ThreadContext
+from anystreamer._bridge.worker_task import ThreadJob
 
 from .scripted import (
     NATIVE_LOOPS,

@@ -27,7 +27,8 @@ import pytest
 from anyio import CancelScope, CapacityLimiter, create_task_group, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
-from anystreamer import FinishReason, GenerationTimeout, TextStream, Timeouts, _bridge, stream_text
+from anystreamer import FinishReason, GenerationTimeout, TextStream, Timeouts, stream_text
+from anystreamer._bridge import producer, stream
 from anystreamer.testing import Gate, ScriptedModel, ScriptedTokenizer
 
 from .conftest import LOOPS
@@ -204,9 +205,10 @@ class Cell:
         self.tokenizer = Tokenizer(self.model, gate, fails)
         if phase == "holding":
             # The first crossing uses up the budget for as long as the test takes.
-            monkeypatch.setattr(_bridge, "CROSSING_CAP", PATIENCE)
-            monkeypatch.setattr(_bridge, "CROSSING_SHARE", 1e-9)
-            monkeypatch.setattr(_bridge, "HOLDING_GUARD", 2 * PATIENCE)
+            monkeypatch.setattr(producer, "CROSSING_CAP", PATIENCE)
+            monkeypatch.setattr(producer, "CROSSING_SHARE", 1e-9)
+            for module in (producer, stream):
+                monkeypatch.setattr(module, "HOLDING_GUARD", 2 * PATIENCE)
 
     def _model(self) -> Model:
         """What it plays: up to its phase, and then what the way to end wants of it."""
@@ -304,7 +306,7 @@ class Cell:
 
     async def arrive(self) -> None:
         """Come to the phase. There is no checkpoint between the last look at it and the return."""
-        worker = _bridge.Producer
+        worker = producer.Producer
         match self.phase:
             case "encoding":
                 await self.here.reached()

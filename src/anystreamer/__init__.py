@@ -1,6 +1,12 @@
 """Cancellation-safe token streams from ``generate()``: the public names, nothing else."""
 
-from anystreamer._bridge import ThreadStream
+from anystreamer._bridge import (
+    Statistics,
+    ThreadStream,
+    statistics,
+    stream_from_thread,
+    stream_iterable,
+)
 from anystreamer._deadlines import Timeouts
 from anystreamer._drop_in import AsyncTextIteratorStreamer
 from anystreamer._engine import Engine, EngineStatistics, Histogram, open_engine
@@ -12,8 +18,6 @@ from anystreamer._errors import (
     GenerationTimeout,
 )
 from anystreamer._generate import SupportsGenerate, stream_batch, stream_text
-from anystreamer._observing import Statistics, statistics
-from anystreamer._producers import stream_from_thread, stream_iterable
 from anystreamer._streams import BatchStream, FinishReason, TextChunk, TextStream, Timing, Usage
 from anystreamer._text import SupportsDecode, text_decoder
 

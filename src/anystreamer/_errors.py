@@ -1,6 +1,8 @@
-"""Every exception that is anystreamer's own."""
+"""Every exception that is anystreamer's own, and how one is raised again unchanged."""
 
 from __future__ import annotations
+
+from typing import NoReturn
 
 __all__ = [
     "EngineBusy",
@@ -8,6 +10,7 @@ __all__ = [
     "EngineDied",
     "GenerationStopped",
     "GenerationTimeout",
+    "raise_unchanged",
 ]
 
 
@@ -66,3 +69,13 @@ class EngineDied(Exception):
 
     def __init__(self) -> None:
         super().__init__("the engine has died")
+
+
+def raise_unchanged(exc: BaseException) -> NoReturn:
+    """Raise *exc* without making what is being handled right now its context."""
+    context = exc.__context__
+    try:
+        raise exc
+    finally:
+        exc.__context__ = context
+        del exc, context

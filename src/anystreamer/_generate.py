@@ -12,11 +12,9 @@ from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
 from ._arguments import is_assisted, most_new_tokens, uses_torch
-from ._bridge import Producer
-from ._contexts import StreamContext, ThreadContext, ThreadJob
+from ._bridge import Producer, StreamContext, ThreadContext, ThreadJob, checked_limiter
 from ._deadlines import Deadlines, Timeouts
 from ._errors import GenerationStopped, GenerationTimeout
-from ._producers import checked_limiter
 from ._prompts import Prompt, as_prompts, checked_prompt, checked_prompts, kept_for
 from ._requests import Request, WorkerContext
 from ._streamers import TokenStreamer

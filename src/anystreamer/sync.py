@@ -17,7 +17,7 @@ import anyio
 from anyio.from_thread import BlockingPortal
 from anyio.lowlevel import current_token
 
-from ._contexts import StreamContext
+from ._bridge import StreamContext
 from ._engine import Engine, EngineStatistics
 from ._engine import open_engine as _open_engine
 from ._errors import EngineClosed

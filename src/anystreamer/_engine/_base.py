@@ -12,13 +12,11 @@ from typing import Any
 from anyio import CancelScope, CapacityLimiter, get_cancelled_exc_class, sleep
 from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
-from .._bridge import QUEUE_POLL, raise_unchanged
-from .._contexts import Host, Job, StreamContext, TaskBlock
-from .._errors import EngineBusy, EngineClosed, EngineDied
+from .._bridge import QUEUE_POLL, Flag, Host, Job, StreamContext, TaskBlock, run_joined
+from .._errors import EngineBusy, EngineClosed, EngineDied, raise_unchanged
 from .._prompts import Prompt, as_prompts, checked_prompt
 from .._requests import Request
 from .._streams import TextStream
-from .._waiting import Flag, run_joined
 from ._line import Line, Place
 from ._measures import EngineStatistics, Meter
 

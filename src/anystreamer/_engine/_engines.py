@@ -10,16 +10,14 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from anyio import CancelScope, get_cancelled_exc_class, sleep
 
 from .._arguments import check_model
-from .._bridge import raise_unchanged
-from .._contexts import Block, StreamContext, TaskBlock
+from .._bridge import JOIN_POLL, Block, StreamContext, TaskBlock
 from .._deadlines import Timeouts
-from .._errors import EngineClosed
+from .._errors import EngineClosed, raise_unchanged
 from .._generate import SupportsGenerate
 from .._prompts import Prompt, tokenizer_of
 from .._requests import WorkerContext
 from .._streams import TextStream
 from .._text import SupportsDecode
-from .._waiting import JOIN_POLL
 from ._base import BaseEngine
 from ._measures import EngineStatistics
 from ._one_by_one import OneByOne

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .._waiting import Flag
+from .._bridge import Flag
 
 __all__ = ["Line", "Place"]
 

@@ -12,12 +12,10 @@ from typing import Any
 from anyio import CapacityLimiter, from_thread
 from anyio.lowlevel import checkpoint, current_token
 
-from .._bridge import Producer
-from .._contexts import ThreadJob, waits_for
+from .._bridge import Producer, ThreadJob, counted, run_joined, waits_for
 from .._generate import generation, turns_of
 from .._requests import Request
 from .._streams import TextStream
-from .._waiting import counted, run_joined
 from ._base import EngineHost, ThreadEngine
 
 __all__ = ["OneByOne"]

@@ -12,8 +12,8 @@ from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, cast
 
 from .._arguments import check_generate_kwargs
+from .._bridge import checked_buffer_size
 from .._deadlines import Timeouts, checked_timeouts
-from .._producers import checked_buffer_size
 from .._prompts import Prompt, checked_prompt
 from .._text import StopStrings
 

@@ -13,14 +13,13 @@ import httpx2
 import openai
 from anyio import CancelScope, move_on_after
 
-from .._contexts import Job, StreamContext
+from .._bridge import Flag, Job, StreamContext
 from .._deadlines import first_to_pass
 from .._engine import BaseEngine, EngineContext, EngineHost, RequestContext
 from .._errors import GenerationTimeout
 from .._prompts import Prompt
 from .._streams import TextStream
 from .._tracing import GenerationSpan
-from .._waiting import Flag
 from ._answers import Answer, RemoteRow
 from ._asking import NAME, Asking
 from ._failures import failure_of

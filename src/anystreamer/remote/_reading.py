@@ -8,10 +8,10 @@ from time import perf_counter
 import httpx2
 from anyio import CancelScope, current_time, get_cancelled_exc_class
 
+from .._bridge import Flag
 from .._deadlines import Deadlines, Timeouts
 from .._errors import GenerationTimeout
 from .._streams import TextStream
-from .._waiting import Flag
 from ._answers import Answer
 from ._events import EventData
 from ._failures import cut_off, failure_of

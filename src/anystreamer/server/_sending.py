@@ -17,7 +17,7 @@ from anyio import (
 )
 from starlette.types import Message, Receive, Send
 
-from .._bridge import raise_unchanged
+from .._errors import raise_unchanged
 
 __all__ = [
     "EVENT_STREAM",

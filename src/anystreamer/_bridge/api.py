@@ -10,10 +10,12 @@ from typing import TypeVar
 
 from anyio import CapacityLimiter
 
-from ._bridge import ThreadStream
-from ._contexts import StreamContext, ThreadContext, ThreadJob
+from .context import StreamContext, ThreadContext
+from .stream import ThreadStream
+from .validation import checked_buffer_size, checked_limiter
+from .worker_task import ThreadJob
 
-__all__ = ["checked_buffer_size", "checked_limiter", "stream_from_thread", "stream_iterable"]
+__all__ = ["stream_from_thread", "stream_iterable"]
 
 T = TypeVar("T")
 
@@ -103,22 +105,3 @@ def _context(
         produce=lambda _, producer: produce(producer.emit, producer.should_stop),
     )
     return ThreadContext(job, lambda: limiter)
-
-
-def checked_limiter(limiter: object) -> CapacityLimiter | None:
-    """Return the *limiter* argument. Raises TypeError if it is none."""
-    if limiter is None or isinstance(limiter, CapacityLimiter):
-        return limiter
-    raise TypeError(f"limiter must be an anyio.CapacityLimiter, not {type(limiter).__name__}")
-
-
-def checked_buffer_size(max_buffer_size: float) -> float:
-    """Return the *max_buffer_size* argument. Raises TypeError or ValueError if it is none."""
-    is_whole = isinstance(max_buffer_size, int) and not isinstance(max_buffer_size, bool)
-    if not is_whole and max_buffer_size != math.inf:
-        raise TypeError(
-            f"max_buffer_size must be a whole number or math.inf, not {max_buffer_size!r}"
-        )
-    if max_buffer_size < 1:
-        raise ValueError(f"max_buffer_size must be at least 1, not {max_buffer_size!r}")
-    return max_buffer_size

@@ -10,7 +10,7 @@ from itertools import count
 from typing import Protocol
 from weakref import WeakSet
 
-from ._waiting import threads_inside
+from .join import threads_inside
 
 __all__ = ["Statistics", "ended", "opened", "runs", "statistics"]
 
