@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from anystreamer import ThreadStream
-from anystreamer._deadlines import Deadlines
+from anystreamer._streams.timeouts import Deadlines
 
 T = TypeVar("T")
 Emit = Callable[[Any], None]

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from anystreamer import FinishReason, GenerationTimeout, Timeouts, stream_text
-from anystreamer._deadlines import Deadlines, first_to_pass
+from anystreamer._streams.timeouts import Deadlines, first_to_pass
 from anystreamer.testing import Gate, ScriptedModel
 
 from .scripted import DeadlineClock

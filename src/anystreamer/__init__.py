@@ -7,7 +7,6 @@ from anystreamer._bridge import (
     stream_from_thread,
     stream_iterable,
 )
-from anystreamer._deadlines import Timeouts
 from anystreamer._drop_in import AsyncTextIteratorStreamer
 from anystreamer._engine import Engine, EngineStatistics, Histogram, open_engine
 from anystreamer._errors import (
@@ -18,7 +17,15 @@ from anystreamer._errors import (
     GenerationTimeout,
 )
 from anystreamer._generate import SupportsGenerate, stream_batch, stream_text
-from anystreamer._streams import BatchStream, FinishReason, TextChunk, TextStream, Timing, Usage
+from anystreamer._streams import (
+    BatchStream,
+    FinishReason,
+    TextChunk,
+    TextStream,
+    Timeouts,
+    Timing,
+    Usage,
+)
 from anystreamer._text import SupportsDecode, text_decoder
 
 __all__ = [

@@ -13,12 +13,19 @@ from anyio.lowlevel import RunVar
 
 from ._arguments import is_assisted, most_new_tokens, uses_torch
 from ._bridge import Producer, StreamContext, ThreadContext, ThreadJob, checked_limiter
-from ._deadlines import Deadlines, Timeouts
 from ._errors import GenerationStopped, GenerationTimeout
 from ._prompts import Prompt, as_prompts, checked_prompt, checked_prompts, kept_for
 from ._requests import Request, WorkerContext
 from ._streamers import TokenStreamer
-from ._streams import BatchStream, FinishReason, GenerationStream, TextChunk, TextStream
+from ._streams import (
+    BatchStream,
+    Deadlines,
+    FinishReason,
+    GenerationStream,
+    TextChunk,
+    TextStream,
+    Timeouts,
+)
 from ._text import SupportsDecode
 
 __all__ = ["SupportsGenerate", "generation", "stream_batch", "stream_text", "turns_of"]

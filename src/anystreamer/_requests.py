@@ -11,12 +11,17 @@ from typing import Any, TypeVar
 
 from ._arguments import check_cancel_within, check_generate_kwargs, check_model, setting, uses_torch
 from ._bridge import checked_buffer_size
-from ._deadlines import Timeouts, checked_timeouts, first_to_pass
 from ._prompts import Prompt, encode, prompt_rows, tokenizer_of
 from ._streamers import RowText, WindowTokens, eos_ids
-from ._streams import GenerationStream, Row
+from ._streams import (
+    GenerationSpan,
+    GenerationStream,
+    Row,
+    Timeouts,
+    checked_timeouts,
+    first_to_pass,
+)
 from ._text import Response, StopStrings, TextDecoder, checked_template, text_decoder
-from ._tracing import GenerationSpan
 
 __all__ = ["Request", "WorkerContext"]
 

@@ -15,11 +15,10 @@ from anyio.lowlevel import checkpoint
 
 from .._arguments import most_new_tokens
 from .._bridge import Flag, Job, run_joined, unmistakable
-from .._deadlines import Deadlines, Timeouts
 from .._errors import GenerationTimeout
 from .._requests import Request
 from .._streamers import eos_ids
-from .._streams import FinishReason, Row, TextStream
+from .._streams import Deadlines, FinishReason, Row, TextStream, Timeouts
 from ._base import EngineHost, ThreadEngine
 from ._greedy import spare_the_greedy
 from ._paged import Settings

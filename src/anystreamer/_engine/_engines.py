@@ -11,12 +11,11 @@ from anyio import CancelScope, get_cancelled_exc_class, sleep
 
 from .._arguments import check_model
 from .._bridge import JOIN_POLL, Block, StreamContext, TaskBlock
-from .._deadlines import Timeouts
 from .._errors import EngineClosed, raise_unchanged
 from .._generate import SupportsGenerate
 from .._prompts import Prompt, tokenizer_of
 from .._requests import WorkerContext
-from .._streams import TextStream
+from .._streams import TextStream, Timeouts
 from .._text import SupportsDecode
 from ._base import BaseEngine
 from ._measures import EngineStatistics

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from .._arguments import check_generate_kwargs
 from .._bridge import checked_buffer_size
-from .._deadlines import Timeouts, checked_timeouts
 from .._prompts import Prompt, checked_prompt
+from .._streams import Timeouts, checked_timeouts
 from .._text import StopStrings
 
 __all__ = ["Asking"]

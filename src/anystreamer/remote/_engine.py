@@ -14,12 +14,10 @@ import openai
 from anyio import CancelScope, move_on_after
 
 from .._bridge import Flag, Job, StreamContext
-from .._deadlines import first_to_pass
 from .._engine import BaseEngine, EngineContext, EngineHost, RequestContext
 from .._errors import GenerationTimeout
 from .._prompts import Prompt
-from .._streams import TextStream
-from .._tracing import GenerationSpan
+from .._streams import GenerationSpan, TextStream, first_to_pass
 from ._answers import Answer, RemoteRow
 from ._asking import NAME, Asking
 from ._failures import failure_of

@@ -10,8 +10,8 @@ from typing import Any
 import httpx2
 import openai
 
-from .._deadlines import PHASES
 from .._errors import EngineBusy, GenerationTimeout
+from .._streams import PHASES
 from ._answers import Malformed, Told
 
 __all__ = ["cut_off", "failure_of"]

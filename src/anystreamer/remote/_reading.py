@@ -9,9 +9,8 @@ import httpx2
 from anyio import CancelScope, current_time, get_cancelled_exc_class
 
 from .._bridge import Flag
-from .._deadlines import Deadlines, Timeouts
 from .._errors import GenerationTimeout
-from .._streams import TextStream
+from .._streams import Deadlines, TextStream, Timeouts
 from ._answers import Answer
 from ._events import EventData
 from ._failures import cut_off, failure_of

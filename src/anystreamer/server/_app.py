@@ -19,9 +19,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .._arguments import context_of
-from .._deadlines import Timeouts, checked_timeouts
 from .._engine import Engine
 from .._prompts import tokenizer_of
+from .._streams import Timeouts, checked_timeouts
 from .._text import checked_template, response_template_of
 from ._answers import Answer, ChatAnswer, CompletionAnswer
 from ._completions import CompletionResponse, Limits

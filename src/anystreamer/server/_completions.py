@@ -12,10 +12,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from .._arguments import uses_torch
-from .._deadlines import Timeouts
 from .._engine import Engine
 from .._prompts import Prompt
-from .._streams import TextChunk, TextStream, Usage
+from .._streams import TextChunk, TextStream, Timeouts, Usage
 from ._answers import DONE, Answer, Token, event, usage_of
 from ._errors import CUT, Refused, refusal_of
 from ._requests import TextRequest

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ._streams import Row, Timing
+from .types import Row, Timing
 
 __all__ = ["GenerationSpan"]
 

@@ -1,0 +1,24 @@
+"""What a consumer of generated text holds."""
+
+from .text_stream import BatchStream, GenerationStream, TextStream
+from .timeouts import PHASES, Deadlines, Timeouts, checked_timeouts, first_to_pass
+from .tracing import GenerationSpan
+from .types import FinishReason, Logprob, Row, TextChunk, Timing, Usage
+
+__all__ = [
+    "PHASES",
+    "BatchStream",
+    "Deadlines",
+    "FinishReason",
+    "GenerationSpan",
+    "GenerationStream",
+    "Logprob",
+    "Row",
+    "TextChunk",
+    "TextStream",
+    "Timeouts",
+    "Timing",
+    "Usage",
+    "checked_timeouts",
+    "first_to_pass",
+]

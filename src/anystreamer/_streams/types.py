@@ -1,0 +1,181 @@
+"""The values that a stream of text is made of: chunks, finish reasons, usage, timing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from .._text import Response
+
+__all__ = ["FinishReason", "Logprob", "Row", "TextChunk", "Timing", "Usage"]
+
+# That of a token, and of the tokens that were likeliest in its place, by their ids.
+Logprob = tuple[float, tuple[tuple[int, float], ...]]
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended."""
+
+    EOS = "eos"  #: the model made an end-of-sequence token
+    STOP_STRING = "stop_string"  #: a stop string was completed
+    LENGTH = "length"  #: ``max_new_tokens`` or ``max_length`` was reached
+    TIME = "time"  #: ``generate()``'s own ``max_time`` was up
+    CRITERIA = "criteria"  #: a ``StoppingCriteria`` of the caller's said so
+    TIMEOUT = "timeout"  #: it took longer than ``timeout=`` allows
+    STOPPED = "stopped"  #: `TextStream.stop` was called
+    CANCELLED = "cancelled"  #: by a scope, ``aclose()``, or leaving the block
+    ERROR = "error"  #: ``generate()`` raised
+
+    @property
+    def openai(self) -> str | None:
+        """The ``finish_reason`` of OpenAI's API: ``"stop"``, ``"length"`` or None."""
+        if self in (FinishReason.EOS, FinishReason.STOP_STRING, FinishReason.CRITERIA):
+            return "stop"
+        return "length" if self in (FinishReason.LENGTH, FinishReason.TIME) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Numbers of tokens. What was computed and not delivered came after a stop."""
+
+    prompt_tokens: int  #: of the prompt
+    completion_tokens: int  #: delivered to the consumer
+    computed_tokens: int  #: made by the model
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds since the call; None for what has not come to pass."""
+
+    queued: float | None  #: until the model was free
+    first_token: float | None  #: until the first token was made
+    total: float  #: until the worker thread had left ``generate()``
+
+
+class TextChunk(str):
+    """A piece of generated text, with the tokens that it was made of.
+
+    It is never empty, but for one mode: with ``parse_response`` it is the answer only, and a piece
+    of another field is the empty string. Its `field` and `value` say what it is about.
+    """
+
+    __slots__ = (
+        "_is_whole",
+        "elapsed",
+        "field",
+        "index",
+        "logprobs",
+        "token_ids",
+        "top_logprobs",
+        "value",
+    )
+
+    #: of this text, and of tokens before it that have no text of their own
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None  #: one for each token id, if they were asked for
+    #: for each token id, the ids and log-probabilities of the ``top_logprobs`` likeliest tokens in
+    #: its place, the likeliest first; None without ``logprobs``
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None
+    #: the row of a batch, from 0
+    index: int  # type: ignore[assignment]  # of every str, a method that nobody calls on such text
+    elapsed: float  #: seconds from the call until the last of these tokens was made
+    field: str | None  #: of the response template (``content``, ...); None without one
+    #: what was said in that field: a part of its text; or a whole value, such as a tool call, once
+    #: it is complete. A value that is malformed comes as the text that it is, a str.
+    value: Any
+    _is_whole: bool  # a value that is not to be joined with the next one
+
+    def __new__(
+        cls,
+        text: str = "",
+        token_ids: Iterable[int] = (),
+        *,
+        logprobs: Iterable[float] | None = None,
+        top_logprobs: Iterable[tuple[tuple[int, float], ...]] | None = None,
+        index: int = 0,
+        elapsed: float = 0.0,
+        field: str | None = None,
+        value: Any = None,
+    ) -> TextChunk:
+        chunk = super().__new__(cls, text)
+        chunk.token_ids = tuple(token_ids)
+        chunk.logprobs = None if logprobs is None else tuple(logprobs)
+        chunk.top_logprobs = None if top_logprobs is None else tuple(top_logprobs)
+        chunk.index = index
+        chunk.elapsed = elapsed
+        chunk.field = field
+        chunk.value = value
+        chunk._is_whole = False
+        return chunk
+
+    @classmethod
+    def joined(cls, chunks: Sequence[TextChunk]) -> TextChunk:
+        """One chunk in place of several of the same row, and of the same field if they have one."""
+        if len(chunks) == 1:
+            return chunks[0]
+        last = chunks[-1]
+        return cls(
+            "".join(chunks),
+            (token_id for chunk in chunks for token_id in chunk.token_ids),
+            logprobs=None
+            if last.logprobs is None
+            else (logprob for chunk in chunks for logprob in chunk.logprobs or ()),
+            top_logprobs=None
+            if last.top_logprobs is None
+            else (top for chunk in chunks for top in chunk.top_logprobs or ()),
+            index=last.index,
+            elapsed=last.elapsed,
+            field=last.field,
+            value=None if last.field is None else "".join(chunk.value for chunk in chunks),
+        )
+
+
+@dataclass(slots=True)
+class Row:
+    """One sequence of a generation. The worker writes the first fields, the loop the others."""
+
+    prompt_token_ids: list[int] = field(default_factory=list)
+    computed_tokens: int = 0
+    own_end: FinishReason | None = None  # how the model ended it by itself; None while it has not
+    matched: str | None = None  # the stop string that ended it
+    stop_requested: bool = False  # by anyone: `BatchStream.stop`
+    response: Response | None = None  # with parse_response; the worker's until it has left
+
+    pieces: list[str] = field(default_factory=list)  # what the consumer has been given
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+    @property
+    def text(self) -> str:
+        """All the text delivered so far."""
+        if len(self.pieces) > 1:
+            self.pieces = ["".join(self.pieces)]
+        return self.pieces[0] if self.pieces else ""
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended it, once it is known that one did."""
+        return self.matched if self.finish_reason is FinishReason.STOP_STRING else None
+
+    @property
+    def message(self) -> dict[str, Any] | None:
+        """What `Response` made of it, once it has ended."""
+        if self.response is None or self.finish_reason is None:
+            return None
+        return self.response.message
+
+    @property
+    def has_fields(self) -> bool:
+        """Whether its chunks may be of different fields."""
+        return self.response is not None
+
+    def counted(self) -> Usage | None:
+        """How many tokens it has, once it has ended."""
+        return Usage(
+            prompt_tokens=len(self.prompt_token_ids),
+            completion_tokens=len(self.token_ids),
+            computed_tokens=self.computed_tokens,
+        )
