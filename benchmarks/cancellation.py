@@ -30,7 +30,7 @@ from transformers import AsyncTextIteratorStreamer, LlamaForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 import anystreamer
-from anystreamer._layers import StopBetweenLayers
+from anystreamer._generation.layer_hooks import StopBetweenLayers
 
 PROMPT = 3_000  # tokens of a long prefill
 

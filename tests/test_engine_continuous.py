@@ -36,7 +36,7 @@ from anystreamer import (
 )
 from anystreamer._engine._continuous import Continuous
 from anystreamer._engine._paged import _whole_pages, checked_settings
-from anystreamer._requests import Request
+from anystreamer._generation.request import Request
 from anystreamer.demo import load_demo
 from anystreamer.demo._sequences import held_out_questions
 

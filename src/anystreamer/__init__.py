@@ -7,7 +7,6 @@ from anystreamer._bridge import (
     stream_from_thread,
     stream_iterable,
 )
-from anystreamer._drop_in import AsyncTextIteratorStreamer
 from anystreamer._engine import Engine, EngineStatistics, Histogram, open_engine
 from anystreamer._errors import (
     EngineBusy,
@@ -16,7 +15,12 @@ from anystreamer._errors import (
     GenerationStopped,
     GenerationTimeout,
 )
-from anystreamer._generate import SupportsGenerate, stream_batch, stream_text
+from anystreamer._generation import (
+    AsyncTextIteratorStreamer,
+    SupportsGenerate,
+    stream_batch,
+    stream_text,
+)
 from anystreamer._streams import (
     BatchStream,
     FinishReason,

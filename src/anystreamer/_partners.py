@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
 from . import TextStream, stream_text
-from ._arguments import context_of
+from ._generation import context_of
 
 __all__ = ["ModelElsewhere", "ModelHere", "Partner", "only_model_of"]
 

@@ -21,8 +21,8 @@ from ._bridge import StreamContext
 from ._engine import Engine, EngineStatistics
 from ._engine import open_engine as _open_engine
 from ._errors import EngineClosed
-from ._generate import stream_batch as _stream_batch
-from ._generate import stream_text as _stream_text
+from ._generation import stream_batch as _stream_batch
+from ._generation import stream_text as _stream_text
 from ._streams import BatchStream, GenerationStream, TextChunk, TextStream
 
 __all__ = ["SyncEngine", "SyncStream", "open_engine", "stream_batch", "stream_text"]

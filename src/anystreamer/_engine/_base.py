@@ -14,8 +14,7 @@ from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
 from .._bridge import QUEUE_POLL, Flag, Host, Job, StreamContext, TaskBlock, run_joined
 from .._errors import EngineBusy, EngineClosed, EngineDied, raise_unchanged
-from .._prompts import Prompt, as_prompts, checked_prompt
-from .._requests import Request
+from .._generation import Prompt, Request, as_prompts, checked_prompt
 from .._streams import TextStream
 from ._line import Line, Place
 from ._measures import EngineStatistics, Meter

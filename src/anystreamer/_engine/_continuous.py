@@ -13,11 +13,9 @@ from typing import Any
 from anyio import from_thread, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
-from .._arguments import most_new_tokens
 from .._bridge import Flag, Job, run_joined, unmistakable
 from .._errors import GenerationTimeout
-from .._requests import Request
-from .._streamers import eos_ids
+from .._generation import Request, eos_ids, most_new_tokens
 from .._streams import Deadlines, FinishReason, Row, TextStream, Timeouts
 from ._base import EngineHost, ThreadEngine
 from ._greedy import spare_the_greedy

@@ -9,12 +9,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from anyio import CancelScope, get_cancelled_exc_class, sleep
 
-from .._arguments import check_model
 from .._bridge import JOIN_POLL, Block, StreamContext, TaskBlock
 from .._errors import EngineClosed, raise_unchanged
-from .._generate import SupportsGenerate
-from .._prompts import Prompt, tokenizer_of
-from .._requests import WorkerContext
+from .._generation import Prompt, SupportsGenerate, WorkerContext, check_model, tokenizer_of
 from .._streams import TextStream, Timeouts
 from .._text import SupportsDecode
 from ._base import BaseEngine

@@ -13,8 +13,7 @@ from anyio import CapacityLimiter, from_thread
 from anyio.lowlevel import checkpoint, current_token
 
 from .._bridge import Producer, ThreadJob, counted, run_joined, waits_for
-from .._generate import generation, turns_of
-from .._requests import Request
+from .._generation import Request, generation, turns_of
 from .._streams import TextStream
 from ._base import EngineHost, ThreadEngine
 

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, cast
 
-from .._arguments import check_generate_kwargs
 from .._bridge import checked_buffer_size
-from .._prompts import Prompt, checked_prompt
+from .._generation import Prompt, check_generate_kwargs, checked_prompt
 from .._streams import Timeouts, checked_timeouts
 from .._text import StopStrings
 

@@ -16,7 +16,7 @@ from anyio import CancelScope, move_on_after
 from .._bridge import Flag, Job, StreamContext
 from .._engine import BaseEngine, EngineContext, EngineHost, RequestContext
 from .._errors import GenerationTimeout
-from .._prompts import Prompt
+from .._generation import Prompt
 from .._streams import GenerationSpan, TextStream, first_to_pass
 from ._answers import Answer, RemoteRow
 from ._asking import NAME, Asking

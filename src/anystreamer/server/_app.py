@@ -18,9 +18,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from .._arguments import context_of
 from .._engine import Engine
-from .._prompts import tokenizer_of
+from .._generation import context_of, tokenizer_of
 from .._streams import Timeouts, checked_timeouts
 from .._text import checked_template, response_template_of
 from ._answers import Answer, ChatAnswer, CompletionAnswer

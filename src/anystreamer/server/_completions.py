@@ -11,9 +11,8 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from .._arguments import uses_torch
 from .._engine import Engine
-from .._prompts import Prompt
+from .._generation import Prompt, uses_torch
 from .._streams import TextChunk, TextStream, Timeouts, Usage
 from ._answers import DONE, Answer, Token, event, usage_of
 from ._errors import CUT, Refused, refusal_of

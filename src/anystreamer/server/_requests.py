@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, from_json
 
-from .._prompts import Prompt
+from .._generation import Prompt
 from ._errors import Refused
 
 __all__ = ["ChatRequest", "CompletionRequest", "TextRequest", "parsed"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._prompts import tokenizer_of
+from .._generation import tokenizer_of
 from .._streams import TextChunk
 from ._answers import Token
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ._errors import GenerationStopped
+from .._errors import GenerationStopped
 
 __all__ = ["StopBetweenLayers", "layers_of"]
 

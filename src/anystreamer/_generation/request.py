@@ -9,11 +9,8 @@ from dataclasses import KW_ONLY, dataclass, fields
 from time import perf_counter
 from typing import Any, TypeVar
 
-from ._arguments import check_cancel_within, check_generate_kwargs, check_model, setting, uses_torch
-from ._bridge import checked_buffer_size
-from ._prompts import Prompt, encode, prompt_rows, tokenizer_of
-from ._streamers import RowText, WindowTokens, eos_ids
-from ._streams import (
+from .._bridge import checked_buffer_size
+from .._streams import (
     GenerationSpan,
     GenerationStream,
     Row,
@@ -21,7 +18,11 @@ from ._streams import (
     checked_timeouts,
     first_to_pass,
 )
-from ._text import Response, StopStrings, TextDecoder, checked_template, text_decoder
+from .._text import Response, StopStrings, TextDecoder, checked_template, text_decoder
+from .detokenizer import RowText, eos_ids
+from .options import check_cancel_within, check_generate_kwargs, check_model, setting, uses_torch
+from .prompts import Prompt, encode, prompt_rows, tokenizer_of
+from .whisper import WindowTokens
 
 __all__ = ["Request", "WorkerContext"]
 
@@ -131,7 +132,7 @@ class Request:
     ) -> contextlib.AbstractContextManager[None]:
         if self.cancel_within == "step":
             return contextlib.nullcontext()
-        from ._layers import StopBetweenLayers, layers_of
+        from .layer_hooks import StopBetweenLayers, layers_of
 
         models = (self.model, self.setting("assistant_model"))
         layers = [layer for model in models if model is not None for layer in layers_of(model)]

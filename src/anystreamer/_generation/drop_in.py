@@ -12,10 +12,10 @@ from typing import Any, Self
 from anyio import NoEventLoopError, fail_after, from_thread, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint, current_token
 
-from ._bridge import Producer, ThreadStream
-from ._errors import GenerationStopped
-from ._streamers import row_of
-from ._text import SupportsDecode, text_decoder
+from .._bridge import Producer, ThreadStream
+from .._errors import GenerationStopped
+from .._text import SupportsDecode, text_decoder
+from .token_streamer import row_of
 
 __all__ = ["AsyncTextIteratorStreamer"]
 
@@ -136,7 +136,7 @@ class AsyncTextIteratorStreamer:
     def stopping_criteria(self) -> list[Any]:
         """To be passed to ``generate()`` with the streamer: the clean way to stop the model."""
         if self._criteria is None:
-            from ._criteria import StopFlagCriteria
+            from .criteria import StopFlagCriteria
 
             self._criteria = [StopFlagCriteria(self._asked)]
         return self._criteria

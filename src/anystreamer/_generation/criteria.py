@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
-from ._streams import Logprob
+from .._streams import Logprob
 
 __all__ = [
     "CallerCriteria",

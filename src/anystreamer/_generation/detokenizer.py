@@ -1,0 +1,153 @@
+"""From the tokens of one sequence to its chunks: decoder, stop strings, response parser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from .._streams import FinishReason, Logprob, Row, TextChunk
+from .._text import Piece, StopStrings, TextDecoder
+from .whisper import WindowTokens
+
+__all__ = ["RowText", "eos_ids"]
+
+
+class RowText:
+    """One sequence's way from tokens to text: decoder, stop strings, and how it ended.
+
+    With a response template the parser comes last: stop strings are looked for in all that the
+    model says, in whichever field, the markers between the fields included.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        row: Row,
+        decoder: TextDecoder,
+        stop_strings: StopStrings,
+        shown_stop_strings: StopStrings,
+        eos_token_ids: Collection[int],
+        skipped_token_ids: Collection[int] = (),
+        window: WindowTokens | None = None,
+    ) -> None:
+        self.index = index
+        self._row = row
+        self._decoder = decoder
+        self._stop_strings = stop_strings
+        self._shown_stop_strings = shown_stop_strings  # generate()'s own: part of the text
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._skipped_token_ids = frozenset(skipped_token_ids)  # special, not to become text
+        self._skipped: list[int] = []
+        self.window = window  # of a model that hears a recording in windows
+        self._pending: list[int] = []  # ids whose text has not been delivered
+        self._logprobs: list[Logprob] | None = None
+        self.ended: FinishReason | None = None
+        # generate() goes on filling up a row that has ended beside others, often with pad tokens
+        # that are EOS as well. Nothing after this many steps is its own.
+        self.last_step = math.inf
+
+    def take(
+        self, token_ids: Sequence[int], logprob: Logprob | None, elapsed: float
+    ) -> list[TextChunk]:
+        """Take new tokens, and return the text that they make final."""
+        if not self._eos_token_ids.isdisjoint(token_ids):
+            self.ended = FinishReason.EOS
+        logprobs = [] if logprob is None else [logprob]
+        if self.window is not None:
+            token_ids, logprobs = self.window.take(token_ids, logprobs)
+        return self._hear(token_ids, logprobs, elapsed)
+
+    def end_window(self, elapsed: float) -> list[TextChunk]:
+        """Return what has become final by the end of a window, if there are windows."""
+        return [] if self.window is None else self._hear(*self.window.end(), elapsed)
+
+    def begin_window(self) -> None:
+        """Take back that the text has ended where only a window has. A stop string ends it all."""
+        if self.ended is not FinishReason.STOP_STRING:
+            self.ended = None
+
+    @property
+    def is_to_stop(self) -> bool:
+        """Whether nothing more of it is wanted, whatever the model still has to say."""
+        return self._row.stop_requested or self.ended is FinishReason.STOP_STRING
+
+    def _hear(
+        self, token_ids: Sequence[int], logprobs: Sequence[Logprob], elapsed: float
+    ) -> list[TextChunk]:
+        self._row.computed_tokens += len(token_ids)  # none that is taken back
+        self._pending.extend(token_ids)
+        if logprobs:
+            self._logprobs = [*(self._logprobs or ()), *logprobs]
+        if self._skipped_token_ids:
+            skipped = self._skipped_token_ids
+            self._skipped += [each for each in token_ids if each in skipped]
+            token_ids = [each for each in token_ids if each not in skipped]
+        text = self._show(self._decoder.decode(token_ids))
+        if not text:
+            return []
+        if (response := self._row.response) is not None:
+            return [self._piece(piece, elapsed) for piece in response.feed(text)]
+        return [self._chunk(text, elapsed)]
+
+    def finish(self, elapsed: float) -> list[TextChunk]:
+        """Return what is still held back, and the ids that no text has taken along."""
+        chunks = [] if self.window is None else self._hear(*self.window.flush(), elapsed)
+        text = self._show(self._decoder.flush()) + self._stop_strings.flush()
+        if (response := self._row.response) is not None:
+            pieces = response.feed(text)
+            pieces += response.finish(
+                has_ended=self.ended is FinishReason.EOS,
+                end_ids=self._skipped,
+                stop_string=self._stop_strings.matched,
+            )
+            chunks += [self._piece(piece, elapsed) for piece in pieces]
+            text = ""
+        return [*chunks, self._chunk(text, elapsed)] if text or self._pending else chunks
+
+    def _show(self, text: str) -> str:
+        if not text:
+            return text
+        shown = self._stop_strings.feed(text) if self._stop_strings else text
+        if self._shown_stop_strings:
+            self._shown_stop_strings.feed(text)
+        for strings in (self._stop_strings, self._shown_stop_strings):
+            if strings.matched is not None:
+                self.ended = FinishReason.STOP_STRING
+                self._row.matched = strings.matched
+        return shown
+
+    def _chunk(
+        self, text: str, elapsed: float, field: str | None = None, value: Any = None
+    ) -> TextChunk:
+        logprobs = self._logprobs
+        chunk = TextChunk(
+            text,
+            self._pending,
+            logprobs=None if logprobs is None else (each for each, _ in logprobs),
+            top_logprobs=None if logprobs is None else (top for _, top in logprobs),
+            index=self.index,
+            elapsed=elapsed,
+            field=field,
+            value=value,
+        )
+        self._pending.clear()
+        # Once asked for they are never None: a chunk with no tokens has none of them.
+        self._logprobs = None if logprobs is None else []
+        return chunk
+
+    def _piece(self, piece: Piece, elapsed: float) -> TextChunk:
+        value = piece.value
+        is_answer = piece.field == "content" and isinstance(value, str)
+        chunk = self._chunk(value if is_answer else "", elapsed, piece.field, value)
+        chunk._is_whole = piece.is_whole
+        return chunk
+
+
+def eos_ids(value: Any) -> list[int]:
+    """The ids in an ``eos_token_id``: None, a number, a list or a tensor."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if value is None:
+        return []
+    return list(value) if isinstance(value, Iterable) else [value]

@@ -1,0 +1,34 @@
+"""One generation at a time on a model: the limiter that belongs to it in an event loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
+
+from .prompts import kept_for
+
+__all__ = ["turns_of"]
+
+
+# One generation at a time on a model, in one event loop. A device or a CPU pool that is shared
+# between threads runs them slower than one by one.
+_turns: RunVar[dict[int, CapacityLimiter]] = RunVar("anystreamer_turns")
+
+
+def turns_of(model: Any) -> CapacityLimiter:
+    """The limiter whose turns a model's generations take in this event loop."""
+    while True:  # the same weights behind torch.compile() or an adapter are the same model
+        if (inner := getattr(model, "_orig_mod", None)) is not None:
+            model = inner
+        elif callable(inner := getattr(model, "get_base_model", None)):
+            model = inner()
+        else:
+            break
+    try:
+        limiters = _turns.get()
+    except LookupError:
+        limiters = {}
+        _turns.set(limiters)
+    return kept_for(model, limiters, lambda: CapacityLimiter(1))
