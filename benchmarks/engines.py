@@ -46,7 +46,7 @@ from tables import show
 from transformers import AsyncTextIteratorStreamer
 
 import anystreamer
-from anystreamer._engine._paged import checked_settings
+from anystreamer._engine.cb_config import checked_settings
 from anystreamer.demo import load_demo
 
 LAYERS, HIDDEN = 4, 128

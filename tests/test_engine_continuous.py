@@ -34,8 +34,8 @@ from anystreamer import (
     Timeouts,
     open_engine,
 )
-from anystreamer._engine._continuous import Continuous
-from anystreamer._engine._paged import _whole_pages, checked_settings
+from anystreamer._engine.cb_config import _whole_pages, checked_settings
+from anystreamer._engine.continuous import Continuous
 from anystreamer._generation.request import Request
 from anystreamer.demo import load_demo
 from anystreamer.demo._sequences import held_out_questions

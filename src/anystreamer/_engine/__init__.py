@@ -1,8 +1,8 @@
 """Many requests on one model: one by one, or batched continuously."""
 
-from ._base import BaseEngine, EngineHost, RequestContext
-from ._engines import Engine, EngineContext, open_engine
-from ._measures import EngineStatistics, Histogram
+from .api import Engine, EngineContext, open_engine
+from .base import BaseEngine, EngineHost, RequestContext
+from .metrics import EngineStatistics, Histogram
 
 __all__ = [
     "BaseEngine",

@@ -9,12 +9,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from anyio import CapacityLimiter
 
 from .._bridge import StreamContext, ThreadContext, checked_limiter
-from .._streams import (
-    BatchStream,
-    GenerationStream,
-    TextStream,
-    Timeouts,
-)
+from .._streams import BatchStream, GenerationStream, TextStream, Timeouts
 from .._text import SupportsDecode
 from .call import generation
 from .limiters import turns_of

@@ -10,13 +10,7 @@ from typing import Any, TypeVar
 
 from .._bridge import Producer, ThreadJob
 from .._errors import GenerationStopped, GenerationTimeout
-from .._streams import (
-    Deadlines,
-    FinishReason,
-    GenerationStream,
-    TextChunk,
-    Timeouts,
-)
+from .._streams import Deadlines, FinishReason, GenerationStream, TextChunk, Timeouts
 from .options import is_assisted, most_new_tokens, uses_torch
 from .prompts import Prompt
 from .request import Request

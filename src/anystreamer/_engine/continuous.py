@@ -6,20 +6,19 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from itertools import count
 from time import perf_counter, sleep
 from typing import Any
 
 from anyio import from_thread, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
-from .._bridge import Flag, Job, run_joined, unmistakable
-from .._errors import GenerationTimeout
-from .._generation import Request, eos_ids, most_new_tokens
-from .._streams import Deadlines, FinishReason, Row, TextStream, Timeouts
-from ._base import EngineHost, ThreadEngine
-from ._greedy import spare_the_greedy
-from ._paged import Settings
+from .._bridge import Job, run_joined
+from .._generation import Request, most_new_tokens
+from .._streams import Row, TextStream
+from .active_request import Generation, _deliver
+from .base import EngineHost, ThreadEngine
+from .cb_config import Settings
+from .cb_greedy import spare_the_greedy
 
 __all__ = ["Continuous"]
 
@@ -40,8 +39,6 @@ ENCODED_AT_ONCE = 16
 _SETTINGS = ("eos_token_id", "max_length", "max_new_tokens")
 # ... and these, with transformers' defaults.
 SAMPLING = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
-
-_request_ids = count(1)
 
 
 class Continuous(ThreadEngine):
@@ -273,106 +270,8 @@ class Continuous(ThreadEngine):
         return self.refusal()
 
 
-def _deliver(changed: Iterable[Generation]) -> None:
-    """Bring over what several streams have got. On the loop."""
-    for generation in changed:
-        stream = generation.stream
-        stream._fetch()
-        stream._ready.set()
-        if generation.is_over:
-            generation.over.set()
-
-
 # Model inputs that are nothing but the ids of a prompt.
 _INPUTS = {"attention_mask", "input_ids"}
-
-
-class Generation:
-    """A request that the manager works on: from its results to text. The drain's alone."""
-
-    def __init__(self, engine: Continuous, request: Request, stream: TextStream, most: int) -> None:
-        (self._row,) = stream._rows
-        self.engine = engine
-        self.request = request
-        self.stream = stream
-        self.id = f"anystreamer-{next(_request_ids)}"
-        self.eos = eos_ids(request.setting("eos_token_id"))
-        self.most = most  # new tokens
-        self.is_over = False
-        self.over = Flag()  # on the loop
-        self._text = request.row_text(0, self._row)
-        self._heard = 0
-        self._heard_at: float | None = None
-        self._deadlines: Deadlines | None = None
-        if request.timeouts != Timeouts():
-            self._deadlines = Deadlines(request.timeouts, stream._called_at, perf_counter())
-
-    def hear(self, result: Any, now: float) -> bool:
-        """Take its latest result. Returns whether there is anything to deliver. Never raises."""
-        if self.is_over:
-            return False
-        stream = self.stream
-        held = len(stream._held)
-        try:
-            new = result.generated_tokens[self._heard :]
-            if new:
-                self._take(new, now)
-            if self._text.ended is not None or result.is_finished():
-                if result.error is not None and self._text.ended is None:
-                    raise self._error(result.error)
-                self.finish()
-        except BaseException as exc:  # Rust's panics are no Exception
-            self.finish(exc)
-        return self.is_over or len(stream._held) > held
-
-    def _take(self, new: list[int], now: float) -> None:
-        stream = self.stream
-        if stream._first_token_at is None:
-            stream._first_token_at = now
-        self._heard += len(new)
-        self.engine.meter.tokens(len(new), now, self._heard_at)
-        self._heard_at = now
-        if self._deadlines is not None:
-            self._deadlines.look(now, now)  # it may have come too late
-            self._deadlines.token_made(now)
-        elapsed = now - stream._called_at
-        # A stop string ends it with the very token that completes it.
-        for ids in ([each] for each in new) if self.request.stop else (new,):
-            stream._held.extend(self._text.take(ids, None, elapsed))
-            if self._text.ended is not None:
-                return
-
-    def is_to_end(self, now: float) -> bool:
-        """Whether somebody asks it to stop, or it is late."""
-        stream = self.stream
-        if stream._stopped or stream._cancelled:
-            return True
-        return self._deadlines is not None and self._deadlines.look(now, now)
-
-    def finish(self, error: BaseException | None = None) -> None:
-        """End it, with all that it has. Never raises."""
-        stream, row = self.stream, self._row
-        self.engine.cancel(self)
-        try:
-            stream._held.extend(self._text.finish(perf_counter() - stream._called_at))
-        except BaseException as exc:
-            error = exc if error is None else error
-        if error is not None and stream._error is None:
-            stream._error = unmistakable(error, self.engine.cancellation)
-        self.is_over = True
-        if self._text.ended is not None:
-            row.own_end = self._text.ended
-        elif self._heard >= self.most:
-            row.own_end = FinishReason.LENGTH
-        elif self._deadlines is not None and self._deadlines.late and stream._error is None:
-            stream._error = GenerationTimeout(self._deadlines.late)
-
-    def _error(self, words: str) -> Exception:
-        """What a request failed of: its own, or the manager's death."""
-        engine = self.engine
-        if engine._settings.is_dying(engine.manager):
-            return engine._death()
-        return RuntimeError(words)
 
 
 class _Host(EngineHost):

@@ -16,8 +16,8 @@ from .._bridge import QUEUE_POLL, Flag, Host, Job, StreamContext, TaskBlock, run
 from .._errors import EngineBusy, EngineClosed, EngineDied, raise_unchanged
 from .._generation import Prompt, Request, as_prompts, checked_prompt
 from .._streams import TextStream
-from ._line import Line, Place
-from ._measures import EngineStatistics, Meter
+from .metrics import EngineStatistics, Meter
+from .queue import Line, Place
 
 __all__ = ["BaseEngine", "EngineHost", "RequestContext", "ThreadEngine"]
 

@@ -15,7 +15,7 @@ from anyio.lowlevel import checkpoint, current_token
 from .._bridge import Producer, ThreadJob, counted, run_joined, waits_for
 from .._generation import Request, generation, turns_of
 from .._streams import TextStream
-from ._base import EngineHost, ThreadEngine
+from .base import EngineHost, ThreadEngine
 
 __all__ = ["OneByOne"]
 

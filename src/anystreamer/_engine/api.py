@@ -14,9 +14,9 @@ from .._errors import EngineClosed, raise_unchanged
 from .._generation import Prompt, SupportsGenerate, WorkerContext, check_model, tokenizer_of
 from .._streams import TextStream, Timeouts
 from .._text import SupportsDecode
-from ._base import BaseEngine
-from ._measures import EngineStatistics
-from ._one_by_one import OneByOne
+from .base import BaseEngine
+from .metrics import EngineStatistics
+from .sequential import OneByOne
 
 __all__ = ["Engine", "EngineContext", "open_engine"]
 
@@ -107,8 +107,8 @@ def open_engine(
     check_model("open_engine", model)
     tokenizer_of(tokenizer)
     if batching == "continuous":
-        from ._continuous import Continuous
-        from ._paged import checked_settings
+        from .cb_config import checked_settings
+        from .continuous import Continuous
 
         settings = checked_settings(model, max_running, continuous_batching_config)
         return EngineContext(
