@@ -30,7 +30,7 @@ from tables import show
 import anystreamer
 from anystreamer.remote import open_remote_engine
 from anystreamer.server import create_app
-from anystreamer.server._running import listening, run, url_of
+from anystreamer.server._serve import listening, run, url_of
 
 LAYERS, HIDDEN = 4, 128
 STREAMS = (1, 8, 32)

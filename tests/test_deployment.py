@@ -26,7 +26,7 @@ from starlette.routing import Mount, Route
 
 from anystreamer import Engine, open_engine
 from anystreamer.server import TextStreamResponse, create_app
-from anystreamer.server._running import LAST_WORDS
+from anystreamer.server._serve import LAST_WORDS
 from anystreamer.testing import Gate, ScriptedModel
 
 from .scripted import PATIENCE, until

@@ -21,7 +21,7 @@ from starlette.routing import Mount, Route
 
 from anystreamer import Engine, open_engine
 from anystreamer.server import create_app
-from anystreamer.server._page import page_routes
+from anystreamer.server._chat_page import page_routes
 from anystreamer.testing import Gate, Script, ScriptedModel
 
 from .chromium import launched, opened

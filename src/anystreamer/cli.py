@@ -391,7 +391,7 @@ def _serve(
 ) -> None:
     try:
         from .server import create_app
-        from .server._running import listening, run, url_of
+        from .server._serve import listening, run, url_of
     except ImportError as exc:
         _fail(f"{exc.__cause__ or exc}: {INSTALL_SERVER}")
     package, _, loop = server.partition("-")

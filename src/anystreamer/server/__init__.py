@@ -2,7 +2,7 @@
 
 try:
     from ._app import create_app
-    from ._responses import TextStreamResponse
+    from ._text_response import TextStreamResponse
 except ModuleNotFoundError as _missing:
     _name = (_missing.name or "").partition(".")[0]
     if _name not in ("starlette", "pydantic", "pydantic_core", "prometheus_client"):

@@ -22,13 +22,13 @@ from .._engine import Engine
 from .._generation import context_of, tokenizer_of
 from .._streams import Timeouts, checked_timeouts
 from .._text import checked_template, response_template_of
-from ._answers import Answer, ChatAnswer, CompletionAnswer
-from ._completions import CompletionResponse, Limits
+from ._asgi import check_keep_alive
+from ._chat_page import page_routes
+from ._completion_response import CompletionResponse, Limits
 from ._errors import Refused
 from ._metrics import Metrics
-from ._page import page_routes
-from ._requests import ChatRequest, CompletionRequest, TextRequest, parsed
-from ._sending import check_keep_alive
+from ._openai_format import Answer, ChatAnswer, CompletionAnswer
+from ._request_models import ChatRequest, CompletionRequest, TextRequest, parsed
 
 __all__ = ["create_app"]
 

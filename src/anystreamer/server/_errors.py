@@ -9,7 +9,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from .._errors import EngineBusy, EngineClosed, EngineDied, GenerationTimeout
-from ._sending import log
+from ._asgi import log
 
 __all__ = ["CUT", "Refused", "refusal_of", "retry_after"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from .._generation import tokenizer_of
 from .._streams import TextChunk
-from ._answers import Token
+from ._openai_format import Token
 
 __all__ = ["TokenTexts"]
 

@@ -14,10 +14,10 @@ from starlette.types import Receive, Scope, Send
 from .._engine import Engine
 from .._generation import Prompt, uses_torch
 from .._streams import TextChunk, TextStream, Timeouts, Usage
-from ._answers import DONE, Answer, Token, event, usage_of
+from ._asgi import EVENT_STREAM, NOT_KEPT, BodySender, run_all, while_connected
 from ._errors import CUT, Refused, refusal_of
-from ._requests import TextRequest
-from ._sending import EVENT_STREAM, NOT_KEPT, BodySender, run_all, while_connected
+from ._openai_format import DONE, Answer, Token, event, usage_of
+from ._request_models import TextRequest
 from ._tokens import TokenTexts
 
 __all__ = ["CompletionResponse", "Limits"]

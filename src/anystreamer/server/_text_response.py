@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from .._errors import EngineBusy, EngineClosed, EngineDied, GenerationTimeout
 from .._streams import TextStream
+from ._asgi import EVENT_STREAM, NOT_KEPT, BodySender, check_keep_alive, log, while_connected
 from ._errors import CUT, retry_after
-from ._sending import EVENT_STREAM, NOT_KEPT, BodySender, check_keep_alive, log, while_connected
 
 __all__ = ["TextStreamResponse"]
 
