@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from anystreamer import Engine, EngineBusy, EngineClosed, FinishReason, Timeouts
 from anystreamer.remote import open_remote_engine
-from anystreamer.remote._answers import Answer, RemoteRow
-from anystreamer.remote._asking import Asking
-from anystreamer.remote._events import EventData
+from anystreamer.remote._request import Asking
+from anystreamer.remote._response import Answer, RemoteRow
+from anystreamer.remote._sse import EventData
 from anystreamer.sync import SyncEngine
 from anystreamer.testing import ScriptedModel
 

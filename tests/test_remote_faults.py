@@ -20,7 +20,7 @@ from anyio.abc import SocketAttribute, SocketStream
 from anyio.streams.tls import TLSStream
 
 from anystreamer import EngineBusy, FinishReason, GenerationTimeout, TextStream, Timeouts
-from anystreamer.remote import _reading, open_remote_engine
+from anystreamer.remote import _reader, open_remote_engine
 
 from .remote_engines import remote_engine
 from .scripted import PATIENCE, until
@@ -183,7 +183,7 @@ USAGE = event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens":
 async def test_an_answer_that_has_ended_is_whole(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_reading, "LAST_WORDS", 0.1)
+    monkeypatch.setattr(_reader, "LAST_WORDS", 0.1)
     told: list[TextStream] = []
     async with wire(play) as server:
         assert await read(server.url, told) == "one two"
@@ -196,7 +196,7 @@ async def test_an_answer_that_has_ended_is_whole(
 async def test_a_slow_consumer_does_not_miss_what_the_server_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_reading, "LAST_WORDS", 0.2)
+    monkeypatch.setattr(_reader, "LAST_WORDS", 0.2)
     pieces = [chunked(ending(text="two")), chunked(USAGE), chunked(DONE, b"")]
 
     async def play(stream: SocketStream) -> None:

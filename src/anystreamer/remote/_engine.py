@@ -18,10 +18,10 @@ from .._engine import BaseEngine, EngineContext, EngineHost, RequestContext
 from .._errors import GenerationTimeout
 from .._generation import Prompt
 from .._streams import GenerationSpan, TextStream, first_to_pass
-from ._answers import Answer, RemoteRow
-from ._asking import NAME, Asking
-from ._failures import failure_of
-from ._reading import Reading
+from ._errors import failure_of
+from ._reader import Reading
+from ._request import NAME, Asking
+from ._response import Answer, RemoteRow
 
 __all__ = ["address_of", "open_remote_engine"]
 

@@ -11,9 +11,9 @@ from anyio import CancelScope, current_time, get_cancelled_exc_class
 from .._bridge import Flag
 from .._errors import GenerationTimeout
 from .._streams import Deadlines, TextStream, Timeouts
-from ._answers import Answer
-from ._events import EventData
-from ._failures import cut_off, failure_of
+from ._errors import cut_off, failure_of
+from ._response import Answer
+from ._sse import EventData
 
 __all__ = ["Reading"]
 

@@ -12,7 +12,7 @@ import openai
 
 from .._errors import EngineBusy, GenerationTimeout
 from .._streams import PHASES
-from ._answers import Malformed, Told
+from ._response import Malformed, Told
 
 __all__ = ["cut_off", "failure_of"]
 
