@@ -28,9 +28,9 @@ from models import TORCH_THREADS, make_model, make_tokenizer
 from tables import show
 
 import anystreamer
+from anystreamer.cli.run_server import listening, run, url_of
 from anystreamer.remote import open_remote_engine
 from anystreamer.server import create_app
-from anystreamer.server._serve import listening, run, url_of
 
 LAYERS, HIDDEN = 4, 128
 STREAMS = (1, 8, 32)

@@ -23,7 +23,7 @@ from .scripted import PATIENCE
 pytest.importorskip("rich")
 pytest.importorskip("typer")
 
-from anystreamer._chat import PARSER, _settled
+from anystreamer.cli.chat import PARSER, _settled
 
 if sys.platform == "win32":
     pytest.skip("there are no such terminals", allow_module_level=True)
@@ -49,10 +49,11 @@ def scripted(script: str, told: Path | None = None, **kwargs: Any) -> str:
     return f"""
 import json
 from anystreamer import cli
+from anystreamer.cli import common
 from anystreamer.testing import ScriptedModel
 
 model = ScriptedModel({script}, **{kwargs!r})
-cli._load = lambda: (model, model.tokenizer)
+common.load_embedded = lambda: (model, model.tokenizer)
 try:
     cli.main()
 finally:

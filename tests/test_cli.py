@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from anystreamer.cli import _app
+from anystreamer.cli.commands import new_app
 
 from .conftest import installed
 
@@ -60,7 +60,7 @@ def main_after(statement: str, *arguments: str) -> list[str]:
 
 def invoke(*arguments: str) -> tuple[int, str]:
     """The exit code, and what was said, without its frame."""
-    result = CliRunner().invoke(_app(), arguments)
+    result = CliRunner().invoke(new_app(), arguments)
     assert result.exception is None or isinstance(result.exception, SystemExit)
     return result.exit_code, " ".join(re.sub(r"[│╭╮╰╯─]", " ", result.output).split())
 

@@ -25,8 +25,8 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 
 from anystreamer import Engine, open_engine
+from anystreamer.cli.run_server import LAST_WORDS
 from anystreamer.server import TextStreamResponse, create_app
-from anystreamer.server._serve import LAST_WORDS
 from anystreamer.testing import Gate, ScriptedModel
 
 from .scripted import PATIENCE, until

@@ -26,7 +26,7 @@ except ImportError as _missing:
     ) from _missing
 
 from . import Engine, open_engine
-from ._loading import load, shown_name
+from ._load_model import load, shown_name
 from .server import create_app
 
 __all__ = ["Settings", "app", "application"]

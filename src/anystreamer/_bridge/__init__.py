@@ -3,8 +3,8 @@
 from .api import stream_from_thread, stream_iterable
 from .context import Block, StreamContext, TaskBlock, ThreadContext
 from .join import JOIN_POLL, Flag, counted, run_joined
+from .observing import Statistics, statistics
 from .producer import Producer, unmistakable
-from .statistics import Statistics, statistics
 from .stream import QUEUE_POLL, ThreadStream
 from .validation import checked_buffer_size, checked_limiter
 from .worker_task import Host, Job, ThreadJob, waits_for

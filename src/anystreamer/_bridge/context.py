@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from .._errors import EngineClosed, raise_unchanged
-from .statistics import ended
+from .observing import ended
 from .stream import ThreadStream
 from .worker_task import Host, ThreadJob, _ThreadHost
 

@@ -21,8 +21,8 @@ from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
 from .._errors import GenerationTimeout
 from .join import Flag, run_joined
+from .observing import opened, runs
 from .producer import Producer
-from .statistics import opened, runs
 from .stream import ThreadStream
 
 __all__ = ["Host", "Job", "ThreadJob", "waits_for"]

@@ -23,7 +23,7 @@ from ._reader import Reading
 from ._request import NAME, Asking
 from ._response import Answer, RemoteRow
 
-__all__ = ["address_of", "open_remote_engine"]
+__all__ = ["open_remote_engine"]
 
 EVENT_STREAM = "text/event-stream"
 
@@ -67,7 +67,7 @@ def open_remote_engine(
     Raises:
         TypeError, ValueError: at once, for an argument that cannot work.
     """
-    url = address_of(base_url)
+    url = _address_of(base_url)
     if not isinstance(model, str):
         raise TypeError(f"model must be the name that the server has for it, not {model!r:.60}")
     # Without a key the client would take one from the environment: it is given one, and not to
@@ -93,7 +93,7 @@ def _client(options: dict[str, Any]) -> openai.AsyncOpenAI:
     return client
 
 
-def address_of(base_url: str) -> httpx2.URL:
+def _address_of(base_url: str) -> httpx2.URL:
     """The address of an API. Raises TypeError or ValueError if it is none."""
     if not isinstance(base_url, str):
         raise TypeError(f"base_url must be a str, not {type(base_url).__name__}")

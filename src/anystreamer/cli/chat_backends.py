@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
-from . import TextStream, stream_text
-from ._generation import context_of
+import anyio
+
+from .. import TextStream, stream_text
+from .._generation import context_of
 
 __all__ = ["ModelElsewhere", "ModelHere", "Partner", "only_model_of"]
 
@@ -18,9 +20,11 @@ class Partner(Protocol):
     """Answers chat messages, in the event loop of the moment."""
 
     @property
-    def shown_as(self) -> str: ...
+    def shown_as(self) -> str:
+        """The name of its model."""
 
-    def answer(self, messages: Messages) -> AbstractAsyncContextManager[TextStream]: ...
+    def answer(self, messages: Messages) -> AbstractAsyncContextManager[TextStream]:
+        """The block of an answer to these messages."""
 
 
 class ModelHere:
@@ -71,7 +75,7 @@ class ModelElsewhere:
     @asynccontextmanager
     async def answer(self, messages: Messages) -> AsyncIterator[TextStream]:
         """Raises what `open_remote_engine` and its streams raise."""
-        from .remote import open_remote_engine
+        from ..remote import open_remote_engine
 
         limits: dict[str, Any] = (
             {} if self._max_new_tokens is None else {"max_new_tokens": self._max_new_tokens}
@@ -90,14 +94,18 @@ def only_model_of(base_url: str, api_key: str | None) -> str:
         ValueError: it has several, or *base_url* is no address.
         openai.APIError: it cannot be asked.
     """
-    import openai
-
-    from .remote._engine import address_of
-
-    with openai.OpenAI(base_url=address_of(base_url), api_key=api_key or "none") as client:
-        names = [each.id for each in client.models.list()]
+    names = anyio.run(_model_names, base_url, api_key)
     if len(names) != 1:
         raise ValueError(
             f"name one of the server's models: {', '.join(names) or 'it tells of none'}"
         )
     return names[0]
+
+
+async def _model_names(base_url: str, api_key: str | None) -> list[str]:
+    from ..remote import open_remote_engine
+
+    async with open_remote_engine(base_url, "", api_key=api_key) as engine:
+        remote: Any = engine  # it has a client of OpenAI's, which sends no key but this one
+        models = await remote.client.models.list(extra_headers=remote.headers)
+        return [each.id for each in models.data]

@@ -19,9 +19,9 @@ from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.text import Text
 
-from . import TextStream
-from ._partners import Partner
-from ._terminal import Screen, fail, figures, leave
+from .. import TextStream
+from .chat_backends import Partner
+from .terminal import Screen, fail, figures, leave
 
 __all__ = ["Chat"]
 

@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from ._streams import TextStream
+from .._streams import TextStream
 
 __all__ = ["Screen", "counted", "fail", "figures", "leave"]
 
@@ -67,6 +67,7 @@ def figures(stream: TextStream) -> str:
 
 
 def counted(number: int, noun: str) -> str:
+    """A number and what there is of it, such as "2 tokens"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 

@@ -1,0 +1,25 @@
+"""The command line: ``demo``, ``chat``, ``serve``. What is heavy is imported when one runs."""
+
+import signal
+
+from .commands import new_app
+from .common import INSTALL
+from .terminal import fail, leave
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line."""
+    # As a KeyboardInterrupt, Ctrl-C could strike a __del__ during an import, which swallows it; and
+    # a second one, a loop that is just ending.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not so under nohup
+        signal.signal(signal.SIGINT, leave)
+    try:
+        app = new_app()
+    except ImportError as exc:
+        fail(f"the command line needs typer and rich ({exc}): {INSTALL}")
+    try:
+        app(prog_name="anystreamer")
+    except OSError as exc:  # a full disk, an unreadable file
+        fail(str(exc))

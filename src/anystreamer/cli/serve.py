@@ -1,0 +1,78 @@
+"""The serve command: a model behind an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import ipaddress
+from importlib.util import find_spec
+from typing import Any
+
+import anyio
+
+from .. import open_engine
+from .._load_model import shown_name
+from .common import INSTALL_SERVER, Batching, Server, load_model
+from .terminal import fail, leave
+
+__all__ = ["hosts_of", "is_loopback", "run_serve"]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine can reach that address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def hosts_of(host: str, more: list[str]) -> list[str] | None:
+    """The names that a server on *host* may be asked for by; None if nobody has to look."""
+    if not (more or is_loopback(host)):
+        return None
+    own = f"[{host}]" if ":" in host else host
+    return ["localhost", "127.0.0.1", "[::1]", own, *more]
+
+
+def run_serve(
+    name: str | None,
+    host: str,
+    port: int,
+    server: Server,
+    batching: Batching,
+    max_waiting: int,
+    grace: float,
+    trusts_code: bool,
+    **limits: Any,
+) -> None:
+    """Load a model and serve it until a signal. *limits* are those of `create_app`."""
+    try:
+        from ..server import create_app
+        from .run_server import listening, run, url_of
+    except ImportError as exc:
+        fail(f"{exc.__cause__ or exc}: {INSTALL_SERVER}")
+    package, _, loop = server.partition("-")
+    for each in (package, loop):
+        if each not in ("", "asyncio") and find_spec(each) is None:
+            fail(f"{each} is not installed: {INSTALL_SERVER}")
+    # First: loading takes long, to be told then that the port is taken.
+    with listening(host, port) as listener:
+        model, tokenizer = load_model(name, trusts_code)
+        shown = shown_name(name)
+
+        async def main() -> None:
+            await run(
+                open_engine(
+                    model,
+                    tokenizer,
+                    batching=batching.value,
+                    max_waiting=max_waiting,
+                    sampling=batching is Batching.CONTINUOUS,
+                ),
+                lambda engine: create_app(engine, model_name=shown, **limits),
+                listener,
+                server.value,
+                grace=grace,
+                ready=lambda: print(f"Serving {shown} on {url_of(listener)}", flush=True),
+                at_once=leave,
+            )
+
+        anyio.run(main, backend=loop or "asyncio")
