@@ -32,7 +32,7 @@ async def test_each_row_says_what_it_says_alone() -> None:
         texts = ["", "", ""]
         async for piece in stream:
             assert piece
-            texts[piece.index] += piece
+            texts[piece.row] += piece
     expected = [alone(each, 40) for each in PROMPTS]
     assert stream.token_ids == expected
     assert texts == stream.text == [text_of(ids) for ids in expected]
@@ -82,7 +82,7 @@ async def test_each_row_has_its_own_stop_strings_and_all_ended_rows_stop_the_mod
 async def test_one_row_can_be_stopped_alone() -> None:
     async with stream_batch(llama(), tokenizer(), PROMPTS, max_new_tokens=300) as stream:
         async for piece in stream:
-            if piece.index == 1:
+            if piece.row == 1:
                 stream.stop(1)
     assert stream.finish_reason == [LENGTH, FinishReason.STOPPED, LENGTH]
     lengths = list(map(len, stream.token_ids))
@@ -167,7 +167,7 @@ async def test_a_lagging_consumer_gets_each_rows_text_in_one_piece() -> None:
             while stream._left_at is None:
                 await anyio.sleep(0.01)
         pieces = [piece async for piece in stream]
-    assert sorted(piece.index for piece in pieces) == [0, 1, 2]
+    assert sorted(piece.row for piece in pieces) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ async def test_logprobs_of_a_batch_belong_to_their_rows() -> None:
         async for piece in stream:
             assert piece.logprobs is not None
             assert len(piece.logprobs) == len(piece.token_ids)
-            found[piece.index].extend(piece.logprobs)
+            found[piece.row].extend(piece.logprobs)
     logits = torch.stack(stream.output.logits).log_softmax(-1)
     for row, values in enumerate(found):
         ids = torch.tensor(stream.token_ids[row])[: len(values)]
@@ -259,7 +259,7 @@ async def test_top_logprobs_are_those_of_the_likeliest_tokens() -> None:
             assert piece.top_logprobs is not None
             for logprob, top in zip(piece.logprobs, piece.top_logprobs, strict=True):
                 assert top[0][1] == logprob  # greedy
-            found[piece.index].extend(piece.top_logprobs)
+            found[piece.row].extend(piece.top_logprobs)
     logits = torch.stack(stream.output.logits).log_softmax(-1)
     for row, tops in enumerate(found):
         for step, top in enumerate(tops):

@@ -401,7 +401,7 @@ async def test_rows_of_a_batch_have_messages_of_their_own() -> None:
         assert stream.message == [None] * 3
         rows: list[list[TextChunk]] = [[], [], []]
         async for piece in stream:
-            rows[piece.index].append(piece)
+            rows[piece.row].append(piece)
     assert told(rows[0]) == [("reasoning_content", "Well é 🙂."), ("content", "Yes")]
     assert told(rows[1]) == [("tool_calls", CALLED)]
     shown = texts[2][:90].strip()

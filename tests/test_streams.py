@@ -42,20 +42,26 @@ def test_a_chunk_says_where_it_comes_from() -> None:
         iter([1, 2]),
         logprobs=iter([-0.5, -1.5]),
         top_logprobs=iter([((1, -0.5),), ((3, -0.5),)]),
-        index=3,
+        row=3,
         elapsed=0.5,
     )
     assert chunk.token_ids == (1, 2)
     assert chunk.logprobs == (-0.5, -1.5)
     assert chunk.top_logprobs == (((1, -0.5),), ((3, -0.5),))
     assert TextChunk.joined([chunk, chunk]).top_logprobs == chunk.top_logprobs * 2
-    assert (chunk.index, chunk.elapsed) == (3, 0.5)
+    assert (chunk.row, chunk.elapsed) == (3, 0.5)
+
+
+def test_a_chunk_hides_nothing_of_a_str() -> None:
+    own = {name for name in vars(TextChunk) if not name.startswith("_")}
+    assert not own & {*dir(str)}
+    assert TextChunk("so</think>").index("</think>") == 2
 
 
 def test_a_chunk_needs_nothing_but_its_text() -> None:
     """For code that is tested with chunks of its own."""
     chunk = TextChunk("ab")
-    assert (chunk.token_ids, chunk.logprobs, chunk.index, chunk.elapsed) == ((), None, 0, 0.0)
+    assert (chunk.token_ids, chunk.logprobs, chunk.row, chunk.elapsed) == ((), None, 0, 0.0)
 
 
 def test_a_chunk_has_no_room_for_anything_else() -> None:
@@ -75,22 +81,22 @@ def test_what_is_made_of_a_chunk_is_plain_text() -> None:
     ids=["copy", "deepcopy", "pickle"],
 )
 def test_a_chunk_can_be_copied_and_sent(duplicate: Callable[[TextChunk], TextChunk]) -> None:
-    chunk = TextChunk("ab", [1, 2], logprobs=[-1.0, -2.0], index=1, elapsed=0.25)
+    chunk = TextChunk("ab", [1, 2], logprobs=[-1.0, -2.0], row=1, elapsed=0.25)
     twin = duplicate(chunk)
     assert type(twin) is TextChunk
     assert twin == chunk
     assert (twin.token_ids, twin.logprobs) == (chunk.token_ids, chunk.logprobs)
-    assert (twin.index, twin.elapsed) == (chunk.index, chunk.elapsed)
+    assert (twin.row, twin.elapsed) == (chunk.row, chunk.elapsed)
 
 
 def test_joined_chunks_have_all_ids_and_the_last_times() -> None:
-    first = TextChunk("a", [1], logprobs=[-1.0], index=2, elapsed=0.1)
-    second = TextChunk("bc", [2, 3], logprobs=[-2.0, -3.0], index=2, elapsed=0.2)
+    first = TextChunk("a", [1], logprobs=[-1.0], row=2, elapsed=0.1)
+    second = TextChunk("bc", [2, 3], logprobs=[-2.0, -3.0], row=2, elapsed=0.2)
     joined = TextChunk.joined([first, second])
     assert joined == "abc"
     assert joined.token_ids == (1, 2, 3)
     assert joined.logprobs == (-1.0, -2.0, -3.0)
-    assert (joined.index, joined.elapsed) == (2, 0.2)
+    assert (joined.row, joined.elapsed) == (2, 0.2)
     assert TextChunk.joined([first]) is first
 
 

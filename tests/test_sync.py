@@ -211,7 +211,7 @@ async def test_it_works_where_a_loop_is_running() -> None:
 def test_a_batch() -> None:
     model = ScriptedModel(["a", "b"])
     with stream_batch(model, model.tokenizer, ["hi"]) as stream:
-        assert {piece.index for piece in stream} == {0}
+        assert {piece.row for piece in stream} == {0}
     assert stream.text == ["ab"]
     assert stream.finish_reason == [FinishReason.EOS]
 

@@ -154,10 +154,10 @@ class SyncStream(Generic[StreamT]):
         self._opened()
         return self._call(self._stream.read)  # type: ignore[attr-defined]
 
-    def stop(self, *index: int) -> None:
+    def stop(self, *row: int) -> None:
         """Ask the model to end after the current step, as `TextStream.stop` does."""
         self._opened()
-        self._stream.stop(*index)
+        self._stream.stop(*row)
 
     def close(self) -> None:
         """Stop the model, and wait until its thread has left it. Called by the end of the block.

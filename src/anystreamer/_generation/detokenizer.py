@@ -126,7 +126,7 @@ class RowText:
             self._pending,
             logprobs=None if logprobs is None else (each for each, _ in logprobs),
             top_logprobs=None if logprobs is None else (top for _, top in logprobs),
-            index=self.index,
+            row=self.index,
             elapsed=elapsed,
             field=field,
             value=value,

@@ -67,7 +67,7 @@ class GenerationStream(ThreadStream[TextChunk]):
                 return chunk
         while self._buffered:
             chunk = super()._take()
-            taken.setdefault(chunk.index, []).append(chunk)
+            taken.setdefault(chunk.row, []).append(chunk)
         while taken:
             index = next(iter(taken))
             chunks = taken.pop(index)
@@ -82,7 +82,7 @@ class GenerationStream(ThreadStream[TextChunk]):
 
     def _give(self, chunk: TextChunk) -> bool:
         """Note that a chunk is given. Returns whether it is: not the last tokens, with no text."""
-        row = self._rows[chunk.index]
+        row = self._rows[chunk.row]
         row.token_ids.extend(chunk.token_ids)
         if chunk:
             row.pieces.append(chunk)
@@ -206,7 +206,7 @@ class TextStream(GenerationStream):
 class BatchStream(GenerationStream):
     """The texts of several sequences, as an `anyio.abc.ObjectReceiveStream` of `TextChunk`.
 
-    The pieces of all rows come in one stream; ``piece.index`` says whose it is. Row ``p * n + k``
+    The pieces of all rows come in one stream; ``piece.row`` says whose it is. Row ``p * n + k``
     is the k-th of ``num_return_sequences=n`` answers to prompt p. What `TextStream` tells of its
     text, this tells in lists, one entry for each row. A row that has ended says no more, and when
     all have, the model stops.
@@ -220,19 +220,19 @@ class BatchStream(GenerationStream):
         """
         texts: list[list[str]] = [[] for _ in self._rows]
         async for piece in self:
-            texts[piece.index].append(piece)
+            texts[piece.row].append(piece)
         return ["".join(pieces) for pieces in texts]
 
-    def stop(self, index: int | None = None) -> None:
+    def stop(self, row: int | None = None) -> None:
         """Ask one row to end after the current step, or all of them; safe from anywhere.
 
         Raises:
             IndexError: there is no such row.
         """
-        if index is None:
+        if row is None:
             super().stop()
         else:
-            self._rows[index].stop_requested = True
+            self._rows[row].stop_requested = True
 
     @property
     def text(self) -> list[str]:

@@ -65,8 +65,8 @@ class TextChunk(str):
         "_is_whole",
         "elapsed",
         "field",
-        "index",
         "logprobs",
+        "row",
         "token_ids",
         "top_logprobs",
         "value",
@@ -79,7 +79,7 @@ class TextChunk(str):
     #: its place, the likeliest first; None without ``logprobs``
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None
     #: the row of a batch, from 0
-    index: int  # type: ignore[assignment]  # of every str, a method that nobody calls on such text
+    row: int
     elapsed: float  #: seconds from the call until the last of these tokens was made
     field: str | None  #: of the response template (``content``, ...); None without one
     #: what was said in that field: a part of its text; or a whole value, such as a tool call, once
@@ -94,7 +94,7 @@ class TextChunk(str):
         *,
         logprobs: Iterable[float] | None = None,
         top_logprobs: Iterable[tuple[tuple[int, float], ...]] | None = None,
-        index: int = 0,
+        row: int = 0,
         elapsed: float = 0.0,
         field: str | None = None,
         value: Any = None,
@@ -103,7 +103,7 @@ class TextChunk(str):
         chunk.token_ids = tuple(token_ids)
         chunk.logprobs = None if logprobs is None else tuple(logprobs)
         chunk.top_logprobs = None if top_logprobs is None else tuple(top_logprobs)
-        chunk.index = index
+        chunk.row = row
         chunk.elapsed = elapsed
         chunk.field = field
         chunk.value = value
@@ -125,7 +125,7 @@ class TextChunk(str):
             top_logprobs=None
             if last.top_logprobs is None
             else (top for chunk in chunks for top in chunk.top_logprobs or ()),
-            index=last.index,
+            row=last.row,
             elapsed=last.elapsed,
             field=last.field,
             value=None if last.field is None else "".join(chunk.value for chunk in chunks),
