@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from anystreamer.cli.commands import new_app
+from anystreamer.cli.commands import app
 
 from .conftest import installed
 
@@ -60,7 +60,7 @@ def main_after(statement: str, *arguments: str) -> list[str]:
 
 def invoke(*arguments: str) -> tuple[int, str]:
     """The exit code, and what was said, without its frame."""
-    result = CliRunner().invoke(new_app(), arguments)
+    result = CliRunner().invoke(app, arguments)
     assert result.exception is None or isinstance(result.exception, SystemExit)
     return result.exit_code, " ".join(re.sub(r"[│╭╮╰╯─]", " ", result.output).split())
 
@@ -332,7 +332,7 @@ finally:
 """
     exit_code, output, errors = run("-c", code, "--help")
     assert (exit_code, errors) == (0, "\n")
-    assert "Stream from the embedded model" in output
+    assert "Stream text from the embedded model" in output
 
 
 def test_entry_point(monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -574,7 +574,7 @@ async def test_it_fits_and_is_accessible(browser: Browser, width: int, color_sch
 # -- with the model that comes along, and the servers as they are started
 
 
-@pytest.mark.parametrize("backend", ["uvicorn", "hypercorn-trio"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
 async def test_anystreamer_serve(browser: Browser, backend: str) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")

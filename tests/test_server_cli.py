@@ -52,17 +52,17 @@ NO_HANDLERS = (
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be sent Ctrl-C alone")
 @pytest.mark.parametrize(
-    ("backend", "before"),
+    ("options", "before"),
     [
-        ("uvicorn", ""),
-        ("uvicorn", NO_HANDLERS),
-        ("hypercorn-asyncio", ""),
-        ("hypercorn-trio", ""),
+        ("", ""),  # uvicorn on asyncio
+        ("--server uvicorn", NO_HANDLERS),
+        ("--server hypercorn", ""),
+        ("--backend trio", ""),  # hypercorn
     ],
-    ids=["uvicorn", "uvicorn as on Windows", "hypercorn-asyncio", "hypercorn-trio"],
+    ids=["uvicorn", "uvicorn as on Windows", "hypercorn on asyncio", "hypercorn on trio"],
 )
-def test_it_serves_and_ends_what_is_open_when_it_is_interrupted(backend: str, before: str) -> None:
-    arguments = ("--port", "0", "--backend", backend, "--grace", "0.1", "--api-key", "key")
+def test_it_serves_and_ends_what_is_open_when_it_is_interrupted(options: str, before: str) -> None:
+    arguments = ("--port", "0", "--grace", "0.1", "--api-key", "key", *options.split())
     with program(*arguments, before=before) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -178,6 +178,13 @@ def test_it_does_not_serve_everybody_without_a_key() -> None:
         output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 2
         assert "0.0.0.0 is a public address" in output
+
+
+def test_uvicorn_does_not_run_on_trio() -> None:
+    with program("--server", "uvicorn", "--backend", "trio") as process:
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 2
+        assert "uvicorn runs on asyncio only" in output
 
 
 def test_a_port_that_is_taken() -> None:

@@ -2,7 +2,6 @@
 
 import signal
 
-from .commands import new_app
 from .common import INSTALL
 from .terminal import fail, leave
 
@@ -16,7 +15,7 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not so under nohup
         signal.signal(signal.SIGINT, leave)
     try:
-        app = new_app()
+        from .commands import app
     except ImportError as exc:
         fail(f"the command line needs typer and rich ({exc}): {INSTALL}")
     try:

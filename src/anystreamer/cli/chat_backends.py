@@ -10,8 +10,11 @@ import anyio
 
 from .. import TextStream, stream_text
 from .._generation import context_of
+from .._load_model import shown_name
+from .common import load_model
+from .terminal import fail
 
-__all__ = ["ModelElsewhere", "ModelHere", "Partner", "only_model_of"]
+__all__ = ["Partner", "local_model", "remote_model"]
 
 Messages = Sequence[dict[str, str]]
 
@@ -85,6 +88,29 @@ class ModelElsewhere:
             engine.stream_text(messages, **limits) as stream,
         ):
             yield stream
+
+
+def local_model(name: str | None, max_new_tokens: int | None, trusts_code: bool) -> ModelHere:
+    """Load a model of transformers, or the embedded one."""
+    model, tokenizer = load_model(name, trusts_code)
+    return ModelHere(model, tokenizer, shown_name(name), max_new_tokens or 1024)
+
+
+def remote_model(
+    base_url: str, name: str | None, api_key: str | None, max_new_tokens: int | None
+) -> ModelElsewhere:
+    """A server's model; its only one if *name* is None."""
+    try:
+        from .. import remote  # noqa: F401  # its extra is asked for before anything else
+    except ImportError as exc:
+        fail(str(exc))
+    from openai import APIError
+
+    try:
+        name = name or only_model_of(base_url, api_key)
+    except (APIError, ValueError) as exc:
+        fail(f"{base_url}: {exc}")
+    return ModelElsewhere(base_url, name, api_key, max_new_tokens)
 
 
 def only_model_of(base_url: str, api_key: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
+from importlib.util import find_spec
 from typing import Any
 
 from .._load_model import load
@@ -19,6 +20,7 @@ __all__ = [
     "Server",
     "load_embedded",
     "load_model",
+    "require_installed",
 ]
 
 PROMPT = "An increasing sequence: one,"
@@ -35,11 +37,10 @@ class Backend(StrEnum):
 
 
 class Server(StrEnum):
-    """The servers that there are, and their loops."""
+    """The HTTP servers. uvicorn runs on asyncio only."""
 
     UVICORN = "uvicorn"
-    HYPERCORN_ASYNCIO = "hypercorn-asyncio"
-    HYPERCORN_TRIO = "hypercorn-trio"
+    HYPERCORN = "hypercorn"
 
 
 class Batching(StrEnum):
@@ -47,6 +48,12 @@ class Batching(StrEnum):
 
     NONE = "none"
     CONTINUOUS = "continuous"
+
+
+def require_installed(package: str, install: str = INSTALL) -> None:
+    """Exit with a message if *package* is not installed. asyncio always is."""
+    if find_spec(package) is None:
+        fail(f"{package} is not installed: {install}")
 
 
 def load_embedded() -> tuple[Any, Any]:

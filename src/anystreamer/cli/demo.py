@@ -12,8 +12,8 @@ from typing import Any
 import anyio
 
 from .. import TextStream, stream_text
-from .common import INSTALL, PROMPT, Backend, load_embedded
-from .terminal import Screen, counted, fail, figures, leave
+from .common import INSTALL, PROMPT, Backend, load_embedded, require_installed
+from .terminal import Screen, counted, figures, leave
 
 __all__ = ["run_demo"]
 
@@ -30,8 +30,8 @@ def run_demo(prompt: str | None, backend: Backend | None, max_new_tokens: int) -
         raise typer.BadParameter(
             "the prompt is no text in this locale: use a UTF-8 one, or set PYTHONUTF8=1"
         )
-    if backend and find_spec(backend) is None:
-        fail(f"{backend} is not installed: {INSTALL}")
+    if backend:
+        require_installed(backend)
     model, tokenizer = load_embedded()
     room = model.config.max_position_embeddings
     tokens = len(tokenizer(prompt or PROMPT, verbose=False)["input_ids"])

@@ -49,7 +49,8 @@ async def run(
     engine_context: AbstractAsyncContextManager[Engine],
     new_app: Callable[[Engine], Any],
     listener: socket.socket,
-    server_name: str,
+    server: str,
+    backend: str,
     *,
     grace: float,
     ready: Callable[[], object],
@@ -63,20 +64,18 @@ async def run(
     Args:
         engine_context: of the engine to serve.
         new_app: makes its application.
-        server_name: ``"uvicorn"``, ``"hypercorn-asyncio"`` or ``"hypercorn-trio"``, as the loop is.
+        server: ``"uvicorn"``, on asyncio only, or ``"hypercorn"``.
+        backend: the event loop that this runs in, ``"asyncio"`` or ``"trio"``.
         ready: called when requests are taken.
     """
     stop, served = Event(), Event()
     async with create_task_group() as tasks:
         async with engine_context as engine:
             app = new_app(engine)
-            serve = {
-                "uvicorn": _uvicorn,
-                "hypercorn-asyncio": _hypercorn_asyncio,
-                "hypercorn-trio": _hypercorn_trio,
-            }[server_name]
+            hypercorn = _hypercorn_trio if backend == "trio" else _hypercorn_asyncio
+            serve = _uvicorn if server == "uvicorn" else hypercorn
 
-            async def server() -> None:
+            async def serve_until_stopped() -> None:
                 try:
                     await serve(app, listener, stop, grace + LAST_WORDS)
                 finally:
@@ -89,7 +88,7 @@ async def run(
                 stop.set()
 
             tasks.start_soon(_at_each_signal, end)
-            tasks.start_soon(server)
+            tasks.start_soon(serve_until_stopped)
             ready()
             await stop.wait()
             with move_on_after(grace):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-from importlib.util import find_spec
 from typing import Any
 
 import anyio
 
 from .. import open_engine
 from .._load_model import shown_name
-from .common import INSTALL_SERVER, Batching, Server, load_model
+from .common import INSTALL_SERVER, Backend, Batching, Server, load_model, require_installed
 from .terminal import fail, leave
 
-__all__ = ["hosts_of", "is_loopback", "run_serve"]
+__all__ = ["allowed_hosts", "is_loopback", "run_serve"]
 
 
 def is_loopback(host: str) -> bool:
@@ -24,7 +23,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def hosts_of(host: str, more: list[str]) -> list[str] | None:
+def allowed_hosts(host: str, more: list[str]) -> list[str] | None:
     """The names that a server on *host* may be asked for by; None if nobody has to look."""
     if not (more or is_loopback(host)):
         return None
@@ -36,6 +35,7 @@ def run_serve(
     name: str | None,
     host: str,
     port: int,
+    backend: Backend,
     server: Server,
     batching: Batching,
     max_waiting: int,
@@ -49,10 +49,8 @@ def run_serve(
         from .run_server import listening, run, url_of
     except ImportError as exc:
         fail(f"{exc.__cause__ or exc}: {INSTALL_SERVER}")
-    package, _, loop = server.partition("-")
-    for each in (package, loop):
-        if each not in ("", "asyncio") and find_spec(each) is None:
-            fail(f"{each} is not installed: {INSTALL_SERVER}")
+    for package in (server, backend):
+        require_installed(package, INSTALL_SERVER)
     # First: loading takes long, to be told then that the port is taken.
     with listening(host, port) as listener:
         model, tokenizer = load_model(name, trusts_code)
@@ -70,9 +68,10 @@ def run_serve(
                 lambda engine: create_app(engine, model_name=shown, **limits),
                 listener,
                 server.value,
+                backend.value,
                 grace=grace,
                 ready=lambda: print(f"Serving {shown} on {url_of(listener)}", flush=True),
                 at_once=leave,
             )
 
-        anyio.run(main, backend=loop or "asyncio")
+        anyio.run(main, backend=backend.value)
