@@ -21,6 +21,8 @@ IN_THE_SDIST = (
     *("pyproject.toml", "noxfile.py", "constraints.txt", "mkdocs.yml"),
     *("LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff"),
 )
+# What made the embedded model: for the repository alone.
+NOT_IN_THE_WHEEL = {"anystreamer/demo/sequences.py", "anystreamer/demo/train.py"}
 # Without these the package is there and does not work, or is not typed.
 IN_THE_WHEEL = (
     "py.typed",
@@ -46,6 +48,8 @@ def check_wheel(path: Path, version: str) -> None:
         metadata = message_from_bytes(wheel.read(f"anystreamer-{version}.dist-info/METADATA"))
     described = {name for name in names if name.startswith(f"anystreamer-{version}.dist-info/")}
     expected = {name.removeprefix("src/") for name in files_of_the_checkout("src/anystreamer")}
+    assert expected > NOT_IN_THE_WHEEL
+    expected -= NOT_IN_THE_WHEEL
     assert names - described == expected, sorted((names - described) ^ expected)
     assert {f"anystreamer/{name}" for name in IN_THE_WHEEL} <= names
     assert metadata["Version"] == version

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from anystreamer.demo import _sequences as sequences
-from anystreamer.demo import load_demo, train
+from anystreamer.demo import load_demo
+
+from .training import sequences, train
 
 MODEL_DIR = Path(str(resources.files("anystreamer.demo") / "model"))
 

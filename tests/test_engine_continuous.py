@@ -38,11 +38,11 @@ from anystreamer._engine.cb_config import _whole_pages, checked_settings
 from anystreamer._engine.continuous import Continuous
 from anystreamer._generation.request import Request
 from anystreamer.demo import load_demo
-from anystreamer.demo._sequences import held_out_questions
 
 from .held import Held, close
 from .scripted import NATIVE_LOOPS, PATIENCE, Native, until
 from .tiny_models import t5, tokenizer
+from .training import sequences
 
 pytestmark = pytest.mark.usefixtures("asyncio_complains_of_nothing", "one_thread_for_the_model")
 
@@ -141,7 +141,7 @@ async def test_a_hundred_requests_of_which_ten_go(batching: str) -> None:
 
 @pytest.mark.parametrize("batching", BATCHING)
 async def test_sixteen_questions_at_once_are_all_answered_right(batching: str) -> None:
-    questions = [each for each in held_out_questions() if "chat" in each.kind][:16]
+    questions = [each for each in sequences.held_out_questions() if "chat" in each.kind][:16]
     answers: dict[int, str] = {}
 
     async def ask(number: int) -> None:

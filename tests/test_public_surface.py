@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = Path(anystreamer.__file__).parent
 
 # Modules that are run and not imported: what is in them is nobody else's.
-PROGRAMS = ("anystreamer.cli", "anystreamer.demo.train")
+PROGRAMS = ("anystreamer.cli", "anystreamer.demo.sequences", "anystreamer.demo.train")
 # What a public function returns, and nobody makes or names: its methods are in the reference.
 NAMELESS = {"anystreamer._text.TextDecoder"}
 PUBLIC = sorted(

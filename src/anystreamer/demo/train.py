@@ -1,6 +1,6 @@
 """Makes the demo model: builds its tokenizer, trains it, writes the files, measures it.
 
-    python -m anystreamer.demo.train [--out DIR] [--steps N] [--seed N]
+    PYTHONPATH=src python -m anystreamer.demo.train [--out DIR] [--steps N] [--seed N]
 
 The same seed gives the same bytes on one machine and one build of torch.
 """
@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from anystreamer.demo import _sequences as sequences
+from anystreamer.demo import sequences
 
 STEPS = 5500
 SEED = 20
