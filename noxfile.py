@@ -85,7 +85,7 @@ def types(session: nox.Session) -> None:
     )
     session.run("mypy")
     # mypy has read it among the other tests.
-    session.run("pyright", "tests/type_tests.py")
+    session.run("pyright", "tests/project/type_tests.py")
     session.run("pyright", "--verifytypes", "anystreamer", "--ignoreexternal")
 
 
@@ -108,7 +108,7 @@ def dist(session: nox.Session) -> None:
     session.install(*CONSTRAINTS, "--group", "dist")
     session.run("python", "-m", "build", "--no-isolation", f"--outdir={folder}")
     session.run("twine", "check", "--strict", *map(str, folder.iterdir()))
-    session.run("python", "tests/built.py", str(folder))
+    session.run("python", "tests/project/built.py", str(folder))
 
     session.run("python", "-m", "venv", str(clean))
     programs = clean / ("Scripts" if os.name == "nt" else "bin")
@@ -116,7 +116,7 @@ def dist(session: nox.Session) -> None:
     install = (python, "-m", "pip", "install", "-q", "-c", str(constraints))
     (wheel,) = folder.glob("*.whl")
     # Isolated: neither a PYTHONPATH nor the folder of the program has a say in what is imported.
-    check = (python, "-W", "error", "-I", str(Path("tests/installed.py").resolve()))
+    check = (python, "-W", "error", "-I", str(Path("tests/project/installed.py").resolve()))
     with session.chdir(temporary):
         session.run(*install, str(wheel), external=True)
         session.run(*check, "asyncio", external=True)
@@ -138,10 +138,11 @@ def tests_of_the_oldest(session: nox.Session) -> None:
     install_all(session)
     session.install("anyio==4.11.0", "trio==0.31.0", "transformers==5.0.0", "tokenizers==0.22.2")
     names = (
-        *("bridge", "bridge_storm", "endings", "engine", "generate", "generate_kinds", "batch"),
-        "drop_in",
+        *("bridge/test_bridge", "bridge/test_storm", "engine/test_engine"),
+        *("generation/test_batch", "generation/test_drop_in", "generation/test_endings"),
+        *("generation/test_generate", "generation/test_model_kinds"),
     )
-    session.run("pytest", *SIDE_BY_SIDE, *(f"tests/test_{name}.py" for name in names), env=ENV)
+    session.run("pytest", *SIDE_BY_SIDE, *(f"tests/{name}.py" for name in names), env=ENV)
 
 
 @nox.session(python=PYTHON)
@@ -164,7 +165,7 @@ def tests_without_torch(session: nox.Session) -> None:
     session.run(
         "pytest",
         *SIDE_BY_SIDE,
-        "--ignore=tests/test_page_in_chromium.py",
+        "--ignore=tests/server/test_chat_page_in_chromium.py",
         *session.posargs,
         env=ENV,
     )
@@ -175,8 +176,8 @@ def tests_ray(session: nox.Session) -> None:
     """The server under Ray Serve, on a cluster of two nodes on this machine."""
     session.install(*CONSTRAINTS, "--group", "tests", f".[transformers,{EXTRAS},ray]")
     # Of the others what is said of Ray Serve too.
-    names = ("engine_contract", "engine_contract_model", "public_surface", "ray")
-    files = (f"tests/test_{name}.py" for name in names)
+    names = ("engine/test_contract", "engine/test_contract_model", "project/test_public_surface")
+    files = (*(f"tests/{name}.py" for name in names), "tests/test_ray.py")
     session.run("pytest", *(session.posargs or (*files, "-k", "ray")), env=ENV)
 
 
@@ -205,7 +206,7 @@ def soak(session: nox.Session) -> None:
         "nightly",
         "-rP",  # the figures
         NO_LIMIT,
-        *(session.posargs or ("tests/test_soak.py", "tests/test_teardown.py")),
+        *(session.posargs or ("tests/engine/test_soak.py", "tests/bridge/test_teardown.py")),
         env=ENV,
     )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import re
 import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -21,7 +23,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import hypothesis
 import pytest
 
-from .watchdog import (  # noqa: F401  hooks
+from .helpers.watchdog import (  # noqa: F401  hooks
     pytest_configure,
     pytest_runtest_setup,
     pytest_timeout_set_timer,
@@ -50,31 +52,26 @@ def installed(*names: str) -> bool:
     return all(importlib.util.find_spec(name) is not None for name in names)
 
 
-# Test modules that import torch, transformers or what needs them. They are left out
-# where torch is not installed; one that is missing here fails there, at its imports.
-NEEDS_TORCH = [
-    "test_batch.py",
-    "test_cli.py",
-    "test_decoding.py",
-    "test_demo_model.py",
-    "test_docs.py",
-    "test_drop_in.py",
-    "test_engine_continuous.py",
-    "test_engine_contract_model.py",
-    "test_generate.py",
-    "test_generate_kinds.py",
-    "test_layers.py",
-    "test_responses.py",
-    "test_server_cli.py",
-    "test_server_load.py",
-    "test_server_model.py",
-    "test_server_peer.py",
-    "test_server_tools.py",
-]
-collect_ignore = [] if installed("torch", "transformers") else NEEDS_TORCH
-# It has a session of its own.
-if not installed("ray"):
-    collect_ignore = [*collect_ignore, "test_ray.py"]
+# What needs torch and transformers has this mark. Where they are not installed such a test is
+# skipped, and a module is not even imported, if all of its tests have it.
+TORCH = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.torch", re.MULTILINE)
+HAS_TORCH = installed("torch", "transformers")
+HAS_RAY = installed("ray")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    if collection_path.name == "test_ray.py" and not HAS_RAY:  # it has a session of its own
+        return True
+    if collection_path.suffix == ".py" and not HAS_TORCH:
+        return bool(TORCH.search(collection_path.read_text(encoding="utf-8"))) or None
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not HAS_TORCH:
+        for item in items:
+            if item.get_closest_marker("torch"):
+                item.add_marker(pytest.mark.skip(reason="needs torch and transformers"))
 
 
 LOOPS = [
@@ -97,7 +94,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Any]:
     """Two nodes of Ray with the server on both: see `two_nodes.Cluster`."""
-    from .two_nodes import two_nodes  # imports what only its session installs
+    from .helpers.two_nodes import two_nodes  # imports what only its session installs
 
     with two_nodes() as found:
         yield found

@@ -21,9 +21,9 @@ import httpx
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from .remote_engines import remote_engine
-from .serving import data_of
-from .two_nodes import MOST_WAITING, PATIENCE, Cluster, idle
+from .helpers.remote_engines import remote_engine
+from .helpers.serving import data_of
+from .helpers.two_nodes import MOST_WAITING, PATIENCE, Cluster, idle
 
 with warnings.catch_warnings():  # of Ray's own, at its import
     warnings.filterwarnings("ignore", "Using extra keyword arguments on `Field`")

@@ -1,0 +1,1 @@
+"""Tests of a blocking producer as an async stream."""

@@ -1,0 +1,355 @@
+"""Ctrl-C in any phase, and programs that end with a stream open: each ends by itself."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from ..helpers.scripted import NATIVE_LOOPS, PATIENCE
+
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="a Ctrl-C goes to the whole console"
+)
+
+RUNNERS = {
+    "asyncio": "import asyncio; asyncio.run(main())",
+    "trio": "import trio; trio.run(main)",
+    "anyio on asyncio": "anyio.run(main)",
+    "anyio on uvloop": "anyio.run(main, backend_options={'use_uvloop': True})",
+    "anyio on trio": "anyio.run(main, backend='trio')",
+}
+if "uvloop" not in str(NATIVE_LOOPS):  # there is none for Windows
+    RUNNERS.pop("anyio on uvloop")
+
+INTERRUPTED = """
+    import sys, threading, time
+    import anyio, anyio.from_thread
+    from anystreamer import stream_from_thread
+
+    running = False
+
+    def say(*words):
+        print(*words, flush=True)
+
+    def produce(emit, should_stop):
+        global running
+        running = True
+        emit("first")
+        while not should_stop():
+            time.sleep(0.001)
+        for _ in range(5):  # the block has come to wait for us
+            anyio.from_thread.run_sync(int)
+        say("stopping")
+        sys.stdin.readline()  # the rest of the step in progress
+        running = False
+
+    async def main():
+        try:
+            async with stream_from_thread(produce) as stream:
+                async for _ in stream:
+                    say("streaming")
+        finally:
+            say("left", "running" if running else "joined")
+"""
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_joins_the_producer_and_ends_the_program_with_a_bare_keyboard_interrupt(
+    runner: str, times: int
+) -> None:
+    """Once while streaming; twice: again while the step in progress is waited for."""
+    program = textwrap.dedent(INTERRUPTED) + "\n" + RUNNERS[runner]
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-X", "dev", "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            assert process.stdout.readline() == "streaming\n"
+            process.send_signal(signal.SIGINT)
+            line = process.stdout.readline()
+            assert line == "stopping\n", line + process.stderr.read()
+            if times == 2:
+                process.send_signal(signal.SIGINT)
+            out, err = process.communicate("\n", timeout=PATIENCE)
+        finally:
+            process.kill()
+    assert out == "left joined\n"
+    assert err.splitlines()[-1] == "KeyboardInterrupt", err
+    assert "ExceptionGroup" not in err
+    assert "Warning" not in err
+    assert "never" not in err  # retrieved, awaited
+    assert process.returncode == -signal.SIGINT
+
+
+WITH_AN_ENGINE = """
+    import os, sys
+    import anyio
+    from anystreamer import open_engine
+    from anystreamer.testing import ScriptedModel
+
+    model = ScriptedModel(["word "] * 20_000, delay=0.0005)
+
+    def say(*words):
+        os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+    async def follow(engine):  # held across a yield, too
+        async with engine.stream_text("hi") as stream:
+            async for piece in stream:
+                yield piece
+
+    async def ask(engine, number):
+        async for _ in follow(engine):
+            if number == 0 and model.steps > 5:
+                number = None
+                say("streaming")
+
+    async def main():
+        try:
+            async with open_engine(model, model.tokenizer) as engine:
+                async with anyio.create_task_group() as tasks:
+                    for number in range(4):  # one runs, three wait
+                        tasks.start_soon(ask, engine, number)
+                        while not model.steps:
+                            await anyio.sleep(0.001)
+        finally:
+            say("left", "running" if model.is_generating else "joined", len(model.calls))
+"""
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_ctrl_c_ends_an_engine_and_its_streams(runner: str) -> None:
+    program = textwrap.dedent(WITH_AN_ENGINE) + "\n" + RUNNERS[runner]
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "streaming\n"
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()
+    assert out == "left joined 1\n", err
+    assert "KeyboardInterrupt" in err
+    assert "never" not in err  # retrieved, awaited
+    assert process.returncode in (-signal.SIGINT, 1)  # 1: trio, in a group beside EngineClosed
+
+
+STRUCK_WHERE_IT_WAITS = """
+    import faulthandler, signal, sys, time
+    import anyio
+    from anystreamer import stream_from_thread
+
+    def produce(emit, should_stop):
+        global running
+        running = True
+        try:
+            emit("first")
+            time.sleep(0.005)  # until the consumer waits again
+            emit("second")
+            while not should_stop():
+                time.sleep(0.001)
+        finally:
+            time.sleep(0.005)  # until the block waits for us
+            running = False
+
+    async def main():
+        sys.settrace(trace)
+        try:
+            async with stream_from_thread(produce) as stream:
+                assert await stream.receive() == "first"
+                assert await stream.receive() == "second"
+                await stream.receive()
+        finally:
+            sys.settrace(None)
+            assert not running
+
+    def trace(frame, event, arg):
+        global lines
+        code = frame.f_code
+        if code.co_name != "wait" or "threading" in code.co_filename:
+            return None
+        if event == "line":
+            lines += 1
+            if lines == strike:
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    for strike in range(1, 36):  # a wait has ten lines or more
+        lines, running = 0, False
+        faulthandler.dump_traceback_later(20, exit=True)
+        try:
+            anyio.run(main, backend="trio")
+        except KeyboardInterrupt:
+            print(strike, lines >= strike)
+"""
+
+
+def test_ctrl_c_at_any_line_of_a_wait_ends_the_block_in_good_order() -> None:
+    """On trio it strikes anywhere, in trio.Event.wait too, and leaves the task on its list."""
+    pytest.importorskip("trio")
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(STRUCK_WHERE_IT_WAITS)],
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == "".join(f"{strike} True\n" for strike in range(1, 36))
+
+
+IN_A_PHASE = """
+    import os, sys, threading, time
+    import anyio
+    from anystreamer import stream_text
+    from anystreamer.testing import Gate, ScriptedModel
+
+    def say(*words):  # in one write: print() makes several, and two threads tell
+        os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+    phase, runner = sys.argv[1:]
+    gate, waits = Gate(), threading.Event()
+
+    class Model(ScriptedModel):
+        def generate(self, **kwargs):
+            output = super().generate(**kwargs)
+            if phase == "finishing":
+                gate._pass()
+            return output
+
+    scripts = {"prefill": [gate], "queued": [gate], "decoding": ["a", "b", gate]}
+    model = Model([*scripts.get(phase, []), *["c"] * (3 if phase == "finishing" else 10_000)])
+
+    if phase == "encoding":
+        class Tokenizer(type(model.tokenizer)):
+            def __call__(self, *args, **kwargs):
+                gate._pass()
+                return super().__call__(*args, **kwargs)
+        model.tokenizer.__class__ = Tokenizer
+
+    def follow():
+        if phase == "full":
+            while not model.steps:
+                time.sleep(0.001)
+        else:
+            gate._reached.wait()
+        if phase != "encoding":
+            waits.wait()
+        time.sleep(0.05)  # until the main task waits, and is not on its way there
+        say("ready")
+        sys.stdin.readline()
+        while not context._stream._cancelled:  # until it is being left
+            time.sleep(0.001)
+        say("steps", model.steps)
+        gate.open()
+
+    async def main():
+        global context
+        kwargs = {"max_buffer_size": 1} if phase == "full" else {}
+        context = stream_text(model, model.tokenizer, "hi", **kwargs)
+        threading.Thread(target=follow).start()
+        try:
+            async with context as stream:
+                if phase == "queued":
+                    await gate.reached()
+                    async with stream_text(model, model.tokenizer, "hi") as stream:
+                        waits.set()
+                        await stream.read()
+                waits.set()
+                await (anyio.sleep_forever() if phase == "full" else stream.read())
+        finally:
+            now = "running" if model.is_generating else "joined"
+            say("left", now, model.steps, len(model.calls))
+
+    options = {"use_uvloop": True} if runner == "uvloop" else {}
+    anyio.run(main, backend="trio" if runner == "trio" else "asyncio", backend_options=options)
+"""
+
+
+@pytest.mark.parametrize(
+    "phase", ["encoding", "queued", "prefill", "decoding", "full", "finishing"]
+)
+@pytest.mark.parametrize(
+    "runner", ["asyncio", *(["uvloop"] if "uvloop" in str(NATIVE_LOOPS) else []), "trio"]
+)
+def test_ctrl_c_in_each_phase_leaves_within_a_step(phase: str, runner: str) -> None:
+    """The step in progress is held until the block is being left."""
+    program = textwrap.dedent(IN_A_PHASE)
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-X", "dev", "-c", program, phase, runner],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate("\n", timeout=PATIENCE)
+        finally:
+            process.kill()
+    lines = [line.split() for line in out.splitlines()]
+    (before,) = [int(words[1]) for words in lines if words[0] == "steps"]
+    (left,) = [words for words in lines if words[0] == "left"]
+    _, joined, steps, calls = left
+    assert joined == "joined"
+    assert int(steps) <= before + (phase in ("queued", "prefill", "decoding", "full"))
+    assert int(calls) == (0 if phase == "encoding" else 1)
+    assert err.splitlines()[-1] == "KeyboardInterrupt", err
+    assert "ExceptionGroup" not in err
+    assert "Warning" not in err
+    assert process.returncode == -signal.SIGINT
+
+
+LEFT_OPEN = """
+    import sys
+    import anyio
+    from anystreamer import stream_text
+    from anystreamer.testing import ScriptedModel
+
+    model = ScriptedModel(["a"] * 20_000, delay=0.001)
+
+    async def main():
+        context = stream_text(model, model.tokenizer, "hi")
+        stream = await context.__aenter__()
+        assert await stream.receive() == "a"
+        {}
+
+    anyio.run(main, backend=sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "await context.__aexit__(None, None, None)",
+        "raise SystemExit",
+        "globals()['kept'] = context, stream",
+        "pass",
+    ],
+)
+def test_a_program_that_never_closes_its_stream_ends(ending: str, backend: str) -> None:
+    """With complaints where it did not close it, and on trio an error; but it ends."""
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(LEFT_OPEN).format(ending), backend],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    if "__aexit__" in ending:
+        assert (ran.returncode, ran.stderr) == (0, "")

@@ -1,0 +1,200 @@
+"""What an application sees of its streams: numbers, the log, spans."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import pytest
+from anyio import CapacityLimiter
+
+import anystreamer
+from anystreamer import Statistics, stream_batch, stream_from_thread, stream_text
+from anystreamer.testing import Gate, ScriptedModel
+
+from ..helpers.scripted import Scripted, until
+
+
+def change(before: Statistics) -> dict[str, int]:
+    now = anystreamer.statistics()
+    return {name: getattr(now, name) - getattr(before, name) for name in Statistics.__slots__}
+
+
+async def test_statistics_follow_streams_through_their_states() -> None:
+    gate = Gate()
+    model = ScriptedModel(["a", "b", gate, "c"])
+    before = anystreamer.statistics()
+
+    def said(waiting: int, running: int, threads: int, computed: int, delivered: int) -> None:
+        assert change(before) == {
+            "waiting": waiting,
+            "running": running,
+            "threads": threads,
+            "computed_tokens": computed,
+            "delivered_tokens": delivered,
+        }
+
+    async with stream_text(model, model.tokenizer, "hi") as first:
+        await gate.reached()
+        said(0, 1, 1, 2, 0)
+        async with stream_text(model, model.tokenizer, "hi") as second:
+            said(1, 1, 1, 2, 0)
+            assert await first.receive() == "ab"
+            said(1, 1, 1, 2, 2)
+            gate.open()
+            assert await first.read() == "c"
+            assert await second.read() == "abc"
+            said(0, 0, 0, 8, 8)
+    said(0, 0, 0, 8, 8)
+
+
+async def test_statistics_know_a_bare_producer_too() -> None:
+    before = anystreamer.statistics()
+    limiter = CapacityLimiter(1)
+    async with stream_from_thread(Scripted(allowed=1), limiter=limiter) as running:
+        assert await running.receive() == 0
+        async with stream_from_thread(Scripted(1), limiter=limiter):
+            await anyio.wait_all_tasks_blocked()
+            assert change(before)["running"] == change(before)["waiting"] == 1
+            assert change(before)["threads"] == 1
+    assert not any(change(before).values())
+
+
+async def test_what_was_computed_and_not_delivered_counts_when_it_has_ended() -> None:
+    before = anystreamer.statistics()
+    model = ScriptedModel(["a", "b", "c"])
+    async with stream_text(model, model.tokenizer, "hi") as stream:
+        await until(lambda: model.steps == 4)
+        stream.stop()
+    assert change(before)["computed_tokens"] == 4
+    assert change(before)["delivered_tokens"] == 0
+
+
+async def test_the_log_tells_of_each_stream(caplog: pytest.LogCaptureFixture) -> None:
+    model = ScriptedModel(["a", "b"])
+    caplog.set_level(logging.DEBUG, logger="anystreamer")
+    async with stream_text(model, model.tokenizer, "hi") as stream:
+        await stream.read()
+    with pytest.raises(OSError, match="no memory"):
+        async with stream_from_thread(Scripted(fails={0: OSError("no memory")})) as failing:
+            await failing.receive()
+    waits, runs, ended, *others = [record.getMessage() for record in caplog.records]
+    number = f"stream_text #{stream._number} "
+    assert waits == f"{number}waits for its turn"
+    assert runs == f"{number}runs"
+    assert ended.startswith(f"{number}ended: eos; 3 of 3 tokens delivered; Timing(queued=")
+    assert others[-1] == f"stream_from_thread #{stream._number + 1} ended: OSError('no memory')"
+    assert {record.name for record in caplog.records} == {"anystreamer"}
+
+
+async def test_nothing_is_logged_by_default(caplog: pytest.LogCaptureFixture) -> None:
+    model = ScriptedModel(["a"])
+    async with stream_text(model, model.tokenizer, "hi") as stream:
+        await stream.read()
+    assert not [record for record in caplog.records if record.levelno >= logging.INFO]
+
+
+# -- spans
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A real exporter's memory of the spans that have ended."""
+    pytest.importorskip("opentelemetry.sdk")
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    yield exporter
+    provider.shutdown()
+
+
+async def test_a_span_tells_of_a_generation(spans: Any) -> None:
+    from opentelemetry import trace
+
+    model = ScriptedModel(["a", "b"])
+    chat = [{"role": "user", "content": "hi"}]
+    with trace.get_tracer("test").start_as_current_span("request") as parent:
+        kwargs: dict[str, Any] = {"max_new_tokens": 7, "temperature": 0.5, "stop": ["x"]}
+        async with stream_text(model, model.tokenizer, chat, **kwargs) as stream:
+            assert not spans.get_finished_spans()
+            await stream.read()
+        (span,) = spans.get_finished_spans()
+    assert span.name == "chat ScriptedModel"
+    assert span.parent.span_id == parent.get_span_context().span_id
+    assert span.status.is_ok or span.status.is_unset
+    attributes = dict(span.attributes)
+    assert attributes.pop("anystreamer.timing.queued") >= 0
+    assert attributes.pop("anystreamer.timing.first_token") > 0
+    assert attributes == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "transformers",
+        "gen_ai.output.type": "text",
+        "gen_ai.request.model": "ScriptedModel",
+        "gen_ai.request.max_tokens": 7,
+        "gen_ai.request.stop_sequences": ("x",),
+        "gen_ai.request.temperature": 0.5,
+        "gen_ai.response.finish_reasons": ("eos",),
+        "gen_ai.usage.input_tokens": len(stream.prompt_token_ids),
+        "gen_ai.usage.output_tokens": 3,
+        "anystreamer.usage.computed_tokens": 3,
+    }
+
+
+async def test_a_span_tells_of_a_failure(spans: Any) -> None:
+    model = ScriptedModel(["a", OSError("no memory")])
+    with pytest.raises(OSError, match="no memory"):
+        async with stream_text(model, model.tokenizer, "hi") as stream:
+            await stream.read()
+    (span,) = spans.get_finished_spans()
+    assert span.name == "text_completion ScriptedModel"
+    assert not span.status.is_ok
+    assert span.attributes["error.type"] == "OSError"
+    assert span.attributes["gen_ai.response.finish_reasons"] == ("error",)
+    assert [event.name for event in span.events] == ["exception"]
+
+
+async def test_a_cancelled_generation_is_no_failure(spans: Any) -> None:
+    model = ScriptedModel(["a"] * 1000, delay=0.001)
+    async with stream_text(model, model.tokenizer, "hi") as stream:
+        await stream.receive()
+    (span,) = spans.get_finished_spans()
+    assert span.status.is_unset
+    assert span.attributes["gen_ai.response.finish_reasons"] == ("cancelled",)
+
+
+async def test_the_rows_of_a_batch_share_a_span(spans: Any) -> None:
+    model = ScriptedModel(["a"])
+    async with stream_batch(model, model.tokenizer, ["hi"]) as stream:
+        await stream.read()
+    (span,) = spans.get_finished_spans()
+    assert span.attributes["gen_ai.response.finish_reasons"] == ("eos",)
+    assert span.attributes["gen_ai.usage.output_tokens"] == 2
+
+
+def test_who_does_not_use_opentelemetry_does_not_load_it() -> None:
+    program = """
+        import sys, anyio
+        from anystreamer import stream_text
+        from anystreamer.testing import ScriptedModel
+
+        async def main():
+            model = ScriptedModel(["a"])
+            async with stream_text(model, model.tokenizer, "hi") as stream:
+                assert await stream.read() == "a"
+                assert stream._span is None
+
+        anyio.run(main)
+        assert not [name for name in sys.modules if name.startswith("opentelemetry")]
+    """
+    subprocess.run([sys.executable, "-W", "error", "-c", textwrap.dedent(program)], check=True)

@@ -1,0 +1,341 @@
+"""The command line, as a process of its own and, for its messages, in this one."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from anystreamer.cli.commands import app
+
+both_backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+
+COUNTING = "An increasing sequence: one,"
+COUNTED = " two, three, four, five, six, seven, eight, nine, ten, eleven,"
+FIGURES = r"length, 20 tokens, the first after \d+\.\d ms, then \d+ tokens/s\n"
+INSTALL = "pip install 'anystreamer[demo]'"
+
+# What would decide about encodings in a test's place.
+UNSET = {"PYTHONIOENCODING", "PYTHONUTF8"}
+ENV = {name: value for name, value in os.environ.items() if name not in UNSET}
+
+
+def start(*command: str, **env: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env=ENV | {"PYTHONUTF8": "1"} | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+
+
+def run(*command: str, **env: str) -> tuple[int, str, str]:
+    """The exit code, and what went to standard output and standard error."""
+    with start(*command, **env) as process:
+        output, errors = process.communicate()
+    return process.returncode, output, errors
+
+
+def demo(*arguments: str, **env: str) -> tuple[int, str, str]:
+    return run("-m", "anystreamer", "demo", *arguments, **env)
+
+
+def main_after(statement: str, *arguments: str) -> list[str]:
+    """The command line for a process that runs *statement* before ``main()``."""
+    code = f"import sys; {statement}; from anystreamer.cli import main; main()"
+    return ["-c", code, *arguments]
+
+
+def invoke(*arguments: str) -> tuple[int, str]:
+    """The exit code, and what was said, without its frame."""
+    result = CliRunner().invoke(app, arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result.exit_code, " ".join(re.sub(r"[│╭╮╰╯─]", " ", result.output).split())
+
+
+# -- the tour
+
+
+@pytest.mark.torch
+def test_tour() -> None:
+    """Counting on both loops, then a cancelled generation with what became of the model."""
+    code, output, errors = demo()
+    assert (code, errors) == (0, "")
+    line = re.escape(COUNTING + COUNTED)
+    expected = (
+        rf"asyncio\n{line}\n{FIGURES}\n"
+        rf"trio\n{line}\n{FIGURES}\n"
+        rf"asyncio, cancelled by move_on_after\(0\.2\)\n{COUNTING}[a-z, -]*\n"
+        r"cancelled, \d+ tokens?(, the first after \d+\.\d ms(, then \d+ tokens/s)?)?\n"
+        r"cancelled -?\d+\.\d ms after the deadline: the model took (0 steps|1 step) more, "
+        r"and its thread left in \d+\.\d ms\n"
+    )
+    assert re.fullmatch(expected, output), output
+
+
+@pytest.mark.torch
+def test_tour_on_one_backend() -> None:
+    code, output, errors = demo("--backend", "trio", "--max-new-tokens", "2")
+    assert (code, errors) == (0, "")
+    assert output.startswith(f"trio\n{COUNTING} two,\nlength, 2 tokens,")
+    assert "trio, cancelled by" in output
+    assert "asyncio" not in output
+
+
+@pytest.mark.torch
+def test_tour_without_trio() -> None:
+    """What there is is shown; what is missing is named."""
+    code, output, errors = run(*main_after("sys.modules['trio'] = None", "demo"))
+    assert (code, errors) == (0, "")
+    assert f"\n\ntrio\nnot installed: {INSTALL}\n\nasyncio, cancelled" in output
+
+
+# -- a prompt
+
+
+@pytest.mark.torch
+@both_backends
+def test_prompt(backend: str) -> None:
+    code, output, errors = demo(COUNTING, "--backend", backend)
+    assert (code, errors) == (0, "")
+    assert re.fullmatch(rf"{re.escape(COUNTING + COUNTED)}\n{FIGURES}", output), output
+
+
+@pytest.mark.torch
+def test_chinese() -> None:
+    """Characters of several tokens come out whole."""
+    code, output, errors = demo("An increasing sequence: 五、", "--max-new-tokens", "40")
+    assert (code, errors) == (0, "")
+    assert output.startswith("An increasing sequence: 五、六、七、八、九、十、")
+
+
+@pytest.mark.torch
+def test_text_is_shown_as_it_is() -> None:
+    """Neither markup nor emoji codes, and no line is wrapped, however long."""
+    prompt = "[bold]one[/], :smile: \t" + "one, " * 40
+    code, output, errors = demo(prompt, "--max-new-tokens", "1", COLUMNS="40")
+    assert (code, errors) == (0, "")
+    assert output.startswith(prompt)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_narrow_encoding(encoding: str) -> None:
+    """A terminal that lacks the characters gets replacements to the end, and is told why."""
+    prompt = "An increasing sequence: 五、"
+    code, output, errors = demo(prompt, "--max-new-tokens", "40", PYTHONIOENCODING=encoding)
+    assert code == 0
+    assert re.match(r"An increasing sequence: \?{10,}\nlength, 40 tokens,", output)
+    assert errors == (
+        f"Note: ? stands for what {encoding} cannot show. "
+        "Use a UTF-8 locale, or set PYTHONIOENCODING=utf-8.\n"
+    )
+
+
+@pytest.mark.torch
+def test_narrow_encoding_that_suffices() -> None:
+    """Nothing is said where nothing is missing."""
+    code, output, errors = demo(COUNTING, PYTHONIOENCODING="ascii")
+    assert (code, errors) == (0, "")
+    assert output.startswith(COUNTING + COUNTED)
+
+
+# -- what cannot be
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", ""], "the prompt is empty: there is nothing to continue"),
+        (["demo", "\udce4"], "the prompt is no text in this locale: use a UTF-8 one"),
+        (["demo", "--backend", "curio"], "Invalid value for '--backend': "),
+        (["demo", "--max-new-tokens", "0"], "Invalid value for '--max-new-tokens': "),
+        (["demo", "--max-new-tokens", "many"], "Invalid value for '--max-new-tokens': "),
+        (["demo", "--no-such-option"], "No such option: --no-such-option"),
+        (["demo", "one,", "two,"], "unexpected extra argument"),
+        (["no-such-command"], "No such command 'no-such-command'"),
+    ],
+)
+def test_usage_error(arguments: list[str], message: str) -> None:
+    code, output = invoke(*arguments)
+    assert code == 2
+    assert message in output
+
+
+@pytest.mark.torch
+def test_prompt_too_long() -> None:
+    code, output = invoke("demo", "one, " * 2000)
+    assert code == 2
+    assert re.search(
+        r"the prompt has \d{4} tokens; the model takes \d{4}, new ones included", output
+    )
+
+
+@pytest.mark.torch
+def test_more_new_tokens_than_fit() -> None:
+    """The number that is named does fit."""
+    code, output = invoke("demo", COUNTING, "--max-new-tokens", "100000")
+    assert code == 2
+    assert "--max-new-tokens 100000 is more than the " in output
+    found = re.search(r"more than the (\d+) that fit: the model takes (\d+), .* has (\d+)", output)
+    assert found is not None
+    fit, room, tokens = map(int, found.groups())
+    assert fit + tokens == room
+    code, output = invoke("demo", COUNTING, "--max-new-tokens", str(fit + 1))
+    assert code == 2
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("trio", "trio is not installed"),
+        ("typer", "the command line needs typer and rich"),
+        ("rich", "the command line needs typer and rich"),
+        ("torch", "the demo needs transformers and torch"),
+        ("transformers", "the demo needs transformers and torch"),
+    ],
+)
+def test_missing_package(missing: str, message: str) -> None:
+    """One line says what to install."""
+    command = main_after(f"sys.modules[{missing!r}] = None", "demo", "one,", "--backend", "trio")
+    code, output, errors = run(*command)
+    assert (code, output) == (1, "")
+    assert re.fullmatch(rf"Error: {message}.*: {re.escape(INSTALL)}\n", errors), errors
+
+
+# -- leaving early
+
+# Ctrl-C ends with os._exit(), which no thread can delay: it has to be asked whether one would.
+TELL_WHO_IS_LEFT = """
+import os, sys, traceback
+from anystreamer.cli import main
+
+def tell(code, exit=os._exit):
+    for frame in sys._current_frames().values():
+        if any(each.name == "generate" for each in traceback.extract_stack(frame)):
+            os.write(2, b"still in generate()")
+    exit(code)
+
+os._exit = tell
+main()
+"""
+
+
+@pytest.mark.torch
+@pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be sent Ctrl-C alone")
+@both_backends
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_in_mid_stream(backend: str, times: int) -> None:
+    """130, silently, after the worker has left the model. A second one does not wait for it."""
+    program = ["-c", TELL_WHO_IS_LEFT] if times == 1 else ["-m", "anystreamer"]
+    command = ["demo", COUNTING, "--max-new-tokens", "2000", "--backend", backend]
+    with start(*program, *command) as process:
+        output = read_until(process, "three,")
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (130, "")
+    assert output.startswith(COUNTING)
+    assert "tokens/s" not in output + rest
+
+
+@pytest.mark.torch
+@pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be sent Ctrl-C alone")
+def test_ctrl_c_while_loading() -> None:
+    """Nothing has been shown yet, and nothing is."""
+    statement = "import threading, os, signal; from anystreamer import demo; demo.load_demo = "
+    statement += "lambda: (os.kill(os.getpid(), signal.SIGINT), threading.Event().wait())"
+    code, output, errors = run(*main_after(statement, "demo", COUNTING))
+    assert (code, output, errors) == (130, "", "")
+
+
+@pytest.mark.torch
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such pipes")
+def test_broken_pipe() -> None:
+    """As with ``| head -1``: quiet."""
+    with start("-m", "anystreamer", "demo") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "asyncio\n"
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    output = ""
+    assert process.stdout is not None
+    while text not in output:
+        read = process.stdout.read(1)
+        assert read, output
+        output += read
+    return output
+
+
+# -- the rest
+
+
+@pytest.mark.torch
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such terminals")
+def test_terminal() -> None:
+    """On a terminal the figures are dim, and the text is not."""
+    import pty
+
+    main_end, other_end = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "anystreamer", "demo", COUNTING],
+        env=ENV | {"PYTHONUTF8": "1", "TERM": "xterm-256color"},
+        stdout=other_end,
+        stderr=subprocess.DEVNULL,
+    ):
+        os.close(other_end)
+        output = b""
+        try:
+            while piece := os.read(main_end, 4096):
+                output += piece
+        except OSError:  # Linux's end of file
+            pass
+        os.close(main_end)
+    shown = output.decode()
+    assert shown.startswith(f"\x1b[2m{COUNTING}\x1b[0m two,")
+    assert "\x1b[2mlength, 20 tokens" in shown
+    assert re.sub(r"\x1b\[\d*m", "", shown).startswith(COUNTING + COUNTED)
+
+
+def test_version() -> None:
+    code, output = invoke("--version")
+    assert code == 0
+    assert re.fullmatch(r"anystreamer (\d+\.\d+\S*|\(not installed\))", output)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """It names the command, and is there at once."""
+    code = """
+import sys
+from anystreamer.cli import main
+try:
+    main()
+finally:
+    print(*sorted({"torch", "transformers", "trio"} & set(sys.modules)), file=sys.stderr)
+"""
+    exit_code, output, errors = run("-c", code, "--help")
+    assert (exit_code, errors) == (0, "\n")
+    assert "Stream text from the embedded model" in output
+
+
+def test_entry_point(monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The console script shows the help where it is told nothing."""
+    from anystreamer import cli
+
+    monkeypatch.setattr(sys, "argv", ["anystreamer"])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "Usage: anystreamer" in capsys.readouterr().out

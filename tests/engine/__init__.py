@@ -1,0 +1,1 @@
+"""Tests of many requests on one model."""

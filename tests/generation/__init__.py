@@ -1,0 +1,1 @@
+"""Tests of `generate()` behind the bridge."""

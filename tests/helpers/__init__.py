@@ -1,0 +1,1 @@
+"""What tests share: scripted models, servers, browsers, programs."""

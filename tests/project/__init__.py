@@ -1,0 +1,1 @@
+"""Tests of what is said and shipped: packaging, docs, benchmarks, the public surface."""

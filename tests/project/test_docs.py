@@ -1,0 +1,154 @@
+"""The pages keep their word: examples print what they say, and the tests that are named exist."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from anystreamer import demo, sync
+
+from ..conftest import LOOPS
+from ..helpers.serving import serving
+
+pytestmark = pytest.mark.torch
+
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+# A python block, its file if it has one, and the text block right after it, which is its output.
+BLOCK = re.compile(
+    r'^```python(?: title="(.*?)")?\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?',
+    re.DOTALL | re.MULTILINE,
+)
+# What the examples in the pages call their server.
+ADDRESS = "http://127.0.0.1:8000"
+
+
+def examples() -> Iterator[Any]:
+    """Each block of each page, on each loop if it uses one that can be chosen.
+
+    A block that is the file of an application is served while the one after it runs.
+    """
+    for path in PAGES:
+        app = None
+        for number, match in enumerate(BLOCK.finditer(path.read_text(encoding="utf-8")), 1):
+            file, code, output = match.groups()
+            if file == "app.py":
+                app = code
+                continue
+            any_loop = app is not None or "anyio.run(" in code or "async def test_" in code
+            for loop in LOOPS if any_loop else LOOPS[:1]:
+                if loop.id != "trio" and "quart_trio" in (app or ""):
+                    continue  # it has no other
+                name = f"{path.relative_to(ROOT).as_posix()}-{number}"
+                yield pytest.param(
+                    *loop.values, app, code, output, id=f"{loop.id}-{name}" if any_loop else name
+                )
+            app = None
+
+
+def executed(code: str) -> dict[str, Any]:
+    """Run a program. Returns its names."""
+    names = {"__name__": "__main__"}
+    # Without this file's own `from __future__`, which would make strings of its annotations.
+    exec(compile(code, "example", "exec", dont_inherit=True), names)
+    return names
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_model_for_all() -> Iterator[None]:
+    """Load the embedded model once, and keep it out of each test's garbage collection."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "load_demo", cache(demo.load_demo))
+        demo.load_demo()
+        gc.freeze()
+        yield
+
+
+EXAMPLES = list(examples())
+
+
+@pytest.mark.parametrize(
+    ("anyio_backend", "app", "code", "output"), EXAMPLES, indirect=["anyio_backend"]
+)
+def test_example(
+    app: str | None,
+    code: str,
+    output: str | None,
+    anyio_backend: tuple[str, dict[str, Any]],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    sync._portal.get()  # its loop is not one of these, and stays
+    run = anyio.run
+    backend, options = anyio_backend
+
+    def run_here(func: Callable[..., Any], *args: Any, **_: Any) -> Any:
+        return run(func, *args, backend=backend, backend_options=options)
+
+    async def run_against(app: str) -> None:
+        async with serving(executed(app)["app"], lifespan="on") as url:
+            await anyio.to_thread.run_sync(executed, code.replace(ADDRESS, url))
+
+    monkeypatch.setattr(anyio, "run", run_here)
+    if app is not None:
+        run_here(run_against, app)
+    else:
+        for name, value in executed(code).items():
+            if name.startswith("test_"):
+                fixtures = map(request.getfixturevalue, inspect.signature(value).parameters)
+                run_here(value, *fixtures)
+    if output is not None:
+        assert capsys.readouterr().out == output
+
+
+def test_there_are_examples() -> None:
+    """And each block of code, and each block of output, is a part of one."""
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        blocks = BLOCK.findall(text)
+        assert text.count("```python") == len(blocks), path
+        assert text.count("```text") == sum(bool(output) for _, _, output in blocks), path
+    assert len(EXAMPLES) > 50
+
+
+def test_each_test_that_a_page_names_exists() -> None:
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        for file, name in re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", text):
+            assert not name or name in functions_of(file), f"{path.name} names {file}::{name}"
+            assert (ROOT / file).is_file(), f"{path.name} names {file}"
+
+
+def test_each_promise_has_a_test() -> None:
+    """The page of proofs goes through all that is promised, in the same order and words."""
+    promises = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    proofs = (ROOT / "docs" / "proofs.md").read_text(encoding="utf-8")
+    promised = re.findall(
+        r"^(?:\d+\.|-) \*\*(.*?)\*\*", promises.partition("\n## ")[0], re.MULTILINE
+    )
+    sections = re.split(r"^## (?:\d+\. )?", proofs, flags=re.MULTILINE)[1:]
+    assert [each.partition("\n")[0] for each in sections] == [
+        each.rstrip(".,") for each in promised
+    ]
+    for section in sections:
+        assert "::test_" in section
+
+
+@cache
+def functions_of(file: str) -> set[str]:
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    return {
+        each.name for each in tree.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+    }

@@ -1,0 +1,1 @@
+"""Tests of an engine on another server."""

@@ -1,0 +1,259 @@
+"""The edge in somebody's FastAPI application: its lifespan, its routes, its middleware, its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from anyio import create_task_group
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel
+from sniffio import current_async_library
+
+from anystreamer import Engine, open_engine
+from anystreamer.server import TextStreamResponse, create_app
+from anystreamer.testing import Gate, ScriptedModel
+
+from ..helpers.scripted import PATIENCE, until
+from ..helpers.serving import SERVERS, client_of, data_of, events_of, serving
+
+pytestmark = [
+    # uvicorn logs the cancellations that it makes; nothing else may be complained of.
+    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore):ResourceWarning"),
+]
+
+ENDLESS = ["word "] * 20_000
+TEXT = "/llm/v1/completions"
+
+
+class Ask(BaseModel):
+    prompt: str
+
+
+def application(model: ScriptedModel, max_waiting: int | None = None) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_engine(model, model.tokenizer, max_waiting=max_waiting) as engine:
+            app.state.engine = engine
+            app.mount("/llm", create_app(engine))
+            yield
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.post("/story")
+    async def story(ask: Ask, request: Request) -> TextStreamResponse:
+        return TextStreamResponse(request.app.state.engine.stream_text(ask.prompt))
+
+    @app.get("/events")
+    async def events(prompt: str, request: Request) -> TextStreamResponse:
+        engine: Engine = request.app.state.engine
+        return TextStreamResponse(engine.stream_text(prompt), format="sse")
+
+    return app
+
+
+@asynccontextmanager
+async def running(
+    app: FastAPI, server: str = "", grace: int = 1
+) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(app, server, grace=grace, lifespan="on") as url, client_of(url) as client:
+        yield client
+
+
+@pytest.mark.parametrize("server", SERVERS)
+async def test_a_route_of_its_own_and_the_whole_beside_it(server: str) -> None:
+    app = application(ScriptedModel(["one ", "two"]))
+    async with running(app, server) as client:
+        response = await client.post("/story", json={"prompt": "Hi"})
+        assert (response.status_code, response.text) == (200, "one two")
+        assert (await client.post("/story", json={})).status_code == 422  # FastAPI's own
+        response = await client.get("/events", params={"prompt": "Hi"})
+        *pieces, (kind, end) = events_of(response.text)
+        assert "".join(json.loads(data)["text"] for _, data in pieces) == "one two"
+        assert (kind, json.loads(end)["finish_reason"]) == ("end", "eos")
+        answer = (await client.post(TEXT, json={"prompt": "Hi"})).json()
+        assert answer["choices"][0]["text"] == "one two"
+        paths = (await client.get("/openapi.json")).json()["paths"]
+        assert set(paths) == {"/story", "/events"}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+async def test_a_busy_engine_is_a_real_503(server: str) -> None:
+    gate = Gate()
+    app = application(ScriptedModel([gate, "a"]), max_waiting=0)
+    async with running(app, server) as client, create_task_group() as tasks:
+        tasks.start_soon(partial(client.post, "/story", json={"prompt": "Hi"}))
+        await gate.reached()
+        for response in (
+            await client.post("/story", json={"prompt": "Hi"}),
+            await client.get("/events", params={"prompt": "Hi"}),
+            await client.post(TEXT, json={"prompt": "Hi", "stream": True}),
+        ):
+            assert response.status_code == 503
+            assert int(response.headers["retry-after"]) > 0
+        gate.open()
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("has_middleware", [False, True])
+async def test_who_leaves_stops_the_model(server: str, has_middleware: bool) -> None:
+    """Under a middleware, too, that puts tasks of its own between server and route."""
+    model = ScriptedModel(ENDLESS, delay=0.001)
+    app = application(model)
+    if has_middleware:
+
+        @app.middleware("http")
+        async def pass_on(request: Request, call_next: Any) -> Response:
+            response: Response = await call_next(request)
+            response.headers["x-passed"] = "1"
+            return response
+
+    async with running(app, server) as client:
+        for ask in (
+            partial(client.stream, "POST", "/story", json={"prompt": "Hi"}),
+            partial(client.stream, "GET", "/events", params={"prompt": "Hi"}),
+            partial(client.stream, "POST", TEXT, json={"prompt": "Hi", "stream": True}),
+        ):
+            async with ask() as response:
+                assert ("x-passed" in response.headers) == has_middleware
+                await anext(response.aiter_text())
+                assert model.is_generating
+            await until(lambda: not (model.is_generating or app.state.engine.statistics().running))
+    assert model.steps < 3 * len(ENDLESS)
+
+
+# -- the server's end
+
+
+@pytest.mark.parametrize("server", SERVERS)
+async def test_streams_may_finish_while_the_server_shuts_down(server: str) -> None:
+    gate = Gate()
+    # Long enough for any server to see that it is to end.
+    app = application(ScriptedModel(["one ", gate, 0.3, "two"]))
+    texts: list[str] = []
+    async with create_task_group() as tasks:
+        # Of a connection that is kept, hypercorn on trio waits for all of its grace.
+        async with client_of("http://unused", headers={"connection": "close"}) as client:
+            async with serving(app, server, grace=20, lifespan="on") as url:
+
+                async def read(kind: str, method: str, path: str, **kwargs: Any) -> None:
+                    async with client.stream(method, url + path, **kwargs) as response:
+                        text = ""
+                        async for part in response.aiter_text():
+                            text += part
+                            if kind == "first":
+                                first.set()
+                    texts.append(text)
+
+                first = anyio.Event()
+                tasks.start_soon(partial(read, "first", "POST", "/story", json={"prompt": "Hi"}))
+                await first.wait()
+                body = {"prompt": "Hi", "stream": True}
+                tasks.start_soon(partial(read, "", "POST", TEXT, json=body))
+                await until(lambda: app.state.engine.statistics().waiting == 1)
+                gate.open()
+            with anyio.fail_after(PATIENCE):
+                await until(lambda: len(texts) == 2)
+    assert texts[0] == "one two"
+    *_, last, done = data_of(texts[1])
+    assert (last["choices"][0]["finish_reason"], done) == ("stop", "[DONE]")
+
+
+@pytest.mark.parametrize("server", SERVERS)
+async def test_what_does_not_finish_in_time_is_told_so(server: str) -> None:
+    if (
+        server == "hypercorn"
+        and sys.version_info >= (3, 12)
+        and current_async_library() == "asyncio"
+    ):
+        pytest.skip("its grace begins once all connections have closed, from Python 3.12 on")
+    model = ScriptedModel(ENDLESS, delay=0.001)
+    app = application(model)
+    answers: dict[str, tuple[int, str]] = {}
+    begun: list[str] = []
+    async with create_task_group() as tasks:
+        async with client_of("http://unused") as client:
+            async with serving(app, server, grace=0, lifespan="on") as url:
+
+                async def ask(name: str, method: str, path: str, **kwargs: Any) -> None:
+                    async with client.stream(method, url + path, **kwargs) as response:
+                        begun.append(name)
+                        try:
+                            text = (await response.aread()).decode()
+                        except httpx.RemoteProtocolError:
+                            text = "cut"
+                    answers[name] = (response.status_code, text)
+
+                stream = {"prompt": "Hi", "stream": True, "max_tokens": 10**6}
+                whole = {"prompt": "Hi", "max_tokens": 10**6}
+                tasks.start_soon(partial(ask, "stream", "POST", TEXT, json=stream))
+                await until(lambda: model.is_generating)
+                tasks.start_soon(partial(ask, "whole", "POST", TEXT, json=whole))
+                tasks.start_soon(partial(ask, "events", "GET", "/events?prompt=Hi"))
+                tasks.start_soon(partial(ask, "text", "POST", "/story", json={"prompt": "Hi"}))
+                await until(lambda: app.state.engine.statistics().waiting == 3)
+                await until(lambda: len(begun) == 3)  # all but the whole one
+            with anyio.fail_after(PATIENCE):
+                await until(lambda: len(answers) == 4)
+    *_, error, done = data_of(answers["stream"][1])
+    assert done == "[DONE]"
+    assert error["error"]["message"] == "the server has ended this request"
+    assert answers["whole"][0] == 503
+    assert json.loads(answers["whole"][1])["error"]["code"] == "engine_unavailable"
+    assert events_of(answers["events"][1])[-1][0] == "error"
+    assert answers["text"] == (200, "cut")  # this was not all of it
+    assert not model.is_generating
+
+
+PROGRAM = """
+from tests.server.test_fastapi import ENDLESS, application
+from anystreamer.testing import ScriptedModel
+
+app = application(ScriptedModel(ENDLESS, delay=0.001))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM to catch")
+def test_a_process_that_is_told_to_end_tells_its_clients(tmp_path: Path) -> None:
+    """uvicorn's process goes right after the application's end, and its loop with it."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "uvicorn", "program:app", "--port", "0"),
+            *("--timeout-graceful-shutdown", "0", "--app-dir", str(tmp_path)),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert process.stderr is not None
+    with process:
+        try:
+            line = next(line for line in process.stderr if "running on" in line)
+            url = next(word for word in line.split() if word.startswith("http://"))
+            with httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE) as client:
+                text = ""
+                body = {"prompt": "Hi", "stream": True, "max_tokens": 10**6}
+                with client.stream("POST", TEXT, json=body) as response:
+                    for part in response.iter_text():
+                        if not text:
+                            process.send_signal(signal.SIGTERM)
+                        text += part
+            *_, error, done = data_of(text)
+            assert error["error"]["code"] == "engine_unavailable"
+            assert done == "[DONE]"
+            process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()

@@ -1,0 +1,198 @@
+"""``anystreamer serve`` as a process: it serves, refuses what is not safe, and ends in order."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+import anystreamer.demo
+
+from ..helpers.scripted import PATIENCE
+from ..helpers.serving import data_of
+
+pytestmark = pytest.mark.torch
+
+TEXT = "/v1/completions"
+
+
+@contextlib.contextmanager
+def program(*arguments: str, before: str = "", **env: str) -> Iterator[subprocess.Popen[str]]:
+    code = f"{before}; from anystreamer.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, *(("-c", code) if before else ("-m", "anystreamer")), "serve", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"ANYSTREAMER_API_KEY": ""} | env,
+    )
+    try:
+        with process:
+            yield process
+            process.kill()
+    except BaseException:
+        process.kill()
+        raise
+
+
+# What asyncio's loops do on Windows.
+NO_HANDLERS = (
+    "import asyncio; loops = asyncio.SelectorEventLoop, asyncio.AbstractEventLoop;"
+    "loops[0].add_signal_handler = loops[1].add_signal_handler"
+)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be sent Ctrl-C alone")
+@pytest.mark.parametrize(
+    ("options", "before"),
+    [
+        ("", ""),  # uvicorn on asyncio
+        ("--server uvicorn", NO_HANDLERS),
+        ("--server hypercorn", ""),
+        ("--backend trio", ""),  # hypercorn
+    ],
+    ids=["uvicorn", "uvicorn as on Windows", "hypercorn on asyncio", "hypercorn on trio"],
+)
+def test_it_serves_and_ends_what_is_open_when_it_is_interrupted(options: str, before: str) -> None:
+    arguments = ("--port", "0", "--grace", "0.1", "--api-key", "key", *options.split())
+    with program(*arguments, before=before) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("Serving anystreamer-demo on http://127.0.0.1:")
+        with httpx.Client(
+            base_url=line.split()[-1],
+            headers={"authorization": "Bearer key"},
+            trust_env=False,
+            timeout=PATIENCE,
+        ) as client:
+            assert client.get("/health").json() == {"status": "open"}
+            assert client.get("/v1/models", headers={"authorization": ""}).status_code == 401
+            body = {"prompt": "An increasing sequence: one,", "max_tokens": 4}
+            (choice,) = client.post(TEXT, json=body).json()["choices"]
+            assert choice["text"] == " two, three,"
+            long = {"prompt": "Count", "n": 100, "stream": True, "temperature": 0.0}
+            text = ""
+            with client.stream("POST", TEXT, json=long) as response:
+                for part in response.iter_text():
+                    if not text:
+                        process.send_signal(signal.SIGINT)
+                    text += part
+        *_, error, done = data_of(text)
+        assert error["error"]["code"] == "engine_unavailable"
+        assert done == "[DONE]"
+        assert process.wait(PATIENCE) == 0
+        assert process.stdout.read() == ""
+
+
+def test_its_guards_and_limits_are_those_that_are_asked_for() -> None:
+    arguments = (
+        *("--port", "0", "--max-body-bytes", "300", "--default-max-tokens", "3"),
+        *("--max-tokens-limit", "5", "--allow-origin", "https://chat.example"),
+        *("--allow-host", "counter.example", "--timeout", "0"),
+    )
+    body: dict[str, object] = {"prompt": "An increasing sequence: one,"}
+    with program(*arguments, ANYSTREAMER_API_KEY="key") as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        with httpx.Client(base_url=line.split()[-1], trust_env=False, timeout=PATIENCE) as client:
+
+            def status(body: dict[str, object], **headers: str) -> int:
+                headers = {"authorization": "Bearer key", **headers}
+                return client.post(TEXT, json=body, headers=headers).status_code
+
+            assert status(body, authorization="Bearer other") == 401
+            assert status(body) == status(body, host="counter.example") == 200
+            assert status(body, host="localhost:1") == status(body, host="[::1]") == 200
+            assert status(body, host="attacker.example") == 400
+            assert status({"prompt": "one " * 100}) == 413
+            assert status({**body, "max_tokens": 6}) == 400
+            client.headers["authorization"] = "Bearer key"
+            response = client.post(TEXT, json=body, headers={"origin": "https://chat.example"})
+            assert response.headers["access-control-allow-origin"] == "https://chat.example"
+            assert response.json()["usage"]["completion_tokens"] == 3
+
+
+OWN_CODE = """
+import pathlib
+from transformers import LlamaConfig, LlamaForCausalLM
+
+pathlib.Path(__file__).with_name("ran").touch()
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.mark.parametrize("is_trusted", [False, True])
+def test_it_runs_no_code_of_a_model_s_own_unless_it_may(tmp_path: Path, is_trusted: bool) -> None:
+    folder, cache = tmp_path / "own", tmp_path / "cache"
+    shutil.copytree(Path(anystreamer.demo.__file__).parent / "model", folder)
+    config = json.loads((folder / "config.json").read_text())
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    config |= {"model_type": "own", "architectures": ["OwnModel"], "auto_map": classes}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(OWN_CODE)
+    arguments = (str(folder), "--port", "0", *["--trust-remote-code"] * is_trusted)
+    with program(*arguments, HF_HOME=str(cache)) as process:
+        assert process.stdout is not None
+        if is_trusted:
+            assert any(line.startswith("Serving own on ") for line in process.stdout)
+        else:
+            output, _ = process.communicate(timeout=PATIENCE)
+            assert process.returncode == 1
+            assert "--trust-remote-code" in output
+            assert "Traceback" not in output
+    assert bool(list(cache.rglob("ran"))) == is_trusted
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--max-body-bytes", "0"),
+        ("--default-max-tokens", "0"),
+        ("--max-tokens-limit", "-1"),
+        ("--timeout", "-1"),
+        ("--max-waiting", "-1"),
+    ],
+)
+def test_limits_that_are_none(arguments: tuple[str, str]) -> None:
+    with program(*arguments) as process:
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 2
+        assert arguments[0] in output
+
+
+def test_it_does_not_serve_everybody_without_a_key() -> None:
+    with program("--host", "0.0.0.0") as process:
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 2
+        assert "0.0.0.0 is a public address" in output
+
+
+def test_uvicorn_does_not_run_on_trio() -> None:
+    with program("--server", "uvicorn", "--backend", "trio") as process:
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 2
+        assert "uvicorn runs on asyncio only" in output
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with program("--port", str(taken.getsockname()[1])) as process:
+            output, _ = process.communicate(timeout=PATIENCE)
+            assert process.returncode == 1
+            assert output.startswith("Error: ")
+            assert "Traceback" not in output
