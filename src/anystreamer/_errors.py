@@ -10,7 +10,7 @@ __all__ = [
     "EngineDied",
     "GenerationStopped",
     "GenerationTimeout",
-    "raise_unchanged",
+    "raise_preserving_context",
 ]
 
 
@@ -71,7 +71,7 @@ class EngineDied(Exception):
         super().__init__("the engine has died")
 
 
-def raise_unchanged(exc: BaseException) -> NoReturn:
+def raise_preserving_context(exc: BaseException) -> NoReturn:
     """Raise *exc* without making what is being handled right now its context."""
     context = exc.__context__
     try:

@@ -331,7 +331,7 @@ class Cell:
                 await self.here.reached()
                 await until(lambda: len("".join(self.received)) == 2)
             case "full":
-                await until(lambda: self.model.stands_in(worker._wait_for_room.__code__))
+                await until(lambda: self.model.stands_in(worker._wait_for_space.__code__))
             case "delivering":
                 await self.here.reached()
                 await settled()

@@ -1,35 +1,35 @@
 """A blocking producer in a worker thread becomes an async stream. Needs anyio alone."""
 
 from .api import stream_from_thread, stream_iterable
-from .context import Block, StreamContext, TaskBlock, ThreadContext
-from .join import JOIN_POLL, Flag, counted, run_joined
+from .context import SingleErrorContext, StreamContext, ThreadContext, UngroupedTaskGroup
+from .join import JOIN_POLL, SafeEvent, run_sync_joined, track_active_thread
 from .observing import Statistics, statistics
-from .producer import Producer, unmistakable
+from .producer import Producer, wrap_control_flow_exception
 from .stream import QUEUE_POLL, ThreadStream
 from .validation import checked_buffer_size, checked_limiter
-from .worker_task import Host, Job, ThreadJob, waits_for
+from .worker_task import Host, Job, ThreadJob, has_waiters
 
 __all__ = [
     "JOIN_POLL",
     "QUEUE_POLL",
-    "Block",
-    "Flag",
     "Host",
     "Job",
     "Producer",
+    "SafeEvent",
+    "SingleErrorContext",
     "Statistics",
     "StreamContext",
-    "TaskBlock",
     "ThreadContext",
     "ThreadJob",
     "ThreadStream",
+    "UngroupedTaskGroup",
     "checked_buffer_size",
     "checked_limiter",
-    "counted",
-    "run_joined",
+    "has_waiters",
+    "run_sync_joined",
     "statistics",
     "stream_from_thread",
     "stream_iterable",
-    "unmistakable",
-    "waits_for",
+    "track_active_thread",
+    "wrap_control_flow_exception",
 ]

@@ -17,24 +17,24 @@ from anyio import (
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from .._errors import EngineClosed, raise_unchanged
-from .observing import ended
+from .._errors import EngineClosed, raise_preserving_context
+from .observing import on_end
 from .stream import ThreadStream
 from .worker_task import Host, ThreadJob, _ThreadHost
 
-__all__ = ["Block", "StreamContext", "TaskBlock", "ThreadContext"]
+__all__ = ["SingleErrorContext", "StreamContext", "ThreadContext", "UngroupedTaskGroup"]
 
 StreamT = TypeVar("StreamT", bound="ThreadStream[Any]")
 
 
-class TaskBlock:
+class UngroupedTaskGroup:
     """A task group whose end raises one exception and never a group of its own."""
 
     def __init__(self) -> None:
         self._task_group: TaskGroup = create_task_group()  # refuses where no event loop is running
         self._cancellation = get_cancelled_exc_class()
         # Those that have not made a step, and what makes it.
-        self._not_begun: dict[Coroutine[Any, Any, None], Coroutine[Any, Any, None]] = {}
+        self._unstarted: dict[Coroutine[Any, Any, None], Coroutine[Any, Any, None]] = {}
 
     async def open(self) -> None:
         """Let tasks be started."""
@@ -46,17 +46,17 @@ class TaskBlock:
         Not to be waited for as by `TaskGroup.start`: cancelled natively before the task's first
         step, that waits for ever.
         """
-        self._not_begun[coroutine] = begins = self._begin(coroutine)
+        self._unstarted[coroutine] = begins = self._begin(coroutine)
         try:
             self._task_group.start_soon(lambda: begins)
         except RuntimeError:  # it has ended
-            del self._not_begun[coroutine]
+            del self._unstarted[coroutine]
             begins.close()
             coroutine.close()
             raise
 
     async def _begin(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        del self._not_begun[coroutine]
+        del self._unstarted[coroutine]
         await coroutine
 
     async def close(self, body: BaseException | None) -> BaseException | None:
@@ -73,16 +73,16 @@ class TaskBlock:
                 type(shown) if shown else None, shown, shown.__traceback__ if shown else None
             )
         except BaseException as exc:
-            raised = _bare(exc, self._cancellation)
+            raised = _unwrap_group(exc, self._cancellation)
         else:
             raised = None if swallowed else shown
-        for coroutines in self._not_begun.items():
+        for coroutines in self._unstarted.items():
             for coroutine in coroutines:
                 coroutine.close()  # it will never begin, and would complain of that
         return raised
 
 
-class Block:
+class SingleErrorContext:
     """The end of an ``async with`` block that decides by itself what it raises."""
 
     @abstractmethod
@@ -100,10 +100,10 @@ class Block:
             return exc is not None
         if failure is exc:
             return False
-        raise_unchanged(failure)
+        raise_preserving_context(failure)
 
 
-class StreamContext(Block, Generic[StreamT]):
+class StreamContext(SingleErrorContext, Generic[StreamT]):
     """The ``async with`` block that owns a stream: its worker has left when it ends."""
 
     _cancels_host = True  # what cancels the block cancels its host
@@ -123,7 +123,7 @@ class StreamContext(Block, Generic[StreamT]):
 
     @abstractmethod
     async def _join(self, body: BaseException | None) -> BaseException | None:
-        """Wait until the host has ended. Returns as `TaskBlock.close` does; may be cut short."""
+        """Wait for the host to end; may be cut short. Returns as `UngroupedTaskGroup.close`."""
 
     @property
     def _stream(self) -> StreamT:
@@ -137,7 +137,7 @@ class StreamContext(Block, Generic[StreamT]):
         failure: BaseException | None = None
         try:
             self._launch()
-            await self._host.settled.wait()
+            await self._host.prepared_or_failed.wait()
             if not self._host.is_prepared:
                 failure = self._stream._error
                 await checkpoint()  # it was cancelled, and so are we
@@ -146,7 +146,7 @@ class StreamContext(Block, Generic[StreamT]):
         if failure is not None:
             self._stream._error_raised = failure is self._stream._error
             left = await self._leave(failure)
-            raise_unchanged(failure if left is None else left)
+            raise_preserving_context(failure if left is None else left)
         return self._stream
 
     async def _leave(self, body: BaseException | None) -> BaseException | None:
@@ -160,7 +160,7 @@ class StreamContext(Block, Generic[StreamT]):
             body = exc
             stream._close()
         raised = await self._join(body)
-        host.look()
+        host.finish_if_never_started()
         while not stream._left.is_set():  # the join was cut short
             with CancelScope(shield=True):
                 try:
@@ -168,7 +168,7 @@ class StreamContext(Block, Generic[StreamT]):
                 except BaseException as exc:
                     raised = exc if raised is None else raised
         stream._conclude()
-        ended(self._name, stream)
+        on_end(self._name, stream)
         error = stream._release()
         if isinstance(error, EngineClosed) and isinstance(body, cancellation):
             error = None  # the loop that ends cancels both: no news to anybody
@@ -200,10 +200,10 @@ class ThreadContext(StreamContext[StreamT]):
         super().__init__(job.name)
         self._job = job
         self._find_limiter = find_limiter
-        self._tasks: TaskBlock
+        self._tasks: UngroupedTaskGroup
 
     async def _start(self) -> None:
-        self._tasks = TaskBlock()
+        self._tasks = UngroupedTaskGroup()
         self._host = _ThreadHost(self._job, self._find_limiter)
         await self._tasks.open()
 
@@ -215,9 +215,9 @@ class ThreadContext(StreamContext[StreamT]):
         return await self._tasks.close(body)
 
 
-def _bare(exc: BaseException, cancellation: type[BaseException]) -> BaseException:
+def _unwrap_group(exc: BaseException, cancellation: type[BaseException]) -> BaseException:
     """The one exception to raise in place of a task group's group: ours never holds a worker's."""
     if not isinstance(exc, BaseExceptionGroup):
         return exc
-    leaves = [_bare(leaf, cancellation) for leaf in exc.exceptions]
+    leaves = [_unwrap_group(leaf, cancellation) for leaf in exc.exceptions]
     return next((leaf for leaf in leaves if not isinstance(leaf, cancellation)), leaves[0])

@@ -10,11 +10,11 @@ from anyio.lowlevel import checkpoint
 # After a native cancellation, the worker's end is looked for this often (seconds).
 JOIN_POLL = 0.005
 
-#: The idents of worker threads that are in a call of `run_joined`. A set's methods are atomic.
-threads_inside: set[int] = set()
+#: The idents of worker threads that are in a call of `run_sync_joined`. A set's methods are atomic.
+active_threads: set[int] = set()
 
 
-class Flag:
+class SafeEvent:
     """An event that can be waited for where a KeyboardInterrupt may strike.
 
     One that strikes in `trio.Event.wait` leaves the task on the event's list, and `set` then wakes
@@ -46,24 +46,24 @@ class Flag:
             self._waits.remove(event)
 
 
-def counted(func: Callable[..., object], *args: Any) -> None:
-    """Call *func* with this thread among `threads_inside`."""
-    threads_inside.add(threading.get_ident())
+def track_active_thread(func: Callable[..., object], *args: Any) -> None:
+    """Call *func* with this thread among `active_threads`."""
+    active_threads.add(threading.get_ident())
     try:
         func(*args)
     finally:
-        threads_inside.discard(threading.get_ident())
+        active_threads.discard(threading.get_ident())
 
 
-async def run_joined(
+async def run_sync_joined(
     func: Callable[..., object],
     *args: Any,
     when_cancelled: Callable[[], None] = lambda: None,
-    is_counted: bool = True,
+    is_tracked: bool = True,
 ) -> None:
     """Call *func* in a worker thread, and do not return before the thread has left it.
 
-    Counted among `threads_inside`, unless *is_counted* is false.
+    The thread is one of `active_threads`, unless *is_tracked* is false.
 
     *when_cancelled* tells it to come out after a native cancellation, which it cannot see by
     itself: a loop that ends cancels each task, and there may be nobody else to tell it.
@@ -87,8 +87,8 @@ async def run_joined(
         nonlocal has_left
         if has_taken_ticket():
             try:
-                if is_counted:
-                    counted(func, *args)
+                if is_tracked:
+                    track_active_thread(func, *args)
                 else:
                     func(*args)
             finally:

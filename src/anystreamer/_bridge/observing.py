@@ -10,9 +10,9 @@ from itertools import count
 from typing import Protocol
 from weakref import WeakSet
 
-from .join import threads_inside
+from .join import active_threads
 
-__all__ = ["Statistics", "ended", "opened", "runs", "statistics"]
+__all__ = ["Statistics", "on_end", "on_open", "on_start", "statistics"]
 
 logger = logging.getLogger("anystreamer")
 
@@ -44,7 +44,7 @@ _open: WeakSet[Observed] = WeakSet()
 _computed = _delivered = 0  # of those that have ended
 
 
-def opened(name: str, stream: Observed) -> None:
+def on_open(name: str, stream: Observed) -> None:
     """A block has been entered."""
     stream._number = next(_numbers)
     with _lock:
@@ -52,12 +52,12 @@ def opened(name: str, stream: Observed) -> None:
     logger.debug("%s #%d waits for its turn", name, stream._number)
 
 
-def runs(name: str, stream: Observed) -> None:
+def on_start(name: str, stream: Observed) -> None:
     """Its turn has come."""
     logger.debug("%s #%d runs", name, stream._number)
 
 
-def ended(name: str, stream: Observed) -> None:
+def on_end(name: str, stream: Observed) -> None:
     """The block is being left, and the worker has left its producer."""
     global _computed, _delivered
     with _lock:
@@ -81,7 +81,7 @@ def statistics() -> Statistics:
     return Statistics(
         waiting=_how_many(progress, "waiting"),
         running=_how_many(progress, "running"),
-        threads=len(threads_inside),
+        threads=len(active_threads),
         computed_tokens=computed + sum(each for _, each, _ in progress),
         delivered_tokens=delivered + sum(each for _, _, each in progress),
     )

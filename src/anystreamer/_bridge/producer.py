@@ -20,7 +20,7 @@ from anyio.lowlevel import (
 from .._errors import GenerationStopped
 from .stream import HOLDING_GUARD, ThreadStream
 
-__all__ = ["Producer", "unmistakable"]
+__all__ = ["Producer", "wrap_control_flow_exception"]
 
 T = TypeVar("T")
 StreamT = TypeVar("StreamT", bound="ThreadStream[Any]")
@@ -43,14 +43,14 @@ class Producer(Generic[T]):
     def __init__(
         self,
         stream: ThreadStream[T],
-        is_needed: Callable[[], bool] | None = None,
+        is_model_needed: Callable[[], bool] | None = None,
         when_cancelled: Callable[[], None] | None = None,
     ) -> None:
         self._stream = stream
         # A scope around the worker has been cancelled. It may not be the consumer's.
         self._when_cancelled = when_cancelled or stream._abandon
         # Whether somebody waits for this producer's turn to end. They may be whom we wait for.
-        self._is_needed = is_needed
+        self._is_model_needed = is_model_needed
         # Both are looked up on the loop: the worker must not need it to learn that it should stop.
         self._token: EventLoopToken = current_token()
         self._cancellation = get_cancelled_exc_class()
@@ -59,10 +59,10 @@ class Producer(Generic[T]):
         # Of a crossing, in seconds. Before the first one: what the cap allows for.
         self._latest_cost = CROSSING_CAP * CROSSING_SHARE_AT_MOST
         self._has_refused = False  # an item, so that the producer knows
-        self.also_stops: Callable[[], bool] | None = None  # asked beside the flag
+        self.extra_stop_check: Callable[[], bool] | None = None  # asked beside the flag
         self._seconds_held_up = 0.0  # by the loop and the consumer
-        self._room = threading.Event()
-        stream._room = self._room
+        self._space_available = threading.Event()
+        stream._space_available = self._space_available
 
     def run(self, produce: Callable[[StreamT, Producer[T]], object], stream: StreamT) -> None:
         """Call the producer and tell the stream how it ended. Raises nothing, ever."""
@@ -102,7 +102,7 @@ class Producer(Generic[T]):
         if perf_counter() >= self._hold_until:
             self._cross()
         if stream._is_full():
-            self._wait_for_room()
+            self._wait_for_space()
 
     def should_stop(self) -> bool:
         """Whether to return: asked by `stop()`, a cancelled scope or a consumer that has gone."""
@@ -116,9 +116,9 @@ class Producer(Generic[T]):
             except self._cancellation:
                 self._when_cancelled()
                 return True
-        return self.also_stops is not None and self.also_stops()
+        return self.extra_stop_check is not None and self.extra_stop_check()
 
-    def seconds_spent(self) -> float:
+    def busy_clock(self) -> float:
         """A clock that stands still while delivery holds the producer up."""
         return perf_counter() - self._seconds_held_up
 
@@ -134,28 +134,30 @@ class Producer(Generic[T]):
         hold = max(min(CROSSING_CAP, usual / CROSSING_SHARE), usual / CROSSING_SHARE_AT_MOST)
         self._hold_until = delivered + min(hold, HOLDING_GUARD / 2)
 
-    def _wait_for_room(self) -> None:
+    def _wait_for_space(self) -> None:
         # On this side and in steps, not in send(): behind a dying loop that left threads stuck.
         stream = self._stream
         if stream._held:
             self._cross()
-        is_needed = False
-        while stream._is_full() and not is_needed and not self.should_stop():
+        is_model_needed = False
+        while stream._is_full() and not is_model_needed and not self.should_stop():
             started = perf_counter()
-            self._room.clear()
-            is_needed = self._is_needed is not None and self._is_needed()
-            if stream._is_full() and not is_needed:
-                self._room.wait(ROOM_POLL)
+            self._space_available.clear()
+            is_model_needed = self._is_model_needed is not None and self._is_model_needed()
+            if stream._is_full() and not is_model_needed:
+                self._space_available.wait(ROOM_POLL)
             self._seconds_held_up += perf_counter() - started
 
     def _error_of(self, exc: BaseException) -> BaseException | None:
         """What the consumer shall see of an exception out of the producer."""
         if isinstance(exc, (GenerationStopped, self._cancellation)) and self.should_stop():
             return None
-        return unmistakable(exc, self._cancellation)
+        return wrap_control_flow_exception(exc, self._cancellation)
 
 
-def unmistakable(exc: BaseException, cancellation: type[BaseException]) -> BaseException:
+def wrap_control_flow_exception(
+    exc: BaseException, cancellation: type[BaseException]
+) -> BaseException:
     """What a consumer shall see in place of an exception: some it would take for something else.
 
     For an end of the stream, or for a cancellation that is none.

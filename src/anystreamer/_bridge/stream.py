@@ -36,8 +36,8 @@ from anyio.lowlevel import (
     checkpoint_if_cancelled,
 )
 
-from .._errors import raise_unchanged
-from .join import Flag
+from .._errors import raise_preserving_context
+from .join import SafeEvent
 
 __all__ = ["ThreadStream"]
 
@@ -54,7 +54,7 @@ QUEUE_POLL = 0.05
 
 
 # Setting it wakes nobody.
-_NOBODY = Flag()
+NO_WAITER = SafeEvent()
 
 
 class ThreadStream(ObjectReceiveStream[T], Generic[T]):
@@ -68,10 +68,12 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         self._held: deque[T] = deque()  # emitted, and not yet in the memory object stream
         self._buffered = 0  # items in the memory object stream
         self._guard_at = 0.0  # when what is held is fetched for a waiting receive() (perf_counter)
-        self._ready: Event | Flag = _NOBODY  # of the receive() that waits
-        self._waits = Flag()  # set when a receive() begins to wait
+        self._ready: Event | SafeEvent = NO_WAITER  # of the receive() that waits
+        self._waits = SafeEvent()  # set when a receive() begins to wait
         self._watch_scope = CancelScope(shield=True)
-        self._left = Flag()  # set once the worker has left the producer, or will never enter it
+        self._left = (
+            SafeEvent()
+        )  # set once the worker has left the producer, or will never enter it
         self._scope = CancelScope()  # around the worker's turn and its wait for it
         self._turn_at: float | None = None  # when its turn came (perf_counter)
         self._left_at: float | None = None  # when it was seen to have left
@@ -84,7 +86,7 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         self._closed = False
         self._max_buffer_size = max_buffer_size
         # Set when a consumer has taken something: for whoever waits for room.
-        self._room: threading.Event | Flag = _NOBODY
+        self._space_available: threading.Event | SafeEvent = NO_WAITER
         self._number = 0  # in the log
 
     # -- for consumers
@@ -128,7 +130,7 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         self._conclude()
         if self._error is not None:
             self._error_raised = True
-            raise_unchanged(self._error)
+            raise_preserving_context(self._error)
         raise EndOfStream
 
     async def __anext__(self) -> T:
@@ -167,7 +169,7 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         item = self._receive.receive_nowait()
         self._buffered -= 1
         if self._max_buffer_size != math.inf:
-            self._room.set()
+            self._space_available.set()
         return item
 
     def _is_ready(self) -> bool:
@@ -237,7 +239,7 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         self._closed = True
         self._watch_scope.cancel()
         self._ready.set()
-        self._room.set()  # who waits for room need not wait any longer
+        self._space_available.set()  # who waits for room need not wait any longer
 
     def _release(self) -> BaseException | None:
         """End the stream for good, after the worker. Returns an error that nobody has seen yet."""
@@ -249,14 +251,14 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         return None if self._error_raised else error
 
     async def _wait(self) -> None:
-        # As a `Flag` is waited for, with less between: this happens for each item.
+        # As a `SafeEvent` is waited for, with less between: this happens for each item.
         event = Event()
         self._ready = event
         self._waits.set()
         try:
             await event.wait()
         finally:
-            self._ready = _NOBODY
+            self._ready = NO_WAITER
 
     async def _watch(self) -> None:
         """While a receive() waits, see to what the worker cannot bring over or see by itself.
@@ -269,7 +271,7 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         with suppress(get_cancelled_exc_class()), self._watch_scope:
             while True:
                 await self._waits.wait()
-                self._waits = Flag()
+                self._waits = SafeEvent()
                 while self._turn_at is None:
                     if self._stopped:
                         self._scope.cancel()

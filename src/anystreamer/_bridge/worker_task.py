@@ -20,12 +20,12 @@ from anyio import (
 from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
 from .._errors import GenerationTimeout
-from .join import Flag, run_joined
-from .observing import opened, runs
+from .join import SafeEvent, run_sync_joined
+from .observing import on_open, on_start
 from .producer import Producer
 from .stream import ThreadStream
 
-__all__ = ["Host", "Job", "ThreadJob", "waits_for"]
+__all__ = ["Host", "Job", "ThreadJob", "has_waiters"]
 
 StreamT = TypeVar("StreamT", bound="ThreadStream[Any]")
 
@@ -53,11 +53,11 @@ class Host(Generic[StreamT]):
     def __init__(self, job: Job[StreamT]) -> None:
         self.job = job
         self.stream = job.new_stream()
-        self.settled = Flag()  # once the worker has been prepared, or will never be
+        self.prepared_or_failed = SafeEvent()  # once the worker has been prepared, or will never be
         self.is_prepared = False
         self.coroutine: Coroutine[Any, Any, None] = self._run()
         self._cancellation = get_cancelled_exc_class()
-        opened(job.name, self.stream)
+        on_open(job.name, self.stream)
 
     @abstractmethod
     def _turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
@@ -70,7 +70,7 @@ class Host(Generic[StreamT]):
     async def _prepare(self) -> None:
         """Do what fails at the entry."""
         if self.job.prepare is not None:
-            await run_joined(self.job.prepare, self.stream)
+            await run_sync_joined(self.job.prepare, self.stream)
             await checkpoint()  # a cancellation that came meanwhile must not be missed
 
     def _on_cancelled(self) -> None:
@@ -79,9 +79,9 @@ class Host(Generic[StreamT]):
     def _end(self) -> None:
         """The worker has left its job, or will never enter it."""
         self.stream._finish()
-        self.settled.set()
+        self.prepared_or_failed.set()
 
-    def look(self) -> None:
+    def finish_if_never_started(self) -> None:
         """End it if its task was cancelled natively before the first step: none will be made."""
         state = inspect.getcoroutinestate(self.coroutine)
         if state == inspect.CORO_CLOSED and not self.stream._left.is_set():
@@ -93,12 +93,12 @@ class Host(Generic[StreamT]):
             with stream._scope:
                 await self._prepare()
                 self.is_prepared = True
-                self.settled.set()
+                self.prepared_or_failed.set()
                 async with AsyncExitStack() as turn:
                     await self._wait_for(turn)
                     if not (stream._stopped or stream._cancelled):
                         stream._turn_at = perf_counter()
-                        runs(job.name, stream)
+                        on_start(job.name, stream)
                         await self._work()
         except self._cancellation:
             stream._abandon()
@@ -136,11 +136,13 @@ class _ThreadHost(Host[StreamT]):
 
     async def _work(self) -> None:
         stream = self.stream
-        is_needed = None if self._limiter is None else waits_for(self._limiter, current_token())
-        producer = Producer[Any](stream, is_needed)
-        await run_joined(producer.run, self._produce, stream, when_cancelled=stream._abandon)
+        is_model_needed = (
+            None if self._limiter is None else has_waiters(self._limiter, current_token())
+        )
+        producer = Producer[Any](stream, is_model_needed)
+        await run_sync_joined(producer.run, self._produce, stream, when_cancelled=stream._abandon)
 
 
-def waits_for(limiter: CapacityLimiter, token: EventLoopToken) -> Callable[[], bool]:
+def has_waiters(limiter: CapacityLimiter, token: EventLoopToken) -> Callable[[], bool]:
     """Tells a worker thread whether anybody waits for *limiter*."""
     return lambda: from_thread.run_sync(limiter.statistics, token=token).tasks_waiting > 0

@@ -7,7 +7,7 @@ from itertools import count
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from .._bridge import Flag, unmistakable
+from .._bridge import SafeEvent, wrap_control_flow_exception
 from .._errors import GenerationTimeout
 from .._generation import Request, eos_ids
 from .._streams import Deadlines, FinishReason, TextStream, Timeouts
@@ -42,7 +42,7 @@ class Generation:
         self.eos = eos_ids(request.setting("eos_token_id"))
         self.most = most  # new tokens
         self.is_over = False
-        self.over = Flag()  # on the loop
+        self.over = SafeEvent()  # on the loop
         self._text = request.row_text(0, self._row)
         self._heard = 0
         self._heard_at: float | None = None
@@ -101,7 +101,7 @@ class Generation:
         except BaseException as exc:
             error = exc if error is None else error
         if error is not None and stream._error is None:
-            stream._error = unmistakable(error, self.engine.cancellation)
+            stream._error = wrap_control_flow_exception(error, self.engine.cancellation)
         self.is_over = True
         if self._text.ended is not None:
             row.own_end = self._text.ended

@@ -9,8 +9,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from anyio import CancelScope, get_cancelled_exc_class, sleep
 
-from .._bridge import JOIN_POLL, Block, StreamContext, TaskBlock
-from .._errors import EngineClosed, raise_unchanged
+from .._bridge import JOIN_POLL, SingleErrorContext, StreamContext, UngroupedTaskGroup
+from .._errors import EngineClosed, raise_preserving_context
 from .._generation import Prompt, SupportsGenerate, WorkerContext, check_model, tokenizer_of
 from .._streams import TextStream, Timeouts
 from .._text import SupportsDecode
@@ -122,7 +122,7 @@ def open_engine(
     return EngineContext(lambda: OneByOne(model, tokenizer, max_waiting))
 
 
-class EngineContext(Block, AbstractAsyncContextManager[Engine]):
+class EngineContext(SingleErrorContext, AbstractAsyncContextManager[Engine]):
     """The ``async with`` block that owns an engine."""
 
     _name = "open_engine"
@@ -130,19 +130,19 @@ class EngineContext(Block, AbstractAsyncContextManager[Engine]):
     def __init__(self, new_engine: Callable[[], BaseEngine]) -> None:
         self._new_engine = new_engine
         self._engine: BaseEngine | None = None
-        self._tasks: TaskBlock
+        self._tasks: UngroupedTaskGroup
 
     async def __aenter__(self) -> Engine:
         if self._engine is not None:
             raise RuntimeError(f"this {self._name}() has been opened before; call it again")
-        self._tasks = TaskBlock()
+        self._tasks = UngroupedTaskGroup()
         self._engine = self._new_engine()
         await self._tasks.open()
         try:
             await self._engine.open(self._tasks)
         except BaseException as exc:
             left = await self._leave(exc)
-            raise_unchanged(exc if left is None else left)
+            raise_preserving_context(exc if left is None else left)
         return self._engine
 
     async def _leave(self, body: BaseException | None) -> BaseException | None:
@@ -157,7 +157,7 @@ class EngineContext(Block, AbstractAsyncContextManager[Engine]):
             # Ours, and we did not ask for it: a request's task was cancelled natively before its
             # first step, and took the others with it. The body must not end in silence.
             raised = EngineClosed()
-        engine.look()
+        engine.finish_if_never_started()
         while not engine.left.is_set() or engine.is_visited:
             with CancelScope(shield=True):
                 try:

@@ -12,8 +12,16 @@ from typing import Any
 from anyio import CancelScope, CapacityLimiter, get_cancelled_exc_class, sleep
 from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
-from .._bridge import QUEUE_POLL, Flag, Host, Job, StreamContext, TaskBlock, run_joined
-from .._errors import EngineBusy, EngineClosed, EngineDied, raise_unchanged
+from .._bridge import (
+    QUEUE_POLL,
+    Host,
+    Job,
+    SafeEvent,
+    StreamContext,
+    UngroupedTaskGroup,
+    run_sync_joined,
+)
+from .._errors import EngineBusy, EngineClosed, EngineDied, raise_preserving_context
 from .._generation import Prompt, Request, as_prompts, checked_prompt
 from .._streams import TextStream
 from .metrics import EngineStatistics, Meter
@@ -31,14 +39,14 @@ class BaseEngine:
     def __init__(self, slots: float, max_waiting: int | None) -> None:
         self.line = Line(slots)
         self.meter = Meter()
-        self.left = Flag()  # once what it does has ended
-        self.ready = Flag()  # once it takes requests, or never will
+        self.left = SafeEvent()  # once what it does has ended
+        self.ready = SafeEvent()  # once it takes requests, or never will
         self.token: EventLoopToken
         self._max_waiting = max_waiting
         self._hosts: set[EngineHost] = set()
-        self._tasks: TaskBlock
+        self._tasks: UngroupedTaskGroup
         self._watch_scope = CancelScope(shield=True)
-        self._somebody = Flag()  # has not had its turn
+        self._somebody = SafeEvent()  # has not had its turn
         self._visits = 0  # of other threads that are about to cross to the loop, or have
         self._visits_lock = threading.Lock()
         self._takes_visits = True
@@ -89,7 +97,7 @@ class BaseEngine:
 
     # -- for its owner's block
 
-    async def open(self, tasks: TaskBlock) -> None:
+    async def open(self, tasks: UngroupedTaskGroup) -> None:
         """Start it, and wait until it takes requests. Raises what it could not start of."""
         self.token = current_token()
         self._tasks = tasks
@@ -98,7 +106,7 @@ class BaseEngine:
         tasks.start(self._watch())
         await self.ready.wait()
         if self._died_of is not None:
-            raise_unchanged(self._died_of)
+            raise_preserving_context(self._died_of)
         if self._is_closed:
             await checkpoint()  # it was cancelled, and so are we
 
@@ -112,8 +120,8 @@ class BaseEngine:
         self._watch_scope.cancel()
         self._wake()
 
-    def look(self) -> None:
-        """As `Host.look`, for the engine's own task."""
+    def finish_if_never_started(self) -> None:
+        """As `Host.finish_if_never_started`, for the engine's own task."""
         if inspect.getcoroutinestate(self._coroutine) == inspect.CORO_CLOSED:
             self.left.set()
 
@@ -140,7 +148,7 @@ class BaseEngine:
         with suppress(get_cancelled_exc_class()), self._watch_scope:
             while True:
                 if not any(host.is_watched for host in self._hosts):
-                    self._somebody = Flag()
+                    self._somebody = SafeEvent()
                     await self._somebody.wait()
                 for host in self._hosts:
                     stream = host.stream
@@ -251,12 +259,12 @@ class ThreadEngine(BaseEngine):
     def _main(self) -> None:
         """What the engine's thread does, until `_wake` after `_is_closed`. It sets `ready`."""
 
-    async def open(self, tasks: TaskBlock) -> None:
+    async def open(self, tasks: UngroupedTaskGroup) -> None:
         self.encoding = CapacityLimiter(1)
         await super().open(tasks)
 
     async def _run(self) -> None:
-        await run_joined(self._main, when_cancelled=self.close, is_counted=False)
+        await run_sync_joined(self._main, when_cancelled=self.close, is_tracked=False)
 
 
 class EngineHost(Host[TextStream]):
@@ -301,7 +309,7 @@ class EngineHost(Host[TextStream]):
         self.engine.forget(self)
         if self.is_forgotten:
             self.stream._release()
-        self.engine.meter.ended(self.stream._times())
+        self.engine.meter.on_end(self.stream._times())
 
 
 class RequestContext(StreamContext[TextStream]):

@@ -12,7 +12,7 @@ from typing import Any
 from anyio import from_thread, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
-from .._bridge import Job, run_joined
+from .._bridge import Job, run_sync_joined
 from .._generation import Request, most_new_tokens
 from .._streams import Row, TextStream
 from .active_request import Generation, _deliver
@@ -296,7 +296,7 @@ class _Host(EngineHost):
                     # With those that have come meanwhile: beside a model that runs, each switch
                     # to a thread and back takes its time.
                     batch = [self, *(each for each in engine.to_encode if each is not self)]
-                    await run_joined(_encode, engine, batch[:ENCODED_AT_ONCE])
+                    await run_sync_joined(_encode, engine, batch[:ENCODED_AT_ONCE])
         finally:
             engine.to_encode.remove(self)
         await checkpoint()  # a cancellation that came meanwhile must not be missed

@@ -88,7 +88,7 @@ class Meter:
         with self._lock:
             self._between.add(seconds)
 
-    def ended(self, timing: Timing) -> None:
+    def on_end(self, timing: Timing) -> None:
         """A request has ended."""
         with self._lock:
             if timing.queued is not None:

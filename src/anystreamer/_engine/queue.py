@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .._bridge import Flag
+from .._bridge import SafeEvent
 
 __all__ = ["Line", "Place"]
 
@@ -50,7 +50,7 @@ class Place:
         self._line = line
         self.is_ready = False  # to have its turn
         self.size = 0  # the room that it takes
-        self.turn = Flag()
+        self.turn = SafeEvent()
 
     @property
     def position(self) -> int | None:

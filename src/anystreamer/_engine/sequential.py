@@ -12,7 +12,7 @@ from typing import Any
 from anyio import CapacityLimiter, from_thread
 from anyio.lowlevel import checkpoint, current_token
 
-from .._bridge import Producer, ThreadJob, counted, run_joined, waits_for
+from .._bridge import Producer, ThreadJob, has_waiters, run_sync_joined, track_active_thread
 from .._generation import Request, generation, turns_of
 from .._streams import TextStream
 from .base import EngineHost, ThreadEngine
@@ -54,7 +54,7 @@ class Call:
     def run(self) -> None:
         """Call it. It must not raise."""
         try:
-            self._context.run(counted, *self._call)
+            self._context.run(track_active_thread, *self._call)
         finally:
             self._is_over.set()
 
@@ -73,7 +73,7 @@ class _Host(EngineHost):
 
     async def _prepare(self) -> None:
         async with self._one_by_one.encoding:
-            await run_joined(self._encode)
+            await run_sync_joined(self._encode)
             await checkpoint()
 
     def _encode(self) -> None:
@@ -93,7 +93,7 @@ class _Host(EngineHost):
         stream, engine = self.stream, self._one_by_one
         if engine._is_closed:  # nobody is there to call it
             return
-        others_wait = waits_for(self._limiter, current_token())
+        others_wait = has_waiters(self._limiter, current_token())
         producer = Producer[Any](
             stream, lambda: bool(engine.line.waiting) or others_wait(), self.close
         )
@@ -101,4 +101,4 @@ class _Host(EngineHost):
         engine.start(stream._watch())
         engine.calls.put(call)
         # Not awaited by an event: a Ctrl-C can strike what would set it, and the thread hold on.
-        await run_joined(call.wait, when_cancelled=self.close, is_counted=False)
+        await run_sync_joined(call.wait, when_cancelled=self.close, is_tracked=False)

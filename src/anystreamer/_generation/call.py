@@ -65,10 +65,10 @@ def _generate(
     streamer = TokenStreamer(stream, producer, texts)
     is_encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     streamer.heals_prompt = bool(request.setting("token_healing")) and not is_encoder_decoder
-    deadlines = Deadlines(request.timeouts, stream._called_at, producer.seconds_spent())
+    deadlines = Deadlines(request.timeouts, stream._called_at, producer.busy_clock())
     if request.timeouts != Timeouts():
-        producer.also_stops = lambda: deadlines.look(perf_counter(), producer.seconds_spent())
-        streamer.on_tokens = lambda: deadlines.token_made(producer.seconds_spent())
+        producer.extra_stop_check = lambda: deadlines.look(perf_counter(), producer.busy_clock())
+        streamer.on_tokens = lambda: deadlines.token_made(producer.busy_clock())
     # A stop string has to end the very step that completes it. Criteria are asked before put(),
     # but for assisted decoding, whose criteria also see drafts that nobody has accepted.
     looks = bool(request.stop) and not is_assisted(model, request.generate_kwargs)
@@ -114,7 +114,7 @@ def _generate(
         if len(texts) == 1:  # if it has ended, then only a window of it
             texts[0].begin_window()
     seconds = perf_counter() - started
-    producer.also_stops = None
+    producer.extra_stop_check = None
     streamer.finish()
 
     common: FinishReason | None = None  # of the rows that have no end of their own

@@ -13,7 +13,7 @@ import httpx2
 import openai
 from anyio import CancelScope, move_on_after
 
-from .._bridge import Flag, Job, StreamContext
+from .._bridge import Job, SafeEvent, StreamContext
 from .._engine import BaseEngine, EngineContext, EngineHost, RequestContext
 from .._errors import GenerationTimeout
 from .._generation import Prompt
@@ -131,7 +131,7 @@ class RemoteEngine(BaseEngine):
         self.client = client
         self.model = model
         self.headers = headers  # of each request
-        self._closing = Flag()
+        self._closing = SafeEvent()
 
     def stream_text(self, prompt: Prompt, **arguments: Any) -> StreamContext[TextStream]:
         asking = Asking.of(self.model, prompt, arguments)

@@ -8,7 +8,7 @@ from time import perf_counter
 import httpx2
 from anyio import CancelScope, current_time, get_cancelled_exc_class
 
-from .._bridge import Flag
+from .._bridge import SafeEvent
 from .._errors import GenerationTimeout
 from .._streams import Deadlines, TextStream, Timeouts
 from ._errors import cut_off, failure_of
@@ -150,7 +150,7 @@ class Reading:
             seconds, self._late = self._deadlines.next(started, float("-inf"))
             self._scope.deadline = current_time() + seconds
         while stream._is_full() and not (stream._stopped or stream._closed):
-            room = stream._room = Flag()
+            room = stream._space_available = SafeEvent()
             await room.wait()
         self._seconds_held_up += perf_counter() - started
         self._set_deadline()

@@ -17,7 +17,7 @@ from anyio import (
 )
 from starlette.types import Message, Receive, Send
 
-from .._errors import raise_unchanged
+from .._errors import raise_preserving_context
 
 __all__ = [
     "EVENT_STREAM",
@@ -81,7 +81,7 @@ async def while_connected(
                 error = exc
         tasks.cancel_scope.cancel()
     if error is not None:
-        raise_unchanged(error)
+        raise_preserving_context(error)
 
 
 async def run_all(works: Sequence[Callable[[], Awaitable[None]]]) -> None:
@@ -103,7 +103,7 @@ async def run_all(works: Sequence[Callable[[], Awaitable[None]]]) -> None:
         for work in works:
             tasks.start_soon(run, work)
     if errors:
-        raise_unchanged(errors[0])
+        raise_preserving_context(errors[0])
 
 
 class BodySender:
@@ -156,7 +156,7 @@ class BodySender:
                 error = exc
             tasks.cancel_scope.cancel()
         if error is not None:
-            raise_unchanged(error)
+            raise_preserving_context(error)
 
     async def _keep_alive(self, seconds: float) -> None:
         while True:
