@@ -481,7 +481,7 @@ def test_exact_ways_decode_each_id_once(name: str, monkeypatch: pytest.MonkeyPat
     def unexpected(*args: Any) -> Any:
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(decoder_plan._Vocabulary, "entry", unexpected)
+    monkeypatch.setattr(decoder_plan.Vocabulary, "entry", unexpected)
     text_decoder(tokenizer).decode(ids * 3)
 
 

@@ -18,7 +18,7 @@ from .._streams import (
     checked_timeouts,
     first_to_pass,
 )
-from .._text import Response, StopStrings, TextDecoder, checked_template, text_decoder
+from .._text import ResponseParser, StopStrings, TextDecoder, checked_template, text_decoder
 from .detokenizer import RowText, eos_ids
 from .options import check_cancel_within, check_generate_kwargs, check_model, setting, uses_torch
 from .prompts import Prompt, encode, prompt_rows, tokenizer_of
@@ -175,7 +175,7 @@ class Request:
         if self.template is None:
             return Row(prompt_ids)
         tools = (self.chat_template_kwargs or {}).get("tools")
-        response = Response(self.decoding, self.template, prompt_ids, tools)
+        response = ResponseParser(self.decoding, self.template, prompt_ids, tools)
         return Row(prompt_ids, response=response)
 
     def row_text(self, index: int, row: Row) -> RowText:

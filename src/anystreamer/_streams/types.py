@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from .._text import Response
+from .._text import ResponseParser
 
 __all__ = ["FinishReason", "Logprob", "Row", "TextChunk", "Timing", "Usage"]
 
@@ -141,7 +141,7 @@ class Row:
     own_end: FinishReason | None = None  # how the model ended it by itself; None while it has not
     matched: str | None = None  # the stop string that ended it
     stop_requested: bool = False  # by anyone: `BatchStream.stop`
-    response: Response | None = None  # with parse_response; the worker's until it has left
+    response: ResponseParser | None = None  # with parse_response; the worker's until it has left
 
     pieces: list[str] = field(default_factory=list)  # what the consumer has been given
     token_ids: list[int] = field(default_factory=list)
@@ -162,7 +162,7 @@ class Row:
 
     @property
     def message(self) -> dict[str, Any] | None:
-        """What `Response` made of it, once it has ended."""
+        """What `ResponseParser` made of it, once it has ended."""
         if self.response is None or self.finish_reason is None:
             return None
         return self.response.message

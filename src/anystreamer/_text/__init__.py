@@ -1,12 +1,12 @@
 """From token ids to text. Pure: no async, no I/O, nothing from the rest of this package."""
 
 from .decoder import SupportsDecode, TextDecoder, text_decoder
-from .response_parser import Piece, Response, checked_template, response_template_of
+from .response_parser import Piece, ResponseParser, checked_template, response_template_of
 from .stop_strings import StopStrings
 
 __all__ = [
     "Piece",
-    "Response",
+    "ResponseParser",
     "StopStrings",
     "SupportsDecode",
     "TextDecoder",

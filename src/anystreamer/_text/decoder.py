@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from operator import index
 from typing import Any, Protocol
 
-from .decoder_plan import _ByteRun, _read_plan, _Utf8, _Vocabulary
-from .text_stages import _CleanUp, _end, _Stage
+from .decoder_plan import ByteRun, Utf8Decoder, Vocabulary, read_plan
+from .text_stages import CleanUp, TextStage, end_stages
 
 logger = logging.getLogger("anystreamer")
 
@@ -84,27 +84,30 @@ def text_decoder(
     """
     if not callable(getattr(tokenizer, "decode", None)):
         raise TypeError(f"text_decoder() needs an object with decode(), not {tokenizer!r:.80}")
-    stages: list[_Stage] = []
+    stages: list[TextStage] = []
     backend = None
     kwargs = dict(decode_kwargs)
-    owner = _owner(tokenizer, "_decode")
-    if _owner(tokenizer, "decode") == _BASE and owner in _INNER_DECODES:
-        if owner == _RUST_BACKED and _owner(tokenizer, "convert_tokens_to_string") == owner:
+    owner = _defining_module(tokenizer, "_decode")
+    if _defining_module(tokenizer, "decode") == _BASE and owner in _INNER_DECODES:
+        if (
+            owner == _RUST_BACKED
+            and _defining_module(tokenizer, "convert_tokens_to_string") == owner
+        ):
             backend = getattr(tokenizer, "backend_tokenizer", None)
         if not _cleans_up(tokenizer, kwargs):
             kwargs["clean_up_tokenization_spaces"] = False
-        elif _owner(tokenizer, "clean_up_tokenization") == _BASE:
+        elif _defining_module(tokenizer, "clean_up_tokenization") == _BASE:
             kwargs["clean_up_tokenization_spaces"] = False
-            stages.append(_CleanUp())
+            stages.append(CleanUp())
         else:
             backend = None
     elif type(tokenizer).__module__ == "tokenizers" and kwargs.keys() <= {"skip_special_tokens"}:
         backend = tokenizer
         kwargs.setdefault("skip_special_tokens", True)  # its own default
-    plan = None if backend is None else _read_plan(backend)
+    plan = None if backend is None else read_plan(backend)
     if plan is None:
         return _WindowDecoder(tokenizer, kwargs, stages)
-    vocabulary = _Vocabulary(tokenizer, backend, bool(kwargs.get("skip_special_tokens")), plan)
+    vocabulary = Vocabulary(tokenizer, backend, bool(kwargs.get("skip_special_tokens")), plan)
     stages = [*(make() for make in plan.text_stages), *stages]
     if plan.core == "bytes":
         return _ByteLevelDecoder(vocabulary, stages)
@@ -122,7 +125,7 @@ _INNER_DECODES = {
 }
 
 
-def _owner(tokenizer: object, method: str) -> str | None:
+def _defining_module(tokenizer: object, method: str) -> str | None:
     """The module of the class that a tokenizer has a method from; None if it was patched in."""
     if method in getattr(tokenizer, "__dict__", {}):
         return None
@@ -155,10 +158,10 @@ def _checked(token_ids: Sequence[int]) -> list[int]:
 # Invariant: the text given so far is that of all bytes so far, except at most three, which the
 # codec holds because they begin a character.
 class _ByteLevelDecoder(TextDecoder):
-    def __init__(self, vocabulary: _Vocabulary, stages: list[_Stage]) -> None:
+    def __init__(self, vocabulary: Vocabulary, stages: list[TextStage]) -> None:
         self._vocabulary, self._stages = vocabulary, stages
         self._table = vocabulary.table
-        self._codec = _Utf8("replace")
+        self._codec = Utf8Decoder("replace")
 
     def decode(self, token_ids: Sequence[int]) -> str:
         table = self._table
@@ -174,16 +177,16 @@ class _ByteLevelDecoder(TextDecoder):
     def flush(self) -> str:
         self.exact = not self._vocabulary.doubted
         self._vocabulary.doubted = False
-        return _end(self._stages, self._codec.decode(b"", True))
+        return end_stages(self._stages, self._codec.decode(b"", True))
 
 
 # Invariant: the text given so far is the pieces of all tokens so far, except what the current run
 # of byte tokens holds and, after the joining, the stages.
 class _PieceDecoder(TextDecoder):
-    def __init__(self, vocabulary: _Vocabulary, stages: list[_Stage], hold: bool) -> None:
+    def __init__(self, vocabulary: Vocabulary, stages: list[TextStage], hold: bool) -> None:
         self._vocabulary, self._stages = vocabulary, stages
         self._table = vocabulary.table
-        self._run = _ByteRun(hold)
+        self._run = ByteRun(hold)
         self._later = False
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -203,7 +206,7 @@ class _PieceDecoder(TextDecoder):
         return text
 
     def flush(self) -> str:
-        text = _end(self._stages, self._run.end())
+        text = end_stages(self._stages, self._run.end())
         self.exact = not (self._run.mixed or self._vocabulary.doubted)
         self._later = self._run.mixed = self._vocabulary.doubted = False
         return text
@@ -223,7 +226,7 @@ class _WindowDecoder(TextDecoder):
     SLIDE = 32  # drop older ones from here on, if that changes nothing
     LIMIT = 256  # drop them whatever it changes, and give all text: nothing may take for ever
 
-    def __init__(self, tokenizer: Any, kwargs: dict[str, Any], stages: list[_Stage]) -> None:
+    def __init__(self, tokenizer: Any, kwargs: dict[str, Any], stages: list[TextStage]) -> None:
         self._tokenizer, self._kwargs, self._stages = tokenizer, kwargs, stages
         self._unsettled = _UNCLEAN if _cleans_up(tokenizer, kwargs) else _INCOMPLETE
         self._skipped: dict[int, bool] = {}
@@ -315,7 +318,7 @@ class _WindowDecoder(TextDecoder):
             )
             rest = self._text.removeprefix(self._given)
         self._start()
-        return _end(self._stages, rest)
+        return end_stages(self._stages, rest)
 
 
 def _common_prefix(one: str, other: str) -> int:

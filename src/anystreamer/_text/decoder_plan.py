@@ -10,18 +10,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-from .text_stages import _ENDINGS, _MARKS, _QUOTES, _end, _Replacing, _Stage, _StrippingStart
+from .text_stages import ENDINGS, MARKS, QUOTES, Replacing, StrippingStart, TextStage, end_stages
 
 logger = logging.getLogger("anystreamer")
 
 
 # A Rust decoder's steps, sorted: on single tokens, how these are joined, on the joined text.
 # Invariant: the steps applied in this order are the decoder.
-class _Plan:
+class DecoderPlan:
     def __init__(self) -> None:
         self.token_steps: list[Callable[[str, bool], str]] = []
         self.core: Literal["text", "bytes", "runs"] = "text"
-        self.text_stages: list[Callable[[], _Stage]] = []
+        self.text_stages: list[Callable[[], TextStage]] = []
 
     def entry(self, token: str) -> tuple[Any, Any]:
         """What a token adds as the first of a text, and later: str, or bytes where it is bytes."""
@@ -33,30 +33,30 @@ class _Plan:
         convert = _level_bytes if self.core == "bytes" else _fallback_byte
         return convert(first), convert(later)
 
-    def twice(self, first: Any, later: Any) -> str:
+    def decode_pair(self, first: Any, later: Any) -> str:
         """The text of a token that comes twice, by the reference's rules."""
         if self.core == "bytes":
             text = (first + later).decode("utf-8", "replace")
         else:
-            run = _ByteRun(hold=True)
+            run = ByteRun(hold=True)
             text = run.join([first, later]) + run.end()
-        return _end([make() for make in self.text_stages], text)
+        return end_stages([make() for make in self.text_stages], text)
 
 
-def _read_plan(backend: Any) -> _Plan | None:
+def read_plan(backend: Any) -> DecoderPlan | None:
     """The plan of a tokenizer, or None if some part of its decoder is not known here."""
     if backend.decoder is None:
-        plan = _Plan()
+        plan = DecoderPlan()
         plan.token_steps.append(lambda token, first: token if first else " " + token)
         return plan
     try:
-        return _sort(_flat(json.loads(backend.decoder.__getstate__())))
+        return _build_plan(_flatten_steps(json.loads(backend.decoder.__getstate__())))
     except Exception:  # one written in Python, or described in a way that is not known here
         return None
 
 
-def _sort(steps: list[dict[str, Any]]) -> _Plan | None:
-    plan = _Plan()
+def _build_plan(steps: list[dict[str, Any]]) -> DecoderPlan | None:
+    plan = DecoderPlan()
     joined = positional = False
     for position, step in enumerate(steps):
         kind = step["type"]
@@ -65,12 +65,12 @@ def _sort(steps: list[dict[str, Any]]) -> _Plan | None:
         elif kind == "Replace" and step["pattern"].get("String"):
             old, new = step["pattern"]["String"], step["content"]
             if joined:
-                plan.text_stages.append(partial(_Replacing, {old: new}))
+                plan.text_stages.append(partial(Replacing, {old: new}))
             else:
                 plan.token_steps.append(partial(_replace, old, new))
         elif kind == "Strip" and not step["stop"]:
             if joined:
-                plan.text_stages.append(partial(_StrippingStart, step["content"], step["start"]))
+                plan.text_stages.append(partial(StrippingStart, step["content"], step["start"]))
             else:
                 plan.token_steps.append(partial(_strip, step["content"], step["start"]))
         elif kind == "Metaspace" and not joined:
@@ -92,10 +92,10 @@ def _sort(steps: list[dict[str, Any]]) -> _Plan | None:
     return plan
 
 
-def _flat(step: dict[str, Any]) -> list[dict[str, Any]]:
+def _flatten_steps(step: dict[str, Any]) -> list[dict[str, Any]]:
     if step["type"] != "Sequence":
         return [step]
-    return [inner for outer in step["decoders"] for inner in _flat(outer)]
+    return [inner for outer in step["decoders"] for inner in _flatten_steps(outer)]
 
 
 def _replace(old: str, new: str, token: str, first: bool) -> str:
@@ -114,7 +114,7 @@ def _word_piece(prefix: str, cleanup: bool, token: str, first: bool) -> str:
     if not first:
         token = token[len(prefix) :] if token.startswith(prefix) else " " + token
     if cleanup:  # tokenizers' list, on single tokens; transformers' comes after the joining
-        for old, new in (_MARKS | _QUOTES | {" do not": " don't"} | _ENDINGS).items():
+        for old, new in (MARKS | QUOTES | {" do not": " don't"} | ENDINGS).items():
             token = token.replace(old, new)
     return token
 
@@ -151,8 +151,8 @@ _tables = weakref.WeakKeyDictionary()
 _tables_lock = threading.Lock()
 
 
-class _Vocabulary:
-    def __init__(self, tokenizer: Any, backend: Any, skip: bool, plan: _Plan) -> None:
+class Vocabulary:
+    def __init__(self, tokenizer: Any, backend: Any, skip: bool, plan: DecoderPlan) -> None:
         self._backend, self._skip, self._plan = backend, skip, plan
         self.doubted = False
         # A tokenizer that was changed since starts a new table.
@@ -184,7 +184,7 @@ class _Vocabulary:
             self.table[token_id] = nothing
             return nothing
         first, later = self._plan.entry(token)
-        if self._plan.twice(first, later) == expected:
+        if self._plan.decode_pair(first, later) == expected:
             entry = later if self._plan.core == "bytes" else (first, later)
             return self.table.setdefault(token_id, entry)
         if not self.doubted:
@@ -194,7 +194,7 @@ class _Vocabulary:
         return text.encode() if self._plan.core == "bytes" else (text, text)
 
 
-class _Utf8:
+class Utf8Decoder:
     """The codec's incremental decoder, but for one thing: it holds no half of a surrogate.
 
     CPython's waits for the third byte of one, which can never become a character.
@@ -221,10 +221,10 @@ _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 # each of its bytes U+FFFD. The codec turns each byte that belongs to no character into a surrogate.
 # Invariant: `feed` and `end` joined are the run's text: by default the characters as they are
 # completed, and U+FFFD for each byte outside them; if `hold`, the reference's.
-class _ByteRun:
+class ByteRun:
     def __init__(self, hold: bool) -> None:
         self._hold = hold
-        self._codec = _Utf8("surrogateescape")
+        self._codec = Utf8Decoder("surrogateescape")
         self.mixed = False
         self._start()
 

@@ -19,7 +19,7 @@ from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Piece", "Response", "checked_template", "response_template_of"]
+__all__ = ["Piece", "ResponseParser", "checked_template", "response_template_of"]
 
 # The content parsers whose value is the text itself: it can be told as it is said.
 STREAMED = frozenset({"text", "int", "float", "bool"})
@@ -72,7 +72,7 @@ def response_template_of(tokenizer: Any, processor: Any) -> Any:
     return next((each for each in templates if each is not None), None)
 
 
-class Response:
+class ResponseParser:
     """One answer: its text goes in as it is made, pieces of its fields come out."""
 
     def __init__(
@@ -85,7 +85,7 @@ class Response:
         self._is_exact = True  # whether the parser's own message has everything, and no more
         self._message: dict[str, Any] | None = None
         self._open: str | None = None  # the field that is being said
-        self._said: list[str] = []  # in it
+        self._field_text: list[str] = []  # in it
         self._spaces: str | None = None  # in it, after what was told of it; None: nothing was
 
         def new_parser(prefix: str) -> Any:
@@ -178,10 +178,10 @@ class Response:
         for event in events:
             field = event["field"]
             if event["type"] == "region_open":
-                self._open, self._said, self._spaces = field, [], None
+                self._open, self._field_text, self._spaces = field, [], None
             elif event["type"] == "region_chunk":
-                self._said.append(event["text"])
-                text = "" if event["dirty"] else self._shown(field, event["text"])
+                self._field_text.append(event["text"])
+                text = "" if event["dirty"] else self._strip_incrementally(field, event["text"])
                 self._merge(pieces, [Piece(field, text)] if text else [])
             else:
                 self._open = None
@@ -197,7 +197,7 @@ class Response:
             else:
                 last.value += piece.value
 
-    def _shown(self, field: str, text: str) -> str:
+    def _strip_incrementally(self, field: str, text: str) -> str:
         if not self._fields[field].get("content_args", {}).get("strip", True):
             return text
         text = text.lstrip() if self._spaces is None else self._spaces + text
@@ -219,7 +219,7 @@ class Response:
         """Keep the text of a field that the parser has not come to close."""
         spec = self._fields.get(self._open or "", {"content": None})
         if self._open and spec.get("content", "text") == "text" and "transform" not in spec:
-            text = "".join(self._said)
+            text = "".join(self._field_text)
             is_stripped = spec.get("content_args", {}).get("strip", True)
             self._close(self._open, text.strip() if is_stripped else text)
         self._open = None
@@ -227,7 +227,7 @@ class Response:
     def _failed(self) -> list[Piece]:
         """The value that is open does not parse."""
         field, self._open, self._is_exact = self._open, None, False
-        return [Piece(field, "".join(self._said), is_whole=True)] if field is not None else []
+        return [Piece(field, "".join(self._field_text), is_whole=True)] if field is not None else []
 
     def _after_failure(self, character: str) -> list[Piece]:
         field = self._open

@@ -7,20 +7,20 @@ from typing import Protocol
 # What may still be done to the joined text, each stage on what the one before it lets through.
 # Invariant of a stage: `feed` and `end` joined are the whole text transformed, and what is held
 # between two calls is the shortest suffix that the transformation may still touch.
-class _Stage(Protocol):
+class TextStage(Protocol):
     def feed(self, text: str) -> str: ...
 
     def end(self) -> str: ...
 
 
-def _end(stages: list[_Stage], text: str) -> str:
+def end_stages(stages: list[TextStage], text: str) -> str:
     for stage in stages:
         text = stage.feed(text) + stage.end()
     return text
 
 
 # Holds: the text's end where it begins like one of the strings to replace.
-class _Replacing:
+class Replacing:
     def __init__(self, new: dict[str, str]) -> None:
         self._new = new
         self._find = re.compile("|".join(map(re.escape, new))).finditer
@@ -47,7 +47,7 @@ class _Replacing:
 
 
 # Holds nothing: whether a leading character goes is known when it comes.
-class _StrippingStart:
+class StrippingStart:
     def __init__(self, content: str, count: int) -> None:
         self._content, self._count = content, count
         self._left = count
@@ -68,18 +68,18 @@ class _StrippingStart:
 # transformers' clean_up_tokenization: " ." becomes "." and so on, one replacement after the other.
 # Those in one line here can be done together: none makes or breaks a match of another one. Each
 # begins with a space: a text without one of certain characters after a space passes.
-_MARKS = {" " + mark: mark for mark in (".", "?", "!", ",")}
-_QUOTES = {" ' ": "'"}
-_ENDINGS = {" " + ending: ending for ending in ("n't", "'m", "'s", "'ve", "'re")}
+MARKS = {" " + mark: mark for mark in (".", "?", "!", ",")}
+QUOTES = {" ' ": "'"}
+ENDINGS = {" " + ending: ending for ending in ("n't", "'m", "'s", "'ve", "'re")}
 _NOTHING_TO_CLEAN = re.compile(r"(?:[^ ]| [^ .?!,n'])*").fullmatch
 
 
-class _CleanUp:
+class CleanUp:
     def __init__(self) -> None:
         self._stages = (
-            _Replacing(_MARKS),
-            _Replacing(_QUOTES),
-            _Replacing(_ENDINGS),
+            Replacing(MARKS),
+            Replacing(QUOTES),
+            Replacing(ENDINGS),
         )
 
     def feed(self, text: str) -> str:
@@ -97,4 +97,4 @@ class _CleanUp:
         return text
 
     def end(self) -> str:
-        return _end(list(self._stages), "")
+        return end_stages(list(self._stages), "")
