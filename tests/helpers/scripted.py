@@ -122,11 +122,11 @@ class DeadlineClock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._ahead = 0.0  # seconds
-        look = Deadlines.look
+        check = Deadlines.check
         monkeypatch.setattr(
             Deadlines,
-            "look",
-            lambda each, now, spent: look(each, now + self._ahead, spent + self._ahead),
+            "check",
+            lambda each, now, spent: check(each, now + self._ahead, spent + self._ahead),
         )
 
     def pass_all(self) -> None:

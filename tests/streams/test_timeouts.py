@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from anystreamer import FinishReason, GenerationTimeout, Timeouts, stream_text
-from anystreamer._streams.timeouts import Deadlines, first_to_pass
+from anystreamer._streams.timeouts import Deadlines, queue_deadline
 from anystreamer.testing import Gate, ScriptedModel
 
 from ..helpers.scripted import DeadlineClock
@@ -153,17 +153,17 @@ def test_the_error_can_be_sent_to_another_process() -> None:
 
 def test_a_deadline_looks_at_the_models_own_clock_but_for_the_total() -> None:
     deadlines = Deadlines(Timeouts(first_token=1.0, between_tokens=0.5, total=10.0), 100.0, 0.0)
-    assert not deadlines.look(105.0, 0.9)
+    assert not deadlines.check(105.0, 0.9)
     deadlines.token_made(0.9)
-    assert not deadlines.look(109.0, 1.3)
-    assert deadlines.look(109.0, 1.4)
-    assert deadlines.late == "between_tokens"
+    assert not deadlines.check(109.0, 1.3)
+    assert deadlines.check(109.0, 1.4)
+    assert deadlines.expired_phase == "between_tokens"
     deadlines.token_made(1.4)
-    assert deadlines.look(109.0, 1.4)  # once late, always late
-    assert Deadlines(Timeouts(total=1.0), 100.0, 0.0).look(101.0, 0.0)
+    assert deadlines.check(109.0, 1.4)  # once late, always late
+    assert Deadlines(Timeouts(total=1.0), 100.0, 0.0).check(101.0, 0.0)
 
 
 def test_who_waits_for_a_turn_is_told_what_passes_first() -> None:
-    assert first_to_pass(Timeouts(queued=2.0, total=3.0), 0.5) == (2.0, "queued")
-    assert first_to_pass(Timeouts(queued=2.0, total=2.0), 0.5) == (1.5, "total")
-    assert first_to_pass(Timeouts(), 0.5)[0] == float("inf")
+    assert queue_deadline(Timeouts(queued=2.0, total=3.0), 0.5) == (2.0, "queued")
+    assert queue_deadline(Timeouts(queued=2.0, total=2.0), 0.5) == (1.5, "total")
+    assert queue_deadline(Timeouts(), 0.5)[0] == float("inf")

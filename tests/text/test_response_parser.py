@@ -127,11 +127,11 @@ def told(pieces: Iterable[TextChunk]) -> list[tuple[str | None, Any]]:
     """Field and value of each piece, text of the same field joined."""
     all_told: list[tuple[str | None, Any]] = []
     for piece in pieces:
-        if piece.field == "content" and not piece._is_whole:
+        if piece.field == "content" and not piece.is_complete_value:
             assert piece == piece.value
         else:
             assert piece == ""
-        if all_told and all_told[-1][0] == piece.field and not piece._is_whole:
+        if all_told and all_told[-1][0] == piece.field and not piece.is_complete_value:
             all_told[-1] = (piece.field, all_told[-1][1] + piece.value)
         else:
             all_told.append((piece.field, piece.value))

@@ -76,7 +76,7 @@ class Generation:
         self.engine.meter.tokens(len(new), now, self._heard_at)
         self._heard_at = now
         if self._deadlines is not None:
-            self._deadlines.look(now, now)  # it may have come too late
+            self._deadlines.check(now, now)  # it may have come too late
             self._deadlines.token_made(now)
         elapsed = now - stream._called_at
         # A stop string ends it with the very token that completes it.
@@ -90,7 +90,7 @@ class Generation:
         stream = self.stream
         if stream._stopped or stream._cancelled:
             return True
-        return self._deadlines is not None and self._deadlines.look(now, now)
+        return self._deadlines is not None and self._deadlines.check(now, now)
 
     def finish(self, error: BaseException | None = None) -> None:
         """End it, with all that it has. Never raises."""
@@ -104,11 +104,13 @@ class Generation:
             stream._error = wrap_control_flow_exception(error, self.engine.cancellation)
         self.is_over = True
         if self._text.ended is not None:
-            row.own_end = self._text.ended
+            row.model_finish_reason = self._text.ended
         elif self._heard >= self.most:
-            row.own_end = FinishReason.LENGTH
-        elif self._deadlines is not None and self._deadlines.late and stream._error is None:
-            stream._error = GenerationTimeout(self._deadlines.late)
+            row.model_finish_reason = FinishReason.LENGTH
+        elif (
+            self._deadlines is not None and self._deadlines.expired_phase and stream._error is None
+        ):
+            stream._error = GenerationTimeout(self._deadlines.expired_phase)
 
     def _error(self, words: str) -> Exception:
         """What a request failed of: its own, or the manager's death."""

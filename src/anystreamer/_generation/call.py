@@ -67,7 +67,7 @@ def _generate(
     streamer.heals_prompt = bool(request.setting("token_healing")) and not is_encoder_decoder
     deadlines = Deadlines(request.timeouts, stream._called_at, producer.busy_clock())
     if request.timeouts != Timeouts():
-        producer.extra_stop_check = lambda: deadlines.look(perf_counter(), producer.busy_clock())
+        producer.extra_stop_check = lambda: deadlines.check(perf_counter(), producer.busy_clock())
         streamer.on_tokens = lambda: deadlines.token_made(producer.busy_clock())
     # A stop string has to end the very step that completes it. Criteria are asked before put(),
     # but for assisted decoding, whose criteria also see drafts that nobody has accepted.
@@ -126,20 +126,20 @@ def _generate(
         common = FinishReason.TIME
     elif criteria and uses_torch(model) and any_would_stop(criteria, output):
         common = FinishReason.CRITERIA
-    elif not (producer.should_stop() or deadlines.late):  # then it is what is left
+    elif not (producer.should_stop() or deadlines.expired_phase):  # then it is what is left
         others = FinishReason.CRITERIA if criteria else FinishReason.LENGTH
         common = FinishReason.STOP_STRING if request.setting("stop_strings") else others
     said = rows_said(criteria, len(texts))
     for text, row in zip(texts, stream._rows, strict=True):
         if text.ended is not None:
-            row.own_end = text.ended
+            row.model_finish_reason = text.ended
         elif said[text.index]:
-            row.own_end = FinishReason.CRITERIA
+            row.model_finish_reason = FinishReason.CRITERIA
         elif text.last_step == math.inf:
-            row.own_end = common
-    if deadlines.late and any(row.own_end is None for row in stream._rows):
+            row.model_finish_reason = common
+    if deadlines.expired_phase and any(row.model_finish_reason is None for row in stream._rows):
         stream._result = output
-        raise GenerationTimeout(deadlines.late)
+        raise GenerationTimeout(deadlines.expired_phase)
     return output
 
 

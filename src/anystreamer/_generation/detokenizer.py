@@ -114,7 +114,7 @@ class RowText:
         for strings in (self._stop_strings, self._shown_stop_strings):
             if strings.matched is not None:
                 self.ended = FinishReason.STOP_STRING
-                self._row.matched = strings.matched
+                self._row.matched_stop_string = strings.matched
         return shown
 
     def _chunk(
@@ -140,7 +140,7 @@ class RowText:
         value = piece.value
         is_answer = piece.field == "content" and isinstance(value, str)
         chunk = self._chunk(value if is_answer else "", elapsed, piece.field, value)
-        chunk._is_whole = piece.is_whole
+        chunk.is_complete_value = piece.is_whole
         return chunk
 
 

@@ -16,7 +16,7 @@ from .._streams import (
     Row,
     Timeouts,
     checked_timeouts,
-    first_to_pass,
+    queue_deadline,
 )
 from .._text import ResponseParser, StopStrings, TextDecoder, checked_template, text_decoder
 from .detokenizer import RowText, eos_ids
@@ -169,7 +169,7 @@ class Request:
 
     def queue_timeout(self, stream: GenerationStream) -> tuple[float, str]:
         """How many seconds it may wait for its turn, and the phase that is late then."""
-        return first_to_pass(self.timeouts, perf_counter() - stream._called_at)
+        return queue_deadline(self.timeouts, perf_counter() - stream._called_at)
 
     def new_row(self, prompt_ids: list[int]) -> Row:
         if self.template is None:

@@ -1,7 +1,7 @@
 """What a consumer of generated text holds."""
 
 from .text_stream import BatchStream, GenerationStream, TextStream
-from .timeouts import PHASES, Deadlines, Timeouts, checked_timeouts, first_to_pass
+from .timeouts import PHASES, Deadlines, Timeouts, checked_timeouts, queue_deadline
 from .tracing import GenerationSpan
 from .types import FinishReason, Logprob, Row, TextChunk, Timing, Usage
 
@@ -20,5 +20,5 @@ __all__ = [
     "Timing",
     "Usage",
     "checked_timeouts",
-    "first_to_pass",
+    "queue_deadline",
 ]

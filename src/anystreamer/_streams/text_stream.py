@@ -30,7 +30,7 @@ class GenerationStream(ThreadStream[TextChunk]):
         self._rows = [Row()]
         self._called_at = perf_counter()
         self._first_token_at: float | None = None
-        self._taken: dict[int, list[TextChunk]] = {}  # by row: taken from the buffer, and not given
+        self._unjoined: dict[int, list[TextChunk]] = {}  # by row: taken, not yet delivered
         self._timing: Timing | None = None
         self._output: Any = None
         self._span: GenerationSpan | None = None
@@ -57,13 +57,13 @@ class GenerationStream(ThreadStream[TextChunk]):
         return self._output
 
     def _is_ready(self) -> bool:
-        return bool(self._taken) or super()._is_ready()
+        return bool(self._unjoined) or super()._is_ready()
 
     def _take(self) -> TextChunk:
-        taken = self._taken
+        taken = self._unjoined
         if self._buffered == 1 and not taken:  # nothing to join
             chunk = super()._take()
-            if self._give(chunk):
+            if self._record_delivery(chunk):
                 return chunk
         while self._buffered:
             chunk = super()._take()
@@ -72,20 +72,20 @@ class GenerationStream(ThreadStream[TextChunk]):
             index = next(iter(taken))
             chunks = taken.pop(index)
             row = self._rows[index]
-            if row.has_fields and (rest := chunks[_alike(chunks) :]):
+            if row.has_fields and (rest := chunks[_same_field_run(chunks) :]):
                 taken[index] = rest
                 chunks = chunks[: -len(rest)]
             chunk = TextChunk.joined(chunks)
-            if self._give(chunk):
+            if self._record_delivery(chunk):
                 return chunk
         return super()._take()  # raises: there is nothing
 
-    def _give(self, chunk: TextChunk) -> bool:
+    def _record_delivery(self, chunk: TextChunk) -> bool:
         """Note that a chunk is given. Returns whether it is: not the last tokens, with no text."""
         row = self._rows[chunk.row]
         row.token_ids.extend(chunk.token_ids)
         if chunk:
-            row.pieces.append(chunk)
+            row.delivered_text.append(chunk)
         return bool(chunk) or chunk.field is not None
 
     def _conclude(self) -> None:
@@ -93,7 +93,7 @@ class GenerationStream(ThreadStream[TextChunk]):
             return
         for row in self._rows:
             row.finish_reason = self._reason(row)
-            row.usage = row.counted()
+            row.usage = row.compute_usage()
         self._timing = self._times()
         self._output = self._result
         if self._span is not None:
@@ -125,8 +125,8 @@ class GenerationStream(ThreadStream[TextChunk]):
             return FinishReason.ERROR
         # The model's own end counts if the consumer was given all that it made.
         given = len(row.token_ids) == row.computed_tokens and not self._is_ready()
-        if row.own_end is not None and given:
-            return row.own_end
+        if row.model_finish_reason is not None and given:
+            return row.model_finish_reason
         if is_late:
             return FinishReason.TIMEOUT
         return (
@@ -134,12 +134,12 @@ class GenerationStream(ThreadStream[TextChunk]):
         )
 
 
-def _alike(chunks: Sequence[TextChunk]) -> int:
+def _same_field_run(chunks: Sequence[TextChunk]) -> int:
     """How many of them, from the first one on, are parts of the same text."""
     first = chunks[0]
-    if not first._is_whole:
+    if not first.is_complete_value:
         for count, chunk in enumerate(chunks):
-            if chunk._is_whole or chunk.field != first.field:
+            if chunk.is_complete_value or chunk.field != first.field:
                 return count
         return len(chunks)
     return 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-__all__ = ["PHASES", "Deadlines", "Timeouts", "checked_timeouts", "first_to_pass"]
+__all__ = ["PHASES", "Deadlines", "Timeouts", "checked_timeouts", "queue_deadline"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,28 +58,28 @@ class Deadlines:
         self._between = timeouts.between_tokens
         self._phase = "first_token"
         self._phase_ends = _at(spent, timeouts.first_token)
-        self.late: str | None = None  #: the phase, once it has been too late
+        self.expired_phase: str | None = None  #: the phase, once it has been too late
 
     def token_made(self, spent: float) -> None:
         """A step has made its tokens, and another begins."""
         self._phase = "between_tokens"
         self._phase_ends = _at(spent, self._between)
 
-    def look(self, now: float, spent: float) -> bool:
+    def check(self, now: float, spent: float) -> bool:
         """Whether it is late, now or before."""
-        if self.late is None:
+        if self.expired_phase is None:
             if now >= self._total_at:
-                self.late = "total"
+                self.expired_phase = "total"
             elif spent >= self._phase_ends:
-                self.late = self._phase
-        return self.late is not None
+                self.expired_phase = self._phase
+        return self.expired_phase is not None
 
     def next(self, now: float, spent: float) -> tuple[float, str]:
         """How many seconds are left, and the phase that is late then."""
         return min((self._total_at - now, "total"), (self._phase_ends - spent, self._phase))
 
 
-def first_to_pass(timeouts: Timeouts, seconds_since_call: float) -> tuple[float, str]:
+def queue_deadline(timeouts: Timeouts, seconds_since_call: float) -> tuple[float, str]:
     """For one who waits for its turn: how many seconds it may, and the phase that is late then."""
     queued = math.inf if timeouts.queued is None else timeouts.queued
     total = math.inf if timeouts.total is None else timeouts.total - seconds_since_call

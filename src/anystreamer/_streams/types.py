@@ -62,9 +62,9 @@ class TextChunk(str):
     """
 
     __slots__ = (
-        "_is_whole",
         "elapsed",
         "field",
+        "is_complete_value",
         "logprobs",
         "row",
         "token_ids",
@@ -85,7 +85,8 @@ class TextChunk(str):
     #: what was said in that field: a part of its text; or a whole value, such as a tool call, once
     #: it is complete. A value that is malformed comes as the text that it is, a str.
     value: Any
-    _is_whole: bool  # a value that is not to be joined with the next one
+    #: whether `value` is a complete value, such as a tool call, and not a part of a field's text
+    is_complete_value: bool
 
     def __new__(
         cls,
@@ -107,7 +108,7 @@ class TextChunk(str):
         chunk.elapsed = elapsed
         chunk.field = field
         chunk.value = value
-        chunk._is_whole = False
+        chunk.is_complete_value = False
         return chunk
 
     @classmethod
@@ -138,12 +139,12 @@ class Row:
 
     prompt_token_ids: list[int] = field(default_factory=list)
     computed_tokens: int = 0
-    own_end: FinishReason | None = None  # how the model ended it by itself; None while it has not
-    matched: str | None = None  # the stop string that ended it
+    model_finish_reason: FinishReason | None = None  # None until the model has ended it by itself
+    matched_stop_string: str | None = None  # the stop string that ended it
     stop_requested: bool = False  # by anyone: `BatchStream.stop`
     response: ResponseParser | None = None  # with parse_response; the worker's until it has left
 
-    pieces: list[str] = field(default_factory=list)  # what the consumer has been given
+    delivered_text: list[str] = field(default_factory=list)  # what the consumer has been given
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
@@ -151,14 +152,14 @@ class Row:
     @property
     def text(self) -> str:
         """All the text delivered so far."""
-        if len(self.pieces) > 1:
-            self.pieces = ["".join(self.pieces)]
-        return self.pieces[0] if self.pieces else ""
+        if len(self.delivered_text) > 1:
+            self.delivered_text = ["".join(self.delivered_text)]
+        return self.delivered_text[0] if self.delivered_text else ""
 
     @property
     def stop_string(self) -> str | None:
         """The stop string that ended it, once it is known that one did."""
-        return self.matched if self.finish_reason is FinishReason.STOP_STRING else None
+        return self.matched_stop_string if self.finish_reason is FinishReason.STOP_STRING else None
 
     @property
     def message(self) -> dict[str, Any] | None:
@@ -172,7 +173,7 @@ class Row:
         """Whether its chunks may be of different fields."""
         return self.response is not None
 
-    def counted(self) -> Usage | None:
+    def compute_usage(self) -> Usage | None:
         """How many tokens it has, once it has ended."""
         return Usage(
             prompt_tokens=len(self.prompt_token_ids),

@@ -17,7 +17,7 @@ from .._bridge import Job, SafeEvent, StreamContext
 from .._engine import BaseEngine, EngineContext, EngineHost, RequestContext
 from .._errors import GenerationTimeout
 from .._generation import Prompt
-from .._streams import GenerationSpan, TextStream, first_to_pass
+from .._streams import GenerationSpan, TextStream, queue_deadline
 from ._errors import failure_of
 from ._reader import Reading
 from ._request import NAME, Asking
@@ -174,7 +174,7 @@ class _Host(EngineHost):
 
     async def _prepare(self) -> None:
         asking = self._asking
-        seconds, phase = first_to_pass(asking.timeouts, perf_counter() - self.stream._called_at)
+        seconds, phase = queue_deadline(asking.timeouts, perf_counter() - self.stream._called_at)
         with move_on_after(seconds) as waiting:
             try:
                 # The response as it is: the client's own stream cannot be left in the middle

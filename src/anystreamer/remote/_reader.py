@@ -172,6 +172,6 @@ class Reading:
         stream, answer = self._stream, self._answer
         stream._held.extend(answer.finish(perf_counter() - stream._called_at))
         stream._deliver()
-        stream._rows[0].own_end = answer.ended
+        stream._rows[0].model_finish_reason = answer.ended
         if stream._error is None:
             stream._error = self._failure

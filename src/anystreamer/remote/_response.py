@@ -67,7 +67,7 @@ class RemoteRow(Row):
     def has_fields(self) -> bool:
         return self.answer is not None
 
-    def counted(self) -> Usage | None:
+    def compute_usage(self) -> Usage | None:
         return self.told_usage
 
 
@@ -168,16 +168,16 @@ class Answer:
         matched = choice.get("stop_reason") or choice.get("matched_stop")
         if reason == "stop" and isinstance(matched, str):
             self.ended = FinishReason.STOP_STRING
-            self._row.matched = matched
+            self._row.matched_stop_string = matched
         elif self.ended is FinishReason.STOP_STRING and len(self._stop) == 1:
-            self._row.matched = self._stop[0]
+            self._row.matched_stop_string = self._stop[0]
 
     def _content(self, text: str, elapsed: float) -> list[TextChunk]:
         if self._stop_strings.matched is not None:
             return []
         shown = self._stop_strings.feed(text)
         if self._stop_strings.matched is not None:  # it comes before all that the server says
-            self._row.matched = self._stop_strings.matched
+            self._row.matched_stop_string = self._stop_strings.matched
             self.ended = FinishReason.STOP_STRING
             self.has_enough = True
         return self._shown(shown, elapsed)
@@ -235,7 +235,7 @@ class Answer:
                 value = {"id": call["id"], **value}
         self._calls.append(value)
         chunk = self._chunk("", elapsed, "tool_calls", value)
-        chunk._is_whole = True
+        chunk.is_complete_value = True
         return [chunk]
 
 
