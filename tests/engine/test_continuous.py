@@ -34,9 +34,9 @@ from anystreamer import (
     Timeouts,
     open_engine,
 )
-from anystreamer._engine.cb_config import _whole_pages, checked_settings
-from anystreamer._engine.continuous import Continuous
-from anystreamer._generation.request import Request
+from anystreamer._engine.cb_config import _whole_pages, validate_cb_config
+from anystreamer._engine.continuous import ContinuousBatchingEngine
+from anystreamer._generation.request import GenerationRequest
 from anystreamer.demo import load_demo
 
 from ..helpers.held import Held, close
@@ -101,8 +101,8 @@ def is_clean(engine: Any) -> bool:
     return not (
         engine._hosts
         or engine.generations
-        or engine.line.running
-        or engine.line.waiting
+        or engine.queue.running
+        or engine.queue.waiting
         or scheduler.active_requests
         or scheduler.waiting_requests
         or scheduler._requests_to_cancel
@@ -363,14 +363,14 @@ async def test_the_line_has_an_end_where_the_cache_has() -> None:
 
 
 async def test_closing_does_not_wait_for_prompts_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    encode, encoded = Request.encode, []
+    encode, encoded = GenerationRequest.encode, []
 
     def slow(self: Any, prompts: Any) -> Any:
         encoded.append(prompts)
         time.sleep(0.05)
         return encode(self, prompts)
 
-    monkeypatch.setattr(Request, "encode", slow)
+    monkeypatch.setattr(GenerationRequest, "encode", slow)
 
     async def ask() -> None:
         with contextlib.suppress(EngineClosed):
@@ -501,7 +501,7 @@ class Panic(BaseException):
 async def test_a_decoder_that_raises_ends_one_request(
     error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row_text = Request.row_text
+    row_text = GenerationRequest.row_text
 
     def failing(self: Any, index: int, row: Any) -> Any:
         text = row_text(self, index, row)
@@ -521,7 +521,7 @@ async def test_a_decoder_that_raises_ends_one_request(
 
         return wrapper
 
-    monkeypatch.setattr(Request, "row_text", failing)
+    monkeypatch.setattr(GenerationRequest, "row_text", failing)
     async with engine_of() as engine:
         async with engine.stream_text(PROMPTS[0], stop="fails", max_new_tokens=50) as stream:
             with pytest.raises((ValueError, Panic, RuntimeError)) as raised:
@@ -558,13 +558,13 @@ async def test_a_decoder_that_raises_ends_one_request(
     ],
 )
 async def test_what_it_cannot_do_is_refused_by_name(kwargs: dict[str, Any], name: str) -> None:
-    engine = Continuous(*demo(), None, settings(), sampling=False)
+    engine = ContinuousBatchingEngine(*demo(), None, settings(), sampling=False)
     with pytest.raises(ValueError, match=name):
         engine.stream_text(**{"prompt": PROMPTS[0], "max_new_tokens": 5, **kwargs})
 
 
 def settings(**kwargs: Any) -> Any:
-    return checked_settings(demo()[0], None, None)
+    return validate_cb_config(demo()[0], None, None)
 
 
 def test_a_model_that_it_cannot_serve_is_refused_at_once() -> None:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LogitsProcessor, PreTrainedTokenizerFast, StoppingCriteria
 
 from anystreamer import FinishReason, TextChunk, stream_batch, stream_text
-from anystreamer._text.response_parser import STREAMED, ResponseParser, checked_template
+from anystreamer._text.response_parser import STREAMED, ResponseParser, validate_template
 
 from ..helpers.tiny_models import CHAT_TEMPLATE, EOS, MARK, Say, TinyProcessor, llama, tokenizer
 
@@ -525,7 +525,7 @@ def test_what_cannot_be_parsed_is_refused_at_once(stream: Any) -> None:
 def new_response(
     template: dict[str, Any], prefix: str = PROMPT, tools: Any = None
 ) -> ResponseParser:
-    checked = checked_template(TOKENIZER, TOKENIZER, template)
+    checked = validate_template(TOKENIZER, TOKENIZER, template)
     assert checked is not None
     return ResponseParser(TOKENIZER, checked, TOKENIZER.encode(prefix), tools)
 

@@ -6,7 +6,7 @@ from .join import JOIN_POLL, SafeEvent, run_sync_joined, track_active_thread
 from .observing import Statistics, statistics
 from .producer import Producer, wrap_control_flow_exception
 from .stream import QUEUE_POLL, ThreadStream
-from .validation import checked_buffer_size, checked_limiter
+from .validation import validate_buffer_size, validate_limiter
 from .worker_task import Host, Job, ThreadJob, has_waiters
 
 __all__ = [
@@ -23,13 +23,13 @@ __all__ = [
     "ThreadJob",
     "ThreadStream",
     "UngroupedTaskGroup",
-    "checked_buffer_size",
-    "checked_limiter",
     "has_waiters",
     "run_sync_joined",
     "statistics",
     "stream_from_thread",
     "stream_iterable",
     "track_active_thread",
+    "validate_buffer_size",
+    "validate_limiter",
     "wrap_control_flow_exception",
 ]

@@ -12,7 +12,7 @@ from anyio import CapacityLimiter
 
 from .context import StreamContext, ThreadContext
 from .stream import ThreadStream
-from .validation import checked_buffer_size, checked_limiter
+from .validation import validate_buffer_size, validate_limiter
 from .worker_task import ThreadJob
 
 __all__ = ["stream_from_thread", "stream_iterable"]
@@ -97,8 +97,8 @@ def _context(
     max_buffer_size: float,
     limiter: CapacityLimiter | None,
 ) -> StreamContext[ThreadStream[T]]:
-    max_buffer_size = checked_buffer_size(max_buffer_size)
-    limiter = checked_limiter(limiter)
+    max_buffer_size = validate_buffer_size(max_buffer_size)
+    limiter = validate_limiter(limiter)
     job = ThreadJob(
         name=name,
         new_stream=lambda: ThreadStream[T](max_buffer_size),

@@ -7,19 +7,19 @@ from typing import TypeVar
 
 from anyio import CapacityLimiter
 
-__all__ = ["checked_buffer_size", "checked_limiter"]
+__all__ = ["validate_buffer_size", "validate_limiter"]
 
 T = TypeVar("T")
 
 
-def checked_limiter(limiter: object) -> CapacityLimiter | None:
+def validate_limiter(limiter: object) -> CapacityLimiter | None:
     """Return the *limiter* argument. Raises TypeError if it is none."""
     if limiter is None or isinstance(limiter, CapacityLimiter):
         return limiter
     raise TypeError(f"limiter must be an anyio.CapacityLimiter, not {type(limiter).__name__}")
 
 
-def checked_buffer_size(max_buffer_size: float) -> float:
+def validate_buffer_size(max_buffer_size: float) -> float:
     """Return the *max_buffer_size* argument. Raises TypeError or ValueError if it is none."""
     is_whole = isinstance(max_buffer_size, int) and not isinstance(max_buffer_size, bool)
     if not is_whole and max_buffer_size != math.inf:

@@ -16,7 +16,7 @@ from .._streams import TextStream, Timeouts
 from .._text import SupportsDecode
 from .base import BaseEngine
 from .metrics import EngineStatistics
-from .sequential import OneByOne
+from .sequential import SequentialEngine
 
 __all__ = ["Engine", "EngineContext", "open_engine"]
 
@@ -107,19 +107,21 @@ def open_engine(
     check_model("open_engine", model)
     tokenizer_of(tokenizer)
     if batching == "continuous":
-        from .cb_config import checked_settings
-        from .continuous import Continuous
+        from .cb_config import validate_cb_config
+        from .continuous import ContinuousBatchingEngine
 
-        settings = checked_settings(model, max_running, continuous_batching_config)
+        settings = validate_cb_config(model, max_running, continuous_batching_config)
         return EngineContext(
-            lambda: Continuous(model, tokenizer, max_waiting, settings, sampling=sampling)
+            lambda: ContinuousBatchingEngine(
+                model, tokenizer, max_waiting, settings, sampling=sampling
+            )
         )
     if max_running not in (None, 1) or continuous_batching_config is not None:
         raise ValueError(
             "max_running= and continuous_batching_config= need batching='continuous': "
             "without it one request runs at a time"
         )
-    return EngineContext(lambda: OneByOne(model, tokenizer, max_waiting))
+    return EngineContext(lambda: SequentialEngine(model, tokenizer, max_waiting))
 
 
 class EngineContext(SingleErrorContext, AbstractAsyncContextManager[Engine]):

@@ -22,10 +22,10 @@ from .._bridge import (
     run_sync_joined,
 )
 from .._errors import EngineBusy, EngineClosed, EngineDied, raise_preserving_context
-from .._generation import Prompt, Request, as_prompts, checked_prompt
+from .._generation import GenerationRequest, Prompt, as_prompts, validate_prompt
 from .._streams import TextStream
-from .metrics import EngineStatistics, Meter
-from .queue import Line, Place
+from .metrics import EngineMetrics, EngineStatistics
+from .queue import AdmissionQueue, Ticket
 
 __all__ = ["BaseEngine", "EngineHost", "RequestContext", "ThreadEngine"]
 
@@ -36,9 +36,9 @@ FIRST_STEP = 5
 class BaseEngine:
     """An engine: owned by the block that opened it, used by any task of its event loop."""
 
-    def __init__(self, slots: float, max_waiting: int | None) -> None:
-        self.line = Line(slots)
-        self.meter = Meter()
+    def __init__(self, max_running: float, max_waiting: int | None) -> None:
+        self.queue = AdmissionQueue(max_running)
+        self.metrics = EngineMetrics()
         self.left = SafeEvent()  # once what it does has ended
         self.ready = SafeEvent()  # once it takes requests, or never will
         self.token: EventLoopToken
@@ -46,7 +46,7 @@ class BaseEngine:
         self._hosts: set[EngineHost] = set()
         self._tasks: UngroupedTaskGroup
         self._watch_scope = CancelScope(shield=True)
-        self._somebody = SafeEvent()  # has not had its turn
+        self._has_queued = SafeEvent()  # has not had its turn
         self._visits = 0  # of other threads that are about to cross to the loop, or have
         self._visits_lock = threading.Lock()
         self._takes_visits = True
@@ -61,9 +61,9 @@ class BaseEngine:
 
     def statistics(self) -> EngineStatistics:
         """As `Engine.statistics` says."""
-        return self.meter.statistics(
-            waiting=len(self.line.waiting),
-            running=len(self.line.running),
+        return self.metrics.statistics(
+            waiting=len(self.queue.waiting),
+            running=len(self.queue.running),
             used=self._cache_used(),
         )
 
@@ -73,7 +73,7 @@ class BaseEngine:
         return "died" if self._died_of else "closed" if self._is_closed else "open"
 
     def __repr__(self) -> str:
-        waiting, running = len(self.line.waiting), len(self.line.running)
+        waiting, running = len(self.queue.waiting), len(self.queue.running)
         return f"<anystreamer.Engine {self.state}, {running} running, {waiting} waiting>"
 
     # -- for the kinds of engine
@@ -89,11 +89,11 @@ class BaseEngine:
     def _cache_used(self) -> float | None:
         return None
 
-    def _died(self, cause: BaseException) -> None:
+    def _on_death(self, cause: BaseException) -> None:
         """It can serve nobody any more. On the loop."""
         self._died_of = cause
         for host in self._hosts:
-            host.fail(self.refusal())
+            host.fail(self.unavailable_error())
 
     # -- for its owner's block
 
@@ -131,13 +131,13 @@ class BaseEngine:
         except get_cancelled_exc_class():
             pass
         except BaseException as exc:
-            self._died(exc)
+            self._on_death(exc)
             if not isinstance(exc, Exception):
                 raise  # a Ctrl-C that struck while a thread was crossing
         finally:
             self.close()
             for host in self._hosts:  # those that nobody else can end any more
-                host.fail(self.refusal())
+                host.fail(self.unavailable_error())
                 host.stream._scope.cancel()
             self.ready.set()
             self.left.set()
@@ -148,8 +148,8 @@ class BaseEngine:
         with suppress(get_cancelled_exc_class()), self._watch_scope:
             while True:
                 if not any(host.is_watched for host in self._hosts):
-                    self._somebody = SafeEvent()
-                    await self._somebody.wait()
+                    self._has_queued = SafeEvent()
+                    await self._has_queued.wait()
                 for host in self._hosts:
                     stream = host.stream
                     if host.is_watched and (stream._stopped or stream._cancelled):
@@ -174,36 +174,36 @@ class BaseEngine:
         """
         self.check_loop()
         if self._is_closed or self._died_of is not None:
-            raise self.refusal()
-        most = None if self._max_waiting is None else self.line.slots + self._max_waiting
+            raise self.unavailable_error()
+        most = None if self._max_waiting is None else self.queue.max_running + self._max_waiting
         if most is not None and len(self._hosts) >= most:
-            raise self._busy(len(self.line.waiting))
+            raise self._busy(len(self.queue.waiting))
         host = new_host()
         self._hosts.add(host)
-        self._somebody.set()
+        self._has_queued.set()
         return host
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Start a task for a request."""
         self._tasks.start(coroutine)
 
-    def check_room(self, place: Place) -> None:
+    def check_room(self, ticket: Ticket) -> None:
         """Raises EngineBusy if it would have to wait, and as many wait as may."""
         if self._max_waiting is None:
             return
-        line = self.line
-        waiting = sum(each.is_ready for each in line.waiting)
-        if waiting >= self._max_waiting and (waiting or not line.has_room_for(place)):
+        queue = self.queue
+        waiting = sum(each.is_ready for each in queue.waiting)
+        if waiting >= self._max_waiting and (waiting or not queue.has_capacity_for(ticket)):
             raise self._busy(waiting)
 
     def _busy(self, waiting: int) -> EngineBusy:
-        return EngineBusy(waiting, self.meter.until_served(waiting, len(self.line.running)))
+        return EngineBusy(waiting, self.metrics.estimated_wait(waiting, len(self.queue.running)))
 
     def forget(self, host: EngineHost) -> None:
         """A request has ended."""
         self._hosts.discard(host)
 
-    def refusal(self) -> Exception:
+    def unavailable_error(self) -> Exception:
         """What is raised in place of serving a request."""
         if self._died_of is None:
             return EngineClosed()
@@ -214,7 +214,7 @@ class BaseEngine:
     # -- for other threads
 
     @contextmanager
-    def visit(self) -> Iterator[bool]:
+    def allow_cross_thread_call(self) -> Iterator[bool]:
         """Whether the loop may be crossed to. It does not end before this block does."""
         with self._visits_lock:
             if takes_visits := self._takes_visits:
@@ -240,19 +240,21 @@ class BaseEngine:
 class ThreadEngine(BaseEngine):
     """An engine whose model works in a thread of this process."""
 
-    def __init__(self, model: Any, tokenizer: Any, slots: int, max_waiting: int | None) -> None:
-        super().__init__(slots, max_waiting)
+    def __init__(
+        self, model: Any, tokenizer: Any, max_running: int, max_waiting: int | None
+    ) -> None:
+        super().__init__(max_running, max_waiting)
         self.model = model
         self.tokenizer = tokenizer
         self.encoding: CapacityLimiter  # one at a time: so do tokenizers, and each takes a thread
 
     def stream_text(self, prompt: Prompt, **arguments: Any) -> StreamContext[TextStream]:
-        request = Request.of("stream_text", self.model, self.tokenizer, arguments)
-        checked_prompt("stream_text", prompt)
+        request = GenerationRequest.of("stream_text", self.model, self.tokenizer, arguments)
+        validate_prompt("stream_text", prompt)
         return RequestContext(self, request.name, self._host_for(request, as_prompts(prompt)))
 
     @abstractmethod
-    def _host_for(self, request: Request, prompts: Any) -> Callable[[], EngineHost]:
+    def _host_for(self, request: GenerationRequest, prompts: Any) -> Callable[[], EngineHost]:
         """Refuse what this kind of engine cannot do. Returns what makes the request's host."""
 
     @abstractmethod
@@ -273,10 +275,10 @@ class EngineHost(Host[TextStream]):
     def __init__(self, engine: BaseEngine, job: Job[TextStream]) -> None:
         super().__init__(job)
         self.engine = engine
-        self.place = engine.line.join()
-        self.stream._place = self.place
-        self.stream._meter = engine.meter.tokens
-        self.is_forgotten = False  # its block was collected: nobody can leave it any more
+        self.ticket = engine.queue.join()
+        self.stream._place = self.ticket
+        self.stream._meter = engine.metrics.tokens
+        self.context_collected = False  # its block was collected: nobody can leave it any more
 
     @property
     def is_watched(self) -> bool:
@@ -297,7 +299,7 @@ class EngineHost(Host[TextStream]):
         self.fail(EngineClosed())
 
     def _turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
-        return (self.place,)
+        return (self.ticket,)
 
     def _on_cancelled(self) -> None:
         if self.stream._error is None and not self.stream._closed:
@@ -305,11 +307,11 @@ class EngineHost(Host[TextStream]):
 
     def _end(self) -> None:
         super()._end()
-        self.place.leave()
+        self.ticket.leave()
         self.engine.forget(self)
-        if self.is_forgotten:
+        if self.context_collected:
             self.stream._release()
-        self.engine.meter.on_end(self.stream._times())
+        self.engine.metrics.on_end(self.stream._times())
 
 
 class RequestContext(StreamContext[TextStream]):
@@ -348,7 +350,7 @@ class RequestContext(StreamContext[TextStream]):
         # Collected without having been left. Any thread may be collecting: take no lock, wake
         # nobody; the worker looks.
         if (host := getattr(self, "_host", None)) is not None:
-            host.is_forgotten = True  # first: either we see the end, or the end sees this
+            host.context_collected = True  # first: either we see the end, or the end sees this
             if host.stream._left.is_set():
                 host.stream._release()
             else:

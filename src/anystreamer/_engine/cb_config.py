@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from time import sleep
 from typing import Any, cast
 
-__all__ = ["Settings", "checked_settings"]
+__all__ = ["Settings", "validate_cb_config"]
 
 # How many requests run at once if nobody says.
-SLOTS = 64
+MAX_RUNNING = 64
 
 # What the cache is made for if nobody says: so many tokens for each request that runs, or one
 # request of the model's full length if that is more. Where attention has no kernel for pages it
@@ -64,7 +64,7 @@ _LEFT_OUT: dict[str, tuple[Any, ...]] = {
 DEATH_POLL = 0.1
 
 
-def checked_settings(model: Any, max_running: int | None, config: Any) -> Settings:
+def validate_cb_config(model: Any, max_running: int | None, config: Any) -> Settings:
     """What a manager for *model* is made of. *config* is transformers' own, or None.
 
     Raises:
@@ -103,19 +103,21 @@ def checked_settings(model: Any, max_running: int | None, config: Any) -> Settin
             raise ImportError(
                 "batching='continuous' on a CPU needs psutil: pip install psutil"
             ) from exc
-    slots = max_running or (None if config is None else config.max_requests_per_batch) or SLOTS
+    max_running = (
+        max_running or (None if config is None else config.max_requests_per_batch) or MAX_RUNNING
+    )
     if config is None:
-        config = _made_to_measure(model, slots, new_config)
-    return Settings(slots=slots, config=config)
+        config = _sized_cache_config(model, max_running, new_config)
+    return Settings(max_running=max_running, config=config)
 
 
-def _made_to_measure(model: Any, slots: int, new_config: Any) -> Any:
+def _sized_cache_config(model: Any, max_running: int, new_config: Any) -> Any:
     is_cpu = model.device.type == "cpu"
     text = model.config.get_text_config()
     page = new_config().page_size
     longest = getattr(text, "max_position_embeddings", None) or TOKENS_EACH
     each = min(longest, TOKENS_EACH_ON_CPU if is_cpu else TOKENS_EACH)
-    wanted = max(longest, slots * each)
+    wanted = max(longest, max_running * each)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     token_bytes = 2 * text.num_hidden_layers * heads * width * model.dtype.itemsize
@@ -123,7 +125,7 @@ def _made_to_measure(model: Any, slots: int, new_config: Any) -> Any:
     tokens = min(wanted, affordable / token_bytes)
     return new_config(
         num_blocks=max(1, math.ceil(tokens / page)),
-        max_batch_tokens=max(BATCH_TOKENS_ON_CPU if is_cpu else BATCH_TOKENS, slots),
+        max_batch_tokens=max(BATCH_TOKENS_ON_CPU if is_cpu else BATCH_TOKENS, max_running),
     )
 
 
@@ -159,13 +161,13 @@ def _whole_pages(cache: Any) -> int:
 class Settings:
     """What a manager is made of, and how to read it."""
 
-    slots: int
+    max_running: int
     config: Any  # transformers' ContinuousBatchingConfig
 
     def for_manager(self, *, sampling: bool) -> Any:
         """The config for one manager, which writes into it."""
         config = deepcopy(self.config)
-        config.max_requests_per_batch = self.slots
+        config.max_requests_per_batch = self.max_running
         config.max_queue_size = (
             0  # no end: the engine's own line is before it, and a full one blocks
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["spare_the_greedy"]
+__all__ = ["skip_sort_when_greedy"]
 
 
-def spare_the_greedy(manager: Any) -> None:
+def skip_sort_when_greedy(manager: Any) -> None:
     """Let *manager* sort no logits for a batch whose requests all take the best token.
 
     Its processors sort all logits at each step, and for each request, to take the first. On a

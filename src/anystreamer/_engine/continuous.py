@@ -13,18 +13,18 @@ from anyio import from_thread, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
 from .._bridge import Job, run_sync_joined
-from .._generation import Request, most_new_tokens
+from .._generation import GenerationRequest, new_token_limit
 from .._streams import Row, TextStream
-from .active_request import Generation, _deliver
+from .active_request import ActiveRequest, _deliver
 from .base import EngineHost, ThreadEngine
 from .cb_config import Settings
-from .cb_greedy import spare_the_greedy
+from .cb_greedy import skip_sort_when_greedy
 
-__all__ = ["Continuous"]
+__all__ = ["ContinuousBatchingEngine"]
 
 # The drain lets results gather for so long before it takes all that are ready (seconds). Each time
 # that it wakes, the model's thread has to share the interpreter with it.
-PACE = 0.005
+DRAIN_INTERVAL = 0.005
 
 # How long the drain waits for a result before it looks for stops and deadlines (seconds).
 RESULT_POLL = 0.01
@@ -41,7 +41,7 @@ _SETTINGS = ("eos_token_id", "max_length", "max_new_tokens")
 SAMPLING = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
 
 
-class Continuous(ThreadEngine):
+class ContinuousBatchingEngine(ThreadEngine):
     """Hands requests to a manager of transformers, and drains its results in a thread of its own.
 
     The manager's thread makes tokens; the drain takes what is ready, makes text of it, and crosses
@@ -57,13 +57,13 @@ class Continuous(ThreadEngine):
         *,
         sampling: bool,
     ) -> None:
-        super().__init__(model, tokenizer, settings.slots, max_waiting)
+        super().__init__(model, tokenizer, settings.max_running, max_waiting)
         self._settings = settings
         self._sampling = sampling
         self.manager: Any = None
         self.cancellation = get_cancelled_exc_class()
         self._page = 1  # tokens
-        self.generations: dict[str, Generation] = {}  # that the manager works on, by request id
+        self.generations: dict[str, ActiveRequest] = {}  # that the manager works on, by request id
         self.to_encode: list[_Host] = []
         self._has_work = threading.Event()
         self._lock = threading.Lock()
@@ -71,7 +71,7 @@ class Continuous(ThreadEngine):
 
     # -- on the loop
 
-    def _host_for(self, request: Request, prompts: Any) -> Callable[[], EngineHost]:
+    def _host_for(self, request: GenerationRequest, prompts: Any) -> Callable[[], EngineHost]:
         self._check(request, prompts)
         job = Job(
             name=request.name,
@@ -86,7 +86,7 @@ class Continuous(ThreadEngine):
     def _cache_used(self) -> float | None:
         return self._settings.cache_used(self.manager)
 
-    def _check(self, request: Request, prompts: Any) -> None:
+    def _check(self, request: GenerationRequest, prompts: Any) -> None:
         """Refuse what the manager cannot do. Raises ValueError or TypeError, with the name."""
         given = {
             name: value for name, value in request.generate_kwargs.items() if value is not None
@@ -117,7 +117,7 @@ class Continuous(ThreadEngine):
                 "many requests; use batching='none'"
             )
 
-    def size_of(self, request: Request, stream: TextStream) -> tuple[int, int]:
+    def cost_of(self, request: GenerationRequest, stream: TextStream) -> tuple[int, int]:
         """How many new tokens a request may have, and pages of the cache come to take.
 
         It waits for its turn until they are free. The manager would take it at once, and pages
@@ -131,33 +131,33 @@ class Continuous(ThreadEngine):
         prompt = len(row.prompt_token_ids)
         if not prompt:
             raise ValueError("prompt has no tokens: there is nothing to continue")
-        most = int(most_new_tokens(self.model, request.generate_kwargs, prompt))
+        most = int(new_token_limit(self.model, request.generate_kwargs, prompt))
         if most < 1:
             raise ValueError(
                 f"max_new_tokens={most}: there is nothing to generate after {prompt} tokens"
             )
         pages = math.ceil((prompt + most) / self._page)
-        if pages > self.line.room:
+        if pages > self.queue.capacity:
             raise ValueError(
                 f"a prompt of {prompt} tokens and max_new_tokens={most} do not fit into the "
-                f"engine's cache of {self.line.room * self._page:.0f} tokens"
+                f"engine's cache of {self.queue.capacity * self._page:.0f} tokens"
             )
         return most, pages
 
-    def submit(self, generation: Generation) -> None:
+    def submit(self, generation: ActiveRequest) -> None:
         """Hand a request to the manager. It does not block, as its queue has no end."""
         request, stream = generation.request, generation.stream
         (row,) = stream._rows
         with self._lock:
             if self._is_drained:
-                raise self.refusal()
+                raise self.unavailable_error()
             # First, so that no result is missed.
             self.generations[generation.id] = generation
         # One that dies takes none, which is for the drain to find.
         self.manager.add_request(
             row.prompt_token_ids,
             request_id=generation.id,
-            max_new_tokens=generation.most,
+            max_new_tokens=generation.max_new_tokens,
             streaming=True,
             eos_token_id=generation.eos or -1,
             **(self._choices(request) if self._sampling else {}),
@@ -167,7 +167,7 @@ class Continuous(ThreadEngine):
             self.manager.cancel_request(generation.id)
         self._has_work.set()
 
-    def _choices(self, request: Request) -> dict[str, float | int]:
+    def _choices(self, request: GenerationRequest) -> dict[str, float | int]:
         """A request's sampling settings, in the manager's terms."""
         chosen = {name: request.setting(name) for name in SAMPLING}
         temperature, top_k, top_p = (
@@ -182,7 +182,7 @@ class Continuous(ThreadEngine):
             "top_p": float(top_p),
         }
 
-    def cancel(self, generation: Generation) -> None:
+    def cancel(self, generation: ActiveRequest) -> None:
         """Nothing more of it is wanted: free its pages. From any thread."""
         if self.generations.pop(generation.id, None) is not None:
             self.manager.cancel_request(generation.id)
@@ -207,8 +207,8 @@ class Continuous(ThreadEngine):
         ) as manager:
             self.manager = manager
             if self._sampling and self.model.device.type == "cpu":
-                spare_the_greedy(manager)
-            self.line.room, self._page = self._settings.pages(manager)
+                skip_sort_when_greedy(manager)
+            self.queue.capacity, self._page = self._settings.pages(manager)
             from_thread.run_sync(self.ready.set)
             try:
                 self._drain(manager)
@@ -223,30 +223,30 @@ class Continuous(ThreadEngine):
                 self._has_work.wait()
                 self._has_work.clear()
                 continue
-            sleep(PACE)
+            sleep(DRAIN_INTERVAL)
             result, latest = manager.get_result(timeout=RESULT_POLL), {}
             while result is not None:
                 latest[result.request_id] = result  # each has all tokens so far
                 result = manager.get_result(timeout=0) if len(latest) < 10_000 else None
-            changed = self._hear(latest.values())
+            changed = self._process(latest.values())
             self._deliver(changed)
             if not latest and not manager.is_running():
                 self._death()
                 break
         self._finish_all()
         if self._died_of is not None:
-            from_thread.run_sync(self._died, self._died_of)
+            from_thread.run_sync(self._on_death, self._died_of)
 
-    def _hear(self, results: Iterable[Any]) -> list[Generation]:
+    def _process(self, results: Iterable[Any]) -> list[ActiveRequest]:
         """Take results, and look for stops and deadlines. Returns whose stream has changed."""
         now = perf_counter()
         changed = {}
         for result in results:
             generation = self.generations.get(result.request_id)
-            if generation is not None and generation.hear(result, now):
+            if generation is not None and generation.process_result(result, now):
                 changed[generation.id] = generation
         for generation in list(self.generations.values()):
-            if not generation.is_over and generation.is_to_end(now):
+            if not generation.finished and generation.is_to_end(now):
                 generation.finish()
                 changed[generation.id] = generation
         return list(changed.values())
@@ -257,17 +257,17 @@ class Continuous(ThreadEngine):
             self._is_drained = True
         open_ones = list(self.generations.values())
         for generation in open_ones:
-            generation.finish(self.refusal())  # to each its own
+            generation.finish(self.unavailable_error())  # to each its own
         self._deliver(open_ones)
 
-    def _deliver(self, changed: list[Generation]) -> None:
+    def _deliver(self, changed: list[ActiveRequest]) -> None:
         for start in range(0, len(changed), STREAMS_AT_ONCE):
             from_thread.run_sync(_deliver, changed[start : start + STREAMS_AT_ONCE])
 
     def _death(self) -> Exception:
         if self._died_of is None and not self._is_closed:
             self._died_of = self._settings.cause_of_death(self.manager)
-        return self.refusal()
+        return self.unavailable_error()
 
 
 # Model inputs that are nothing but the ids of a prompt.
@@ -276,7 +276,11 @@ _INPUTS = {"attention_mask", "input_ids"}
 
 class _Host(EngineHost):
     def __init__(
-        self, engine: Continuous, request: Request, prompts: Any, job: Job[TextStream]
+        self,
+        engine: ContinuousBatchingEngine,
+        request: GenerationRequest,
+        prompts: Any,
+        job: Job[TextStream],
     ) -> None:
         super().__init__(engine, job)
         self._continuous = engine
@@ -284,7 +288,7 @@ class _Host(EngineHost):
         self._prompts = prompts
         self._is_encoded = False
         self._rows: list[Row] = []
-        self._most = 0
+        self._max_new_tokens = 0
         self._failure: BaseException | None = None
 
     async def _prepare(self) -> None:
@@ -304,10 +308,10 @@ class _Host(EngineHost):
         if failure is not None:
             raise failure
         if not self._is_encoded:
-            raise engine.refusal()
+            raise engine.unavailable_error()
         self.stream._rows = self._rows
-        self._most, self.place.size = engine.size_of(self._request, self.stream)
-        engine.check_room(self.place)
+        self._max_new_tokens, self.ticket.cost = engine.cost_of(self._request, self.stream)
+        engine.check_room(self.ticket)
 
     def encode(self) -> None:
         """Encode its prompt. Never raises."""
@@ -319,16 +323,16 @@ class _Host(EngineHost):
 
     async def _work(self) -> None:
         engine = self._continuous
-        generation = Generation(engine, self._request, self.stream, self._most)
+        generation = ActiveRequest(engine, self._request, self.stream, self._max_new_tokens)
         try:
             engine.submit(generation)
-            await generation.over.wait()
+            await generation.finished_event.wait()
         finally:
-            generation.is_over = True
+            generation.finished = True
             engine.cancel(generation)
 
 
-def _encode(engine: Continuous, hosts: Sequence[_Host]) -> None:
+def _encode(engine: ContinuousBatchingEngine, hosts: Sequence[_Host]) -> None:
     """Encode several prompts, that of the first on behalf of whom it is done."""
     for host in hosts:
         if engine._is_closed or hosts[0].stream._cancelled:

@@ -12,7 +12,7 @@ from time import perf_counter
 
 from .._streams import Timing
 
-__all__ = ["EngineStatistics", "Histogram", "Meter"]
+__all__ = ["EngineMetrics", "EngineStatistics", "Histogram"]
 
 # The rate of tokens is that of the last seconds, counted in bins.
 RATE_SECONDS = 5.0
@@ -55,7 +55,7 @@ class EngineStatistics:
     total: Histogram  #: from the call to the end; its `count` is that of requests that have ended
 
 
-class Meter:
+class EngineMetrics:
     """Counts and times while an engine runs. Safe from any thread."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Meter:
             if before is not None:
                 self._between.add((now - before) / count, count)
 
-    def pause(self, seconds: float) -> None:
+    def observe_gap(self, seconds: float) -> None:
         """A request has got more, of nobody knows how many tokens, so long after the last time."""
         with self._lock:
             self._between.add(seconds)
@@ -101,7 +101,7 @@ class Meter:
                 self._first_token.add(timing.first_token)
             self._total.add(timing.total)
 
-    def until_served(self, waiting: int, running: int) -> float | None:
+    def estimated_wait(self, waiting: int, running: int) -> float | None:
         """An estimate of the seconds until all who wait, and one more, have had their turn."""
         turn = self._turn
         return None if turn is None else turn * (waiting + 1) / max(running, 1)

@@ -6,63 +6,63 @@ import math
 
 from .._bridge import SafeEvent
 
-__all__ = ["Line", "Place"]
+__all__ = ["AdmissionQueue", "Ticket"]
 
 
-class Line:
+class AdmissionQueue:
     """Gives a number of slots to those who wait, first come, first served. The loop's alone.
 
     Who came first and is still encoding its prompt does not hold up the others.
     """
 
-    def __init__(self, slots: float, room: float = math.inf) -> None:
-        self.slots = slots
-        self.room = room  # for the sizes of all that run
-        self.waiting: list[Place] = []
-        self.running: set[Place] = set()
+    def __init__(self, max_running: float, capacity: float = math.inf) -> None:
+        self.max_running = max_running
+        self.capacity = capacity  # for the sizes of all that run
+        self.waiting: list[Ticket] = []
+        self.running: set[Ticket] = set()
 
-    def join(self) -> Place:
+    def join(self) -> Ticket:
         """Wait from now on."""
-        place = Place(self)
-        self.waiting.append(place)
-        return place
+        ticket = Ticket(self)
+        self.waiting.append(ticket)
+        return ticket
 
-    def has_room_for(self, place: Place) -> bool:
+    def has_capacity_for(self, ticket: Ticket) -> bool:
         """Whether it could run beside those that do."""
-        used = sum(each.size for each in self.running)
-        return len(self.running) < self.slots and used + place.size <= self.room
+        used = sum(each.cost for each in self.running)
+        return len(self.running) < self.max_running and used + ticket.cost <= self.capacity
 
-    def serve(self) -> None:
+    def admit_ready(self) -> None:
         """Give free slots to those whose turn it is."""
         while True:
-            place = next((each for each in self.waiting if each.is_ready), None)
-            if place is None or not self.has_room_for(place):
+            ticket = next((each for each in self.waiting if each.is_ready), None)
+            if ticket is None or not self.has_capacity_for(ticket):
                 return  # nor may a smaller one go before it: it might wait for ever
-            self.waiting.remove(place)
-            self.running.add(place)
-            place.turn.set()
+            self.waiting.remove(ticket)
+            self.running.add(ticket)
+            ticket.turn.set()
 
 
-class Place:
+class Ticket:
     """A place in the line, and later the turn: entered to wait for it, left to give it up."""
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
+    def __init__(self, queue: AdmissionQueue) -> None:
+        self._queue = queue
         self.is_ready = False  # to have its turn
-        self.size = 0  # the room that it takes
+        self.cost = 0  # the room that it takes
         self.turn = SafeEvent()
 
     @property
     def position(self) -> int | None:
         """How many are before it in the line; None once it waits no more."""
         try:
-            return self._line.waiting.index(self)
+            return self._queue.waiting.index(self)
         except ValueError:
             return None
 
     async def __aenter__(self) -> None:
         self.is_ready = True
-        self._line.serve()
+        self._queue.admit_ready()
         await self.turn.wait()
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -70,8 +70,8 @@ class Place:
 
     def leave(self) -> None:
         """Wait no more, or end the turn. Calling it again changes nothing."""
-        line = self._line
-        if self in line.waiting:
-            line.waiting.remove(self)
-        line.running.discard(self)
-        line.serve()
+        queue = self._queue
+        if self in queue.waiting:
+            queue.waiting.remove(self)
+        queue.running.discard(self)
+        queue.admit_ready()

@@ -13,14 +13,14 @@ from anyio import CapacityLimiter, from_thread
 from anyio.lowlevel import checkpoint, current_token
 
 from .._bridge import Producer, ThreadJob, has_waiters, run_sync_joined, track_active_thread
-from .._generation import Request, generation, turns_of
+from .._generation import GenerationRequest, generation, model_limiter
 from .._streams import TextStream
 from .base import EngineHost, ThreadEngine
 
-__all__ = ["OneByOne"]
+__all__ = ["SequentialEngine"]
 
 
-class OneByOne(ThreadEngine):
+class SequentialEngine(ThreadEngine):
     """Calls ``generate()`` for one request at a time, always in the same thread.
 
     Compiled models and CUDA graphs keep state for each thread.
@@ -28,9 +28,9 @@ class OneByOne(ThreadEngine):
 
     def __init__(self, model: Any, tokenizer: Any, max_waiting: int | None) -> None:
         super().__init__(model, tokenizer, 1, max_waiting)
-        self.calls: SimpleQueue[Call | None] = SimpleQueue()
+        self.calls: SimpleQueue[WorkItem | None] = SimpleQueue()
 
-    def _host_for(self, request: Request, prompts: Any) -> Callable[[], EngineHost]:
+    def _host_for(self, request: GenerationRequest, prompts: Any) -> Callable[[], EngineHost]:
         job = generation(TextStream, request, prompts)
         return lambda: _Host(self, job)
 
@@ -43,7 +43,7 @@ class OneByOne(ThreadEngine):
         self.calls.put(None)
 
 
-class Call:
+class WorkItem:
     """A function for the engine's thread to call, and a way for another thread to wait for it."""
 
     def __init__(self, context: Context, func: Callable[..., object], *args: Any) -> None:
@@ -64,7 +64,7 @@ class Call:
 
 
 class _Host(EngineHost):
-    def __init__(self, engine: OneByOne, job: ThreadJob[TextStream]) -> None:
+    def __init__(self, engine: SequentialEngine, job: ThreadJob[TextStream]) -> None:
         super().__init__(engine, job)
         self._one_by_one = engine
         self._produce = job.produce
@@ -84,10 +84,10 @@ class _Host(EngineHost):
             self.job.prepare(self.stream)
 
     def _turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
-        self._limiter = turns_of(
+        self._limiter = model_limiter(
             self._one_by_one.model
         )  # streams without the engine may use it too
-        return self.place, self._limiter
+        return self.ticket, self._limiter
 
     async def _work(self) -> None:
         stream, engine = self.stream, self._one_by_one
@@ -95,9 +95,9 @@ class _Host(EngineHost):
             return
         others_wait = has_waiters(self._limiter, current_token())
         producer = Producer[Any](
-            stream, lambda: bool(engine.line.waiting) or others_wait(), self.close
+            stream, lambda: bool(engine.queue.waiting) or others_wait(), self.close
         )
-        call = Call(self._context, producer.run, self._produce, stream)
+        call = WorkItem(self._context, producer.run, self._produce, stream)
         engine.start(stream._watch())
         engine.calls.put(call)
         # Not awaited by an event: a Ctrl-C can strike what would set it, and the thread hold on.

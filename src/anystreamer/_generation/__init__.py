@@ -4,28 +4,34 @@ from .api import SupportsGenerate, stream_batch, stream_text
 from .call import generation
 from .detokenizer import eos_ids
 from .drop_in import AsyncTextIteratorStreamer
-from .limiters import turns_of
-from .options import check_generate_kwargs, check_model, context_of, most_new_tokens, uses_torch
-from .prompts import Prompt, as_prompts, checked_prompt, tokenizer_of
-from .request import Request, WorkerContext
+from .limiters import model_limiter
+from .options import (
+    check_generate_kwargs,
+    check_model,
+    max_context_length,
+    new_token_limit,
+    uses_torch,
+)
+from .prompts import Prompt, as_prompts, tokenizer_of, validate_prompt
+from .request import GenerationRequest, WorkerContext
 
 __all__ = [
     "AsyncTextIteratorStreamer",
+    "GenerationRequest",
     "Prompt",
-    "Request",
     "SupportsGenerate",
     "WorkerContext",
     "as_prompts",
     "check_generate_kwargs",
     "check_model",
-    "checked_prompt",
-    "context_of",
     "eos_ids",
     "generation",
-    "most_new_tokens",
+    "max_context_length",
+    "model_limiter",
+    "new_token_limit",
     "stream_batch",
     "stream_text",
     "tokenizer_of",
-    "turns_of",
     "uses_torch",
+    "validate_prompt",
 ]

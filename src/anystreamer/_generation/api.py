@@ -8,13 +8,13 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from anyio import CapacityLimiter
 
-from .._bridge import StreamContext, ThreadContext, checked_limiter
+from .._bridge import StreamContext, ThreadContext, validate_limiter
 from .._streams import BatchStream, GenerationStream, TextStream, Timeouts
 from .._text import SupportsDecode
 from .call import generation
-from .limiters import turns_of
-from .prompts import Prompt, as_prompts, checked_prompt, checked_prompts
-from .request import Request, WorkerContext
+from .limiters import model_limiter
+from .prompts import Prompt, as_prompts, validate_prompt, validate_prompts
+from .request import GenerationRequest, WorkerContext
 
 __all__ = ["SupportsGenerate", "stream_batch", "stream_text"]
 
@@ -99,7 +99,7 @@ def stream_text(
         GenerationTimeout: from the stream, after *timeout*.
         BaseException: what ``generate()`` raises, from the stream, after the text before it.
     """
-    request = Request(
+    request = GenerationRequest(
         "stream_text",
         model,
         tokenizer,
@@ -115,7 +115,7 @@ def stream_text(
         parse_response=parse_response,
         worker_context=worker_context,
     )
-    checked_prompt("stream_text", prompt)
+    validate_prompt("stream_text", prompt)
     return _open(TextStream, request, as_prompts(prompt), limiter)
 
 
@@ -149,7 +149,7 @@ def stream_batch(
 
     The other arguments and the errors are those of `stream_text`.
     """
-    request = Request(
+    request = GenerationRequest(
         "stream_batch",
         model,
         tokenizer,
@@ -165,16 +165,16 @@ def stream_batch(
         parse_response=parse_response,
         worker_context=worker_context,
     )
-    checked_prompts(prompts)
+    validate_prompts(prompts)
     return _open(BatchStream, request, prompts, limiter)
 
 
 def _open(
     new_stream: Callable[[float], StreamT],
-    request: Request,
+    request: GenerationRequest,
     prompts: Sequence[Prompt] | Mapping[str, Any],
     limiter: CapacityLimiter | None,
 ) -> StreamContext[StreamT]:
     job = generation(new_stream, request, prompts)
-    limiter = checked_limiter(limiter)
-    return ThreadContext(job, lambda: limiter or turns_of(request.model))
+    limiter = validate_limiter(limiter)
+    return ThreadContext(job, lambda: limiter or model_limiter(request.model))

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from .._bridge import Producer, ThreadJob
 from .._errors import GenerationStopped, GenerationTimeout
 from .._streams import Deadlines, FinishReason, GenerationStream, TextChunk, Timeouts
-from .options import is_assisted, most_new_tokens, uses_torch
+from .options import is_assisted, new_token_limit, uses_torch
 from .prompts import Prompt
-from .request import Request
+from .request import GenerationRequest
 from .token_streamer import TokenStreamer
 
 __all__ = ["generation"]
@@ -23,7 +23,7 @@ StreamT = TypeVar("StreamT", bound=GenerationStream)
 
 def generation(
     new_stream: Callable[[float], StreamT],
-    request: Request,
+    request: GenerationRequest,
     prompts: Sequence[Prompt] | Mapping[str, Any],
 ) -> ThreadJob[StreamT]:
     """A call of ``generate()`` for a block to run."""
@@ -52,7 +52,7 @@ _NEED_TOKENIZER = ("stop_strings", "token_healing", "assistant_tokenizer")
 
 
 def _generate(
-    request: Request,
+    request: GenerationRequest,
     inputs: Mapping[str, Any],
     stream: GenerationStream,
     producer: Producer[TextChunk],
@@ -64,33 +64,35 @@ def _generate(
     texts = [request.row_text(index, row) for index, row in enumerate(stream._rows)]
     streamer = TokenStreamer(stream, producer, texts)
     is_encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    streamer.heals_prompt = bool(request.setting("token_healing")) and not is_encoder_decoder
+    streamer.token_healing = bool(request.setting("token_healing")) and not is_encoder_decoder
     deadlines = Deadlines(request.timeouts, stream._called_at, producer.busy_clock())
     if request.timeouts != Timeouts():
         producer.extra_stop_check = lambda: deadlines.check(perf_counter(), producer.busy_clock())
         streamer.on_tokens = lambda: deadlines.token_made(producer.busy_clock())
     # A stop string has to end the very step that completes it. Criteria are asked before put(),
     # but for assisted decoding, whose criteria also see drafts that nobody has accepted.
-    looks = bool(request.stop) and not is_assisted(model, request.generate_kwargs)
+    decode_in_criteria = bool(request.stop) and not is_assisted(model, request.generate_kwargs)
 
     def rows_end(sequences: Any) -> list[bool]:
-        has_said = rows_said(criteria, len(texts))
+        stopped_rows = rows_stopped(criteria, len(texts))
         # On a device that stops a step late, criteria are asked once more.
-        if looks and not streamer.is_over and not all(has_said):
-            streamer.look(sequences)
+        if decode_in_criteria and not streamer.all_rows_finished and not all(stopped_rows):
+            streamer.take_from_criteria(sequences)
         for text, row in zip(texts, stream._rows, strict=True):
-            has_said[text.index] |= row.stop_requested or text.ended is FinishReason.STOP_STRING
-            if has_said[text.index] and len(texts) > 1:
-                streamer.end_row(text.index, sequences)
+            stopped_rows[text.index] |= row.stop_requested or text.ended is FinishReason.STOP_STRING
+            if stopped_rows[text.index] and len(texts) > 1:
+                streamer.mark_row_finished(text.index, sequences)
         if producer.should_stop():
-            has_said = [True] * len(texts)
-        streamer.is_over = all(has_said[text.index] or text.ended is not None for text in texts)
-        return has_said
+            stopped_rows = [True] * len(texts)
+        streamer.all_rows_finished = all(
+            stopped_rows[text.index] or text.ended is not None for text in texts
+        )
+        return stopped_rows
 
     if uses_torch(model):
-        from .criteria import LogprobsProcessor, StopFlagCriteria, any_would_stop, watched
+        from .criteria import LogprobsProcessor, StopFlagCriteria, any_would_stop, wrap_criteria
 
-        criteria = watched(criteria)
+        criteria = wrap_criteria(criteria)
         kwargs["stopping_criteria"] = [*criteria, StopFlagCriteria(rows_end)]
         if request.logprobs:
             processor = LogprobsProcessor(request.top_logprobs)
@@ -120,7 +122,7 @@ def _generate(
     common: FinishReason | None = None  # of the rows that have no end of their own
     if is_cut:
         pass  # none has
-    elif streamer.steps >= most_new_tokens(model, kwargs, streamer.prompt_length):
+    elif streamer.steps >= new_token_limit(model, kwargs, streamer.prompt_length):
         common = FinishReason.LENGTH
     elif seconds >= (request.setting("max_time") or math.inf):
         common = FinishReason.TIME
@@ -129,11 +131,11 @@ def _generate(
     elif not (producer.should_stop() or deadlines.expired_phase):  # then it is what is left
         others = FinishReason.CRITERIA if criteria else FinishReason.LENGTH
         common = FinishReason.STOP_STRING if request.setting("stop_strings") else others
-    said = rows_said(criteria, len(texts))
+    stopped_rows = rows_stopped(criteria, len(texts))
     for text, row in zip(texts, stream._rows, strict=True):
         if text.ended is not None:
             row.model_finish_reason = text.ended
-        elif said[text.index]:
+        elif stopped_rows[text.index]:
             row.model_finish_reason = FinishReason.CRITERIA
         elif text.last_step == math.inf:
             row.model_finish_reason = common
@@ -143,10 +145,11 @@ def _generate(
     return output
 
 
-def rows_said(criteria: Iterable[Any], rows: int) -> list[bool]:
+def rows_stopped(criteria: Iterable[Any], rows: int) -> list[bool]:
     """For each row, whether a criterion of the caller's said to stop when it was last asked."""
-    said = [False] * rows
+    stopped = [False] * rows
     for criterion in criteria:
-        if hasattr(criterion, "rows_said"):
-            said = [old or new for old, new in zip(said, criterion.rows_said(rows), strict=True)]
-    return said
+        if hasattr(criterion, "rows_stopped"):
+            pairs = zip(stopped, criterion.rows_stopped(rows), strict=True)
+            stopped = [before or now for before, now in pairs]
+    return stopped

@@ -11,11 +11,11 @@ from transformers import LogitsProcessor, StoppingCriteria
 from .._streams import Logprob
 
 __all__ = [
-    "CallerCriteria",
     "LogprobsProcessor",
+    "RecordingCriteria",
     "StopFlagCriteria",
     "any_would_stop",
-    "watched",
+    "wrap_criteria",
 ]
 
 
@@ -41,7 +41,7 @@ class StopFlagCriteria(StoppingCriteria):
         return self
 
 
-class CallerCriteria(StoppingCriteria):
+class RecordingCriteria(StoppingCriteria):
     """A criterion of the caller's, and what it said when it was last asked."""
 
     def __init__(self, criterion: Any) -> None:
@@ -58,7 +58,7 @@ class CallerCriteria(StoppingCriteria):
             raise AttributeError(name)
         return getattr(self._criterion, name)
 
-    def rows_said(self, rows: int) -> list[bool]:
+    def rows_stopped(self, rows: int) -> list[bool]:
         """For each row, whether it said to stop."""
         if self._answer is None:
             return [False] * rows
@@ -101,18 +101,18 @@ def any_would_stop(criteria: Iterable[Any], output: Any) -> bool:
     return any(
         bool(criterion(sequences, None).any())
         for criterion in criteria
-        if not isinstance(criterion, CallerCriteria)
+        if not isinstance(criterion, RecordingCriteria)
     )
 
 
-def watched(criteria: Iterable[Any]) -> list[Any]:
-    """The caller's criteria, each in a `CallerCriteria` but for transformers' own.
+def wrap_criteria(criteria: Iterable[Any]) -> list[Any]:
+    """The caller's criteria, each in a `RecordingCriteria` but for transformers' own.
 
     ``generate()`` recognises those by their type.
     """
     return [
         criterion
         if type(criterion).__module__ == "transformers.generation.stopping_criteria"
-        else CallerCriteria(criterion)
+        else RecordingCriteria(criterion)
         for criterion in criteria
     ]

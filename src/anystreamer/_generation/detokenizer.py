@@ -8,12 +8,12 @@ from typing import Any
 
 from .._streams import FinishReason, Logprob, Row, TextChunk
 from .._text import Piece, StopStrings, TextDecoder
-from .whisper import WindowTokens
+from .whisper import WhisperWindowBuffer
 
-__all__ = ["RowText", "eos_ids"]
+__all__ = ["RowDetokenizer", "eos_ids"]
 
 
-class RowText:
+class RowDetokenizer:
     """One sequence's way from tokens to text: decoder, stop strings, and how it ended.
 
     With a response template the parser comes last: stop strings are looked for in all that the
@@ -29,7 +29,7 @@ class RowText:
         shown_stop_strings: StopStrings,
         eos_token_ids: Collection[int],
         skipped_token_ids: Collection[int] = (),
-        window: WindowTokens | None = None,
+        window: WhisperWindowBuffer | None = None,
     ) -> None:
         self.index = index
         self._row = row
@@ -56,11 +56,11 @@ class RowText:
         logprobs = [] if logprob is None else [logprob]
         if self.window is not None:
             token_ids, logprobs = self.window.take(token_ids, logprobs)
-        return self._hear(token_ids, logprobs, elapsed)
+        return self._process(token_ids, logprobs, elapsed)
 
     def end_window(self, elapsed: float) -> list[TextChunk]:
         """Return what has become final by the end of a window, if there are windows."""
-        return [] if self.window is None else self._hear(*self.window.end(), elapsed)
+        return [] if self.window is None else self._process(*self.window.end(), elapsed)
 
     def begin_window(self) -> None:
         """Take back that the text has ended where only a window has. A stop string ends it all."""
@@ -72,7 +72,7 @@ class RowText:
         """Whether nothing more of it is wanted, whatever the model still has to say."""
         return self._row.stop_requested or self.ended is FinishReason.STOP_STRING
 
-    def _hear(
+    def _process(
         self, token_ids: Sequence[int], logprobs: Sequence[Logprob], elapsed: float
     ) -> list[TextChunk]:
         self._row.computed_tokens += len(token_ids)  # none that is taken back
@@ -83,7 +83,7 @@ class RowText:
             skipped = self._skipped_token_ids
             self._skipped += [each for each in token_ids if each in skipped]
             token_ids = [each for each in token_ids if each not in skipped]
-        text = self._show(self._decoder.decode(token_ids))
+        text = self._apply_stop_strings(self._decoder.decode(token_ids))
         if not text:
             return []
         if (response := self._row.response) is not None:
@@ -92,8 +92,8 @@ class RowText:
 
     def finish(self, elapsed: float) -> list[TextChunk]:
         """Return what is still held back, and the ids that no text has taken along."""
-        chunks = [] if self.window is None else self._hear(*self.window.flush(), elapsed)
-        text = self._show(self._decoder.flush()) + self._stop_strings.flush()
+        chunks = [] if self.window is None else self._process(*self.window.flush(), elapsed)
+        text = self._apply_stop_strings(self._decoder.flush()) + self._stop_strings.flush()
         if (response := self._row.response) is not None:
             pieces = response.feed(text)
             pieces += response.finish(
@@ -105,7 +105,7 @@ class RowText:
             text = ""
         return [*chunks, self._chunk(text, elapsed)] if text or self._pending else chunks
 
-    def _show(self, text: str) -> str:
+    def _apply_stop_strings(self, text: str) -> str:
         if not text:
             return text
         shown = self._stop_strings.feed(text) if self._stop_strings else text

@@ -80,7 +80,7 @@ class AsyncTextIteratorStreamer:
         self._stream._turn_at = perf_counter()
         self._producer = Producer(self._stream)
         self._cancellation = get_cancelled_exc_class()
-        self._courier: _Courier | None = None
+        self._delivery_thread: DeliveryThread | None = None
         self._criteria: list[Any] | None = None
         self._criteria_asked = False
         self._puts_after_stop = 0
@@ -151,24 +151,24 @@ class AsyncTextIteratorStreamer:
             GenerationStopped: stopped, and the criteria were not passed to ``generate()``.
         """
         token_ids = row_of(value, "AsyncTextIteratorStreamer")
-        if self._courier is None:
-            self._courier = _Courier(self._stream, self._producer)
-            self._courier.start()
+        if self._delivery_thread is None:
+            self._delivery_thread = DeliveryThread(self._stream, self._producer)
+            self._delivery_thread.start()
             self._criteria_asked = False
             self._puts_after_stop = 0
             if self.skip_prompt:
                 token_ids = []
         if token_ids and not self._stream._cancelled:
-            self._courier.carry(self._decoder.decode(token_ids))
+            self._delivery_thread.submit(self._decoder.decode(token_ids))
         if self._should_stop():
             self._stop_from_put()
 
     def end(self) -> None:
         """Take what the decoder still holds, and end the iteration."""
-        if self._courier is not None:
-            self._courier.carry(self._decoder.flush())
-            self._courier.carry(None)
-            self._courier = None  # a next generation may run in another thread
+        if self._delivery_thread is not None:
+            self._delivery_thread.submit(self._decoder.flush())
+            self._delivery_thread.submit(None)
+            self._delivery_thread = None  # a next generation may run in another thread
 
     def _should_stop(self) -> bool:
         stream = self._stream
@@ -184,11 +184,11 @@ class AsyncTextIteratorStreamer:
 
     def _asked(self, input_ids: Any) -> list[bool]:
         self._criteria_asked = True
-        has_lost_loop = self._courier is not None and self._courier.has_lost_loop
-        return [self._should_stop() or has_lost_loop]
+        loop_closed = self._delivery_thread is not None and self._delivery_thread.loop_closed
+        return [self._should_stop() or loop_closed]
 
     def _stop_from_put(self) -> None:
-        if self._courier is None or self._courier.has_lost_loop:
+        if self._delivery_thread is None or self._delivery_thread.loop_closed:
             return  # the thread is not to be killed for a loop that has gone
         self._puts_after_stop += 1
         # Criteria that were taken may have been passed on; before the first step they are not
@@ -201,7 +201,7 @@ class AsyncTextIteratorStreamer:
         raise GenerationStopped
 
 
-class _Courier(threading.Thread):
+class DeliveryThread(threading.Thread):
     """Crosses to the loop in place of a thread that may outlive the loop, and must not wait for it.
 
     A crossing never returns from a loop that was closed under it. Then this thread is stuck, which
@@ -213,13 +213,13 @@ class _Courier(threading.Thread):
         self._stream = stream
         self._producer = producer
         self._served = threading.current_thread()
-        self._parcels = queue.SimpleQueue[Item]()
-        self.has_lost_loop = False
+        self._queue = queue.SimpleQueue[Item]()
+        self.loop_closed = False
 
-    def carry(self, item: Item) -> None:
+    def submit(self, item: Item) -> None:
         """Deliver *item* soon. Never waits."""
         if item != "":
-            self._parcels.put(item)
+            self._queue.put(item)
 
     def run(self) -> None:
         """Deliver parcels until the last, as seldom as the crossing budget asks."""
@@ -234,7 +234,7 @@ class _Courier(threading.Thread):
                 stream._held.append(exc)
                 is_last = False
             except RuntimeError:
-                self.has_lost_loop = True
+                self.loop_closed = True
                 return
             sleep(max(0.0, producer._hold_until - perf_counter()))
 
@@ -242,9 +242,9 @@ class _Courier(threading.Thread):
         """Wait for parcels, take all that are there, and return whether the last is among them."""
         held = self._stream._held
         try:
-            held.append(self._parcels.get(timeout=LIFE_POLL))
+            held.append(self._queue.get(timeout=LIFE_POLL))
             while held[-1] is not None:
-                held.append(self._parcels.get_nowait())
+                held.append(self._queue.get_nowait())
             return True
         except queue.Empty:
             if self._served.is_alive() or held:

@@ -54,11 +54,11 @@ class StopBetweenLayers:
             self._should_stop,
         )
 
-        def look(layer: torch.nn.Module, args: Any) -> None:
+        def stop_before(layer: torch.nn.Module, args: Any) -> None:
             if get_thread() == thread and should_stop():
                 raise GenerationStopped
 
-        self._handles = [layer.register_forward_pre_hook(look) for layer in self._layers]
+        self._handles = [layer.register_forward_pre_hook(stop_before) for layer in self._layers]
 
     def __exit__(
         self,

@@ -7,9 +7,9 @@ from typing import Any
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
-from .prompts import kept_for
+from .prompts import weak_cached
 
-__all__ = ["turns_of"]
+__all__ = ["model_limiter"]
 
 
 # One generation at a time on a model, in one event loop. A device or a CPU pool that is shared
@@ -17,7 +17,7 @@ __all__ = ["turns_of"]
 _turns: RunVar[dict[int, CapacityLimiter]] = RunVar("anystreamer_turns")
 
 
-def turns_of(model: Any) -> CapacityLimiter:
+def model_limiter(model: Any) -> CapacityLimiter:
     """The limiter whose turns a model's generations take in this event loop."""
     while True:  # the same weights behind torch.compile() or an adapter are the same model
         if (inner := getattr(model, "_orig_mod", None)) is not None:
@@ -31,4 +31,4 @@ def turns_of(model: Any) -> CapacityLimiter:
     except LookupError:
         limiters = {}
         _turns.set(limiters)
-    return kept_for(model, limiters, lambda: CapacityLimiter(1))
+    return weak_cached(model, limiters, lambda: CapacityLimiter(1))

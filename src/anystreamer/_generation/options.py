@@ -10,9 +10,9 @@ __all__ = [
     "check_cancel_within",
     "check_generate_kwargs",
     "check_model",
-    "context_of",
     "is_assisted",
-    "most_new_tokens",
+    "max_context_length",
+    "new_token_limit",
     "setting",
     "uses_torch",
 ]
@@ -37,7 +37,7 @@ def is_assisted(model: Any, generate_kwargs: Mapping[str, Any]) -> bool:
     return any(setting(model, generate_kwargs, name) for name in _ASSISTED)
 
 
-def most_new_tokens(model: Any, generate_kwargs: Mapping[str, Any], prompt_length: int) -> float:
+def new_token_limit(model: Any, generate_kwargs: Mapping[str, Any], prompt_length: int) -> float:
     """How many tokens ``generate()`` makes at the most, for a prompt of that many of them."""
     new = setting(model, generate_kwargs, "max_new_tokens")
     if new is not None:
@@ -53,7 +53,7 @@ def most_new_tokens(model: Any, generate_kwargs: Mapping[str, Any], prompt_lengt
     return int(total) - prompt_length
 
 
-def context_of(model: Any) -> int | None:
+def max_context_length(model: Any) -> int | None:
     """How many tokens a model says that it takes, prompt and answer together."""
     config = getattr(model, "config", None)
     if config is not None and hasattr(config, "get_text_config"):

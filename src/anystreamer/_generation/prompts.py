@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 __all__ = [
     "Prompt",
     "as_prompts",
-    "checked_prompt",
-    "checked_prompts",
     "encode",
-    "kept_for",
     "prompt_rows",
     "tokenizer_of",
+    "validate_prompt",
+    "validate_prompts",
+    "weak_cached",
 ]
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ _WITH_ROWS = ("inputs", "input_ids", "inputs_embeds", "input_features", "decoder
 _PADDED = {"input_ids", "attention_mask", "token_type_ids"}
 
 
-def checked_prompt(name: str, prompt: Any, *, is_batch: bool = False) -> None:
+def validate_prompt(name: str, prompt: Any, *, is_batch: bool = False) -> None:
     """Refuse what is no prompt. *name* is that of the public function. TypeError or ValueError."""
     if isinstance(prompt, Mapping):
         for key in _WITH_ROWS:
@@ -65,10 +65,10 @@ def checked_prompt(name: str, prompt: Any, *, is_batch: bool = False) -> None:
             )
 
 
-def checked_prompts(prompts: Any) -> None:
+def validate_prompts(prompts: Any) -> None:
     """Refuse what is no list of prompts, nor one mapping of model inputs with several rows."""
     if isinstance(prompts, Mapping):
-        checked_prompt("stream_batch", prompts, is_batch=True)
+        validate_prompt("stream_batch", prompts, is_batch=True)
         return
     if not isinstance(prompts, list | tuple):
         raise TypeError(
@@ -82,7 +82,7 @@ def checked_prompts(prompts: Any) -> None:
     for prompt in prompts:
         if isinstance(prompt, Mapping):
             raise TypeError("prompts: pass model inputs as one mapping with a row for each prompt")
-        checked_prompt("stream_batch", prompt)
+        validate_prompt("stream_batch", prompt)
 
 
 def as_prompts(prompt: Prompt) -> Sequence[Prompt] | Mapping[str, Any]:
@@ -153,10 +153,10 @@ _encoding_locks_lock = threading.Lock()
 
 def _encoding_lock(tokenizer: Any) -> threading.Lock:
     with _encoding_locks_lock:
-        return kept_for(tokenizer, _encoding_locks, threading.Lock)
+        return weak_cached(tokenizer, _encoding_locks, threading.Lock)
 
 
-def kept_for(owner: object, kept: dict[int, T], new: Callable[[], T]) -> T:
+def weak_cached(owner: object, kept: dict[int, T], new: Callable[[], T]) -> T:
     """What *kept* has for an object, hashable or not, for as long as the object lives."""
     key = id(owner)
     if key not in kept:

@@ -9,29 +9,29 @@ from dataclasses import KW_ONLY, dataclass, fields
 from time import perf_counter
 from typing import Any, TypeVar
 
-from .._bridge import checked_buffer_size
+from .._bridge import validate_buffer_size
 from .._streams import (
     GenerationSpan,
     GenerationStream,
     Row,
     Timeouts,
-    checked_timeouts,
     queue_deadline,
+    validate_timeouts,
 )
-from .._text import ResponseParser, StopStrings, TextDecoder, checked_template, text_decoder
-from .detokenizer import RowText, eos_ids
+from .._text import ResponseParser, StopStrings, TextDecoder, text_decoder, validate_template
+from .detokenizer import RowDetokenizer, eos_ids
 from .options import check_cancel_within, check_generate_kwargs, check_model, setting, uses_torch
 from .prompts import Prompt, encode, prompt_rows, tokenizer_of
-from .whisper import WindowTokens
+from .whisper import WhisperWindowBuffer
 
-__all__ = ["Request", "WorkerContext"]
+__all__ = ["GenerationRequest", "WorkerContext"]
 
 StreamT = TypeVar("StreamT", bound=GenerationStream)
 WorkerContext = Callable[[], contextlib.AbstractContextManager[object]]
 
 
 @dataclass
-class Request:
+class GenerationRequest:
     """A call of `stream_text` or `stream_batch`. What cannot work is refused when it is made."""
 
     name: str
@@ -51,8 +51,8 @@ class Request:
     worker_context: WorkerContext | None = None
 
     def __post_init__(self) -> None:
-        self.timeouts = checked_timeouts(self.timeout)
-        self.max_buffer_size = checked_buffer_size(self.max_buffer_size)
+        self.timeouts = validate_timeouts(self.timeout)
+        self.max_buffer_size = validate_buffer_size(self.max_buffer_size)
         self.chat_template_kwargs = self.chat_template_kwargs or {}
         check_model(self.name, self.model)
         check_generate_kwargs(self.name, self.model, self.generate_kwargs, logprobs=self.logprobs)
@@ -62,7 +62,7 @@ class Request:
             )
         check_cancel_within(self.model, self.generate_kwargs, self.cancel_within)
         self.decoding = tokenizer_of(self.tokenizer)
-        self.template = checked_template(self.decoding, self.tokenizer, self.parse_response)
+        self.template = validate_template(self.decoding, self.tokenizer, self.parse_response)
         self.decoder()
         if isinstance(self.stop, Iterable) and not isinstance(self.stop, str | bytes):
             self.stop = tuple(self.stop)
@@ -72,7 +72,9 @@ class Request:
             self.check_fallback()
 
     @classmethod
-    def of(cls, name: str, model: Any, tokenizer: Any, arguments: Mapping[str, Any]) -> Request:
+    def of(
+        cls, name: str, model: Any, tokenizer: Any, arguments: Mapping[str, Any]
+    ) -> GenerationRequest:
         """The request of a call with these keyword arguments, those for ``generate()`` among them.
 
         Raises:
@@ -178,10 +180,10 @@ class Request:
         response = ResponseParser(self.decoding, self.template, prompt_ids, tools)
         return Row(prompt_ids, response=response)
 
-    def row_text(self, index: int, row: Row) -> RowText:
+    def row_text(self, index: int, row: Row) -> RowDetokenizer:
         eos = eos_ids(self.setting("eos_token_id"))
         no_timestamps = self.setting("no_timestamps_token_id") if self.hears_in_windows else None
-        return RowText(
+        return RowDetokenizer(
             index,
             row,
             self.decoder(),
@@ -190,7 +192,7 @@ class Request:
             eos,
             # Not every template knows of every EOS, nor in every field: it would become text.
             eos if self.template is not None and self.skip_special_tokens else (),
-            None if no_timestamps is None else WindowTokens(no_timestamps + 1, eos),
+            None if no_timestamps is None else WhisperWindowBuffer(no_timestamps + 1, eos),
         )
 
     def encode(

@@ -12,7 +12,7 @@ from typing import Any, cast
 from .._bridge import Producer
 from .._errors import GenerationStopped
 from .._streams import GenerationStream, Logprob, TextChunk
-from .detokenizer import RowText
+from .detokenizer import RowDetokenizer
 
 __all__ = ["TokenStreamer", "row_of"]
 
@@ -29,7 +29,7 @@ class TokenStreamer:
         self,
         stream: GenerationStream,
         producer: Producer[TextChunk],
-        texts: Sequence[RowText],
+        texts: Sequence[RowDetokenizer],
     ) -> None:
         self._stream = stream
         self._producer = producer
@@ -37,9 +37,9 @@ class TokenStreamer:
         self.on_tokens: Callable[[], None] | None = None
         self.logprobs_of: Callable[[list[int]], list[Logprob]] | None = None
         self._next_is_prompt = True
-        self.heals_prompt = False  # generate() changes it
-        self.is_over = False  # nobody is to look at the scores of another step of this prompt
-        self._ahead = 0  # steps of coming put()s that a criterion has handed over already
+        self.token_healing = False  # generate() changes it
+        self.all_rows_finished = False  # then the scores of the next step are not read
+        self._taken_in_advance = 0  # steps that a criterion handed over before their put()
         self.prompt_length = 0
         self.steps = 0  # how many tokens each row has been given
         self._taken_at: float | None = None  # when the latest of them came
@@ -61,19 +61,19 @@ class TokenStreamer:
                 raise ValueError(f"generate() makes {len(rows)} rows, not {len(self.texts)}")
             for text, prompt in zip(self.texts, rows, strict=True):
                 text.begin_window()
-                if self.heals_prompt:
+                if self.token_healing:
                     self._stream._rows[text.index].prompt_token_ids = prompt
             if self.steps and self.is_to_stop():
                 raise GenerationStopped  # or each window would begin, and cost a step
             self.prompt_length = len(rows[0])
             self.steps = 0
-            self.is_over = False
+            self.all_rows_finished = False
             return
         if not is_nested:
             ids = [ids] if len(self.texts) == 1 else [[each] for each in ids]
-        heard = min(self._ahead, len(ids[0]))
-        self._ahead -= heard
-        self._take([row[heard:] for row in ids] if heard else ids)
+        already_seen = min(self._taken_in_advance, len(ids[0]))
+        self._taken_in_advance -= already_seen
+        self._take([row[already_seen:] for row in ids] if already_seen else ids)
 
     def end(self) -> None:
         """Expect another prompt: Whisper hears a recording in windows, each with its own."""
@@ -88,17 +88,17 @@ class TokenStreamer:
         """Whether nothing more is wanted of any row."""
         return self._producer.should_stop() or all(text.is_to_stop for text in self.texts)
 
-    def look(self, sequences: Any) -> None:
+    def take_from_criteria(self, sequences: Any) -> None:
         """Take what a criterion sees, of shape ``(B, T)``, beyond what has been taken before."""
         start = self.prompt_length + self.steps
         if hasattr(sequences, "tolist"):
             new = sequences[:, start:].tolist()
         else:
             new = [row[start:] for row in sequences]
-        self._ahead += len(new[0])
+        self._taken_in_advance += len(new[0])
         self._take(new)
 
-    def end_row(self, index: int, sequences: Any) -> None:
+    def mark_row_finished(self, index: int, sequences: Any) -> None:
         """End a row with the step that a criterion is being asked about."""
         text = self.texts[index]
         text.last_step = min(text.last_step, len(sequences[index]) - self.prompt_length)
@@ -120,7 +120,7 @@ class TokenStreamer:
         if stream._meter is not None:
             stream._meter(len(rows[0]), now, self._taken_at)
         self._taken_at = now
-        heard = [
+        unfinished = [
             (text, ids)
             for text, ids in zip(self.texts, rows, strict=True)
             if text.last_step > self.steps
@@ -130,16 +130,16 @@ class TokenStreamer:
             self.on_tokens()
         logprobs = self.logprobs_of([ids[-1] for ids in rows]) if self.logprobs_of else None
         if stream._cancelled:
-            for text, ids in heard:
+            for text, ids in unfinished:
                 stream._rows[text.index].computed_tokens += len(ids)
             return
         elapsed = now - stream._called_at
         self._deliver(
             text.take(ids, logprobs[text.index] if logprobs else None, elapsed)
-            for text, ids in heard
+            for text, ids in unfinished
         )
         if len(self.texts) > 1:
-            for text, _ in heard:
+            for text, _ in unfinished:
                 if text.ended is not None:
                     text.last_step = self.steps
 

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable
 
 from .._streams import Logprob
 
-__all__ = ["WindowTokens"]
+__all__ = ["WhisperWindowBuffer"]
 
 
-class WindowTokens:
+class WhisperWindowBuffer:
     """Holds back the tokens that Whisper's own ``generate()`` may take back.
 
     It hears a recording in windows, and the timestamps around each phrase tell it where to begin
@@ -43,11 +43,11 @@ class WindowTokens:
 
     def end(self) -> tuple[list[int], list[Logprob]]:
         """End a window. Return what is kept of it, and the token that ended it."""
-        said = len(self._ids)
-        if said and self._ids[-1] in self._eos_token_ids:
-            said -= 1
-        if said and self._ids[said - 1] < self._first_timestamp:
-            self._release(said)
+        kept = len(self._ids)
+        if kept and self._ids[-1] in self._eos_token_ids:
+            kept -= 1
+        if kept and self._ids[kept - 1] < self._first_timestamp:
+            self._release(kept)
         self._has_pair = self._after_timestamp = False
         return self.flush()
 

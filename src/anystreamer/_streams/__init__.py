@@ -1,7 +1,7 @@
 """What a consumer of generated text holds."""
 
 from .text_stream import BatchStream, GenerationStream, TextStream
-from .timeouts import PHASES, Deadlines, Timeouts, checked_timeouts, queue_deadline
+from .timeouts import PHASES, Deadlines, Timeouts, queue_deadline, validate_timeouts
 from .tracing import GenerationSpan
 from .types import FinishReason, Logprob, Row, TextChunk, Timing, Usage
 
@@ -19,6 +19,6 @@ __all__ = [
     "Timeouts",
     "Timing",
     "Usage",
-    "checked_timeouts",
     "queue_deadline",
+    "validate_timeouts",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-__all__ = ["PHASES", "Deadlines", "Timeouts", "checked_timeouts", "queue_deadline"]
+__all__ = ["PHASES", "Deadlines", "Timeouts", "queue_deadline", "validate_timeouts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class Timeouts:
 PHASES = tuple(field.name for field in fields(Timeouts))
 
 
-def checked_timeouts(timeout: object) -> Timeouts:
+def validate_timeouts(timeout: object) -> Timeouts:
     """The *timeout* argument of a public function. Raises TypeError or ValueError if it is none."""
     if isinstance(timeout, Timeouts):
         return timeout

@@ -1,7 +1,7 @@
 """From token ids to text. Pure: no async, no I/O, nothing from the rest of this package."""
 
 from .decoder import SupportsDecode, TextDecoder, text_decoder
-from .response_parser import Piece, ResponseParser, checked_template, response_template_of
+from .response_parser import Piece, ResponseParser, response_template_of, validate_template
 from .stop_strings import StopStrings
 
 __all__ = [
@@ -10,7 +10,7 @@ __all__ = [
     "StopStrings",
     "SupportsDecode",
     "TextDecoder",
-    "checked_template",
     "response_template_of",
     "text_decoder",
+    "validate_template",
 ]

@@ -19,7 +19,7 @@ from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Piece", "ResponseParser", "checked_template", "response_template_of"]
+__all__ = ["Piece", "ResponseParser", "response_template_of", "validate_template"]
 
 # The content parsers whose value is the text itself: it can be told as it is said.
 STREAMED = frozenset({"text", "int", "float", "bool"})
@@ -35,7 +35,7 @@ class Piece:
     is_whole: bool = False
 
 
-def checked_template(tokenizer: Any, processor: Any, parse_response: Any) -> dict[str, Any] | None:
+def validate_template(tokenizer: Any, processor: Any, parse_response: Any) -> dict[str, Any] | None:
     """The template that a ``parse_response`` argument asks for; None for False.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import anyio
 
 from .. import TextStream, stream_text
-from .._generation import context_of
+from .._generation import max_context_length
 from .._load_model import shown_name
 from .common import load_model
 from .terminal import fail
@@ -46,7 +46,7 @@ class ModelHere:
         )
 
     def _limit(self, messages: Messages) -> int:
-        most = context_of(self._model)
+        most = max_context_length(self._model)
         if most is None:
             return self._max_new_tokens
         encoded = self._tokenizer.apply_chat_template(

@@ -204,10 +204,10 @@ class _Host(EngineHost):
             )
 
     def _turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
-        return aclosing(self._response), self.place
+        return aclosing(self._response), self.ticket
 
     async def _work(self) -> None:
-        asking, stream, meter = self._asking, self.stream, self.engine.meter
+        asking, stream, metrics = self._asking, self.stream, self.engine.metrics
         answer = Answer(
             self._row,
             asking.stop_strings,
@@ -217,7 +217,9 @@ class _Host(EngineHost):
         if asking.is_chat:
             self._row.answer = answer
         try:
-            await Reading(self._response, answer, stream, asking.timeouts, meter.pause).run()
+            await Reading(
+                self._response, answer, stream, asking.timeouts, metrics.observe_gap
+            ).run()
         finally:
             if (usage := self._row.told_usage) is not None:
-                meter.tokens(usage.completion_tokens, perf_counter(), None)
+                metrics.tokens(usage.completion_tokens, perf_counter(), None)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, cast
 
-from .._bridge import checked_buffer_size
-from .._generation import Prompt, check_generate_kwargs, checked_prompt
-from .._streams import Timeouts, checked_timeouts
+from .._bridge import validate_buffer_size
+from .._generation import Prompt, check_generate_kwargs, validate_prompt
+from .._streams import Timeouts, validate_timeouts
 from .._text import StopStrings
 
 __all__ = ["Asking"]
@@ -58,9 +58,9 @@ class Asking:
     extra_body: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        self.timeouts = checked_timeouts(self.timeout)
-        self.max_buffer_size = checked_buffer_size(self.max_buffer_size)
-        checked_prompt(NAME, self.prompt)
+        self.timeouts = validate_timeouts(self.timeout)
+        self.max_buffer_size = validate_buffer_size(self.max_buffer_size)
+        validate_prompt(NAME, self.prompt)
         if isinstance(self.prompt, Mapping):
             raise ValueError(
                 "prompt: model inputs cannot be sent to a server; pass a str or chat messages"

@@ -19,9 +19,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .._engine import Engine
-from .._generation import context_of, tokenizer_of
-from .._streams import Timeouts, checked_timeouts
-from .._text import checked_template, response_template_of
+from .._generation import max_context_length, tokenizer_of
+from .._streams import Timeouts, validate_timeouts
+from .._text import response_template_of, validate_template
 from ._asgi import check_keep_alive
 from ._chat_page import page_routes
 from ._completion_response import CompletionResponse, Limits
@@ -96,11 +96,11 @@ def create_app(
     for name, names in (("allow_origins", allow_origins), ("allowed_hosts", allowed_hosts)):
         if isinstance(names, str):
             raise TypeError(f"{name} must be several, as a list, not {names!r}")
-    checked_timeouts(timeout)
+    validate_timeouts(timeout)
     limits = Limits(
         default_max_tokens=default_max_tokens,
         max_tokens=max_tokens_limit,
-        context=context_length or context_of(getattr(engine, "model", None)),
+        context=context_length or max_context_length(getattr(engine, "model", None)),
         keep_alive=keep_alive,
         timeout=timeout,
         response_template=_response_template_of(engine),
@@ -292,7 +292,7 @@ def _response_template_of(engine: Engine) -> dict[str, Any] | None:
     template = response_template_of(tokenizer, own)
     if template is None or not callable(getattr(tokenizer, "get_response_parser", None)):
         return None
-    template = checked_template(tokenizer, own, template)
+    template = validate_template(tokenizer, own, template)
     assert template is not None
     chat_templates = [getattr(each, "chat_template", None) for each in (own, tokenizer)]
     if "tools" not in str(chat_templates):
