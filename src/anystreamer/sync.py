@@ -106,7 +106,7 @@ class SyncStream(Generic[StreamT]):
             raise RuntimeError(f"this {self._name}() has been opened before; call it again")
         self._portal = _portal.get()
         self._done, (self._stream, self._close_requested) = self._portal.start_task(
-            _hold, self._context, weakref.ref(self)
+            _own_stream, self._context, weakref.ref(self)
         )
         return self
 
@@ -219,7 +219,7 @@ class SyncEngine:
         return self._engine.statistics()
 
 
-class _Gone(EngineClosed):
+class EngineGone(EngineClosed):
     """The engine's block has been left: its event loop may be gone."""
 
 
@@ -250,7 +250,7 @@ class _EngineStream(SyncStream[TextStream]):
         try:
             self._stream._cancelled = not self._stream._left.is_set()
             self._call(partial(self._context.__aexit__, None, None, None))
-        except _Gone:
+        except EngineGone:
             if (error := self._stream._release()) is not None:
                 raise error from None
         finally:
@@ -259,7 +259,7 @@ class _EngineStream(SyncStream[TextStream]):
     def __next__(self) -> TextChunk:
         try:
             return super().__next__()
-        except _Gone:  # nobody but us touches the stream any more
+        except EngineGone:  # nobody but us touches the stream any more
             pass
         stream = self._stream
         stream._fetch()
@@ -293,24 +293,24 @@ class _EngineStream(SyncStream[TextStream]):
                 done.set_result(await _outcome(func))
             finally:
                 if not done.done():  # the engine is being cancelled
-                    done.set_result((None, _Gone()))
+                    done.set_result((None, EngineGone()))
 
         with self._engine.visit() as may_cross:
             if not may_cross:
-                raise _Gone
+                raise EngineGone
             try:
                 anyio.from_thread.run_sync(
                     lambda: self._engine.start(call()), token=self._engine.token
                 )
             except RuntimeError as exc:  # its task group has ended
-                raise _Gone from exc
+                raise EngineGone from exc
             value, error = done.result()
         if error is not None:
             raise error
         return cast("T", value)
 
 
-async def _hold(
+async def _own_stream(
     context: StreamContext[StreamT],
     owner: weakref.ref[SyncStream[StreamT]],
     *,
@@ -344,26 +344,26 @@ async def _outcome(func: Callable[[], Awaitable[T]]) -> tuple[T | None, BaseExce
         return None, error
 
 
-def _with_arguments_of(
+def _copy_signature(
     _: Callable[P, object],
 ) -> Callable[[Callable[..., ResultT]], Callable[P, ResultT]]:
     """Let type checkers check a function's arguments as they check those of another one."""
     return lambda function: function
 
 
-@_with_arguments_of(_stream_text)
+@_copy_signature(_stream_text)
 def stream_text(*args: Any, **kwargs: Any) -> SyncStream[TextStream]:
     """As `anystreamer.stream_text`, with the same arguments, for ``with`` and ``for``."""
     return SyncStream("stream_text", lambda: _stream_text(*args, **kwargs))
 
 
-@_with_arguments_of(_stream_batch)
+@_copy_signature(_stream_batch)
 def stream_batch(*args: Any, **kwargs: Any) -> SyncStream[BatchStream]:
     """As `anystreamer.stream_batch`, with the same arguments, for ``with`` and ``for``."""
     return SyncStream("stream_batch", lambda: _stream_batch(*args, **kwargs))
 
 
-@_with_arguments_of(_open_engine)
+@_copy_signature(_open_engine)
 def open_engine(*args: Any, **kwargs: Any) -> contextlib.AbstractContextManager[SyncEngine]:
     """As `anystreamer.open_engine`, with the same arguments, for ``with`` and many threads."""
     return _owned(_open_engine(*args, **kwargs))

@@ -195,7 +195,7 @@ USAGE = event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens":
 async def test_an_answer_that_has_ended_is_whole(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_reader, "LAST_WORDS", 0.1)
+    monkeypatch.setattr(_reader, "USAGE_TIMEOUT", 0.1)
     told: list[TextStream] = []
     async with wire(play) as server:
         assert await read(server.url, told) == "one two"
@@ -208,7 +208,7 @@ async def test_an_answer_that_has_ended_is_whole(
 async def test_a_slow_consumer_does_not_miss_what_the_server_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_reader, "LAST_WORDS", 0.2)
+    monkeypatch.setattr(_reader, "USAGE_TIMEOUT", 0.2)
     pieces = [chunked(ending(text="two")), chunked(USAGE), chunked(DONE, b"")]
 
     async def play(stream: SocketStream) -> None:

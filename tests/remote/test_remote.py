@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from anystreamer import Engine, EngineBusy, EngineClosed, FinishReason, Timeouts
 from anystreamer.remote import open_remote_engine
-from anystreamer.remote._request import Asking
-from anystreamer.remote._response import Answer, RemoteRow
+from anystreamer.remote._request import RemoteRequest
+from anystreamer.remote._response import RemoteRow, ResponseParser
 from anystreamer.remote._sse import EventData
 from anystreamer.sync import SyncEngine
 from anystreamer.testing import ScriptedModel
@@ -83,12 +83,12 @@ async def test_tools_and_what_was_called_before() -> None:
         {"role": "assistant", "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c1", "content": "done"},
     ]
-    asked = Asking.of("m", messages, {"chat_template_kwargs": {"tools": tools}}).body
+    asked = RemoteRequest.of("m", messages, {"chat_template_kwargs": {"tools": tools}}).body
     assert asked["tools"] == tools
     assert asked["messages"][1]["tool_calls"] == [{**call, "function": told}]
     assert asked["messages"][::2] == messages[::2]
     assert function["arguments"] == {"seconds": 7, "why": "é"}  # the caller's own are left alone
-    assert Asking.of("m", asked["messages"], {}).body["messages"] == asked["messages"]
+    assert RemoteRequest.of("m", asked["messages"], {}).body["messages"] == asked["messages"]
 
 
 @pytest.mark.parametrize(
@@ -141,11 +141,11 @@ def test_what_cannot_be_asked_is_refused(
     prompt: Any, arguments: Any, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        Asking.of("m", prompt, arguments)
+        RemoteRequest.of("m", prompt, arguments)
 
 
 async def test_what_is_none_is_not_sent() -> None:
-    assert Asking.of("m", "hi", {"top_k": None, "temperature": None}).body == {
+    assert RemoteRequest.of("m", "hi", {"top_k": None, "temperature": None}).body == {
         "prompt": "hi",
         **ALWAYS,
     }
@@ -247,7 +247,7 @@ async def test_reasoning_and_tool_calls(parse_response: bool) -> None:
         "content": "I wait.",
         "tool_calls": [CALLED, second],
     }
-    sent = Asking.of("m", [*CHAT, stream.message], {}).body["messages"][1]
+    sent = RemoteRequest.of("m", [*CHAT, stream.message], {}).body["messages"][1]
     assert json.loads(sent["tool_calls"][0]["function"]["arguments"]) == {"seconds": 7}
 
 
@@ -405,12 +405,12 @@ def test_any_text_in_any_pieces(text: str, cuts: list[int], stop: list[str]) -> 
     """Also where a piece ends inside of a character, as JSON can have it."""
     units = text.encode("utf-16-le", "replace")
     places = [0, *sorted(2 * cut % (len(units) + 2) for cut in cuts), len(units)]
-    answer = Answer(RemoteRow(), stop, logprobs=False, names_content=False)
+    answer = ResponseParser(RemoteRow(), stop, logprobs=False, names_content=False)
     chunks: list[str] = []
     for start, end in pairwise(places):
         piece = units[start:end].decode("utf-16-le", "surrogatepass")
         data = json.dumps({"choices": [{"text": piece}]}).encode()
-        chunks += answer.hear(data, 0.0)
+        chunks += answer.feed(data, 0.0)
         for chunk in chunks:
             chunk.encode()
     chunks += answer.finish(0.0)

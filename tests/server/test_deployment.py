@@ -25,7 +25,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 
 from anystreamer import Engine, open_engine
-from anystreamer.cli.run_server import LAST_WORDS
+from anystreamer.cli.run_server import SHUTDOWN_SEND_TIMEOUT
 from anystreamer.server import TextStreamResponse, create_app
 from anystreamer.testing import Gate, ScriptedModel
 
@@ -88,7 +88,7 @@ def test_the_unit_is_valid(tmp_path: Path) -> None:
 def test_times_fit_together() -> None:
     grace, timeout = number(r'--grace"?,? "?(\d+)'), number(r'--timeout"?,? "?(\d+)')
     killed = number(r"(?:TimeoutStopSec=|--stop-timeout |terminationGracePeriodSeconds: )(\d+)")
-    assert killed > grace + LAST_WORDS
+    assert killed > grace + SHUTDOWN_SEND_TIMEOUT
     patience = number(r"(?:proxy_read_timeout|response_header_timeout) (\d+)s")
     assert patience > timeout
     for each in (grace, killed, timeout, patience):

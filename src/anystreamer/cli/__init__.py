@@ -3,7 +3,7 @@
 import signal
 
 from .common import INSTALL
-from .terminal import fail, leave
+from .terminal import exit_now, fail
 
 __all__ = ["main"]
 
@@ -13,7 +13,7 @@ def main() -> None:
     # As a KeyboardInterrupt, Ctrl-C could strike a __del__ during an import, which swallows it; and
     # a second one, a loop that is just ending.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not so under nohup
-        signal.signal(signal.SIGINT, leave)
+        signal.signal(signal.SIGINT, exit_now)
     try:
         from .commands import app
     except ImportError as exc:

@@ -20,8 +20,8 @@ from rich.segment import Segment
 from rich.text import Text
 
 from .. import TextStream
-from .chat_backends import Partner
-from .terminal import Screen, fail, figures, leave
+from .chat_backends import ChatBackend
+from .terminal import Screen, exit_now, fail, format_stats
 
 __all__ = ["Chat"]
 
@@ -44,7 +44,7 @@ PARSER = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "tab
 class Chat:
     """A conversation, until its reader leaves or the questions end."""
 
-    def __init__(self, partner: Partner, *, backend: str, system: str | None) -> None:
+    def __init__(self, partner: ChatBackend, *, backend: str, system: str | None) -> None:
         self._partner = partner
         self._backend = backend
         self._told = [] if system is None else [{"role": "system", "content": system}]
@@ -85,9 +85,9 @@ class Chat:
                 return self._screen.write(f"Error: {said}", "red", end="\n")
         if not self._is_interactive:
             if interrupt.came:
-                leave()
+                exit_now()
         else:
-            self._screen.write(figures(stream), "dim", end="\n\n")
+            self._screen.write(format_stats(stream), "dim", end="\n\n")
         if stream.text:  # templates refuse a question without an answer
             self._messages = [*messages, {"role": "assistant", "content": stream.text}]
 
@@ -115,14 +115,14 @@ def _asked() -> str | None:
     handler = signal.getsignal(signal.SIGINT)
     try:
         # As an exception: leaving at once would leave the terminal as readline has set it.
-        if handler is leave:
+        if handler is exit_now:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         return input(PROMPT).strip()
     except EOFError:
         print()
         return None
     except KeyboardInterrupt:
-        leave()
+        exit_now()
     finally:
         signal.signal(signal.SIGINT, handler)
 
@@ -153,7 +153,7 @@ class _Interrupt:
     def __call__(self, *_: object) -> None:
         if self.came:
             self._console.show_cursor()
-            leave()
+            exit_now()
         self.came = True
         if self._stream is not None:
             self._stream.stop()
@@ -163,7 +163,7 @@ class _Interrupt:
 def _interruptible(console: Console) -> Iterator[_Interrupt]:
     handler = signal.getsignal(signal.SIGINT)
     interrupt = _Interrupt(console)
-    if handler is leave:  # it is not under nohup
+    if handler is exit_now:  # it is not under nohup
         signal.signal(signal.SIGINT, interrupt)
     try:
         yield interrupt

@@ -14,12 +14,12 @@ from .._load_model import shown_name
 from .common import load_model
 from .terminal import fail
 
-__all__ = ["Partner", "local_model", "remote_model"]
+__all__ = ["ChatBackend", "local_model", "remote_model"]
 
 Messages = Sequence[dict[str, str]]
 
 
-class Partner(Protocol):
+class ChatBackend(Protocol):
     """Answers chat messages, in the event loop of the moment."""
 
     @property
@@ -30,7 +30,7 @@ class Partner(Protocol):
         """The block of an answer to these messages."""
 
 
-class ModelHere:
+class LocalModel:
     """A model of transformers, which has as much room as its positions."""
 
     def __init__(self, model: Any, tokenizer: Any, shown_as: str, max_new_tokens: int) -> None:
@@ -61,7 +61,7 @@ class ModelHere:
         return min(self._max_new_tokens, most - length)
 
 
-class ModelElsewhere:
+class RemoteModel:
     """A model that a server has which speaks as OpenAI's API does.
 
     Its connections last for one answer: each has an event loop of its own.
@@ -90,15 +90,15 @@ class ModelElsewhere:
             yield stream
 
 
-def local_model(name: str | None, max_new_tokens: int | None, trusts_code: bool) -> ModelHere:
+def local_model(name: str | None, max_new_tokens: int | None, trusts_code: bool) -> LocalModel:
     """Load a model of transformers, or the embedded one."""
     model, tokenizer = load_model(name, trusts_code)
-    return ModelHere(model, tokenizer, shown_name(name), max_new_tokens or 1024)
+    return LocalModel(model, tokenizer, shown_name(name), max_new_tokens or 1024)
 
 
 def remote_model(
     base_url: str, name: str | None, api_key: str | None, max_new_tokens: int | None
-) -> ModelElsewhere:
+) -> RemoteModel:
     """A server's model; its only one if *name* is None."""
     try:
         from .. import remote  # noqa: F401  # its extra is asked for before anything else
@@ -110,7 +110,7 @@ def remote_model(
         name = name or only_model_of(base_url, api_key)
     except (APIError, ValueError) as exc:
         fail(f"{base_url}: {exc}")
-    return ModelElsewhere(base_url, name, api_key, max_new_tokens)
+    return RemoteModel(base_url, name, api_key, max_new_tokens)
 
 
 def only_model_of(base_url: str, api_key: str | None) -> str:

@@ -97,9 +97,9 @@ def chat(
     if base_url is None and api_key is not None:
         raise typer.BadParameter("needs --base-url", param_hint="--api-key")
     from .chat import Chat
-    from .chat_backends import Partner, local_model, remote_model
+    from .chat_backends import ChatBackend, local_model, remote_model
 
-    partner: Partner
+    partner: ChatBackend
     if base_url is None:
         partner = local_model(model, max_new_tokens, trust_remote_code)
     else:

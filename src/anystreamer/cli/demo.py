@@ -13,7 +13,7 @@ import anyio
 
 from .. import TextStream, stream_text
 from .common import INSTALL, PROMPT, Backend, load_embedded, require_installed
-from .terminal import Screen, counted, figures, leave
+from .terminal import Screen, counted, exit_now, format_stats
 
 __all__ = ["run_demo"]
 
@@ -75,16 +75,16 @@ async def _open(model: Any, tokenizer: Any, prompt: str, limit: int) -> AsyncIte
             def stop(*_: object) -> None:
                 nonlocal interrupted
                 interrupted = True
-                signal.signal(signal.SIGINT, leave)  # a second one does not wait
+                signal.signal(signal.SIGINT, exit_now)  # a second one does not wait
                 stream.stop()
 
-            if handler is leave:
+            if handler is exit_now:
                 signal.signal(signal.SIGINT, stop)
             yield stream
     finally:
         signal.signal(signal.SIGINT, handler)
         if interrupted:
-            leave()
+            exit_now()
 
 
 async def _stream(screen: Screen, model: Any, tokenizer: Any, prompt: str, limit: int) -> None:
@@ -93,7 +93,7 @@ async def _stream(screen: Screen, model: Any, tokenizer: Any, prompt: str, limit
         async for text in stream:
             screen.write(text)
     screen.write("\n")
-    screen.write(figures(stream), "dim", end="\n")
+    screen.write(format_stats(stream), "dim", end="\n")
 
 
 async def _cancel(screen: Screen, model: Any, tokenizer: Any, limit: int) -> None:
@@ -116,7 +116,7 @@ async def _cancel(screen: Screen, model: Any, tokenizer: Any, limit: int) -> Non
                 cancelled, steps_then = perf_counter(), steps
     left = perf_counter()
     screen.write("\n")
-    screen.write(figures(stream), "dim", end="\n")
+    screen.write(format_stats(stream), "dim", end="\n")
     if scope.cancelled_caught:
         late, took = (cancelled - deadline) * 1e3, (left - cancelled) * 1e3
         screen.write(

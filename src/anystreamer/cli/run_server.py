@@ -22,7 +22,7 @@ from .._engine import Engine
 __all__ = ["listening", "run", "url_of"]
 
 # What a server may take to send what is left, once the engine has been closed (seconds).
-LAST_WORDS = 5.0
+SHUTDOWN_SEND_TIMEOUT = 5.0
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
@@ -77,7 +77,7 @@ async def run(
 
             async def serve_until_stopped() -> None:
                 try:
-                    await serve(app, listener, stop, grace + LAST_WORDS)
+                    await serve(app, listener, stop, grace + SHUTDOWN_SEND_TIMEOUT)
                 finally:
                     served.set()
                     stop.set()

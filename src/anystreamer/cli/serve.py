@@ -10,7 +10,7 @@ import anyio
 from .. import open_engine
 from .._load_model import shown_name
 from .common import INSTALL_SERVER, Backend, Batching, Server, load_model, require_installed
-from .terminal import fail, leave
+from .terminal import exit_now, fail
 
 __all__ = ["allowed_hosts", "is_loopback", "run_serve"]
 
@@ -71,7 +71,7 @@ def run_serve(
                 backend.value,
                 grace=grace,
                 ready=lambda: print(f"Serving {shown} on {url_of(listener)}", flush=True),
-                at_once=leave,
+                at_once=exit_now,
             )
 
         anyio.run(main, backend=backend.value)

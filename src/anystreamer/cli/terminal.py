@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from .._streams import TextStream
 
-__all__ = ["Screen", "counted", "fail", "figures", "leave"]
+__all__ = ["Screen", "counted", "exit_now", "fail", "format_stats"]
 
 
 class Screen:
@@ -51,7 +51,7 @@ class Screen:
             )
 
 
-def figures(stream: TextStream) -> str:
+def format_stats(stream: TextStream) -> str:
     """Say how a generation ended, and how quick it was."""
     usage, timing = stream.usage, stream.timing
     assert timing is not None
@@ -77,7 +77,7 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(1)
 
 
-def leave(*_: object) -> NoReturn:
+def exit_now(*_: object) -> NoReturn:
     """Leave at once. With torch loaded, the interpreter's own end can take seconds."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)

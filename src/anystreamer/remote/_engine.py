@@ -18,10 +18,10 @@ from .._engine import BaseEngine, EngineContext, EngineHost, RequestContext
 from .._errors import GenerationTimeout
 from .._generation import Prompt
 from .._streams import GenerationSpan, TextStream, queue_deadline
-from ._errors import failure_of
-from ._reader import Reading
-from ._request import NAME, Asking
-from ._response import Answer, RemoteRow
+from ._errors import to_public_error
+from ._reader import ResponseReader
+from ._request import NAME, RemoteRequest
+from ._response import RemoteRow, ResponseParser
 
 __all__ = ["open_remote_engine"]
 
@@ -134,7 +134,7 @@ class RemoteEngine(BaseEngine):
         self._closing = SafeEvent()
 
     def stream_text(self, prompt: Prompt, **arguments: Any) -> StreamContext[TextStream]:
-        asking = Asking.of(self.model, prompt, arguments)
+        asking = RemoteRequest.of(self.model, prompt, arguments)
         job = Job(name=NAME, new_stream=partial(_new_stream, asking))
         return RequestContext(self, NAME, lambda: _Host(self, job, asking))
 
@@ -146,7 +146,7 @@ class RemoteEngine(BaseEngine):
         self._closing.set()
 
 
-def _new_stream(asking: Asking) -> TextStream:
+def _new_stream(asking: RemoteRequest) -> TextStream:
     stream = TextStream(asking.max_buffer_size)
     stream._span = GenerationSpan.start(
         "chat" if asking.is_chat else "text_completion",
@@ -160,7 +160,7 @@ def _new_stream(asking: Asking) -> TextStream:
 class _Host(EngineHost):
     """A request's task: sends it, and reads the answer. It waits for its turn until the headers."""
 
-    def __init__(self, engine: RemoteEngine, job: Job[TextStream], asking: Asking) -> None:
+    def __init__(self, engine: RemoteEngine, job: Job[TextStream], asking: RemoteRequest) -> None:
         super().__init__(engine, job)
         self._remote = engine
         self._asking = asking
@@ -189,7 +189,7 @@ class _Host(EngineHost):
                 )
                 self._response = response
             except Exception as exc:
-                failure = failure_of(exc, None, is_answering=False)
+                failure = to_public_error(exc, None, is_answering=False)
                 raise failure from failure.__cause__
         if waiting.cancelled_caught:
             raise GenerationTimeout(phase)
@@ -208,7 +208,7 @@ class _Host(EngineHost):
 
     async def _work(self) -> None:
         asking, stream, metrics = self._asking, self.stream, self.engine.metrics
-        answer = Answer(
+        answer = ResponseParser(
             self._row,
             asking.stop_strings,
             logprobs=asking.logprobs,
@@ -217,9 +217,9 @@ class _Host(EngineHost):
         if asking.is_chat:
             self._row.answer = answer
         try:
-            await Reading(
+            await ResponseReader(
                 self._response, answer, stream, asking.timeouts, metrics.observe_gap
             ).run()
         finally:
-            if (usage := self._row.told_usage) is not None:
+            if (usage := self._row.server_usage) is not None:
                 metrics.tokens(usage.completion_tokens, perf_counter(), None)

@@ -12,16 +12,18 @@ import openai
 
 from .._errors import EngineBusy, GenerationTimeout
 from .._streams import PHASES
-from ._response import Malformed, Told
+from ._response import InvalidEvent, ServerError
 
-__all__ = ["cut_off", "failure_of"]
+__all__ = ["connection_lost", "to_public_error"]
 
 BUSY = (429, 503)
 # Of those, who will not be less so in a while: an engine of ours that has ended, an account.
 NOT_BUSY = ("engine_unavailable", "insufficient_quota")
 
 
-def failure_of(exc: Exception, request: httpx2.Request | None, *, is_answering: bool) -> Exception:
+def to_public_error(
+    exc: Exception, request: httpx2.Request | None, *, is_answering: bool
+) -> Exception:
     """What a consumer shall see of an exception.
 
     Args:
@@ -35,7 +37,7 @@ def failure_of(exc: Exception, request: httpx2.Request | None, *, is_answering: 
     return failure
 
 
-def cut_off(request: httpx2.Request, words: str | None = None) -> Exception:
+def connection_lost(request: httpx2.Request, words: str | None = None) -> Exception:
     """For an answer that has ended without the server's having said so."""
     return openai.APIConnectionError(
         message=words or f"{request.url.host} closed the connection in the middle of its answer",
@@ -66,12 +68,12 @@ def _failure_of(exc: Exception, request: httpx2.Request | None, is_answering: bo
         case httpx2.TimeoutException():
             return openai.APITimeoutError(request)
         case httpx2.RequestError() if is_answering:
-            failure = cut_off(request)
+            failure = connection_lost(request)
             failure.__cause__ = exc
             return failure
-        case Told():
+        case ServerError():
             return _late(exc.error) or openai.APIError(str(exc), request, body=exc.error)
-        case Malformed():
+        case InvalidEvent():
             return openai.APIError(str(exc), request, body=None)
     return exc
 

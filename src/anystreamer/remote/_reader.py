@@ -11,19 +11,19 @@ from anyio import CancelScope, current_time, get_cancelled_exc_class
 from .._bridge import SafeEvent
 from .._errors import GenerationTimeout
 from .._streams import Deadlines, TextStream, Timeouts
-from ._errors import cut_off, failure_of
-from ._response import Answer
+from ._errors import connection_lost, to_public_error
+from ._response import ResponseParser
 from ._sse import EventData
 
-__all__ = ["Reading"]
+__all__ = ["ResponseReader"]
 
 # What follows a server's last word: a connection that is read to its end can be used again; and the
 # usage comes after the finish reason. Both follow at once, or are not waited for (seconds).
 DRAIN = 0.1
-LAST_WORDS = 1.0
+USAGE_TIMEOUT = 1.0
 
 
-class Reading:
+class ResponseReader:
     """One answer. The client's body is made of async generators, which do not close each other.
 
     One that is left in the middle is left to the garbage collector, of which trio complains. But
@@ -34,7 +34,7 @@ class Reading:
     def __init__(
         self,
         response: httpx2.Response,
-        answer: Answer,
+        answer: ResponseParser,
         stream: TextStream,
         timeouts: Timeouts,
         on_pause: Callable[[float], None],
@@ -45,7 +45,7 @@ class Reading:
         self._on_pause = on_pause  # told the seconds from one piece to the next
         self._events = EventData()
         self._scope = CancelScope()
-        self._heard_at: float | None = None
+        self._last_event_at: float | None = None
         self._is_over = False  # nothing more is wanted
         self._is_ending = False  # nothing more is needed
         self._failure: Exception | None = None
@@ -79,7 +79,7 @@ class Reading:
                 self._look_at_the_end()
         except Exception as exc:
             if self._answer.ended is None:
-                self._fail(failure_of(exc, self._response.request, is_answering=True))
+                self._fail(to_public_error(exc, self._response.request, is_answering=True))
         finally:
             self._finish()
         if cancelled is not None:
@@ -89,15 +89,15 @@ class Reading:
         """Take a part of the body. Never raises."""
         stream, answer = self._stream, self._answer
         now = perf_counter()
-        heard = answer.heard
+        events_seen = answer.events_seen
         try:
             for data in self._events.feed(part):
-                stream._held.extend(answer.hear(data, now - stream._called_at))
+                stream._held.extend(answer.feed(data, now - stream._called_at))
                 if answer.is_done:
                     break
         except Exception as exc:
-            self._fail(failure_of(exc, self._response.request, is_answering=True))
-        if answer.heard > heard:
+            self._fail(to_public_error(exc, self._response.request, is_answering=True))
+        if answer.events_seen > events_seen:
             self._note(now)
         if stream._held:
             stream._deliver()
@@ -107,17 +107,17 @@ class Reading:
             self._is_over = answer.is_done
             self._end_within(DRAIN)
         elif answer.ended is not None:
-            self._end_within(LAST_WORDS)
-        elif answer.heard > heard:
+            self._end_within(USAGE_TIMEOUT)
+        elif answer.events_seen > events_seen:
             self._set_deadline()
 
     def _note(self, now: float) -> None:
         """Something has been said."""
-        if self._heard_at is None:
+        if self._last_event_at is None:
             self._stream._first_token_at = now
         else:
-            self._on_pause(now - self._heard_at)
-        self._heard_at = now
+            self._on_pause(now - self._last_event_at)
+        self._last_event_at = now
         if self._deadlines is not None:
             self._deadlines.token_made(now - self._seconds_held_up)
 
@@ -163,9 +163,11 @@ class Reading:
         if self._scope.cancelled_caught:
             self._fail(GenerationTimeout(self._late))
         elif answer.is_done:
-            self._fail(cut_off(self._response.request, f"{host} did not say why its answer ended"))
+            self._fail(
+                connection_lost(self._response.request, f"{host} did not say why its answer ended")
+            )
         else:
-            self._fail(cut_off(self._response.request))
+            self._fail(connection_lost(self._response.request))
 
     def _finish(self) -> None:
         """Deliver all that there is, and how it ended."""

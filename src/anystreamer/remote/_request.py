@@ -16,12 +16,12 @@ from .._generation import Prompt, check_generate_kwargs, validate_prompt
 from .._streams import Timeouts, validate_timeouts
 from .._text import StopStrings
 
-__all__ = ["Asking"]
+__all__ = ["RemoteRequest"]
 
 NAME = "stream_text"
 
 # What to do in place of what cannot be sent. All else may be an extra of the server's.
-_INSTEAD = {
+ALTERNATIVES = {
     "cancel_within": "a server stops when it sees the connection close",
     "eos_token_id": "ids belong to the server's tokenizer; use stop=",
     "generation_config": "pass its settings one by one",
@@ -35,7 +35,7 @@ _NEUTRAL = {"num_beams": 1, "num_return_sequences": 1}
 
 
 @dataclass
-class Asking:
+class RemoteRequest:
     """A call of a remote engine's ``stream_text``. What has no counterpart is refused at once.
 
     Raises:
@@ -80,7 +80,7 @@ class Asking:
         self.body = self._body()
 
     @classmethod
-    def of(cls, model: str, prompt: Prompt, arguments: Mapping[str, Any]) -> Asking:
+    def of(cls, model: str, prompt: Prompt, arguments: Mapping[str, Any]) -> RemoteRequest:
         """What a call with these keyword arguments asks, those for ``generate()`` among them."""
         own = {field.name for field in fields(cls) if field.kw_only} & arguments.keys()
         others = {
@@ -98,10 +98,10 @@ class Asking:
         others = {
             name
             for name, value in self.generate_kwargs.items()
-            if name not in _SENT and value != _NEUTRAL.get(name)
+            if name not in BODY_FIELDS and value != _NEUTRAL.get(name)
         }
         for name in sorted(others | {name for name, is_given in given.items() if is_given}):
-            instead = _INSTEAD.get(name)
+            instead = ALTERNATIVES.get(name)
             if name == "parse_response":
                 instead = "the server has the template; use parse_response=True"
             elif instead is None:
@@ -126,7 +126,7 @@ class Asking:
                 body["logprobs"] = True
         if self.stop_strings:
             body["stop"] = list(self.stop_strings)
-        for name, convert in _SENT.items():
+        for name, convert in BODY_FIELDS.items():
             if name in self.generate_kwargs:
                 body |= convert(self.generate_kwargs[name], self.generate_kwargs)
         extra = dict(self.extra_body or {})
@@ -180,7 +180,7 @@ def _number(name: str) -> Callable[[Any, Mapping[str, Any]], dict[str, Any]]:
 
 
 # The arguments of generate() that are sent: what each adds to the body. The later one wins.
-_SENT: Mapping[str, Callable[[Any, Mapping[str, Any]], dict[str, Any]]] = {
+BODY_FIELDS: Mapping[str, Callable[[Any, Mapping[str, Any]], dict[str, Any]]] = {
     "max_new_tokens": lambda value, _: {"max_tokens": int(value)},
     "temperature": _number("temperature"),
     "top_p": _number("top_p"),

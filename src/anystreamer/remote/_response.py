@@ -12,7 +12,7 @@ from typing import Any
 from .._streams import FinishReason, Row, TextChunk, Usage
 from .._text import StopStrings
 
-__all__ = ["Answer", "Malformed", "RemoteRow", "Told"]
+__all__ = ["InvalidEvent", "RemoteRow", "ResponseParser", "ServerError"]
 
 DONE = b"[DONE]"
 
@@ -37,11 +37,11 @@ REASONS = {
 }
 
 
-class Malformed(Exception):
+class InvalidEvent(Exception):
     """An event that is not what OpenAI's API says."""
 
 
-class Told(Exception):
+class ServerError(Exception):
     """An error that the server tells, in the place of an answer or in the midst of one."""
 
     def __init__(self, error: Any) -> None:
@@ -54,8 +54,8 @@ class Told(Exception):
 class RemoteRow(Row):
     """A sequence that is made elsewhere: its tokens have no ids here, and a server counts them."""
 
-    told_usage: Usage | None = None
-    answer: Answer | None = None  # of a chat, which has fields and makes a message
+    server_usage: Usage | None = None
+    answer: ResponseParser | None = None  # of a chat, which has fields and makes a message
 
     @property
     def message(self) -> dict[str, Any] | None:
@@ -68,10 +68,10 @@ class RemoteRow(Row):
         return self.answer is not None
 
     def compute_usage(self) -> Usage | None:
-        return self.told_usage
+        return self.server_usage
 
 
-class Answer:
+class ResponseParser:
     """One answer: events go in, pieces of its text and of its fields come out.
 
     Stop strings are looked for here as well: some servers leave them in the text.
@@ -83,7 +83,7 @@ class Answer:
         self.ended: FinishReason | None = None  #: as the server says, or a stop string found here
         self.is_done = False  #: the server has no more to say
         self.has_enough = False  #: a stop string was found here
-        self.heard = 0  #: events that said something
+        self.events_seen = 0  #: events that said something
         self._row = row
         self._stop = stop
         self._stop_strings = StopStrings(stop)
@@ -94,7 +94,7 @@ class Answer:
         self._calls: list[Any] = []  # that are complete
         self._call: dict[str, Any] | None = None  # that is being told
 
-    def hear(self, data: bytes, elapsed: float) -> Iterator[TextChunk]:
+    def feed(self, data: bytes, elapsed: float) -> Iterator[TextChunk]:
         """Take the data of an event, and give its pieces: also those before what it fails with.
 
         Raises:
@@ -106,7 +106,7 @@ class Answer:
         try:
             event = json.loads(data)
             if event.get("error") or event.get("object") == "error":
-                raise Told(event.get("error") or event)
+                raise ServerError(event.get("error") or event)
             if usage := event.get("usage"):
                 self._count(usage)
             for choice in event.get("choices") or ():
@@ -116,7 +116,9 @@ class Answer:
                     self._end(reason, choice)
         except (AttributeError, KeyError, TypeError, ValueError) as exc:
             said = data[:200].decode(errors="replace")
-            raise Malformed(f"the server sent an event that is none of OpenAI's: {said}") from exc
+            raise InvalidEvent(
+                f"the server sent an event that is none of OpenAI's: {said}"
+            ) from exc
 
     def finish(self, elapsed: float) -> list[TextChunk]:
         """Return what was held back: the answer has ended, or was cut off."""
@@ -140,7 +142,7 @@ class Answer:
 
     def _count(self, usage: Mapping[str, Any]) -> None:
         prompt, completion = usage["prompt_tokens"], usage.get("completion_tokens") or 0
-        self._row.told_usage = Usage(int(prompt), int(completion), int(completion))
+        self._row.server_usage = Usage(int(prompt), int(completion), int(completion))
 
     def _choice(self, choice: Mapping[str, Any], elapsed: float) -> list[TextChunk]:
         chunks: list[TextChunk] = []
@@ -149,7 +151,7 @@ class Answer:
         logprobs = _logprobs(choice.get("logprobs")) if self._logprobs is not None else []
         others = {FIELDS[name]: delta[name] for name in reversed(FIELDS) if delta.get(name)}
         calls = delta.get("tool_calls") or ()
-        self.heard += bool(text or others or calls or logprobs or choice.get("finish_reason"))
+        self.events_seen += bool(text or others or calls or logprobs or choice.get("finish_reason"))
         if self._logprobs is not None:
             self._logprobs += logprobs
         for field, said in others.items():
@@ -162,7 +164,7 @@ class Answer:
 
     def _end(self, reason: str, choice: Mapping[str, Any]) -> None:
         if reason not in REASONS:
-            raise Told(f"the server ended its answer with finish_reason={reason!r}")
+            raise ServerError(f"the server ended its answer with finish_reason={reason!r}")
         self.ended = REASONS[reason]
         # Which one it was, in the words of vLLM (and ours), or SGLang. Ids end a sequence there.
         matched = choice.get("stop_reason") or choice.get("matched_stop")

@@ -25,9 +25,9 @@ from .._text import response_template_of, validate_template
 from ._asgi import check_keep_alive
 from ._chat_page import page_routes
 from ._completion_response import CompletionResponse, Limits
-from ._errors import Refused
+from ._errors import APIError
 from ._metrics import Metrics
-from ._openai_format import Answer, ChatAnswer, CompletionAnswer
+from ._openai_format import ChatCompletionBuilder, CompletionBuilder, TextCompletionBuilder
 from ._request_models import ChatRequest, CompletionRequest, TextRequest, parsed
 
 __all__ = ["create_app"]
@@ -105,7 +105,7 @@ def create_app(
         timeout=timeout,
         response_template=_response_template_of(engine),
     )
-    edge = _Edge(engine, model_name, api_key, max_body_bytes, limits)
+    edge = _Endpoints(engine, model_name, api_key, max_body_bytes, limits)
     return Starlette(
         routes=[
             Route("/v1/chat/completions", edge.chat_completions, methods=["POST"]),
@@ -118,7 +118,7 @@ def create_app(
         ],
         middleware=_middleware(allow_origins, allowed_hosts),
         exception_handlers={
-            Refused: _refused,
+            APIError: _api_error,
             HTTPException: _http_exception,
             Exception: _failed,
         },
@@ -146,7 +146,7 @@ def _middleware(
     return middleware
 
 
-class _Edge:
+class _Endpoints:
     """The routes, and what they share."""
 
     def __init__(
@@ -168,10 +168,10 @@ class _Edge:
     # -- the routes
 
     async def chat_completions(self, request: Request) -> Response:
-        return await self._text(request, "chat_completions", ChatRequest, ChatAnswer)
+        return await self._text(request, "chat_completions", ChatRequest, ChatCompletionBuilder)
 
     async def completions(self, request: Request) -> Response:
-        return await self._text(request, "completions", CompletionRequest, CompletionAnswer)
+        return await self._text(request, "completions", CompletionRequest, TextCompletionBuilder)
 
     async def models(self, request: Request) -> Response:
         self._check_key(request)
@@ -197,14 +197,14 @@ class _Edge:
         request: Request,
         endpoint: str,
         kind: type[TextRequest],
-        answer: type[Answer],
+        answer: type[CompletionBuilder],
     ) -> Response:
         ended = partial(self._metrics.ended, endpoint)
         try:
             self._check_key(request)
             asked = parsed(kind, await self._body(request))
             self._check_model(asked.model)
-        except Refused as refused:
+        except APIError as refused:
             ended(str(refused.status))
             raise
         except ClientDisconnect:
@@ -220,8 +220,8 @@ class _Edge:
         # asking; for JSON its browser asks first.
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
-            raise Refused("the content-type must be application/json", status=415)
-        too_large = Refused(
+            raise APIError("the content-type must be application/json", status=415)
+        too_large = APIError(
             f"the body is larger than {self._max_body_bytes} bytes",
             status=413,
             code="request_too_large",
@@ -243,7 +243,7 @@ class _Edge:
                     elif seen > most:
                         break
         except TimeoutError:
-            raise Refused("the body took too long to come", status=408) from None
+            raise APIError("the body took too long to come", status=408) from None
         if seen > self._max_body_bytes:
             raise too_large
         return bytes(body)
@@ -255,7 +255,7 @@ class _Edge:
         # In constant time, so that it cannot be found out letter by letter.
         is_right = secrets.compare_digest(key.strip().encode("latin-1"), self._key)
         if scheme.lower() != "bearer" or not is_right:
-            raise Refused(
+            raise APIError(
                 "a valid API key is needed, as Authorization: Bearer ...",
                 status=401,
                 code="invalid_api_key",
@@ -264,7 +264,7 @@ class _Edge:
 
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self._model_name:
-            raise Refused(
+            raise APIError(
                 f"the model {name[:200]!r} does not exist; there is {self._model_name!r}",
                 param="model",
                 status=404,
@@ -300,16 +300,16 @@ def _response_template_of(engine: Engine) -> dict[str, Any] | None:
     return template
 
 
-async def _refused(request: Request, exc: Exception) -> Response:
-    assert isinstance(exc, Refused)
+async def _api_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, APIError)
     return exc.response()
 
 
 async def _http_exception(request: Request, exc: Exception) -> Response:
     """No such path, no such method: Starlette's own, as an error object."""
     assert isinstance(exc, HTTPException)
-    return Refused(exc.detail, status=exc.status_code, headers=exc.headers).response()
+    return APIError(exc.detail, status=exc.status_code, headers=exc.headers).response()
 
 
 async def _failed(request: Request, exc: Exception) -> Response:
-    return Refused("the server failed", status=500, type="server_error").response()
+    return APIError("the server failed", status=500, type="server_error").response()

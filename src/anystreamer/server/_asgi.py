@@ -21,22 +21,22 @@ from .._errors import raise_preserving_context
 
 __all__ = [
     "EVENT_STREAM",
-    "NOT_KEPT",
+    "NO_CACHE_HEADERS",
     "BodySender",
+    "cancel_on_disconnect",
     "check_keep_alive",
     "log",
     "run_all",
-    "while_connected",
 ]
 
 log = logging.getLogger("anystreamer.server")
 
 EVENT_STREAM = "text/event-stream"
 # What a response may take to say that it has been cut (seconds). Its server is in a hurry.
-LAST_WORDS = 1.0
+ERROR_SEND_TIMEOUT = 1.0
 
 # Neither caches nor nginx may hold back what is to be seen at once.
-NOT_KEPT = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+NO_CACHE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 def check_keep_alive(seconds: float | None) -> None:
@@ -45,7 +45,7 @@ def check_keep_alive(seconds: float | None) -> None:
         raise ValueError(f"keep_alive must be more than 0 seconds, not {seconds!r}")
 
 
-async def while_connected(
+async def cancel_on_disconnect(
     receive: Receive, work: Callable[[], Awaitable[None]], cut: Callable[[], Awaitable[None]]
 ) -> None:
     """Do *work*, and cancel it when the client leaves.
@@ -71,7 +71,7 @@ async def while_connected(
         except get_cancelled_exc_class():
             if not has_left:
                 # Who cuts it off may have cut off the way to the client before.
-                with move_on_after(LAST_WORDS, shield=True), suppress(Exception):
+                with move_on_after(ERROR_SEND_TIMEOUT, shield=True), suppress(Exception):
                     await cut()
             raise
         except Exception as exc:
@@ -141,7 +141,9 @@ class BodySender:
             self.takes_parts = False
             await self(_body(part.encode(), more_body=False))
 
-    async def kept_alive(self, seconds: float | None, work: Callable[[], Awaitable[None]]) -> None:
+    async def with_keep_alive(
+        self, seconds: float | None, work: Callable[[], Awaitable[None]]
+    ) -> None:
         """Do *work*, and send a comment whenever nothing else was sent for so long.
 
         What *work* raises is raised as it is, in no group.

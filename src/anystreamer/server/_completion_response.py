@@ -14,9 +14,9 @@ from starlette.types import Receive, Scope, Send
 from .._engine import Engine
 from .._generation import Prompt, uses_torch
 from .._streams import TextChunk, TextStream, Timeouts, Usage
-from ._asgi import EVENT_STREAM, NOT_KEPT, BodySender, run_all, while_connected
-from ._errors import CUT, Refused, refusal_of
-from ._openai_format import DONE, Answer, Token, event, usage_of
+from ._asgi import EVENT_STREAM, NO_CACHE_HEADERS, BodySender, cancel_on_disconnect, run_all
+from ._errors import SHUTDOWN_ERROR, APIError, refusal_of
+from ._openai_format import DONE, CompletionBuilder, Token, event, usage_of
 from ._request_models import TextRequest
 from ._tokens import TokenTexts
 
@@ -44,13 +44,13 @@ class CompletionResponse(Response):
         self,
         engine: Engine,
         request: TextRequest,
-        answer: Answer,
+        answer: CompletionBuilder,
         limits: Limits,
         ended: Callable[[str, list[Usage]], None],
     ) -> None:
         self.status_code = 200
         self.background = None
-        self.init_headers(NOT_KEPT)
+        self.init_headers(NO_CACHE_HEADERS)
         self._engine = engine
         self._request = request
         self._answer = answer
@@ -66,7 +66,9 @@ class CompletionResponse(Response):
         self._body = BodySender(send)
         serve = partial(self._serve, scope, receive)
         try:
-            await while_connected(receive, serve, partial(self._tell, CUT, scope, receive))
+            await cancel_on_disconnect(
+                receive, serve, partial(self._tell, SHUTDOWN_ERROR, scope, receive)
+            )
         finally:
             usages = [stream.usage for stream in self._choices]
             self._ended(self._outcome, [usage for usage in usages if usage is not None])
@@ -74,7 +76,7 @@ class CompletionResponse(Response):
     async def _serve(self, scope: Scope, receive: Receive) -> None:
         body = self._body
         is_open = False
-        failure: Refused | None = None
+        failure: APIError | None = None
         try:
             async with AsyncExitStack() as stack:
                 await self._open(stack)
@@ -95,7 +97,7 @@ class CompletionResponse(Response):
             return await body.end(self._usage() + DONE)
         await JSONResponse(self._whole())(scope, receive, body)
 
-    async def _tell(self, failure: Refused, scope: Scope, receive: Receive) -> None:
+    async def _tell(self, failure: APIError, scope: Scope, receive: Receive) -> None:
         """End with an error: as an event, or as the response if there is none yet."""
         body = self._body
         if body.takes_parts:
@@ -116,7 +118,7 @@ class CompletionResponse(Response):
         request, limits = self._request, self._limits
         param, asked = request.most_tokens
         if asked is not None and limits.max_tokens is not None and asked > limits.max_tokens:
-            raise Refused(
+            raise APIError(
                 f"{param} must be at most {limits.max_tokens}", param=param, code="invalid_value"
             )
         most = limits.default_max_tokens if asked is None else asked
@@ -129,7 +131,7 @@ class CompletionResponse(Response):
                 length = len(stream.prompt_token_ids)
                 room = limits.context - length if limits.context is not None else most
                 if room < 1 or (asked is not None and room < asked):
-                    raise Refused(
+                    raise APIError(
                         f"the model takes {limits.context} tokens in all; the prompt has {length}"
                         + (f", and {param} asks for {asked}" if asked else ""),
                         param=name if room < 1 else param,
@@ -150,7 +152,7 @@ class CompletionResponse(Response):
     ) -> TextStream:
         arguments: dict[str, Any] = self._request.arguments(choice, self._limits.response_template)
         if self._request.seed is not None and not uses_torch(getattr(self._engine, "model", None)):
-            raise Refused("seed is not supported by this model", param="seed")
+            raise APIError("seed is not supported by this model", param="seed")
         return await stack.enter_async_context(
             self._engine.stream_text(
                 prompt, timeout=self._limits.timeout, max_new_tokens=most, **arguments
@@ -161,7 +163,7 @@ class CompletionResponse(Response):
 
     async def _send_all(self, body: BodySender) -> None:
         works = [partial(self._send, body, *each) for each in enumerate(self._choices)]
-        await body.kept_alive(self._limits.keep_alive, partial(run_all, works))
+        await body.with_keep_alive(self._limits.keep_alive, partial(run_all, works))
 
     async def _send(self, body: BodySender, index: int, stream: TextStream) -> None:
         # Nothing is sent before the first text: clients time the first chunk.
@@ -182,7 +184,9 @@ class CompletionResponse(Response):
         await run_all([partial(read, *each) for each in enumerate(self._choices)])
 
     def _whole(self) -> dict[str, Any]:
-        return self._answer.whole([_reason(stream) for stream in self._choices], self._usages())
+        return self._answer.full_response(
+            [_reason(stream) for stream in self._choices], self._usages()
+        )
 
     def _usages(self) -> dict[str, int]:
         usages = [stream.usage for stream in self._choices]

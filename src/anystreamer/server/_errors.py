@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from .._errors import EngineBusy, EngineClosed, EngineDied, GenerationTimeout
 from ._asgi import log
 
-__all__ = ["CUT", "Refused", "refusal_of", "retry_after"]
+__all__ = ["SHUTDOWN_ERROR", "APIError", "refusal_of", "retry_after"]
 
 # Seconds. A client that is told of longer waits asks elsewhere, or its user does.
 LONGEST_RETRY = 60
@@ -26,7 +26,7 @@ _PARAMS = {
 }
 
 
-class Refused(Exception):
+class APIError(Exception):
     """A request is answered with an error object."""
 
     def __init__(
@@ -52,7 +52,7 @@ class Refused(Exception):
 
 
 # Cancelled by neither the client nor the model.
-CUT = Refused(
+SHUTDOWN_ERROR = APIError(
     "the server has ended this request",
     status=503,
     type="server_error",
@@ -66,7 +66,7 @@ def retry_after(busy: EngineBusy) -> dict[str, str]:
     return {"retry-after": str(min(max(seconds, 1), LONGEST_RETRY))}
 
 
-def refusal_of(exc: Exception, *, at_entry: bool, param: str) -> Refused:
+def refusal_of(exc: Exception, *, at_entry: bool, param: str) -> APIError:
     """What a client is told of an error of the engine's: not what was found inside of the server.
 
     Args:
@@ -75,10 +75,10 @@ def refusal_of(exc: Exception, *, at_entry: bool, param: str) -> Refused:
         param: what was asked, where the error does not say which.
     """
     match exc:
-        case Refused():
+        case APIError():
             return exc
         case EngineBusy() as exc:
-            return Refused(
+            return APIError(
                 str(exc),
                 status=503,
                 type="server_error",
@@ -86,9 +86,9 @@ def refusal_of(exc: Exception, *, at_entry: bool, param: str) -> Refused:
                 headers=retry_after(exc),
             )
         case EngineClosed() | EngineDied():
-            return Refused(str(exc), status=503, type="server_error", code="engine_unavailable")
+            return APIError(str(exc), status=503, type="server_error", code="engine_unavailable")
         case GenerationTimeout():
-            return Refused(str(exc), status=504, type="timeout_error", code=exc.phase)
+            return APIError(str(exc), status=504, type="timeout_error", code=exc.phase)
     # Of the template: it raises what it does not like, such as two answers in a row.
     is_template_s = type(exc).__module__.partition(".")[0] == "jinja2"
     if at_entry and (isinstance(exc, ValueError | TypeError) or is_template_s):
@@ -97,6 +97,6 @@ def refusal_of(exc: Exception, *, at_entry: bool, param: str) -> Refused:
             if name in said:
                 said, param = said.replace(name, known_as), known_as
                 break
-        return Refused(said, param=param, code="invalid_value")
+        return APIError(said, param=param, code="invalid_value")
     log.error("a request failed", exc_info=exc)
-    return Refused("the model failed", status=500, type="server_error")
+    return APIError("the model failed", status=500, type="server_error")

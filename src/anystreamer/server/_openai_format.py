@@ -13,10 +13,18 @@ from typing import Any
 
 from .._streams import TextChunk, Usage
 
-__all__ = ["DONE", "Answer", "ChatAnswer", "CompletionAnswer", "Token", "event", "usage_of"]
+__all__ = [
+    "DONE",
+    "ChatCompletionBuilder",
+    "CompletionBuilder",
+    "TextCompletionBuilder",
+    "Token",
+    "event",
+    "usage_of",
+]
 
 # OpenAI's for what is as good as impossible: JSON has no infinity.
-LEAST = -9999.0
+MIN_LOGPROB = -9999.0
 
 DONE = "data: [DONE]\n\n"
 
@@ -38,7 +46,7 @@ class Token:
     top: Sequence[tuple[str, float]] = ()
 
 
-class Choice(ABC):
+class ChoiceBuilder(ABC):
     """One choice: takes the pieces of a stream, and says what is told of each, and of all.
 
     *top* says how many tokens are told in the place of each; None tells of no tokens.
@@ -60,7 +68,7 @@ class Choice(ABC):
         self._length += len(piece)
         return {**self._say(piece), "logprobs": logprobs}
 
-    def opening(self, said: dict[str, Any]) -> dict[str, Any] | None:
+    def first_delta(self, said: dict[str, Any]) -> dict[str, Any] | None:
         """What has a chunk of its own before the first one."""
         return None
 
@@ -74,12 +82,12 @@ class Choice(ABC):
 
     @property
     @abstractmethod
-    def nothing(self) -> dict[str, Any]:
+    def empty_delta(self) -> dict[str, Any]:
         """What the last chunk has, which only says why it is the last."""
 
     @property
     @abstractmethod
-    def said(self) -> dict[str, Any]:
+    def message(self) -> dict[str, Any]:
         """All of it, in a whole answer."""
 
     @abstractmethod
@@ -87,7 +95,7 @@ class Choice(ABC):
         """Tokens with their log-probabilities. The first one's text begins at *offset*."""
 
 
-class ChatChoice(Choice):
+class ChatChoiceBuilder(ChoiceBuilder):
     """A message."""
 
     def __init__(self, top: int | None) -> None:
@@ -96,7 +104,7 @@ class ChatChoice(Choice):
         self._calls: list[dict[str, Any]] = []
         self._last = ""  # the field of the piece before
 
-    def opening(self, said: dict[str, Any]) -> dict[str, Any]:
+    def first_delta(self, said: dict[str, Any]) -> dict[str, Any]:
         delta = said["delta"]
         content = "" if "content" in delta or not delta else None
         return {"delta": {"role": "assistant", "content": content}, "logprobs": None}
@@ -124,11 +132,11 @@ class ChatChoice(Choice):
         return {"delta": {field: text}}
 
     @property
-    def nothing(self) -> dict[str, Any]:
+    def empty_delta(self) -> dict[str, Any]:
         return {"delta": {}, "logprobs": None}
 
     @property
-    def said(self) -> dict[str, Any]:
+    def message(self) -> dict[str, Any]:
         texts = {field: "".join(parts) for field, parts in self._texts.items()}
         content = texts.pop("content", None if self._calls else "")
         calls = {"tool_calls": self._calls} if self._calls else {}
@@ -138,15 +146,15 @@ class ChatChoice(Choice):
     def _logprobs(self, tokens: Sequence[Token], offset: int) -> dict[str, Any]:
         content = [
             {
-                **_priced(token.text, token.logprob),
-                "top_logprobs": [_priced(*each) for each in token.top],
+                **_logprob_entry(token.text, token.logprob),
+                "top_logprobs": [_logprob_entry(*each) for each in token.top],
             }
             for token in tokens
         ]
         return {"content": content, "refusal": None}
 
 
-class CompletionChoice(Choice):
+class TextChoiceBuilder(ChoiceBuilder):
     """A text."""
 
     def __init__(self, top: int | None) -> None:
@@ -158,11 +166,11 @@ class CompletionChoice(Choice):
         return {"text": piece}
 
     @property
-    def nothing(self) -> dict[str, Any]:
+    def empty_delta(self) -> dict[str, Any]:
         return {"text": "", "logprobs": None}
 
     @property
-    def said(self) -> dict[str, Any]:
+    def message(self) -> dict[str, Any]:
         return {"text": "".join(self._parts)}
 
     def _logprobs(self, tokens: Sequence[Token], offset: int) -> dict[str, Any]:
@@ -173,26 +181,26 @@ class CompletionChoice(Choice):
             # always among them.
             tops = [
                 {
-                    text: max(logprob, LEAST)
+                    text: max(logprob, MIN_LOGPROB)
                     for text, logprob in [(token.text, token.logprob), *reversed(token.top)]
                 }
                 for token in tokens
             ]
         return {
             "tokens": [token.text for token in tokens],
-            "token_logprobs": [max(token.logprob, LEAST) for token in tokens],
+            "token_logprobs": [max(token.logprob, MIN_LOGPROB) for token in tokens],
             "top_logprobs": tops,
             "text_offset": list(accumulate(lengths[:-1], initial=offset)) if tokens else [],
         }
 
 
-class Answer:
+class CompletionBuilder:
     """The answer to a request: its id, its time, its choices, and what all of its parts say."""
 
     prefix: str
     name: str  # of the whole
     chunk_name: str
-    new_choice: type[Choice]
+    new_choice: type[ChoiceBuilder]
 
     def __init__(self, model: str, *, includes_usage: bool, top: int | None) -> None:
         self._head = {
@@ -203,7 +211,7 @@ class Answer:
         }
         self._includes_usage = includes_usage
         self._top = top
-        self._choices: list[Choice] = []
+        self._choices: list[ChoiceBuilder] = []
         self._opened: set[int] = set()
 
     def add_choice(self) -> None:
@@ -219,7 +227,7 @@ class Answer:
     def last(self, index: int, finish_reason: str, stop_string: str | None) -> str:
         """Events that end a choice. Which stop string did, is told as vLLM tells it."""
         choice = self._choices[index]
-        said = choice.nothing
+        said = choice.empty_delta
         if stop_string is not None:
             said["stop_reason"] = stop_string
         return self._chunks(index, said, choice.reason(finish_reason))
@@ -232,7 +240,7 @@ class Answer:
         opening = None
         if index not in self._opened:
             self._opened.add(index)
-            opening = self._choices[index].opening(said)
+            opening = self._choices[index].first_delta(said)
         before = "" if opening is None else self._chunk(index, opening, None)
         return before + self._chunk(index, said, finish_reason)
 
@@ -250,12 +258,12 @@ class Answer:
         """Keep a piece of a choice, and its tokens."""
         self._choices[index].take(piece, tokens)
 
-    def whole(self, finish_reasons: Sequence[str], usage: dict[str, int]) -> dict[str, Any]:
+    def full_response(self, finish_reasons: Sequence[str], usage: dict[str, int]) -> dict[str, Any]:
         """The answer, with all that was taken."""
         choices = [
             {
                 "index": index,
-                **choice.said,
+                **choice.message,
                 "logprobs": choice.logprobs,
                 "finish_reason": choice.reason(reason),
             }
@@ -266,21 +274,21 @@ class Answer:
         return self._with({"choices": choices, "usage": usage}, self.name)
 
 
-class ChatAnswer(Answer):
+class ChatCompletionBuilder(CompletionBuilder):
     """An answer of ``/v1/chat/completions``."""
 
     prefix = "chatcmpl"
     name = "chat.completion"
     chunk_name = "chat.completion.chunk"
-    new_choice = ChatChoice
+    new_choice = ChatChoiceBuilder
 
 
-class CompletionAnswer(Answer):
+class TextCompletionBuilder(CompletionBuilder):
     """An answer of ``/v1/completions``."""
 
     prefix = "cmpl"
     name = chunk_name = "text_completion"
-    new_choice = CompletionChoice
+    new_choice = TextChoiceBuilder
 
 
 def usage_of(usages: Sequence[Usage], copies: int) -> dict[str, int]:
@@ -313,7 +321,7 @@ def _call(value: Any) -> dict[str, Any] | None:
     }
 
 
-def _priced(text: str, logprob: float) -> dict[str, Any]:
+def _logprob_entry(text: str, logprob: float) -> dict[str, Any]:
     # What is no whole character has bytes that its text does not tell.
     known = None if "\ufffd" in text else list(text.encode(errors="replace"))
-    return {"token": text, "logprob": max(logprob, LEAST), "bytes": known}
+    return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": known}

@@ -15,7 +15,7 @@ from pydantic import (
 from pydantic_core import from_json
 
 from .._generation import Prompt
-from ._errors import Refused
+from ._errors import APIError
 from ._message_models import Message, Tool, _Strict
 
 __all__ = ["ChatRequest", "CompletionRequest", "TextRequest", "parsed"]
@@ -54,7 +54,7 @@ class TextRequest(_Strict):
     @model_validator(mode="after")
     def _check(self) -> TextRequest:
         if self.stream_options is not None and not self.stream:
-            raise Refused("stream_options is for stream=true", param="stream_options")
+            raise APIError("stream_options is for stream=true", param="stream_options")
         return self
 
     @property
@@ -121,15 +121,15 @@ class ChatRequest(TextRequest):
     @model_validator(mode="after")
     def _check_chat(self) -> ChatRequest:
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise Refused(
+            raise APIError(
                 "max_tokens and max_completion_tokens say the same: give one of them",
                 param="max_tokens",
             )
         if self.top_logprobs is not None and not self.logprobs:
-            raise Refused("top_logprobs is for logprobs=true", param="top_logprobs")
+            raise APIError("top_logprobs is for logprobs=true", param="top_logprobs")
         for name in ("tool_choice", "parallel_tool_calls"):
             if getattr(self, name) is not None and self.tools is None:
-                raise Refused(f"{name} is for requests with tools", param=name)
+                raise APIError(f"{name} is for requests with tools", param=name)
         return self
 
     @property
@@ -157,7 +157,7 @@ class ChatRequest(TextRequest):
         arguments = super().arguments(choice, template)
         callable_tools = None if self.tool_choice == "none" else self.tools
         if self.tools is not None and "tool_calls" not in (template or {"fields": ()})["fields"]:
-            raise Refused(
+            raise APIError(
                 "tools is not supported by this model: its templates know of none", param="tools"
             )
         if callable_tools is not None:
@@ -181,7 +181,7 @@ class CompletionRequest(TextRequest):
     @model_validator(mode="after")
     def _check_completion(self) -> CompletionRequest:
         if len(self.prompts) * (self.n or 1) > 128:
-            raise Refused("no more than 128 answers to one request", param="n")
+            raise APIError("no more than 128 answers to one request", param="n")
         return self
 
     @property
@@ -205,16 +205,16 @@ def parsed(kind: type[RequestT], body: bytes) -> RequestT:
     try:
         data = from_json(body, allow_inf_nan=False)
     except ValueError as exc:
-        raise Refused(f"the body is no JSON: {exc}") from exc
+        raise APIError(f"the body is no JSON: {exc}") from exc
     if not isinstance(data, dict):
-        raise Refused("the body must be a JSON object")
+        raise APIError("the body must be a JSON object")
     try:
         return kind.model_validate(data)
     except ValidationError as exc:
         raise _refusal(data, exc) from exc
 
 
-def _refusal(data: Mapping[str, Any], exc: ValidationError) -> Refused:
+def _refusal(data: Mapping[str, Any], exc: ValidationError) -> APIError:
     """The first of pydantic's errors, in OpenAI's words."""
     errors = exc.errors(include_url=False, include_context=False)
     # Of the alternatives that a value may be, the one that it got furthest with.
@@ -222,10 +222,10 @@ def _refusal(data: Mapping[str, Any], exc: ValidationError) -> Refused:
     named = [(_name(data, each["loc"], each["type"] == "missing"), each) for each in alternatives]
     param, error = max(named, key=lambda each: each[0].count(".") + each[0].count("["))
     if error["type"] == "extra_forbidden":
-        return Refused(f"{param} is not supported", param=param, code="unknown_parameter")
+        return APIError(f"{param} is not supported", param=param, code="unknown_parameter")
     if error["type"] == "missing":
-        return Refused(f"{param} is missing", param=param, code="missing_required_parameter")
-    return Refused(f"{param}: {error['msg']}", param=param, code="invalid_value")
+        return APIError(f"{param} is missing", param=param, code="missing_required_parameter")
+    return APIError(f"{param}: {error['msg']}", param=param, code="invalid_value")
 
 
 def _name(data: Any, loc: tuple[int | str, ...], is_missing: bool) -> str:

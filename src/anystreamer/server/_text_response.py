@@ -14,8 +14,15 @@ from starlette.types import Receive, Scope, Send
 
 from .._errors import EngineBusy, EngineClosed, EngineDied, GenerationTimeout
 from .._streams import TextStream
-from ._asgi import EVENT_STREAM, NOT_KEPT, BodySender, check_keep_alive, log, while_connected
-from ._errors import CUT, retry_after
+from ._asgi import (
+    EVENT_STREAM,
+    NO_CACHE_HEADERS,
+    BodySender,
+    cancel_on_disconnect,
+    check_keep_alive,
+    log,
+)
+from ._errors import SHUTDOWN_ERROR, retry_after
 
 __all__ = ["TextStreamResponse"]
 
@@ -76,7 +83,7 @@ class TextStreamResponse(Response):
             EVENT_STREAM if self._sends_events else "text/plain"
         )
         self.background = background
-        self.init_headers({**NOT_KEPT, **(headers or {})})
+        self.init_headers({**NO_CACHE_HEADERS, **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. Called by Starlette."""
@@ -93,11 +100,11 @@ class TextStreamResponse(Response):
 
         async def cut() -> None:
             if not body.has_started:
-                await PlainTextResponse(str(CUT), 503)(scope, receive, body)
+                await PlainTextResponse(str(SHUTDOWN_ERROR), 503)(scope, receive, body)
             elif self._sends_events and body.takes_parts:
-                await body.end(_error_event(str(CUT)))
+                await body.end(_error_event(str(SHUTDOWN_ERROR)))
 
-        await while_connected(receive, work, cut)
+        await cancel_on_disconnect(receive, work, cut)
         if self.background is not None:
             await self.background()
 
@@ -106,7 +113,7 @@ class TextStreamResponse(Response):
         try:
             async with self._engine_stream as stream:
                 await body.start(self.status_code, self.raw_headers)
-                await body.kept_alive(self._keep_alive, partial(self._send, stream, body))
+                await body.with_keep_alive(self._keep_alive, partial(self._send, stream, body))
             if self._sends_events:
                 usage = stream.usage
                 assert usage is not None
