@@ -219,7 +219,7 @@ class SyncEngine:
         return self._engine.statistics()
 
 
-class EngineGone(EngineClosed):
+class _EngineGone(EngineClosed):
     """The engine's block has been left: its event loop may be gone."""
 
 
@@ -250,7 +250,7 @@ class _EngineStream(SyncStream[TextStream]):
         try:
             self._stream._cancelled = not self._stream._left.is_set()
             self._call(partial(self._context.__aexit__, None, None, None))
-        except EngineGone:
+        except _EngineGone:
             if (error := self._stream._release()) is not None:
                 raise error from None
         finally:
@@ -259,7 +259,7 @@ class _EngineStream(SyncStream[TextStream]):
     def __next__(self) -> TextChunk:
         try:
             return super().__next__()
-        except EngineGone:  # nobody but us touches the stream any more
+        except _EngineGone:  # nobody but us touches the stream any more
             pass
         stream = self._stream
         stream._fetch()
@@ -293,17 +293,17 @@ class _EngineStream(SyncStream[TextStream]):
                 done.set_result(await _outcome(func))
             finally:
                 if not done.done():  # the engine is being cancelled
-                    done.set_result((None, EngineGone()))
+                    done.set_result((None, _EngineGone()))
 
-        with self._engine.visit() as may_cross:
+        with self._engine.allow_cross_thread_call() as may_cross:
             if not may_cross:
-                raise EngineGone
+                raise _EngineGone
             try:
                 anyio.from_thread.run_sync(
                     lambda: self._engine.start(call()), token=self._engine.token
                 )
             except RuntimeError as exc:  # its task group has ended
-                raise EngineGone from exc
+                raise _EngineGone from exc
             value, error = done.result()
         if error is not None:
             raise error
