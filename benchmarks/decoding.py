@@ -37,7 +37,7 @@ HERE = Path(__file__).parent
 
 def load_families() -> Any:
     """The tests' tokenizers, from wherever this is run."""
-    path = HERE.parent / "tests" / "tokenizer_families.py"
+    path = HERE.parent / "tests" / "helpers" / "tokenizer_families.py"
     spec = importlib.util.spec_from_file_location("tokenizer_families", path)
     assert spec is not None
     assert spec.loader is not None

@@ -109,7 +109,7 @@ def serve(program: str, steps: Path, arguments: list[str]) -> None:
     LlamaForCausalLM.forward = counted  # type: ignore[method-assign]
     sys.argv = [program, "serve", *arguments]
     if program == "anystreamer":
-        from anystreamer.cli.commands import main
+        from anystreamer.cli import main
     else:
         from transformers.cli.transformers import main  # type: ignore[import-not-found, no-redef]
     main()

@@ -46,7 +46,7 @@ from tables import show
 from transformers import AsyncTextIteratorStreamer
 
 import anystreamer
-from anystreamer._engine.cb_config import checked_settings
+from anystreamer._engine.cb_config import validate_cb_config
 from anystreamer.demo import load_demo
 
 LAYERS, HIDDEN = 4, 128
@@ -150,7 +150,7 @@ class Bench:
         self.model: Any = make_model(LAYERS, HIDDEN)
         self.tokenizer = make_tokenizer()
         self.tokens = tokens
-        self.settings = checked_settings(self.model, max(STREAMS), None)
+        self.settings = validate_cb_config(self.model, max(STREAMS), None)
         torch.manual_seed(1)
         self.prompts: list[list[int]] = torch.randint(1, 500, (max(STREAMS), PROMPT)).tolist()
 

@@ -55,6 +55,7 @@ def serve() -> None:
             lambda opened: create_app(opened, keep_alive=None),
             listener,
             "uvicorn",
+            "asyncio",
             grace=1,
             ready=lambda: print(url_of(listener), flush=True),
             at_once=sys.exit,
