@@ -15,7 +15,9 @@ from .serve import allowed_hosts, is_loopback, run_serve
 
 __all__ = ["app"]
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app: typer.Typer = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
+)
 
 Model = Annotated[
     str | None, typer.Argument(help="A folder or a hub id. By default the embedded model.")
