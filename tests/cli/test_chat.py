@@ -17,8 +17,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ..helpers.scripted import PATIENCE
-
 pytest.importorskip("rich")
 pytest.importorskip("typer")
 
@@ -27,7 +25,10 @@ from anystreamer.cli.chat import PARSER, _settled
 if sys.platform == "win32":
     pytest.skip("there are no such terminals", allow_module_level=True)
 
+from ..helpers.scripted import PROGRAM_PATIENCE, PROGRAM_TIMEOUT
 from ..helpers.terminals import Terminal, terminal
+
+pytestmark = pytest.mark.timeout(PROGRAM_TIMEOUT)
 
 both_backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
@@ -256,7 +257,7 @@ def server(code: str, *arguments: str) -> Iterator[str]:
             assert process.stdout is not None
             yield process.stdout.readline().split()[-1]
             process.send_signal(signal.SIGINT)
-            process.wait(PATIENCE)
+            process.wait(PROGRAM_PATIENCE)
         finally:
             process.kill()
 
@@ -317,7 +318,7 @@ def piped(code: str, questions: str, *arguments: str, **env: str) -> tuple[int, 
         capture_output=True,
         encoding="utf-8",
         env=ENV | {"PYTHONUTF8": "1"} | env,
-        timeout=PATIENCE,
+        timeout=PROGRAM_PATIENCE,
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -371,7 +372,7 @@ def test_ctrl_c_with_a_pipe(backend: str) -> None:
         process.stdin.flush()
         process.stdout.read(2)
         process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) == 130
+        assert process.wait(PROGRAM_PATIENCE) == 130
         assert process.stderr.read() == b""
 
 

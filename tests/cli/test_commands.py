@@ -14,6 +14,10 @@ from typer.testing import CliRunner
 
 from anystreamer.cli.commands import app
 
+from ..helpers.scripted import PROGRAM_PATIENCE, PROGRAM_TIMEOUT
+
+pytestmark = pytest.mark.timeout(PROGRAM_TIMEOUT)
+
 both_backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
 COUNTING = "An increasing sequence: one,"
@@ -240,7 +244,7 @@ def test_ctrl_c_in_mid_stream(backend: str, times: int) -> None:
         output = read_until(process, "three,")
         for _ in range(times):
             process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=20)
+        rest, errors = process.communicate(timeout=PROGRAM_PATIENCE)
     assert (process.returncode, errors) == (130, "")
     assert output.startswith(COUNTING)
     assert "tokens/s" not in output + rest

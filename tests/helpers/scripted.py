@@ -22,6 +22,10 @@ ShouldStop = Callable[[], bool]
 
 # How long a test waits for what must come, in seconds. Nothing is ever asserted about less.
 PATIENCE = 30.0
+# The same for a program: on a busy machine torch alone takes half a minute to import. A test that
+# may wait so long has the mark `pytest.mark.timeout(PROGRAM_TIMEOUT)`.
+PROGRAM_PATIENCE = 240.0
+PROGRAM_TIMEOUT = 300
 
 
 class Scripted:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyte
 
-from .scripted import PATIENCE
+from .scripted import PROGRAM_PATIENCE
 
 __all__ = ["Terminal", "terminal"]
 
@@ -48,7 +48,7 @@ class Terminal:
 
     def until(self, pattern: str, times: int = 1) -> str:
         """Read until *pattern* is on the screen, so often. Returns all that is."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + PROGRAM_PATIENCE
         while len(re.findall(pattern, self.text)) < times:
             if not self._read(deadline):
                 raise AssertionError(f"no {pattern!r}, but:\n{self.text}")
@@ -56,7 +56,7 @@ class Terminal:
 
     def end(self) -> int:
         """Read to the end. Returns the exit code."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + PROGRAM_PATIENCE
         while self._read(deadline):
             pass
         return self.process.wait(max(0.1, deadline - time.monotonic()))

@@ -18,10 +18,10 @@ import pytest
 
 import anystreamer.demo
 
-from ..helpers.scripted import PATIENCE
+from ..helpers.scripted import PROGRAM_PATIENCE, PROGRAM_TIMEOUT
 from ..helpers.serving import data_of
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(PROGRAM_TIMEOUT)]
 
 TEXT = "/v1/completions"
 
@@ -73,7 +73,7 @@ def test_it_serves_and_ends_what_is_open_when_it_is_interrupted(options: str, be
             base_url=line.split()[-1],
             headers={"authorization": "Bearer key"},
             trust_env=False,
-            timeout=PATIENCE,
+            timeout=PROGRAM_PATIENCE,
         ) as client:
             assert client.get("/health").json() == {"status": "open"}
             assert client.get("/v1/models", headers={"authorization": ""}).status_code == 401
@@ -90,7 +90,7 @@ def test_it_serves_and_ends_what_is_open_when_it_is_interrupted(options: str, be
         *_, error, done = data_of(text)
         assert error["error"]["code"] == "engine_unavailable"
         assert done == "[DONE]"
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(PROGRAM_PATIENCE) == 0
         assert process.stdout.read() == ""
 
 
@@ -104,7 +104,9 @@ def test_its_guards_and_limits_are_those_that_are_asked_for() -> None:
     with program(*arguments, ANYSTREAMER_API_KEY="key") as process:
         assert process.stdout is not None
         line = process.stdout.readline()
-        with httpx.Client(base_url=line.split()[-1], trust_env=False, timeout=PATIENCE) as client:
+        with httpx.Client(
+            base_url=line.split()[-1], trust_env=False, timeout=PROGRAM_PATIENCE
+        ) as client:
 
             def status(body: dict[str, object], **headers: str) -> int:
                 headers = {"authorization": "Bearer key", **headers}
@@ -151,7 +153,7 @@ def test_it_runs_no_code_of_a_model_s_own_unless_it_may(tmp_path: Path, is_trust
         if is_trusted:
             assert any(line.startswith("Serving own on ") for line in process.stdout)
         else:
-            output, _ = process.communicate(timeout=PATIENCE)
+            output, _ = process.communicate(timeout=PROGRAM_PATIENCE)
             assert process.returncode == 1
             assert "--trust-remote-code" in output
             assert "Traceback" not in output
@@ -170,21 +172,21 @@ def test_it_runs_no_code_of_a_model_s_own_unless_it_may(tmp_path: Path, is_trust
 )
 def test_limits_that_are_none(arguments: tuple[str, str]) -> None:
     with program(*arguments) as process:
-        output, _ = process.communicate(timeout=PATIENCE)
+        output, _ = process.communicate(timeout=PROGRAM_PATIENCE)
         assert process.returncode == 2
         assert arguments[0] in output
 
 
 def test_it_does_not_serve_everybody_without_a_key() -> None:
     with program("--host", "0.0.0.0") as process:
-        output, _ = process.communicate(timeout=PATIENCE)
+        output, _ = process.communicate(timeout=PROGRAM_PATIENCE)
         assert process.returncode == 2
         assert "0.0.0.0 is a public address" in output
 
 
 def test_uvicorn_does_not_run_on_trio() -> None:
     with program("--server", "uvicorn", "--backend", "trio") as process:
-        output, _ = process.communicate(timeout=PATIENCE)
+        output, _ = process.communicate(timeout=PROGRAM_PATIENCE)
         assert process.returncode == 2
         assert "uvicorn runs on asyncio only" in output
 
@@ -192,7 +194,7 @@ def test_uvicorn_does_not_run_on_trio() -> None:
 def test_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with program("--port", str(taken.getsockname()[1])) as process:
-            output, _ = process.communicate(timeout=PATIENCE)
+            output, _ = process.communicate(timeout=PROGRAM_PATIENCE)
             assert process.returncode == 1
             assert output.startswith("Error: ")
             assert "Traceback" not in output
