@@ -21,6 +21,8 @@ from anystreamer import EngineBusy, EngineClosed, FinishReason
 from anystreamer.sync import SyncEngine, open_engine, stream_batch, stream_text
 from anystreamer.testing import Gate, ScriptedModel
 
+from .helpers.inside import state_of
+
 PATIENCE = 30.0
 
 
@@ -250,7 +252,7 @@ def test_a_sync_stream_of_an_engine_is_all_that_others_are() -> None:
             assert raised.value is error
         assert (stream.text, stream.finish_reason) == ("ab", FinishReason.ERROR)
         with pytest.raises(ValueError, match="no"), engine.stream_text("hi") as stream:
-            until(stream._stream._left.is_set)
+            until(state_of(stream._stream).worker_exited.is_set)
         stream = engine.stream_text("hi")
         with pytest.raises(TypeError, match="with"):
             next(stream)

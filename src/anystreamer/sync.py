@@ -17,7 +17,7 @@ import anyio
 from anyio.from_thread import BlockingPortal
 from anyio.lowlevel import current_token
 
-from ._bridge import StreamContext
+from ._bridge import StreamContext, StreamState
 from ._engine import Engine, EngineStatistics
 from ._engine import open_engine as _open_engine
 from ._errors import EngineClosed
@@ -168,7 +168,7 @@ class SyncStream(Generic[StreamT]):
         if self._done is None:
             return
         seen = self._error_seen
-        self._stream._cancelled = not self._stream._left.is_set()
+        self._state.abandon()
         with contextlib.suppress(RuntimeError):  # the portal has been closed, and with it this
             self._portal.call(self._close_requested.set)
         error, self._error_seen = self._done.result(), True
@@ -177,14 +177,20 @@ class SyncStream(Generic[StreamT]):
 
     def __del__(self) -> None:
         # Any thread may be collecting, the loop's own too. So ask only; the worker looks.
-        if getattr(self, "_done", None) is not None and not self._stream._left.is_set():
-            self._stream._cancelled = True
+        if getattr(self, "_done", None) is not None:
+            self._state.abandon()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
         self._opened()
         return getattr(self._stream, name)
+
+    @property
+    def _state(self) -> StreamState[Any]:
+        task = self._context.task
+        assert task is not None
+        return task.state
 
     def _call(self, func: Callable[[], Awaitable[T]]) -> T:
         value, error = self._portal.call(_outcome, func)
@@ -248,10 +254,10 @@ class _EngineStream(SyncStream[TextStream]):
             self._done.result()
             return
         try:
-            self._stream._cancelled = not self._stream._left.is_set()
+            self._state.abandon()
             self._call(partial(self._context.__aexit__, None, None, None))
         except _EngineGone:
-            if (error := self._stream._release()) is not None:
+            if (error := self._state.close_and_take_error()) is not None:
                 raise error from None
         finally:
             self._done.set_result(None)
@@ -261,17 +267,10 @@ class _EngineStream(SyncStream[TextStream]):
             return super().__next__()
         except _EngineGone:  # nobody but us touches the stream any more
             pass
-        stream = self._stream
-        stream._fetch()
         try:
-            return stream._take()
+            return self._stream.receive_nowait()
         except (anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
-            pass
-        stream._conclude()
-        if stream._error is None:
-            raise StopIteration
-        stream._error_raised = True
-        raise stream._error
+            raise StopIteration from None
 
     def read(self) -> str:
         self._opened()

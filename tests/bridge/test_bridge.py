@@ -27,9 +27,15 @@ from anyio import CancelScope, CapacityLimiter, create_task_group, from_thread
 from anyio.lowlevel import checkpoint
 
 from anystreamer import GenerationStopped, ThreadStream, stream_from_thread, stream_iterable
-from anystreamer._bridge.context import StreamContext, ThreadContext
-from anystreamer._bridge.worker_task import ThreadJob
+from anystreamer._bridge import (
+    StreamContext,
+    StreamState,
+    ThreadContext,
+    ThreadTask,
+    run_sync_joined,
+)
 
+from ..helpers.inside import state_of
 from ..helpers.scripted import (
     NATIVE_LOOPS,
     PATIENCE,
@@ -1098,7 +1104,7 @@ async def test_an_error_leaves_no_reference_cycle(reading: bool) -> None:
                 await stream.receive()
             else:
                 await until(lambda: producer.has_left)
-    assert stream._error is None
+    assert state_of(stream).error is None
 
 
 # -- 5: nothing hangs, nothing is lost
@@ -1130,14 +1136,14 @@ async def test_a_receive_that_waits_for_a_silent_producer_sleeps(
 ) -> None:
     """It looks after what may be held, and then no more: thousands of streams may be waiting."""
     looks = 0
-    deliver = ThreadStream._deliver
+    publish = StreamState.publish
 
-    def counted(stream: Any) -> Any:
+    def counted(state: Any) -> Any:
         nonlocal looks
         looks += 1
-        return deliver(stream)
+        return publish(state)
 
-    monkeypatch.setattr(ThreadStream, "_deliver", counted)
+    monkeypatch.setattr(StreamState, "publish", counted)
     latch = Latch("item")
     async with stream_from_thread(latch) as stream:
         assert await stream.receive() == "item"
@@ -1195,21 +1201,21 @@ async def test_no_item_is_lost_to_a_scope_that_is_cancelled_in_the_tick_of_its_a
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Cancelled right before and right after the delivery that wakes the receive()."""
-    deliver = ThreadStream._deliver
+    publish = StreamState.publish
     scope = CancelScope()
     calls = 0
 
-    def cancelling(stream: Any) -> Any:
+    def cancelling(state: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls % 3 == 0:
             scope.cancel()
-        result = deliver(stream)
+        result = publish(state)
         if calls % 3 == 1:
             scope.cancel()
         return result
 
-    monkeypatch.setattr(ThreadStream, "_deliver", cancelling)
+    monkeypatch.setattr(StreamState, "publish", cancelling)
     length = 1000
     received: list[Any] = []
     async with stream_from_thread(Scripted(length)) as stream:
@@ -1245,21 +1251,21 @@ def test_no_item_is_lost_to_native_cancellation(native: Native) -> None:
 def test_no_item_is_lost_to_native_cancellation_in_the_tick_of_its_arrival(
     native: Native, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deliver = ThreadStream._deliver
+    publish = StreamState.publish
     task: asyncio.Task[int] | None = None
     calls = 0
 
-    def cancelling(stream: Any) -> Any:
+    def cancelling(state: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls % 3 == 0 and task:
             task.cancel()
-        result = deliver(stream)
+        result = publish(state)
         if calls % 3 == 1 and task:
             task.cancel()
         return result
 
-    monkeypatch.setattr(ThreadStream, "_deliver", cancelling)
+    monkeypatch.setattr(StreamState, "publish", cancelling)
 
     async def main() -> list[int]:
         nonlocal task
@@ -1972,23 +1978,38 @@ async def test_a_stream_leaves_nothing_open(way: str) -> None:
 # -- what the library's own streams build on: something to prepare before the turn
 
 
+class PreparedTask(ThreadTask[Stream]):
+    """Calls a function in a thread first."""
+
+    def __init__(
+        self, prepare: Callable[[], None], producer: Scripted, limiter: CapacityLimiter | None
+    ) -> None:
+        state = StreamState[int]()
+        super().__init__(
+            "stream_of_tests",
+            state,
+            ThreadStream(state),
+            lambda worker: producer(worker.emit, worker.should_stop),
+            lambda: limiter,
+        )
+        self._prepare = prepare
+
+    async def prepare(self) -> None:
+        await run_sync_joined(self._prepare)
+        await checkpoint()
+
+
 def prepared(
-    prepare: Callable[[Stream], None], producer: Scripted, limiter: CapacityLimiter | None = None
+    prepare: Callable[[], None], producer: Scripted, limiter: CapacityLimiter | None = None
 ) -> StreamContext[Stream]:
-    job = ThreadJob(
-        name="stream_of_tests",
-        new_stream=ThreadStream[int],
-        produce=lambda _, worker: producer(worker.emit, worker.should_stop),
-        prepare=prepare,
-    )
-    return ThreadContext(job, lambda: limiter)
+    return ThreadContext("stream_of_tests", lambda: PreparedTask(prepare, producer, limiter))
 
 
 async def test_what_is_prepared_is_ready_at_the_entry_without_a_turn() -> None:
     limiter = CapacityLimiter(1)
     threads = []
     async with limiter:
-        async with prepared(lambda _: threads.append(threading.get_ident()), Scripted(), limiter):
+        async with prepared(lambda: threads.append(threading.get_ident()), Scripted(), limiter):
             assert threads
             assert threads != [threading.get_ident()]
 
@@ -1997,7 +2018,7 @@ async def test_an_error_of_the_preparation_is_raised_at_the_entry() -> None:
     error = raised(ValueError())
     producer = Scripted()
 
-    def fail(_: Stream) -> None:
+    def fail() -> None:
         raise error
 
     with pytest.raises(ValueError) as caught:  # noqa: PT011
@@ -2013,7 +2034,7 @@ async def test_a_preparation_that_is_cancelled_is_waited_for_and_nothing_starts(
     left = []
     producer = Scripted()
 
-    def slow(_: Stream) -> None:
+    def slow() -> None:
         holding.set()
         assert go_on.wait(PATIENCE)
         left.append(True)
@@ -2046,7 +2067,7 @@ def test_a_preparation_that_is_cancelled_natively_is_waited_for_too(
     left = []
     producer = Scripted()
 
-    def slow(_: Stream) -> None:
+    def slow() -> None:
         holding.set()
         assert go_on.wait(PATIENCE)
         left.append(True)

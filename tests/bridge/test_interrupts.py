@@ -251,7 +251,7 @@ IN_A_PHASE = """
         time.sleep(0.05)  # until the main task waits, and is not on its way there
         say("ready")
         sys.stdin.readline()
-        while not context._stream._cancelled:  # until it is being left
+        while not context.task.state.abandoned:  # until it is being left
             time.sleep(0.001)
         say("steps", model.steps)
         gate.open()

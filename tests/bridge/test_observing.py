@@ -17,6 +17,7 @@ import anystreamer
 from anystreamer import Statistics, stream_batch, stream_from_thread, stream_text
 from anystreamer.testing import Gate, ScriptedModel
 
+from ..helpers.inside import state_of
 from ..helpers.scripted import Scripted, until
 
 
@@ -84,11 +85,14 @@ async def test_the_log_tells_of_each_stream(caplog: pytest.LogCaptureFixture) ->
         async with stream_from_thread(Scripted(fails={0: OSError("no memory")})) as failing:
             await failing.receive()
     waits, runs, ended, *others = [record.getMessage() for record in caplog.records]
-    number = f"stream_text #{stream._number} "
+    number = f"stream_text #{state_of(stream).number} "
     assert waits == f"{number}waits for its turn"
     assert runs == f"{number}runs"
     assert ended.startswith(f"{number}ended: eos; 3 of 3 tokens delivered; Timing(queued=")
-    assert others[-1] == f"stream_from_thread #{stream._number + 1} ended: OSError('no memory')"
+    assert (
+        others[-1]
+        == f"stream_from_thread #{state_of(stream).number + 1} ended: OSError('no memory')"
+    )
     assert {record.name for record in caplog.records} == {"anystreamer"}
 
 
@@ -192,7 +196,7 @@ def test_who_does_not_use_opentelemetry_does_not_load_it() -> None:
             model = ScriptedModel(["a"])
             async with stream_text(model, model.tokenizer, "hi") as stream:
                 assert await stream.read() == "a"
-                assert stream._span is None
+                assert stream._state.span is None
 
         anyio.run(main)
         assert not [name for name in sys.modules if name.startswith("opentelemetry")]

@@ -40,6 +40,7 @@ from anystreamer._generation.request import GenerationRequest
 from anystreamer.demo import load_demo
 
 from ..helpers.held import Held, close
+from ..helpers.inside import is_idle, state_of
 from ..helpers.scripted import NATIVE_LOOPS, PATIENCE, Native, until
 from ..helpers.tiny_models import t5, tokenizer
 from ..helpers.training import sequences
@@ -99,8 +100,8 @@ def is_clean(engine: Any) -> bool:
     """Whether nothing is left of any request, in the engine and in transformers' manager."""
     scheduler = engine.manager.batch_processor.scheduler
     return not (
-        engine._hosts
-        or engine.generations
+        not is_idle(engine)
+        or engine.active_requests
         or engine.queue.running
         or engine.queue.waiting
         or scheduler.active_requests
@@ -133,7 +134,7 @@ async def test_a_hundred_requests_of_which_ten_go(batching: str) -> None:
                 tasks.start_soon(ask, number)
         if batching == "continuous":
             await until(lambda: is_clean(engine))
-        assert not engine._hosts
+        assert is_idle(engine)
     assert told.keys() == set(range(100)) - gone
     for number, stream in told.items():
         ids = expected(PROMPTS[number % len(PROMPTS)], 5 + number % 20)
@@ -501,10 +502,10 @@ class Panic(BaseException):
 async def test_a_decoder_that_raises_ends_one_request(
     error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row_text = GenerationRequest.row_text
+    row_detokenizer = GenerationRequest.row_detokenizer
 
-    def failing(self: Any, index: int, row: Any) -> Any:
-        text = row_text(self, index, row)
+    def failing(self: Any, number: int, row: Any) -> Any:
+        text = row_detokenizer(self, number, row)
         if self.stop == "fails":
             monkeypatch.setattr(text._decoder, "decode", fail_at(3, text._decoder.decode))
         return text
@@ -521,7 +522,7 @@ async def test_a_decoder_that_raises_ends_one_request(
 
         return wrapper
 
-    monkeypatch.setattr(GenerationRequest, "row_text", failing)
+    monkeypatch.setattr(GenerationRequest, "row_detokenizer", failing)
     async with engine_of() as engine:
         async with engine.stream_text(PROMPTS[0], stop="fails", max_new_tokens=50) as stream:
             with pytest.raises((ValueError, Panic, RuntimeError)) as raised:
@@ -756,10 +757,10 @@ async def test_streams_may_be_held_across_a_yield(batching: str) -> None:
                     async with create_task_group() as tasks:
                         tasks.start_soon(close, tokens)
                 gc.collect()
-                await until(lambda: not engine._hosts)
+                await until(lambda: is_idle(engine))
                 await checkpoint()
             assert not scope.cancelled_caught
-            assert stream._rows[0].computed_tokens < 1900
+            assert state_of(stream).rows[0].computed_tokens < 1900
             stream = None
         if batching == "continuous":
             await until(lambda: is_clean(engine))
@@ -829,7 +830,7 @@ async def test_each_gets_its_tokens_in_turn_and_who_never_reads_slows_nobody() -
             if number % 8:
                 await stream.read()
             else:
-                await stream._left.wait()
+                await state_of(stream).worker_exited.wait()
 
     streams: dict[int, Any] = {}
     async with engine_of() as engine:
@@ -838,7 +839,7 @@ async def test_each_gets_its_tokens_in_turn_and_who_never_reads_slows_nobody() -
                 tasks.start_soon(ask, number)
             await until(lambda: len(streams) == 64)
             while engine.statistics().running == 64:
-                counts = [stream._rows[0].computed_tokens for stream in streams.values()]
+                counts = [state_of(stream).rows[0].computed_tokens for stream in streams.values()]
                 if min(counts):
                     spreads.append(max(counts) - min(counts))
                 await anyio.sleep(0.002)

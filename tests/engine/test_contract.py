@@ -42,6 +42,7 @@ from anystreamer.testing import Gate, ScriptedModel
 
 from ..conftest import installed
 from ..helpers.held import Held, close
+from ..helpers.inside import is_idle, open_states, state_of, worker_left
 from ..helpers.linked_model import linked
 from ..helpers.remote_engines import behind_a_server, remote_engine
 from ..helpers.scripted import PATIENCE, until
@@ -107,8 +108,8 @@ async def read(engine: Engine, prompt: Any = "hi", **kwargs: Any) -> str:
         return await stream.read()
 
 
-def is_idle(local: Any) -> bool:
-    return not local._hosts and not local.statistics().running
+def is_at_rest(local: Any) -> bool:
+    return is_idle(local) and not local.statistics().running
 
 
 # -- 1, 2: the join and the stop
@@ -125,8 +126,8 @@ async def test_any_way_out_stops_the_model_within_a_step(kind: Kind, way: str) -
             """In the middle of a step, once the engine that has the model knows."""
             try:
                 await gate.reached()
-                stream = next(iter(local._hosts)).stream
-                await until(lambda: stream._cancelled or stream._stopped)
+                (state,) = open_states(local)
+                await until(lambda: state.should_end)
             finally:
                 gate.open()
 
@@ -155,7 +156,7 @@ async def test_any_way_out_stops_the_model_within_a_step(kind: Kind, way: str) -
         stopped = FinishReason.STOPPED if way == "stop" else FinishReason.CANCELLED
         assert stream.finish_reason is stopped
         assert (stream.usage is None) == (not kind.tells_usage_of_a_stop)
-        await until(lambda: is_idle(local))
+        await until(lambda: is_at_rest(local))
         assert not model.is_generating
         assert model.steps <= 3
         assert await read(engine, max_new_tokens=2) == "ab"
@@ -198,7 +199,7 @@ async def test_the_line_has_an_end_and_says_so(kind: Kind) -> None:
                 await read(engine)
             gate.open()
             assert await stream.read() == "a"
-        await until(lambda: is_idle(local))
+        await until(lambda: is_at_rest(local))
         assert await read(engine) == "a"
 
 
@@ -221,7 +222,7 @@ async def test_an_error_that_nobody_received_is_raised_at_the_block_s_end(kind: 
     async with kind.open(model) as (engine, _):
         with pytest.raises(kind.error):
             async with engine.stream_text("hi") as stream:
-                await until(lambda: stream._left.is_set())
+                await until(lambda: worker_left(stream))
 
 
 async def test_the_body_s_error_wins_and_comes_out_bare(kind: Kind) -> None:
@@ -230,7 +231,7 @@ async def test_the_body_s_error_wins_and_comes_out_bare(kind: Kind) -> None:
     async with kind.open(model) as (engine, _):
         with pytest.raises(KeyError) as raised:
             async with engine.stream_text("hi") as stream:
-                await until(lambda: stream._left.is_set())
+                await until(lambda: worker_left(stream))
                 raise error
     assert raised.value is error
     assert "failed as well" in error.__notes__[0]
@@ -258,11 +259,11 @@ async def test_consumers_that_never_read_read_slowly_or_leave(kind: Kind) -> Non
         async with engine.stream_text("hi"):
             pass
         async with engine.stream_text("hi") as stream:
-            await until(lambda: stream._left.is_set())
+            await until(lambda: worker_left(stream))
             assert await stream.receive() == "abc"  # what was ready is one piece
             with pytest.raises(EndOfStream):
                 await stream.receive()
-        await until(lambda: is_idle(local))
+        await until(lambda: is_at_rest(local))
 
 
 async def test_leaving_the_engine_ends_all_that_is_open(kind: Kind) -> None:
@@ -309,9 +310,9 @@ async def test_many_requests_of_which_some_go(kind: Kind) -> None:
         async with create_task_group() as tasks:
             for number in range(30):
                 tasks.start_soon(ask, number)
-        await until(lambda: is_idle(local))
+        await until(lambda: is_at_rest(local))
         assert engine.statistics().running == engine.statistics().waiting == 0
-        assert not engine._hosts  # type: ignore[attr-defined]
+        assert is_idle(engine)
     assert texts == dict.fromkeys(set(range(30)) - gone, "abcde")
 
 
@@ -412,7 +413,7 @@ async def test_a_model_that_falls_silent_is_late(kind: Kind) -> None:
                 await stream.read()
             assert stream.text.startswith("ab")  # one of this process finds out with its next step
         assert stream.finish_reason is FinishReason.TIMEOUT
-        await until(lambda: is_idle(local))
+        await until(lambda: is_at_rest(local))
 
 
 # -- 10: every receive is a checkpoint
@@ -423,7 +424,7 @@ async def test_every_receive_is_a_checkpoint_and_there_is_one_at_a_time(kind: Ki
     model = ScriptedModel(["a", gate, "b"])
     async with kind.open(model) as (engine, _):
         async with engine.stream_text("hi") as stream:
-            await until(lambda: stream._is_ready())
+            await until(lambda: state_of(stream).has_item)
             with CancelScope() as scope:
                 scope.cancel()
                 await stream.receive()
@@ -465,7 +466,7 @@ async def test_a_stream_may_be_held_across_a_yield(kind: Kind, way: str) -> None
                     case "thrown into":
                         with pytest.raises(KeyError):
                             await tokens.athrow(KeyError())
-                await until(lambda: is_idle(local))
+                await until(lambda: is_at_rest(local))
                 await checkpoint()
             assert not scope.cancelled_caught
             (stream,) = held.streams
@@ -484,5 +485,5 @@ async def test_a_block_that_nobody_can_leave_any_more_stops_its_model(kind: Kind
         assert await stream.receive()
         del context
         gc.collect()
-        await until(lambda: is_idle(local))
+        await until(lambda: is_at_rest(local))
         assert await read(engine, max_new_tokens=1) == "word "

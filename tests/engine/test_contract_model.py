@@ -22,6 +22,7 @@ from anystreamer import Engine, FinishReason, open_engine
 from anystreamer.demo import load_demo
 
 from ..conftest import installed
+from ..helpers.inside import is_idle
 from ..helpers.remote_engines import behind_a_server, remote_engine
 from ..helpers.scripted import PATIENCE, until
 
@@ -126,7 +127,7 @@ def opened(request: pytest.FixtureRequest) -> Callable[[], Any]:
             return
 
         async def computed() -> float:
-            await until(lambda: not host._hosts)
+            await until(lambda: is_idle(host))
             return float(host.statistics().computed_tokens)
 
         async with open_engine(*demo(), **(CONTINUOUS if name == "continuous" else {})) as local:

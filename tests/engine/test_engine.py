@@ -40,6 +40,7 @@ from anystreamer import (
 from anystreamer.testing import Gate, ScriptedModel
 
 from ..helpers.held import Held, close
+from ..helpers.inside import is_idle, state_of
 from ..helpers.scripted import NATIVE_LOOPS, PATIENCE, Native, until
 
 pytestmark = pytest.mark.usefixtures("asyncio_complains_of_nothing")
@@ -381,7 +382,7 @@ async def test_a_cancelled_request_stops_the_model_within_a_step() -> None:
                     scope.cancel()
                     # An engine is told by the block that is being left: the loop has to come to it.
                     with CancelScope(shield=True):
-                        await until(lambda: stream._cancelled)
+                        await until(lambda: state_of(stream).abandoned)
                     gate.open()
 
                 await stream.read()
@@ -715,7 +716,7 @@ async def test_a_hundred_requests_of_which_ten_go() -> None:
             for number in range(100):
                 tasks.start_soon(ask, number)
         assert engine.statistics().running == engine.statistics().waiting == 0
-        assert not engine._hosts
+        assert is_idle(engine)
     assert texts == dict.fromkeys(set(range(100)) - gone, "abcde")
 
 

@@ -11,6 +11,7 @@ from transformers import StoppingCriteria
 
 from anystreamer import FinishReason, stream_batch, stream_text
 
+from ..helpers.inside import worker_left
 from ..helpers.tiny_models import generated, llama, seeded, steps_of, tokenizer
 
 pytestmark = pytest.mark.torch
@@ -166,7 +167,7 @@ async def test_one_prompt_is_a_batch_too() -> None:
 async def test_a_lagging_consumer_gets_each_rows_text_in_one_piece() -> None:
     async with stream_batch(llama(), tokenizer(), PROMPTS, max_new_tokens=20) as stream:
         with anyio.fail_after(30):
-            while stream._left_at is None:
+            while not worker_left(stream):
                 await anyio.sleep(0.01)
         pieces = [piece async for piece in stream]
     assert sorted(piece.row for piece in pieces) == [0, 1, 2]

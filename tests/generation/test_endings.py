@@ -28,10 +28,12 @@ from anyio import CancelScope, CapacityLimiter, create_task_group, get_cancelled
 from anyio.lowlevel import checkpoint
 
 from anystreamer import FinishReason, GenerationTimeout, TextStream, Timeouts, stream_text
-from anystreamer._bridge import producer, stream
+from anystreamer._bridge import delivery, state
+from anystreamer._bridge.producer import Producer
 from anystreamer.testing import Gate, ScriptedModel, ScriptedTokenizer
 
 from ..conftest import LOOPS
+from ..helpers.inside import state_of
 from ..helpers.scripted import PATIENCE, DeadlineClock, until
 
 WAYS = {
@@ -205,9 +207,9 @@ class Cell:
         self.tokenizer = Tokenizer(self.model, gate, fails)
         if phase == "holding":
             # The first crossing uses up the budget for as long as the test takes.
-            monkeypatch.setattr(producer, "CROSSING_CAP", PATIENCE)
-            monkeypatch.setattr(producer, "CROSSING_SHARE", 1e-9)
-            for module in (producer, stream):
+            monkeypatch.setattr(delivery, "CROSSING_CAP", PATIENCE)
+            monkeypatch.setattr(delivery, "CROSSING_SHARE", 1e-9)
+            for module in (delivery, state):
                 monkeypatch.setattr(module, "HOLDING_GUARD", 2 * PATIENCE)
 
     def _model(self) -> Model:
@@ -306,7 +308,6 @@ class Cell:
 
     async def arrive(self) -> None:
         """Come to the phase. There is no checkpoint between the last look at it and the return."""
-        worker = producer.Producer
         match self.phase:
             case "encoding":
                 await self.here.reached()
@@ -331,19 +332,19 @@ class Cell:
                 await self.here.reached()
                 await until(lambda: len("".join(self.received)) == 2)
             case "full":
-                await until(lambda: self.model.stands_in(worker._wait_for_space.__code__))
+                await until(lambda: self.model.stands_in(Producer._wait_for_space.__code__))
             case "delivering":
                 await self.here.reached()
                 await settled()
                 self.here.open()
                 deadline = time.monotonic() + PATIENCE
-                while not self.model.stands_in(worker._cross.__code__):
+                while not self.model.stands_in(delivery.Crossing.flush.__code__):
                     assert time.monotonic() < deadline
                     time.sleep(0.0001)  # so that the loop cannot let it go
             case "holding":
                 await self.here.reached()
                 assert self.stream is not None
-                assert len(self.stream._held) == 2
+                assert len(state_of(self.stream).pending) == 2
 
     # -- who ends it
 

@@ -20,6 +20,7 @@ from anyio import CancelScope, create_task_group, to_thread
 from anystreamer import EngineStatistics
 from anystreamer.testing import ScriptedModel
 
+from .inside import is_idle, open_states
 from .scripted import until
 
 __all__ = ["LinkedModel", "linked"]
@@ -84,8 +85,7 @@ class LinkedModel(ScriptedModel):
         with link, self._generations, suppress(EOFError):
             while link.recv() is None:
                 engine = self._engine()
-                streams = [host.stream for host in list(engine._hosts)]
-                stopped = [bool(each._cancelled or each._stopped) for each in streams]
+                stopped = [state.should_end for state in open_states(engine)]
                 link.send((stopped, engine.statistics()))
 
 
@@ -137,7 +137,7 @@ async def linked(model: ScriptedModel, path: str) -> AsyncIterator[_Engine]:
                 finally:
                     model.open_gates()
                     with CancelScope(shield=True):
-                        await until(lambda: not engine._hosts)
+                        await until(lambda: is_idle(engine))
 
 
 def _generate(model: ScriptedModel, link: Connection[Any, Any]) -> None:

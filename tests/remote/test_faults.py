@@ -22,6 +22,7 @@ from anyio.streams.tls import TLSStream
 from anystreamer import EngineBusy, FinishReason, GenerationTimeout, TextStream, Timeouts
 from anystreamer.remote import _reader, open_remote_engine
 
+from ..helpers.inside import open_states, state_of, worker_left
 from ..helpers.remote_engines import remote_engine
 from ..helpers.scripted import PATIENCE, until
 from ..helpers.wire import (
@@ -221,10 +222,10 @@ async def test_a_slow_consumer_does_not_miss_what_the_server_counted(
     is_full = anyio.Event()
     async with wire(play) as server, open_remote_engine(server.url, "m") as engine:
         async with engine.stream_text("hi", max_buffer_size=1) as stream:
-            await until(lambda: stream._is_full())
+            await until(lambda: state_of(stream).is_full)
             assert await stream.receive() == "one "
             is_full.set()
-            await until(lambda: stream._left.is_set())
+            await until(lambda: worker_left(stream))
             assert await stream.read() == "two"
     assert stream.usage is not None
     assert stream.usage.completion_tokens == 2
@@ -492,7 +493,7 @@ async def test_the_time_that_a_consumer_takes_does_not_count() -> None:
     timeout = Timeouts(between_tokens=0.5)
     async with wire(slowly) as server, open_remote_engine(server.url, "m") as engine:
         async with engine.stream_text("hi", timeout=timeout, max_buffer_size=1) as stream:
-            await until(lambda: stream._is_full())
+            await until(lambda: state_of(stream).is_full)
             await anyio.sleep(0.7)
             go_on.set()
             assert await stream.read() == "onetwotwotwo"
@@ -500,7 +501,7 @@ async def test_the_time_that_a_consumer_takes_does_not_count() -> None:
         async with engine.stream_text(
             "hi", timeout=Timeouts(total=1.0), max_buffer_size=1
         ) as stream:
-            await until(lambda: stream._left.is_set())
+            await until(lambda: worker_left(stream))
             with pytest.raises(GenerationTimeout, match="total"):
                 await stream.read()
             assert stream.text == "one"
@@ -536,7 +537,7 @@ async def test_whoever_goes_closes_the_connection(before: str, way: str) -> None
                 scope.deadline = anyio.current_time() + 0.1
             async with engine.stream_text("hi") as stream:
                 if text:
-                    await until(lambda: stream._is_ready())
+                    await until(lambda: state_of(stream).has_item)
                 if way == "scope":
                     scope.cancel()
                 if way in ("scope", "deadline"):
@@ -568,6 +569,6 @@ async def test_leaving_the_engine_closes_all_connections() -> None:
             for _ in range(5):
                 tasks.start_soon(ask)
             await until(lambda: engine.statistics().running == 5)
-            await until(lambda: all(host.stream._first_token_at for host in engine._hosts))  # type: ignore[attr-defined]
+            await until(lambda: all(state.clock.first_token_at for state in open_states(engine)))
         await until(lambda: not server.open_ones)
     assert texts == ["one two"] * 5

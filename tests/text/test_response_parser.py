@@ -15,6 +15,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerFast, StoppingCrite
 from anystreamer import FinishReason, TextChunk, stream_batch, stream_text
 from anystreamer._text.response_parser import STREAMED, ResponseParser, validate_template
 
+from ..helpers.inside import worker_left
 from ..helpers.tiny_models import CHAT_TEMPLATE, EOS, MARK, Say, TinyProcessor, llama, tokenizer
 
 pytestmark = [
@@ -359,7 +360,7 @@ async def test_a_lagging_consumer_gets_one_piece_for_each_field() -> None:
     text = f"{THOUGHT}Wait.\n{JSON_CALL}\n{JSON_CALL}Done"
     async with stream_of(text, chat_template_kwargs={"tools": TOOLS}) as stream:
         with anyio.fail_after(30):
-            while stream._left_at is None:
+            while not worker_left(stream):
                 await anyio.sleep(0.01)
         pieces = [piece async for piece in stream]
     assert [(piece.field, piece.value) for piece in pieces] == [

@@ -2,27 +2,33 @@
 
 from .api import stream_from_thread, stream_iterable
 from .context import SingleErrorContext, StreamContext, ThreadContext, UngroupedTaskGroup
+from .delivery import QUEUE_POLL, Crossing, Sink, guard
 from .join import JOIN_POLL, SafeEvent, run_sync_joined, track_active_thread
 from .observing import Statistics, statistics
-from .producer import Producer, wrap_control_flow_exception
-from .stream import QUEUE_POLL, ThreadStream
+from .producer import Producer
+from .state import Phase, StreamState
+from .stream import ThreadStream
 from .validation import validate_buffer_size, validate_limiter
-from .worker_task import Host, Job, ThreadJob, has_waiters
+from .worker_task import ThreadTask, WorkerTask, has_waiters
 
 __all__ = [
     "JOIN_POLL",
     "QUEUE_POLL",
-    "Host",
-    "Job",
+    "Crossing",
+    "Phase",
     "Producer",
     "SafeEvent",
     "SingleErrorContext",
+    "Sink",
     "Statistics",
     "StreamContext",
+    "StreamState",
     "ThreadContext",
-    "ThreadJob",
     "ThreadStream",
+    "ThreadTask",
     "UngroupedTaskGroup",
+    "WorkerTask",
+    "guard",
     "has_waiters",
     "run_sync_joined",
     "statistics",
@@ -31,5 +37,4 @@ __all__ = [
     "track_active_thread",
     "validate_buffer_size",
     "validate_limiter",
-    "wrap_control_flow_exception",
 ]

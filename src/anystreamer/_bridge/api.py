@@ -11,9 +11,10 @@ from typing import TypeVar
 from anyio import CapacityLimiter
 
 from .context import StreamContext, ThreadContext
+from .state import StreamState
 from .stream import ThreadStream
 from .validation import validate_buffer_size, validate_limiter
-from .worker_task import ThreadJob
+from .worker_task import ThreadTask
 
 __all__ = ["stream_from_thread", "stream_iterable"]
 
@@ -99,9 +100,15 @@ def _context(
 ) -> StreamContext[ThreadStream[T]]:
     max_buffer_size = validate_buffer_size(max_buffer_size)
     limiter = validate_limiter(limiter)
-    job = ThreadJob(
-        name=name,
-        new_stream=lambda: ThreadStream[T](max_buffer_size),
-        produce=lambda _, producer: produce(producer.emit, producer.should_stop),
-    )
-    return ThreadContext(job, lambda: limiter)
+
+    def new_task() -> ThreadTask[ThreadStream[T]]:
+        state = StreamState[T](max_buffer_size)
+        return ThreadTask(
+            name,
+            state,
+            ThreadStream(state),
+            lambda producer: produce(producer.emit, producer.should_stop),
+            lambda: limiter,
+        )
+
+    return ThreadContext(name, new_task)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from anyio import (
     CancelScope,
-    CapacityLimiter,
     create_task_group,
     get_cancelled_exc_class,
 )
@@ -18,9 +17,10 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from .._errors import EngineClosed, raise_preserving_context
+from .delivery import guard
 from .observing import on_end
 from .stream import ThreadStream
-from .worker_task import Host, ThreadJob, _ThreadHost
+from .worker_task import WorkerTask
 
 __all__ = ["SingleErrorContext", "StreamContext", "ThreadContext", "UngroupedTaskGroup"]
 
@@ -106,70 +106,68 @@ class SingleErrorContext:
 class StreamContext(SingleErrorContext, Generic[StreamT]):
     """The ``async with`` block that owns a stream: its worker has left when it ends."""
 
-    _cancels_host = True  # what cancels the block cancels its host
+    _cancels_task = True  # what cancels the block cancels its worker task
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, new_task: Callable[[], WorkerTask[StreamT]]) -> None:
         self._name = name
-        self._host: Host[StreamT]
-        self._entered = False
+        self._new_task = new_task
+        self.task: WorkerTask[StreamT] | None = None  #: once it has been opened
 
     @abstractmethod
-    async def _start(self) -> None:
-        """Make the host. What is raised before that is raised as it is."""
+    async def _start(self) -> WorkerTask[StreamT]:
+        """Make the task. What is raised here is raised as it is."""
 
     @abstractmethod
-    def _launch(self) -> None:
-        """Start the host's task."""
+    def _launch(self, task: WorkerTask[StreamT]) -> None:
+        """Start it."""
 
     @abstractmethod
-    async def _join(self, body: BaseException | None) -> BaseException | None:
-        """Wait for the host to end; may be cut short. Returns as `UngroupedTaskGroup.close`."""
-
-    @property
-    def _stream(self) -> StreamT:
-        return self._host.stream
+    async def _join(
+        self, task: WorkerTask[StreamT], body: BaseException | None
+    ) -> BaseException | None:
+        """Wait for its end; may be cut short. Returns as `UngroupedTaskGroup.close` does."""
 
     async def __aenter__(self) -> StreamT:
-        if self._entered:
+        if self.task is not None:
             raise RuntimeError(f"this {self._name}() has been opened before; call it again")
-        await self._start()
-        self._entered = True
+        self.task = task = await self._start()
         failure: BaseException | None = None
         try:
-            self._launch()
-            await self._host.prepared_or_failed.wait()
-            if not self._host.is_prepared:
-                failure = self._stream._error
+            self._launch(task)
+            await task.prepared_or_failed.wait()
+            if not task.is_prepared:
+                failure = task.state.error
                 await checkpoint()  # it was cancelled, and so are we
         except BaseException as exc:
             failure = exc if failure is None else failure
         if failure is not None:
-            self._stream._error_raised = failure is self._stream._error
+            task.state.error_raised = failure is task.state.error
             left = await self._leave(failure)
             raise_preserving_context(failure if left is None else left)
-        return self._stream
+        return task.stream
 
     async def _leave(self, body: BaseException | None) -> BaseException | None:
         """Stop and join the worker. Returns the one exception that the block is to raise."""
-        host, stream = self._host, self._host.stream
-        cancellation = host._cancellation
+        task = self.task
+        assert task is not None
+        state, cancellation = task.state, task.cancellation
         try:
-            is_cancelled = self._cancels_host and isinstance(body, cancellation)
-            stream._close(is_cancelled=is_cancelled)
+            is_cancelled = self._cancels_task and isinstance(body, cancellation)
+            state.close(cancel_worker=not is_cancelled)
         except KeyboardInterrupt as exc:  # trio raises it wherever it strikes
             body = exc
-            stream._close()
-        raised = await self._join(body)
-        host.finish_if_never_started()
-        while not stream._left.is_set():  # the join was cut short
+            state.close()
+        raised = await self._join(task, body)
+        task.finish_if_never_started()
+        while not state.worker_exited.is_set():  # the join was cut short
             with CancelScope(shield=True):
                 try:
-                    await stream._left.wait()
+                    await state.worker_exited.wait()
                 except BaseException as exc:
                     raised = exc if raised is None else raised
-        stream._conclude()
-        on_end(self._name, stream)
-        error = stream._release()
+        state.finalize()
+        on_end(self._name, state)
+        error = state.close_and_take_error()
         if isinstance(error, EngineClosed) and isinstance(body, cancellation):
             error = None  # the loop that ends cancels both: no news to anybody
         if raised is not None and not isinstance(raised, cancellation):
@@ -192,26 +190,23 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
 
 
 class ThreadContext(StreamContext[StreamT]):
-    """The block of a stream that has a worker thread, and tasks in the block, of its own."""
+    """The block of a stream whose worker task is in the block, in a task group of its own."""
 
-    def __init__(
-        self, job: ThreadJob[StreamT], find_limiter: Callable[[], CapacityLimiter | None]
-    ) -> None:
-        super().__init__(job.name)
-        self._job = job
-        self._find_limiter = find_limiter
-        self._tasks: UngroupedTaskGroup
+    _tasks: UngroupedTaskGroup
 
-    async def _start(self) -> None:
+    async def _start(self) -> WorkerTask[StreamT]:
         self._tasks = UngroupedTaskGroup()
-        self._host = _ThreadHost(self._job, self._find_limiter)
+        task = self._new_task()
         await self._tasks.open()
+        return task
 
-    def _launch(self) -> None:
-        self._tasks.start(self._host.coroutine)
-        self._tasks.start(self._stream._watch())
+    def _launch(self, task: WorkerTask[StreamT]) -> None:
+        self._tasks.start(task.coroutine)
+        self._tasks.start(guard(task.state))
 
-    async def _join(self, body: BaseException | None) -> BaseException | None:
+    async def _join(
+        self, task: WorkerTask[StreamT], body: BaseException | None
+    ) -> BaseException | None:
         return await self._tasks.close(body)
 
 

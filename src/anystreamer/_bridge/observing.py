@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
-from typing import Protocol
+from typing import Any
 from weakref import WeakSet
 
 from .join import active_threads
+from .state import Phase, StreamState
 
 __all__ = ["Statistics", "on_end", "on_open", "on_start", "statistics"]
 
@@ -28,45 +28,35 @@ class Statistics:
     delivered_tokens: int  #: received by consumers since the start
 
 
-class Observed(Protocol):
-    """What is asked of a stream, by any thread, while it is open."""
-
-    _number: int
-
-    def _progress(self) -> tuple[str, int, int]: ...
-
-    def _summary(self) -> str: ...
-
-
 _lock = threading.Lock()
 _numbers = count(1)
-_open: WeakSet[Observed] = WeakSet()
+_open: WeakSet[StreamState[Any]] = WeakSet()
 _computed = _delivered = 0  # of those that have ended
 
 
-def on_open(name: str, stream: Observed) -> None:
+def on_open(name: str, state: StreamState[Any]) -> None:
     """A block has been entered."""
-    stream._number = next(_numbers)
+    state.number = next(_numbers)
     with _lock:
-        _open.add(stream)
-    logger.debug("%s #%d waits for its turn", name, stream._number)
+        _open.add(state)
+    logger.debug("%s #%d waits for its turn", name, state.number)
 
 
-def on_start(name: str, stream: Observed) -> None:
+def on_start(name: str, state: StreamState[Any]) -> None:
     """Its turn has come."""
-    logger.debug("%s #%d runs", name, stream._number)
+    logger.debug("%s #%d runs", name, state.number)
 
 
-def on_end(name: str, stream: Observed) -> None:
+def on_end(name: str, state: StreamState[Any]) -> None:
     """The block is being left, and the worker has left its producer."""
     global _computed, _delivered
     with _lock:
-        _open.discard(stream)
-        _, computed, delivered = stream._progress()
+        _open.discard(state)
+        computed, delivered = state.progress()
         _computed += computed
         _delivered += delivered
     if logger.isEnabledFor(logging.DEBUG):
-        logger.debug("%s #%d ended: %s", name, stream._number, stream._summary())
+        logger.debug("%s #%d ended: %s", name, state.number, state.summary())
 
 
 def statistics() -> Statistics:
@@ -76,16 +66,14 @@ def statistics() -> Statistics:
     do not fall to 0 when nobody waits for text any more, something holds a stream open.
     """
     with _lock:
-        progress = [stream._progress() for stream in _open]
+        states = list(_open)
+        progress = [state.progress() for state in states]
         computed, delivered = _computed, _delivered
+    phases = [state.phase for state in states]
     return Statistics(
-        waiting=_how_many(progress, "waiting"),
-        running=_how_many(progress, "running"),
+        waiting=phases.count(Phase.QUEUED),
+        running=phases.count(Phase.RUNNING),
         threads=len(active_threads),
-        computed_tokens=computed + sum(each for _, each, _ in progress),
-        delivered_tokens=delivered + sum(each for _, _, each in progress),
+        computed_tokens=computed + sum(each for each, _ in progress),
+        delivered_tokens=delivered + sum(each for _, each in progress),
     )
-
-
-def _how_many(progress: Iterable[tuple[str, int, int]], state: str) -> int:
-    return sum(each == state for each, _, _ in progress)

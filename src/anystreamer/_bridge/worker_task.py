@@ -7,140 +7,135 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
-from time import perf_counter
 from typing import Any, Generic, TypeVar
 
-from anyio import (
-    CapacityLimiter,
-    from_thread,
-    get_cancelled_exc_class,
-    move_on_after,
-)
-from anyio.lowlevel import EventLoopToken, checkpoint, current_token
+from anyio import CapacityLimiter, from_thread, get_cancelled_exc_class, move_on_after
+from anyio.lowlevel import EventLoopToken, current_token
 
 from .._errors import GenerationTimeout
 from .join import SafeEvent, run_sync_joined
 from .observing import on_open, on_start
 from .producer import Producer
+from .state import StreamState
 from .stream import ThreadStream
 
-__all__ = ["Host", "Job", "ThreadJob", "has_waiters"]
+__all__ = ["ThreadTask", "WorkerTask", "has_waiters"]
 
 StreamT = TypeVar("StreamT", bound="ThreadStream[Any]")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job(Generic[StreamT]):
-    """What a block is to have done, and the stream that it is done for."""
+class WorkerTask(Generic[StreamT]):
+    """Takes one worker through its phases, and ends after it. It never raises.
 
-    name: str  # of the public function, for messages
-    new_stream: Callable[[], StreamT]
-    prepare: Callable[[StreamT], object] | None = None  # in a thread, first; fails at the entry
-    queue_timeout: Callable[[StreamT], tuple[float, str]] | None = None  # seconds, and the phase
+    Subclasses say what is done in each phase: `prepare`, `turns`, `work`.
 
+    Args:
+        name: of the public function, for messages.
+        state: of the stream.
+        stream: what the consumer gets.
+    """
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ThreadJob(Job[StreamT]):
-    """A job for a worker thread of its own."""
-
-    produce: Callable[[StreamT, Producer[Any]], object]  # in the thread, when its turn has come
-
-
-class Host(Generic[StreamT]):
-    """The task that takes a worker through its phases, and ends after it. It never raises."""
-
-    def __init__(self, job: Job[StreamT]) -> None:
-        self.job = job
-        self.stream = job.new_stream()
-        self.prepared_or_failed = SafeEvent()  # once the worker has been prepared, or will never be
+    def __init__(self, name: str, state: StreamState[Any], stream: StreamT) -> None:
+        self.name = name
+        self.state = state
+        self.stream = stream
+        self.prepared_or_failed = SafeEvent()  # or it will never be prepared
         self.is_prepared = False
         self.coroutine: Coroutine[Any, Any, None] = self._run()
-        self._cancellation = get_cancelled_exc_class()
-        on_open(job.name, self.stream)
+        self.cancellation = get_cancelled_exc_class()
+        on_open(name, state)
 
-    @abstractmethod
-    def _turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
+    # -- for subclasses
+
+    async def prepare(self) -> None:
+        """Do what fails at the entry of the block."""
+
+    def turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
         """What is entered, one after the other, to have its turn, and left when it is over."""
+        return ()
+
+    def queue_deadline(self) -> tuple[float, str]:
+        """How many seconds it may wait for its turn, and the phase that is late then."""
+        return math.inf, ""
 
     @abstractmethod
-    async def _work(self) -> None:
-        """Have the job done. Returns after the worker has left it."""
+    async def work(self) -> None:
+        """Have the worker do its work. Returns after the worker has left it."""
 
-    async def _prepare(self) -> None:
-        """Do what fails at the entry."""
-        if self.job.prepare is not None:
-            await run_sync_joined(self.job.prepare, self.stream)
-            await checkpoint()  # a cancellation that came meanwhile must not be missed
-
-    def _on_cancelled(self) -> None:
+    def on_cancelled(self) -> None:
         """Called if it is cancelled natively, or with the task group that it is in."""
 
-    def _end(self) -> None:
-        """The worker has left its job, or will never enter it."""
-        self.stream._finish()
-        self.prepared_or_failed.set()
+    def on_worker_exit(self) -> None:
+        """Called after the worker has left its work, or will never enter it."""
+
+    # -- for the block
 
     def finish_if_never_started(self) -> None:
         """End it if its task was cancelled natively before the first step: none will be made."""
-        state = inspect.getcoroutinestate(self.coroutine)
-        if state == inspect.CORO_CLOSED and not self.stream._left.is_set():
-            self._end()
+        is_over = inspect.getcoroutinestate(self.coroutine) == inspect.CORO_CLOSED
+        if is_over and not self.state.worker_exited.is_set():
+            self._exit()
 
     async def _run(self) -> None:
-        stream, job = self.stream, self.job
+        state = self.state
         try:
-            with stream._scope:
-                await self._prepare()
+            with state.scope:
+                await self.prepare()
                 self.is_prepared = True
                 self.prepared_or_failed.set()
                 async with AsyncExitStack() as turn:
                     await self._wait_for(turn)
-                    if not (stream._stopped or stream._cancelled):
-                        stream._turn_at = perf_counter()
-                        on_start(job.name, stream)
-                        await self._work()
-        except self._cancellation:
-            stream._abandon()
-            self._on_cancelled()
+                    if not state.should_end:
+                        state.start()
+                        on_start(self.name, state)
+                        await self.work()
+        except self.cancellation:
+            state.abandon()
+            self.on_cancelled()
         except BaseException as exc:
-            stream._error = exc if stream._error is None else stream._error
+            state.fail(exc)
         finally:
-            self._end()
+            self._exit()
 
     async def _wait_for(self, turn: AsyncExitStack) -> None:
-        seconds, phase = math.inf, ""
-        if self.job.queue_timeout is not None:
-            seconds, phase = self.job.queue_timeout(self.stream)
+        seconds, phase = self.queue_deadline()
         with move_on_after(seconds) as waiting:
-            for each in self._turns():
+            for each in self.turns():
                 await turn.enter_async_context(each)
         if waiting.cancelled_caught:
             raise GenerationTimeout(phase)
 
+    def _exit(self) -> None:
+        self.state.exit()
+        self.prepared_or_failed.set()
+        self.on_worker_exit()
 
-class _ThreadHost(Host[StreamT]):
-    """Has the job done in a thread of anyio's, under a limiter."""
+
+class ThreadTask(WorkerTask[StreamT]):
+    """Does the work in a thread of anyio's, under a limiter."""
 
     def __init__(
-        self, job: ThreadJob[StreamT], find_limiter: Callable[[], CapacityLimiter | None]
+        self,
+        name: str,
+        state: StreamState[Any],
+        stream: StreamT,
+        produce: Callable[[Producer[Any]], object],
+        find_limiter: Callable[[], CapacityLimiter | None],
     ) -> None:
-        super().__init__(job)
-        self._produce = job.produce
-        self._find_limiter = find_limiter
+        super().__init__(name, state, stream)
+        self._produce = produce
+        self._find_limiter = find_limiter  # in the loop, when the turn is waited for
         self._limiter: CapacityLimiter | None = None
 
-    def _turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
+    def turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
         self._limiter = self._find_limiter()
         return () if self._limiter is None else (self._limiter,)
 
-    async def _work(self) -> None:
-        stream = self.stream
-        is_model_needed = (
-            None if self._limiter is None else has_waiters(self._limiter, current_token())
-        )
-        producer = Producer[Any](stream, is_model_needed)
-        await run_sync_joined(producer.run, self._produce, stream, when_cancelled=stream._abandon)
+    async def work(self) -> None:
+        state, limiter = self.state, self._limiter
+        others_wait = None if limiter is None else has_waiters(limiter, current_token())
+        producer = Producer[Any](state, others_wait)
+        await run_sync_joined(producer.run, self._produce, when_cancelled=state.abandon)
 
 
 def has_waiters(limiter: CapacityLimiter, token: EventLoopToken) -> Callable[[], bool]:

@@ -1,15 +1,15 @@
 """Many requests on one model: one by one, or batched continuously."""
 
 from .api import Engine, EngineContext, open_engine
-from .base import BaseEngine, EngineHost, RequestContext
+from .base import BaseEngine, EngineTask, RequestContext
 from .metrics import EngineStatistics, Histogram
 
 __all__ = [
     "BaseEngine",
     "Engine",
     "EngineContext",
-    "EngineHost",
     "EngineStatistics",
+    "EngineTask",
     "Histogram",
     "RequestContext",
     "open_engine",

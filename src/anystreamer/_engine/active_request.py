@@ -2,125 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import count
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .._bridge import SafeEvent, wrap_control_flow_exception
+from .._bridge import SafeEvent, Sink
 from .._errors import GenerationTimeout
 from .._generation import GenerationRequest, eos_ids
-from .._streams import Deadlines, FinishReason, TextStream, Timeouts
+from .._streams import FinishReason, GenerationState, TextChunk
 
-if TYPE_CHECKING:
-    from .continuous import ContinuousBatchingEngine
-
-__all__ = ["ActiveRequest"]
+__all__ = ["ActiveRequest", "publish"]
 
 _request_ids = count(1)
 
 
-def _deliver(changed: Iterable[ActiveRequest]) -> None:
-    """Bring over what several streams have got. On the loop."""
-    for generation in changed:
-        stream = generation.stream
-        stream._fetch()
-        stream._ready.set()
-        if generation.finished:
-            generation.finished_event.set()
-
-
 class ActiveRequest:
-    """A request that the manager works on: from its results to text. The drain's alone."""
+    """A request that the manager works on. Made on the loop; then the drain's alone.
+
+    Args:
+        request: what was asked.
+        state: of its stream.
+        max_new_tokens: how many tokens it may have.
+        cancel: called with it once nothing more of it is wanted.
+        new_error: makes an exception of the manager's words.
+    """
 
     def __init__(
         self,
-        engine: ContinuousBatchingEngine,
         request: GenerationRequest,
-        stream: TextStream,
+        state: GenerationState,
         max_new_tokens: int,
+        cancel: Callable[[ActiveRequest], None],
+        new_error: Callable[[str], Exception],
     ) -> None:
-        (self._row,) = stream._rows
-        self.engine = engine
+        (self._row,) = state.rows
         self.request = request
-        self.stream = stream
+        self.state = state
+        self.sink = Sink[TextChunk](state)
+        self.max_new_tokens = max_new_tokens
+        self._cancel = cancel
+        self._new_error = new_error
         self.id = f"anystreamer-{next(_request_ids)}"
         self.eos = eos_ids(request.setting("eos_token_id"))
-        self.max_new_tokens = max_new_tokens
         self.finished = False
         self.finished_event = SafeEvent()  # on the loop
-        self._text = request.row_text(0, self._row)
-        self._already_seen = 0
-        self._heard_at: float | None = None
-        self._deadlines: Deadlines | None = None
-        if request.timeouts != Timeouts():
-            self._deadlines = Deadlines(request.timeouts, stream._called_at, perf_counter())
+        self._detokenizer = request.row_detokenizer(0, self._row)
+        self._already_seen = 0  # tokens
+        state.clock.set_deadlines(request.timeouts, perf_counter())
 
     def process_result(self, result: Any, now: float) -> bool:
-        """Take its latest result. Returns whether there is anything to deliver. Never raises."""
+        """Take its latest result. Returns whether there is anything to publish. Never raises."""
         if self.finished:
             return False
-        stream = self.stream
-        held = len(stream._held)
+        detokenizer = self._detokenizer
         try:
-            new = result.generated_tokens[self._already_seen :]
-            if new:
-                self._take(new, now)
-            if self._text.ended is not None or result.is_finished():
-                if result.error is not None and self._text.ended is None:
-                    raise self._error(result.error)
+            if new := result.generated_tokens[self._already_seen :]:
+                self._add_tokens(new, now)
+            if detokenizer.ended is not None or result.is_finished():
+                if result.error is not None and detokenizer.ended is None:
+                    raise self._new_error(result.error)
                 self.finish()
         except BaseException as exc:  # Rust's panics are no Exception
             self.finish(exc)
-        return self.finished or len(stream._held) > held
+        return self.finished or self.sink.has_pending
 
-    def _take(self, new: list[int], now: float) -> None:
-        stream = self.stream
-        if stream._first_token_at is None:
-            stream._first_token_at = now
+    def _add_tokens(self, new: list[int], now: float) -> None:
+        clock, detokenizer = self.state.clock, self._detokenizer
         self._already_seen += len(new)
-        self.engine.metrics.tokens(len(new), now, self._heard_at)
-        self._heard_at = now
-        if self._deadlines is not None:
-            self._deadlines.check(now, now)  # it may have come too late
-            self._deadlines.token_made(now)
-        elapsed = now - stream._called_at
+        clock.is_late(now, now)  # they may have come too late
+        clock.tokens(len(new), now, now)
+        elapsed = clock.elapsed(now)
         # A stop string ends it with the very token that completes it.
         for ids in ([each] for each in new) if self.request.stop else (new,):
-            stream._held.extend(self._text.take(ids, None, elapsed))
-            if self._text.ended is not None:
+            self.sink.push(*detokenizer.add_tokens(ids, None, elapsed))
+            if detokenizer.ended is not None:
                 return
 
-    def is_to_end(self, now: float) -> bool:
-        """Whether somebody asks it to stop, or it is late."""
-        stream = self.stream
-        if stream._stopped or stream._cancelled:
-            return True
-        return self._deadlines is not None and self._deadlines.check(now, now)
+    def should_end(self, now: float) -> bool:
+        """Whether it was asked to stop, or is late."""
+        return self.state.should_end or self.state.clock.is_late(now, now)
 
     def finish(self, error: BaseException | None = None) -> None:
         """End it, with all that it has. Never raises."""
-        stream, row = self.stream, self._row
-        self.engine.cancel(self)
+        detokenizer, clock = self._detokenizer, self.state.clock
+        self._cancel(self)
         try:
-            stream._held.extend(self._text.finish(perf_counter() - stream._called_at))
+            self.sink.push(*detokenizer.finish(clock.elapsed(perf_counter())))
         except BaseException as exc:
             error = exc if error is None else error
-        if error is not None and stream._error is None:
-            stream._error = wrap_control_flow_exception(error, self.engine.cancellation)
+        if error is not None:
+            self.sink.fail(error)
         self.finished = True
-        if self._text.ended is not None:
-            row.model_finish_reason = self._text.ended
+        if detokenizer.ended is not None:
+            self._row.model_finish_reason = detokenizer.ended
         elif self._already_seen >= self.max_new_tokens:
-            row.model_finish_reason = FinishReason.LENGTH
-        elif (
-            self._deadlines is not None and self._deadlines.expired_phase and stream._error is None
-        ):
-            stream._error = GenerationTimeout(self._deadlines.expired_phase)
+            self._row.model_finish_reason = FinishReason.LENGTH
+        elif clock.expired_phase is not None:
+            self.sink.fail(GenerationTimeout(clock.expired_phase))
 
-    def _error(self, words: str) -> Exception:
-        """What a request failed of: its own, or the manager's death."""
-        engine = self.engine
-        if engine._settings.is_dying(engine.manager):
-            return engine._death()
-        return RuntimeError(words)
+
+def publish(changed: Iterable[ActiveRequest]) -> None:
+    """Publish what several requests have got. On the loop."""
+    for active in changed:
+        active.sink.publish()
+        if active.finished:
+            active.finished_event.set()

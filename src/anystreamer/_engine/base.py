@@ -14,20 +14,20 @@ from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
 from .._bridge import (
     QUEUE_POLL,
-    Host,
-    Job,
+    Phase,
     SafeEvent,
     StreamContext,
     UngroupedTaskGroup,
+    WorkerTask,
     run_sync_joined,
 )
 from .._errors import EngineBusy, EngineClosed, EngineDied, raise_preserving_context
 from .._generation import GenerationRequest, Prompt, as_prompts, validate_prompt
-from .._streams import TextStream
+from .._streams import GenerationState, TextStream
 from .metrics import EngineMetrics, EngineStatistics
 from .queue import AdmissionQueue, Ticket
 
-__all__ = ["BaseEngine", "EngineHost", "RequestContext", "ThreadEngine"]
+__all__ = ["BaseEngine", "EngineTask", "RequestContext", "ThreadEngine"]
 
 # A task has made its first step after so many checkpoints of another, or never will.
 FIRST_STEP = 5
@@ -43,7 +43,7 @@ class BaseEngine:
         self.ready = SafeEvent()  # once it takes requests, or never will
         self.token: EventLoopToken
         self._max_waiting = max_waiting
-        self._hosts: set[EngineHost] = set()
+        self._requests: set[EngineTask] = set()
         self._tasks: UngroupedTaskGroup
         self._watch_scope = CancelScope(shield=True)
         self._has_queued = SafeEvent()  # has not had its turn
@@ -72,6 +72,11 @@ class BaseEngine:
         """``"open"``, ``"closed"`` or ``"died"``."""
         return "died" if self._died_of else "closed" if self._is_closed else "open"
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more requests."""
+        return self._is_closed
+
     def __repr__(self) -> str:
         waiting, running = len(self.queue.waiting), len(self.queue.running)
         return f"<anystreamer.Engine {self.state}, {running} running, {waiting} waiting>"
@@ -92,8 +97,8 @@ class BaseEngine:
     def _on_death(self, cause: BaseException) -> None:
         """It can serve nobody any more. On the loop."""
         self._died_of = cause
-        for host in self._hosts:
-            host.fail(self.unavailable_error())
+        for task in self._requests:
+            task.fail(self.unavailable_error())
 
     # -- for its owner's block
 
@@ -115,13 +120,13 @@ class BaseEngine:
         if self._is_closed:
             return
         self._is_closed = True
-        for host in self._hosts:
-            host.close()
+        for task in self._requests:
+            task.close()
         self._watch_scope.cancel()
         self._wake()
 
     def finish_if_never_started(self) -> None:
-        """As `Host.finish_if_never_started`, for the engine's own task."""
+        """As `WorkerTask.finish_if_never_started`, for the engine's own task."""
         if inspect.getcoroutinestate(self._coroutine) == inspect.CORO_CLOSED:
             self.left.set()
 
@@ -136,24 +141,23 @@ class BaseEngine:
                 raise  # a Ctrl-C that struck while a thread was crossing
         finally:
             self.close()
-            for host in self._hosts:  # those that nobody else can end any more
-                host.fail(self.unavailable_error())
-                host.stream._scope.cancel()
+            for task in self._requests:  # those that nobody else can end any more
+                task.fail(self.unavailable_error())
+                task.state.scope.cancel()
             self.ready.set()
             self.left.set()
 
     async def _watch(self) -> None:
         """Look after those who do not see by themselves that `stop` was called: it sets a flag."""
-        # Shielded as in `ThreadStream._watch`.
+        # Shielded as in `_bridge.guard`.
         with suppress(get_cancelled_exc_class()), self._watch_scope:
             while True:
-                if not any(host.is_watched for host in self._hosts):
+                if not any(task.is_watched for task in self._requests):
                     self._has_queued = SafeEvent()
                     await self._has_queued.wait()
-                for host in self._hosts:
-                    stream = host.stream
-                    if host.is_watched and (stream._stopped or stream._cancelled):
-                        stream._scope.cancel()
+                for task in self._requests:
+                    if task.is_watched and task.state.should_end:
+                        task.state.scope.cancel()
                 await sleep(QUEUE_POLL)
 
     # -- for a request's block
@@ -166,7 +170,7 @@ class BaseEngine:
                 "from other threads use it through anystreamer.sync"
             )
 
-    def admit(self, new_host: Callable[[], EngineHost]) -> EngineHost:
+    def admit(self, new_task: Callable[[], EngineTask]) -> EngineTask:
         """Let a request join the line.
 
         Raises:
@@ -176,12 +180,12 @@ class BaseEngine:
         if self._is_closed or self._died_of is not None:
             raise self.unavailable_error()
         most = None if self._max_waiting is None else self.queue.max_running + self._max_waiting
-        if most is not None and len(self._hosts) >= most:
+        if most is not None and len(self._requests) >= most:
             raise self._busy(len(self.queue.waiting))
-        host = new_host()
-        self._hosts.add(host)
+        task = new_task()
+        self._requests.add(task)
         self._has_queued.set()
-        return host
+        return task
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Start a task for a request."""
@@ -199,9 +203,9 @@ class BaseEngine:
     def _busy(self, waiting: int) -> EngineBusy:
         return EngineBusy(waiting, self.metrics.estimated_wait(waiting, len(self.queue.running)))
 
-    def forget(self, host: EngineHost) -> None:
+    def forget(self, task: EngineTask) -> None:
         """A request has ended."""
-        self._hosts.discard(host)
+        self._requests.discard(task)
 
     def unavailable_error(self) -> Exception:
         """What is raised in place of serving a request."""
@@ -251,11 +255,11 @@ class ThreadEngine(BaseEngine):
     def stream_text(self, prompt: Prompt, **arguments: Any) -> StreamContext[TextStream]:
         request = GenerationRequest.of("stream_text", self.model, self.tokenizer, arguments)
         validate_prompt("stream_text", prompt)
-        return RequestContext(self, request.name, self._host_for(request, as_prompts(prompt)))
+        return RequestContext(self, request.name, self._new_task_for(request, as_prompts(prompt)))
 
     @abstractmethod
-    def _host_for(self, request: GenerationRequest, prompts: Any) -> Callable[[], EngineHost]:
-        """Refuse what this kind of engine cannot do. Returns what makes the request's host."""
+    def _new_task_for(self, request: GenerationRequest, prompts: Any) -> Callable[[], EngineTask]:
+        """Refuse what this kind of engine cannot do. Returns what makes the request's task."""
 
     @abstractmethod
     def _main(self) -> None:
@@ -269,89 +273,91 @@ class ThreadEngine(BaseEngine):
         await run_sync_joined(self._main, when_cancelled=self.close, is_tracked=False)
 
 
-class EngineHost(Host[TextStream]):
+class EngineTask(WorkerTask[TextStream]):
     """A request's task, in the engine's task group: its consumer may be any task, or none."""
 
-    def __init__(self, engine: BaseEngine, job: Job[TextStream]) -> None:
-        super().__init__(job)
+    state: GenerationState
+
+    def __init__(self, engine: BaseEngine, name: str, state: GenerationState) -> None:
+        super().__init__(name, state, TextStream(state))
         self.engine = engine
-        self.ticket = engine.queue.join()
-        self.stream._place = self.ticket
-        self.stream._meter = engine.metrics.tokens
+        self.ticket = engine.queue.enqueue()
+        state.ticket = self.ticket
+        state.clock.metrics = engine.metrics
         self.context_collected = False  # its block was collected: nobody can leave it any more
 
     @property
     def is_watched(self) -> bool:
         """Whether somebody else has to see that its stream was stopped."""
-        return self.stream._turn_at is None
+        return self.state.phase is Phase.QUEUED
 
     def fail(self, error: Exception) -> None:
         """End it with an error, after the text that has been made."""
-        stream = self.stream
-        if stream._error is None:
-            stream._error = error
-        stream._stopped = True
+        self.state.fail(error)
+        self.state.stop_requested = True
         if self.is_watched:
-            stream._scope.cancel()
+            self.state.scope.cancel()
 
     def close(self) -> None:
         """Its engine closes: end it so. From any thread."""
         self.fail(EngineClosed())
 
-    def _turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
+    def turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
         return (self.ticket,)
 
-    def _on_cancelled(self) -> None:
-        if self.stream._error is None and not self.stream._closed:
-            self.stream._error = EngineClosed()
+    def on_cancelled(self) -> None:
+        if not self.state.closed:
+            self.state.fail(EngineClosed())
 
-    def _end(self) -> None:
-        super()._end()
+    def on_worker_exit(self) -> None:
         self.ticket.leave()
         self.engine.forget(self)
         if self.context_collected:
-            self.stream._release()
-        self.engine.metrics.on_end(self.stream._times())
+            self.state.close_and_take_error()
+        self.engine.metrics.on_end(
+            self.state.clock.timing(self.state.started_at, self.state.exited_at)
+        )
 
 
 class RequestContext(StreamContext[TextStream]):
     """The block of a request. It opens no scope in its task: it may be held across a ``yield``."""
 
-    _cancels_host = False
+    _cancels_task = False
 
-    def __init__(self, engine: BaseEngine, name: str, new_host: Callable[[], EngineHost]) -> None:
-        super().__init__(name)
+    def __init__(self, engine: BaseEngine, name: str, new_task: Callable[[], EngineTask]) -> None:
+        super().__init__(name, new_task)
         self._engine = engine
-        self._new_host = new_host
-        self._host: EngineHost
+        self._new_engine_task = new_task
 
-    async def _start(self) -> None:
-        self._host = self._engine.admit(self._new_host)
+    async def _start(self) -> WorkerTask[TextStream]:
+        return self._engine.admit(self._new_engine_task)
 
-    def _launch(self) -> None:
-        self._engine.start(self._host.coroutine)
+    def _launch(self, task: WorkerTask[TextStream]) -> None:
+        self._engine.start(task.coroutine)
 
-    async def _join(self, body: BaseException | None) -> BaseException | None:
-        raised = body if isinstance(body, self._host._cancellation) else None
+    async def _join(
+        self, task: WorkerTask[TextStream], body: BaseException | None
+    ) -> BaseException | None:
+        raised = body if isinstance(body, task.cancellation) else None
         # Its task makes the first step as soon as the loop comes to it. If it was cancelled
         # natively before that, it will make none, and nobody would tell us.
         for _ in range(FIRST_STEP):
-            if inspect.getcoroutinestate(self._host.coroutine) != inspect.CORO_CREATED:
+            if inspect.getcoroutinestate(task.coroutine) != inspect.CORO_CREATED:
                 return raised
             with CancelScope(shield=True):
                 try:
                     await checkpoint()
                 except BaseException as exc:
                     raised = exc if raised is None else raised
-        self._host.coroutine.close()
+        task.coroutine.close()
         return raised
 
     def __del__(self) -> None:
         # Collected without having been left. Any thread may be collecting: take no lock, wake
         # nobody; the worker looks.
-        if (host := getattr(self, "_host", None)) is not None:
-            host.context_collected = True  # first: either we see the end, or the end sees this
-            if host.stream._left.is_set():
-                host.stream._release()
+        if isinstance(task := getattr(self, "task", None), EngineTask):
+            task.context_collected = True  # first: either we see the end, or the end sees this
+            if task.state.has_exited:
+                task.state.close_and_take_error()
             else:
-                host.stream._abandon()
+                task.state.abandon()

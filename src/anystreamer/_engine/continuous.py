@@ -12,11 +12,11 @@ from typing import Any
 from anyio import from_thread, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
-from .._bridge import Job, run_sync_joined
+from .._bridge import run_sync_joined
 from .._generation import GenerationRequest, new_token_limit
-from .._streams import Row, TextStream
-from .active_request import ActiveRequest, _deliver
-from .base import EngineHost, ThreadEngine
+from .._streams import Row
+from .active_request import ActiveRequest, publish
+from .base import EngineTask, ThreadEngine
 from .cb_config import Settings
 from .cb_greedy import skip_sort_when_greedy
 
@@ -63,22 +63,17 @@ class ContinuousBatchingEngine(ThreadEngine):
         self.manager: Any = None
         self.cancellation = get_cancelled_exc_class()
         self._page = 1  # tokens
-        self.generations: dict[str, ActiveRequest] = {}  # that the manager works on, by request id
-        self.to_encode: list[_Host] = []
+        self.active_requests: dict[str, ActiveRequest] = {}  # by id
+        self.to_encode: list[_Task] = []
         self._has_work = threading.Event()
         self._lock = threading.Lock()
         self._is_drained = False  # nobody takes results any more
 
     # -- on the loop
 
-    def _host_for(self, request: GenerationRequest, prompts: Any) -> Callable[[], EngineHost]:
+    def _new_task_for(self, request: GenerationRequest, prompts: Any) -> Callable[[], EngineTask]:
         self._check(request, prompts)
-        job = Job(
-            name=request.name,
-            new_stream=lambda: request.new_stream(TextStream, prompts),
-            queue_timeout=request.queue_timeout,
-        )
-        return lambda: _Host(self, request, prompts, job)
+        return lambda: _Task(self, request, prompts)
 
     def _wake(self) -> None:
         self._has_work.set()
@@ -117,7 +112,7 @@ class ContinuousBatchingEngine(ThreadEngine):
                 "many requests; use batching='none'"
             )
 
-    def cost_of(self, request: GenerationRequest, stream: TextStream) -> tuple[int, int]:
+    def cost_of(self, request: GenerationRequest, row: Row) -> tuple[int, int]:
         """How many new tokens a request may have, and pages of the cache come to take.
 
         It waits for its turn until they are free. The manager would take it at once, and pages
@@ -127,7 +122,6 @@ class ContinuousBatchingEngine(ThreadEngine):
         Raises:
             ValueError: more than there are, were it alone.
         """
-        (row,) = stream._rows
         prompt = len(row.prompt_token_ids)
         if not prompt:
             raise ValueError("prompt has no tokens: there is nothing to continue")
@@ -144,28 +138,33 @@ class ContinuousBatchingEngine(ThreadEngine):
             )
         return most, pages
 
-    def submit(self, generation: ActiveRequest) -> None:
+    def submit(self, active: ActiveRequest) -> None:
         """Hand a request to the manager. It does not block, as its queue has no end."""
-        request, stream = generation.request, generation.stream
-        (row,) = stream._rows
+        (row,) = active.state.rows
         with self._lock:
             if self._is_drained:
                 raise self.unavailable_error()
             # First, so that no result is missed.
-            self.generations[generation.id] = generation
+            self.active_requests[active.id] = active
         # One that dies takes none, which is for the drain to find.
         self.manager.add_request(
             row.prompt_token_ids,
-            request_id=generation.id,
-            max_new_tokens=generation.max_new_tokens,
+            request_id=active.id,
+            max_new_tokens=active.max_new_tokens,
             streaming=True,
-            eos_token_id=generation.eos or -1,
-            **(self._choices(request) if self._sampling else {}),
+            eos_token_id=active.eos or -1,
+            **(self._choices(active.request) if self._sampling else {}),
         )
-        if generation.id not in self.generations:
+        if active.id not in self.active_requests:
             # The drain was asked to stop it meanwhile, when the manager did not know of it.
-            self.manager.cancel_request(generation.id)
+            self.manager.cancel_request(active.id)
         self._has_work.set()
+
+    def new_error(self, words: str) -> Exception:
+        """Make an exception of the manager's words; a dead manager has none of its own."""
+        if self._settings.is_dying(self.manager):
+            return self._death()
+        return RuntimeError(words)
 
     def _choices(self, request: GenerationRequest) -> dict[str, float | int]:
         """A request's sampling settings, in the manager's terms."""
@@ -182,10 +181,10 @@ class ContinuousBatchingEngine(ThreadEngine):
             "top_p": float(top_p),
         }
 
-    def cancel(self, generation: ActiveRequest) -> None:
+    def cancel(self, active: ActiveRequest) -> None:
         """Nothing more of it is wanted: free its pages. From any thread."""
-        if self.generations.pop(generation.id, None) is not None:
-            self.manager.cancel_request(generation.id)
+        if self.active_requests.pop(active.id, None) is not None:
+            self.manager.cancel_request(active.id)
 
     # -- in the drain's thread
 
@@ -214,12 +213,12 @@ class ContinuousBatchingEngine(ThreadEngine):
                 self._drain(manager)
             finally:
                 # Leaving waits for whatever is open.
-                for generation in list(self.generations.values()):
-                    self.cancel(generation)
+                for active in list(self.active_requests.values()):
+                    self.cancel(active)
 
     def _drain(self, manager: Any) -> None:
         while not self._is_closed:
-            if not self.generations:
+            if not self.active_requests:
                 self._has_work.wait()
                 self._has_work.clear()
                 continue
@@ -228,8 +227,7 @@ class ContinuousBatchingEngine(ThreadEngine):
             while result is not None:
                 latest[result.request_id] = result  # each has all tokens so far
                 result = manager.get_result(timeout=0) if len(latest) < 10_000 else None
-            changed = self._process(latest.values())
-            self._deliver(changed)
+            self._publish(self._process(latest.values()))
             if not latest and not manager.is_running():
                 self._death()
                 break
@@ -242,27 +240,27 @@ class ContinuousBatchingEngine(ThreadEngine):
         now = perf_counter()
         changed = {}
         for result in results:
-            generation = self.generations.get(result.request_id)
-            if generation is not None and generation.process_result(result, now):
-                changed[generation.id] = generation
-        for generation in list(self.generations.values()):
-            if not generation.finished and generation.is_to_end(now):
-                generation.finish()
-                changed[generation.id] = generation
+            active = self.active_requests.get(result.request_id)
+            if active is not None and active.process_result(result, now):
+                changed[active.id] = active
+        for active in list(self.active_requests.values()):
+            if not active.finished and active.should_end(now):
+                active.finish()
+                changed[active.id] = active
         return list(changed.values())
 
     def _finish_all(self) -> None:
         """End what is open: the engine has been closed, or has died."""
         with self._lock:
             self._is_drained = True
-        open_ones = list(self.generations.values())
-        for generation in open_ones:
-            generation.finish(self.unavailable_error())  # to each its own
-        self._deliver(open_ones)
+        open_ones = list(self.active_requests.values())
+        for active in open_ones:
+            active.finish(self.unavailable_error())  # to each its own
+        self._publish(open_ones)
 
-    def _deliver(self, changed: list[ActiveRequest]) -> None:
+    def _publish(self, changed: list[ActiveRequest]) -> None:
         for start in range(0, len(changed), STREAMS_AT_ONCE):
-            from_thread.run_sync(_deliver, changed[start : start + STREAMS_AT_ONCE])
+            from_thread.run_sync(publish, changed[start : start + STREAMS_AT_ONCE])
 
     def _death(self) -> Exception:
         if self._died_of is None and not self._is_closed:
@@ -274,29 +272,25 @@ class ContinuousBatchingEngine(ThreadEngine):
 _INPUTS = {"attention_mask", "input_ids"}
 
 
-class _Host(EngineHost):
+class _Task(EngineTask):
     def __init__(
-        self,
-        engine: ContinuousBatchingEngine,
-        request: GenerationRequest,
-        prompts: Any,
-        job: Job[TextStream],
+        self, engine: ContinuousBatchingEngine, request: GenerationRequest, prompts: Any
     ) -> None:
-        super().__init__(engine, job)
-        self._continuous = engine
+        super().__init__(engine, request.name, request.new_state(prompts))
+        self._engine = engine
         self._request = request
         self._prompts = prompts
-        self._is_encoded = False
+        self.is_encoded = False
         self._rows: list[Row] = []
         self._max_new_tokens = 0
         self._failure: BaseException | None = None
 
-    async def _prepare(self) -> None:
-        engine = self._continuous
+    async def prepare(self) -> None:
+        engine = self._engine
         engine.to_encode.append(self)
         try:
             async with engine.encoding:
-                if not self._is_encoded:
+                if not self.is_encoded:
                     # With those that have come meanwhile: beside a model that runs, each switch
                     # to a thread and back takes its time.
                     batch = [self, *(each for each in engine.to_encode if each is not self)]
@@ -307,10 +301,11 @@ class _Host(EngineHost):
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
-        if not self._is_encoded:
+        if not self.is_encoded:
             raise engine.unavailable_error()
-        self.stream._rows = self._rows
-        self._max_new_tokens, self.ticket.cost = engine.cost_of(self._request, self.stream)
+        self.state.rows = self._rows
+        (row,) = self._rows
+        self._max_new_tokens, self.ticket.cost = engine.cost_of(self._request, row)
         engine.check_room(self.ticket)
 
     def encode(self) -> None:
@@ -319,23 +314,28 @@ class _Host(EngineHost):
             _, self._rows = self._request.encode(self._prompts)
         except BaseException as exc:
             self._failure = exc
-        self._is_encoded = True
+        self.is_encoded = True
 
-    async def _work(self) -> None:
-        engine = self._continuous
-        generation = ActiveRequest(engine, self._request, self.stream, self._max_new_tokens)
+    def queue_deadline(self) -> tuple[float, str]:
+        return self._request.queue_deadline(self.state)
+
+    async def work(self) -> None:
+        engine = self._engine
+        active = ActiveRequest(
+            self._request, self.state, self._max_new_tokens, engine.cancel, engine.new_error
+        )
         try:
-            engine.submit(generation)
-            await generation.finished_event.wait()
+            engine.submit(active)
+            await active.finished_event.wait()
         finally:
-            generation.finished = True
-            engine.cancel(generation)
+            active.finished = True
+            engine.cancel(active)
 
 
-def _encode(engine: ContinuousBatchingEngine, hosts: Sequence[_Host]) -> None:
+def _encode(engine: ContinuousBatchingEngine, tasks: Sequence[_Task]) -> None:
     """Encode several prompts, that of the first on behalf of whom it is done."""
-    for host in hosts:
-        if engine._is_closed or hosts[0].stream._cancelled:
+    for task in tasks:
+        if engine.is_closed or tasks[0].state.abandoned:
             return  # the others see to themselves
-        if not host._is_encoded and not host.stream._cancelled:
-            host.encode()
+        if not task.is_encoded and not task.state.abandoned:
+            task.encode()

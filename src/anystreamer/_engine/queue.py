@@ -21,7 +21,7 @@ class AdmissionQueue:
         self.waiting: list[Ticket] = []
         self.running: set[Ticket] = set()
 
-    def join(self) -> Ticket:
+    def enqueue(self) -> Ticket:
         """Wait from now on."""
         ticket = Ticket(self)
         self.waiting.append(ticket)

@@ -12,10 +12,9 @@ from typing import Any
 from anyio import CapacityLimiter, from_thread
 from anyio.lowlevel import checkpoint, current_token
 
-from .._bridge import Producer, ThreadJob, has_waiters, run_sync_joined, track_active_thread
-from .._generation import GenerationRequest, generation, model_limiter
-from .._streams import TextStream
-from .base import EngineHost, ThreadEngine
+from .._bridge import Producer, guard, has_waiters, run_sync_joined, track_active_thread
+from .._generation import GenerationCall, GenerationRequest, model_limiter
+from .base import EngineTask, ThreadEngine
 
 __all__ = ["SequentialEngine"]
 
@@ -28,19 +27,18 @@ class SequentialEngine(ThreadEngine):
 
     def __init__(self, model: Any, tokenizer: Any, max_waiting: int | None) -> None:
         super().__init__(model, tokenizer, 1, max_waiting)
-        self.calls: SimpleQueue[WorkItem | None] = SimpleQueue()
+        self.work_items: SimpleQueue[WorkItem | None] = SimpleQueue()
 
-    def _host_for(self, request: GenerationRequest, prompts: Any) -> Callable[[], EngineHost]:
-        job = generation(TextStream, request, prompts)
-        return lambda: _Host(self, job)
+    def _new_task_for(self, request: GenerationRequest, prompts: Any) -> Callable[[], EngineTask]:
+        return lambda: _Task(self, request, prompts)
 
     def _main(self) -> None:
         from_thread.run_sync(self.ready.set)
-        while (call := self.calls.get()) is not None:
-            call.run()
+        while (item := self.work_items.get()) is not None:
+            item.run()
 
     def _wake(self) -> None:
-        self.calls.put(None)
+        self.work_items.put(None)
 
 
 class WorkItem:
@@ -63,16 +61,17 @@ class WorkItem:
         self._is_over.wait()
 
 
-class _Host(EngineHost):
-    def __init__(self, engine: SequentialEngine, job: ThreadJob[TextStream]) -> None:
-        super().__init__(engine, job)
-        self._one_by_one = engine
-        self._produce = job.produce
+class _Task(EngineTask):
+    def __init__(self, engine: SequentialEngine, request: GenerationRequest, prompts: Any) -> None:
+        super().__init__(engine, request.name, request.new_state(prompts))
+        self._engine = engine
+        self._request = request
+        self._call = GenerationCall(request, prompts, self.state)
         self._limiter: CapacityLimiter
         self._context: Context
 
-    async def _prepare(self) -> None:
-        async with self._one_by_one.encoding:
+    async def prepare(self) -> None:
+        async with self._engine.encoding:
             await run_sync_joined(self._encode)
             await checkpoint()
 
@@ -80,25 +79,25 @@ class _Host(EngineHost):
         # The caller's: the task was started with them. Here, and not on the loop, where they would
         # say that the event loop runs in this thread.
         self._context = copy_context()
-        if self.job.prepare is not None:
-            self.job.prepare(self.stream)
+        self._call.prepare()
 
-    def _turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
-        self._limiter = model_limiter(
-            self._one_by_one.model
-        )  # streams without the engine may use it too
+    def queue_deadline(self) -> tuple[float, str]:
+        return self._request.queue_deadline(self.state)
+
+    def turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
+        self._limiter = model_limiter(self._engine.model)  # streams without the engine use it too
         return self.ticket, self._limiter
 
-    async def _work(self) -> None:
-        stream, engine = self.stream, self._one_by_one
-        if engine._is_closed:  # nobody is there to call it
+    async def work(self) -> None:
+        engine = self._engine
+        if engine.is_closed:  # nobody is there to call it
             return
         others_wait = has_waiters(self._limiter, current_token())
         producer = Producer[Any](
-            stream, lambda: bool(engine.queue.waiting) or others_wait(), self.close
+            self.state, lambda: bool(engine.queue.waiting) or others_wait(), self.close
         )
-        call = WorkItem(self._context, producer.run, self._produce, stream)
-        engine.start(stream._watch())
-        engine.calls.put(call)
+        item = WorkItem(self._context, producer.run, self._call.run)
+        engine.start(guard(self.state))
+        engine.work_items.put(item)
         # Not awaited by an event: a Ctrl-C can strike what would set it, and the thread hold on.
-        await run_sync_joined(call.wait, when_cancelled=self.close, is_tracked=False)
+        await run_sync_joined(item.wait, when_cancelled=self.close, is_tracked=False)

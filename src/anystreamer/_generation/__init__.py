@@ -1,7 +1,7 @@
 """The generate() of transformers behind the bridge."""
 
 from .api import SupportsGenerate, stream_batch, stream_text
-from .call import generation
+from .call import GenerationCall
 from .detokenizer import eos_ids
 from .drop_in import AsyncTextIteratorStreamer
 from .limiters import model_limiter
@@ -17,6 +17,7 @@ from .request import GenerationRequest, WorkerContext
 
 __all__ = [
     "AsyncTextIteratorStreamer",
+    "GenerationCall",
     "GenerationRequest",
     "Prompt",
     "SupportsGenerate",
@@ -25,7 +26,6 @@ __all__ = [
     "check_generate_kwargs",
     "check_model",
     "eos_ids",
-    "generation",
     "max_context_length",
     "model_limiter",
     "new_token_limit",

@@ -7,11 +7,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
 from anyio import CapacityLimiter
+from anyio.lowlevel import checkpoint
 
-from .._bridge import StreamContext, ThreadContext, validate_limiter
-from .._streams import BatchStream, GenerationStream, TextStream, Timeouts
+from .._bridge import (
+    StreamContext,
+    ThreadContext,
+    ThreadTask,
+    run_sync_joined,
+    validate_limiter,
+)
+from .._streams import BatchStream, GenerationState, GenerationStream, TextStream, Timeouts
 from .._text import SupportsDecode
-from .call import generation
+from .call import GenerationCall
 from .limiters import model_limiter
 from .prompts import Prompt, as_prompts, validate_prompt, validate_prompts
 from .request import GenerationRequest, WorkerContext
@@ -170,11 +177,40 @@ def stream_batch(
 
 
 def _open(
-    new_stream: Callable[[float], StreamT],
+    new_stream: Callable[[GenerationState], StreamT],
     request: GenerationRequest,
     prompts: Sequence[Prompt] | Mapping[str, Any],
     limiter: CapacityLimiter | None,
 ) -> StreamContext[StreamT]:
-    job = generation(new_stream, request, prompts)
     limiter = validate_limiter(limiter)
-    return ThreadContext(job, lambda: limiter or model_limiter(request.model))
+    return ThreadContext(
+        request.name,
+        lambda: _GenerationTask(
+            request, prompts, new_stream, lambda: limiter or model_limiter(request.model)
+        ),
+    )
+
+
+class _GenerationTask(ThreadTask[StreamT]):
+    """Encodes the prompts in one thread, waits for the model, and generates in another."""
+
+    state: GenerationState
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        prompts: Sequence[Prompt] | Mapping[str, Any],
+        new_stream: Callable[[GenerationState], StreamT],
+        find_limiter: Callable[[], CapacityLimiter],
+    ) -> None:
+        state = request.new_state(prompts)
+        self._request = request
+        self._call = call = GenerationCall(request, prompts, state)
+        super().__init__(request.name, state, new_stream(state), call.run, find_limiter)
+
+    async def prepare(self) -> None:
+        await run_sync_joined(self._call.prepare)
+        await checkpoint()  # a cancellation that came meanwhile must not be missed
+
+    def queue_deadline(self) -> tuple[float, str]:
+        return self._request.queue_deadline(self.state)

@@ -4,145 +4,237 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
-from .._bridge import Producer, ThreadJob
+from .._bridge import Producer
 from .._errors import GenerationStopped, GenerationTimeout
-from .._streams import Deadlines, FinishReason, GenerationStream, TextChunk, Timeouts
+from .._streams import FinishReason, GenerationState, TextChunk
 from .options import is_assisted, new_token_limit, uses_torch
 from .prompts import Prompt
 from .request import GenerationRequest
 from .token_streamer import TokenStreamer
 
-__all__ = ["generation"]
-
-StreamT = TypeVar("StreamT", bound=GenerationStream)
-
-
-def generation(
-    new_stream: Callable[[float], StreamT],
-    request: GenerationRequest,
-    prompts: Sequence[Prompt] | Mapping[str, Any],
-) -> ThreadJob[StreamT]:
-    """A call of ``generate()`` for a block to run."""
-    inputs: dict[str, Any] = {}
-
-    def prepare(stream: StreamT) -> None:
-        encoded, stream._rows = request.encode(prompts)
-        inputs.update(encoded)
-
-    def produce(stream: StreamT, producer: Producer[TextChunk]) -> Any:
-        context = request.worker_context or contextlib.nullcontext
-        with context():
-            return _generate(request, inputs, stream, producer)
-
-    return ThreadJob(
-        name=request.name,
-        new_stream=lambda: request.new_stream(new_stream, prompts),
-        produce=produce,
-        prepare=prepare,
-        queue_timeout=request.queue_timeout,
-    )
-
+__all__ = ["GenerationCall", "RowEnd", "finish_reasons"]
 
 # Arguments whose use makes generate() ask for a tokenizer, which stream_text() has been given.
 _NEED_TOKENIZER = ("stop_strings", "token_healing", "assistant_tokenizer")
 
 
-def _generate(
-    request: GenerationRequest,
-    inputs: Mapping[str, Any],
-    stream: GenerationStream,
-    producer: Producer[TextChunk],
-) -> Any:
-    """Call ``generate()`` in the worker thread, and find out how each row ended."""
-    model = request.model
-    kwargs = {**inputs, **request.generate_kwargs}
-    criteria = list(kwargs.get("stopping_criteria") or ())
-    texts = [request.row_text(index, row) for index, row in enumerate(stream._rows)]
-    streamer = TokenStreamer(stream, producer, texts)
-    is_encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    streamer.token_healing = bool(request.setting("token_healing")) and not is_encoder_decoder
-    deadlines = Deadlines(request.timeouts, stream._called_at, producer.busy_clock())
-    if request.timeouts != Timeouts():
-        producer.extra_stop_check = lambda: deadlines.check(perf_counter(), producer.busy_clock())
-        streamer.on_tokens = lambda: deadlines.token_made(producer.busy_clock())
-    # A stop string has to end the very step that completes it. Criteria are asked before put(),
-    # but for assisted decoding, whose criteria also see drafts that nobody has accepted.
-    decode_in_criteria = bool(request.stop) and not is_assisted(model, request.generate_kwargs)
+class GenerationCall:
+    """A request, from its prompts to the end of ``generate()``, for the state of one stream."""
 
-    def rows_end(sequences: Any) -> list[bool]:
-        stopped_rows = rows_stopped(criteria, len(texts))
-        # On a device that stops a step late, criteria are asked once more.
-        if decode_in_criteria and not streamer.all_rows_finished and not all(stopped_rows):
-            streamer.take_from_criteria(sequences)
-        for text, row in zip(texts, stream._rows, strict=True):
-            stopped_rows[text.index] |= row.stop_requested or text.ended is FinishReason.STOP_STRING
-            if stopped_rows[text.index] and len(texts) > 1:
-                streamer.mark_row_finished(text.index, sequences)
-        if producer.should_stop():
-            stopped_rows = [True] * len(texts)
-        streamer.all_rows_finished = all(
-            stopped_rows[text.index] or text.ended is not None for text in texts
+    def __init__(
+        self,
+        request: GenerationRequest,
+        prompts: Sequence[Prompt] | Mapping[str, Any],
+        state: GenerationState,
+    ) -> None:
+        self._request = request
+        self._prompts = prompts
+        self._state = state
+        self._inputs: Mapping[str, Any] = {}
+
+    def prepare(self) -> None:
+        """Encode the prompts: in a thread, before the turn. Raises what is to fail the entry."""
+        self._inputs, self._state.rows = self._request.encode(self._prompts)
+
+    def run(self, producer: Producer[TextChunk]) -> Any:
+        """Call ``generate()``, in the worker thread. Returns what it returns.
+
+        Raises:
+            GenerationTimeout: a deadline has passed.
+            BaseException: what ``generate()`` raises.
+        """
+        with (self._request.worker_context or contextlib.nullcontext)():
+            return _Run(self._request, self._inputs, self._state, producer).run()
+
+
+class _Run:
+    """The hooks of one call of ``generate()``, and the call."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        inputs: Mapping[str, Any],
+        state: GenerationState,
+        producer: Producer[TextChunk],
+    ) -> None:
+        self._request = request
+        self._state = state
+        self._producer = producer
+        self._uses_torch = uses_torch(request.model)
+        self._kwargs = {**inputs, **request.generate_kwargs}
+        self._criteria = list(self._kwargs.get("stopping_criteria") or ())  # the caller's
+        self._rows = [request.row_detokenizer(number, row) for number, row in enumerate(state.rows)]
+        config = getattr(request.model, "config", None)
+        self._streamer = TokenStreamer(
+            state,
+            producer,
+            self._rows,
+            token_healing=bool(request.setting("token_healing"))
+            and not getattr(config, "is_encoder_decoder", False),
         )
-        return stopped_rows
+        state.clock.set_deadlines(request.timeouts, producer.busy_clock())
+        if state.clock.deadlines is not None:
+            producer.check_also(lambda: state.clock.is_late(perf_counter(), producer.busy_clock()))
+        # A stop string has to end the very step that completes it. Criteria are asked before put(),
+        # but for assisted decoding, whose criteria also see drafts that are not accepted yet.
+        self._decodes_in_criteria = bool(request.stop) and not is_assisted(
+            request.model, request.generate_kwargs
+        )
 
-    if uses_torch(model):
-        from .criteria import LogprobsProcessor, StopFlagCriteria, any_would_stop, wrap_criteria
+    def run(self) -> Any:
+        request, streamer, producer = self._request, self._streamer, self._producer
+        self._add_hooks()
+        started = perf_counter()
+        output, is_cut = None, False
+        try:
+            with request.stops_between_layers(producer.should_stop):
+                output = request.model.generate(**self._kwargs, streamer=streamer)
+        except BaseException as exc:
+            is_cut = isinstance(exc, GenerationStopped) and streamer.is_to_stop()
+            if not is_cut:
+                with contextlib.suppress(Exception):  # it must not take the place of this error
+                    streamer.finish()
+                raise
+            if len(self._rows) == 1:  # if it has ended, then only a window of it
+                self._rows[0].begin_window()
+        seconds = perf_counter() - started
+        producer.check_also(None)
+        streamer.finish()
+        self._note_ends(output, seconds, is_cut)
+        return output
 
-        criteria = wrap_criteria(criteria)
-        kwargs["stopping_criteria"] = [*criteria, StopFlagCriteria(rows_end)]
-        if request.logprobs:
-            processor = LogprobsProcessor(request.top_logprobs)
-            kwargs["logits_processor"] = [processor, *(kwargs.get("logits_processor") or ())]
-            streamer.logprobs_of = processor.of
-    else:
-        kwargs["stopping_criteria"] = [*criteria, lambda sequences, _: all(rows_end(sequences))]
-    if any(request.setting(name) for name in _NEED_TOKENIZER):
-        kwargs["tokenizer"] = request.decoding
-    started = perf_counter()
-    output, is_cut = None, False
-    try:
-        with request.stops_between_layers(producer.should_stop):
-            output = model.generate(**kwargs, streamer=streamer)
-    except BaseException as exc:
-        is_cut = isinstance(exc, GenerationStopped) and streamer.is_to_stop()
-        if not is_cut:
-            with contextlib.suppress(Exception):  # it must not take the place of this error
-                streamer.finish()
-            raise
-        if len(texts) == 1:  # if it has ended, then only a window of it
-            texts[0].begin_window()
-    seconds = perf_counter() - started
-    producer.extra_stop_check = None
-    streamer.finish()
+    def _add_hooks(self) -> None:
+        """Put our criteria and processors among the arguments of ``generate()``."""
+        request, kwargs = self._request, self._kwargs
+        if self._uses_torch:
+            from .criteria import LogprobsProcessor, StopFlagCriteria, wrap_criteria
 
+            self._criteria = wrap_criteria(self._criteria)
+            kwargs["stopping_criteria"] = [*self._criteria, StopFlagCriteria(self._rows_to_stop)]
+            if request.logprobs:
+                processor = LogprobsProcessor(request.top_logprobs)
+                kwargs["logits_processor"] = [processor, *(kwargs.get("logits_processor") or ())]
+                self._streamer.logprobs_of = processor.of
+        else:
+            kwargs["stopping_criteria"] = [
+                *self._criteria,
+                lambda sequences, _: all(self._rows_to_stop(sequences)),
+            ]
+        if any(request.setting(name) for name in _NEED_TOKENIZER):
+            kwargs["tokenizer"] = request.decoding
+
+    def _rows_to_stop(self, sequences: Any) -> list[bool]:
+        """For each row, whether it is to end with this step: what our criterion answers."""
+        rows, streamer = self._rows, self._streamer
+        stopped = rows_stopped(self._criteria, len(rows))
+        # On a device that stops a step late, criteria are asked once more.
+        if self._decodes_in_criteria and not streamer.all_rows_finished and not all(stopped):
+            streamer.take_from_criteria(sequences)
+        for row in rows:
+            stopped[row.number] |= row.is_to_stop
+            if stopped[row.number] and len(rows) > 1:
+                streamer.mark_row_finished(row.number, sequences)
+        if self._producer.should_stop():
+            stopped = [True] * len(rows)
+        streamer.all_rows_finished = all(
+            stopped[row.number] or row.ended is not None for row in rows
+        )
+        return stopped
+
+    def _note_ends(self, output: Any, seconds: float, is_cut: bool) -> None:
+        """Find out how each row ended. Raises GenerationTimeout if a deadline ended one."""
+        request, state, streamer = self._request, self._state, self._streamer
+        reached_limit = streamer.steps >= new_token_limit(
+            request.model, self._kwargs, streamer.prompt_length
+        )
+        out_of_time = seconds >= (request.setting("max_time") or math.inf)
+        stopped = rows_stopped(self._criteria, len(self._rows))
+        reasons = finish_reasons(
+            [
+                RowEnd(row.ended, stopped[row.number], row.last_step != math.inf)
+                for row in self._rows
+            ],
+            is_cut=is_cut,
+            reached_limit=reached_limit,
+            out_of_time=out_of_time,
+            # Asked last: it asks transformers' own criteria once more.
+            criteria_met=not (is_cut or reached_limit or out_of_time) and self._would_stop(output),
+            is_stopped=self._producer.should_stop() or state.clock.expired_phase is not None,
+            has_criteria=bool(self._criteria),
+            has_stop_strings=bool(request.setting("stop_strings")),
+        )
+        for row, reason in zip(state.rows, reasons, strict=True):
+            row.model_finish_reason = reason
+        if (phase := state.clock.expired_phase) is not None and None in reasons:
+            self._producer.succeed(output)
+            raise GenerationTimeout(phase)
+
+    def _would_stop(self, output: Any) -> bool:
+        if not self._criteria or not self._uses_torch:
+            return False
+        from .criteria import any_would_stop
+
+        return any_would_stop(self._criteria, output)
+
+
+@dataclass(frozen=True, slots=True)
+class RowEnd:
+    """What is known of a row when ``generate()`` has returned."""
+
+    ended: FinishReason | None  #: seen in its tokens: an EOS or a stop string
+    stopped_by_criterion: bool  #: one of the caller's said to stop it
+    finished_early: bool  #: it ended before others of its batch
+
+
+def finish_reasons(
+    rows: Sequence[RowEnd],
+    *,
+    is_cut: bool,
+    reached_limit: bool,
+    out_of_time: bool,
+    criteria_met: bool,
+    is_stopped: bool,
+    has_criteria: bool,
+    has_stop_strings: bool,
+) -> list[FinishReason | None]:
+    """For each row, how the model ended it by itself; None where it did not.
+
+    Args:
+        rows: what is known of each.
+        is_cut: ``generate()`` was ended in the middle, by an exception of ours.
+        reached_limit: as many tokens were made as may be.
+        out_of_time: ``max_time`` was up.
+        criteria_met: one of transformers' criteria says to stop after what was made.
+        is_stopped: we asked it to stop, or a deadline did.
+        has_criteria: the caller passed criteria.
+        has_stop_strings: ``generate()`` itself looks for stop strings.
+    """
     common: FinishReason | None = None  # of the rows that have no end of their own
     if is_cut:
-        pass  # none has
-    elif streamer.steps >= new_token_limit(model, kwargs, streamer.prompt_length):
+        pass
+    elif reached_limit:
         common = FinishReason.LENGTH
-    elif seconds >= (request.setting("max_time") or math.inf):
+    elif out_of_time:
         common = FinishReason.TIME
-    elif criteria and uses_torch(model) and any_would_stop(criteria, output):
+    elif criteria_met:
         common = FinishReason.CRITERIA
-    elif not (producer.should_stop() or deadlines.expired_phase):  # then it is what is left
-        others = FinishReason.CRITERIA if criteria else FinishReason.LENGTH
-        common = FinishReason.STOP_STRING if request.setting("stop_strings") else others
-    stopped_rows = rows_stopped(criteria, len(texts))
-    for text, row in zip(texts, stream._rows, strict=True):
-        if text.ended is not None:
-            row.model_finish_reason = text.ended
-        elif stopped_rows[text.index]:
-            row.model_finish_reason = FinishReason.CRITERIA
-        elif text.last_step == math.inf:
-            row.model_finish_reason = common
-    if deadlines.expired_phase and any(row.model_finish_reason is None for row in stream._rows):
-        stream._result = output
-        raise GenerationTimeout(deadlines.expired_phase)
-    return output
+    elif not is_stopped:  # then it is what is left
+        others = FinishReason.CRITERIA if has_criteria else FinishReason.LENGTH
+        common = FinishReason.STOP_STRING if has_stop_strings else others
+    return [_finish_reason(row, common) for row in rows]
+
+
+def _finish_reason(row: RowEnd, common: FinishReason | None) -> FinishReason | None:
+    if row.ended is not None:
+        return row.ended
+    if row.stopped_by_criterion:
+        return FinishReason.CRITERIA
+    return None if row.finished_early else common
 
 
 def rows_stopped(criteria: Iterable[Any], rows: int) -> list[bool]:

@@ -22,7 +22,7 @@ class RowDetokenizer:
 
     def __init__(
         self,
-        index: int,
+        number: int,
         row: Row,
         decoder: TextDecoder,
         stop_strings: StopStrings,
@@ -31,7 +31,7 @@ class RowDetokenizer:
         skipped_token_ids: Collection[int] = (),
         window: WhisperWindowBuffer | None = None,
     ) -> None:
-        self.index = index
+        self.number = number  # of the row
         self._row = row
         self._decoder = decoder
         self._stop_strings = stop_strings
@@ -47,7 +47,7 @@ class RowDetokenizer:
         # that are EOS as well. Nothing after this many steps is its own.
         self.last_step = math.inf
 
-    def take(
+    def add_tokens(
         self, token_ids: Sequence[int], logprob: Logprob | None, elapsed: float
     ) -> list[TextChunk]:
         """Take new tokens, and return the text that they make final."""
@@ -126,7 +126,7 @@ class RowDetokenizer:
             self._pending,
             logprobs=None if logprobs is None else (each for each, _ in logprobs),
             top_logprobs=None if logprobs is None else (top for _, top in logprobs),
-            row=self.index,
+            row=self.number,
             elapsed=elapsed,
             field=field,
             value=value,

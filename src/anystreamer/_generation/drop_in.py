@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from time import perf_counter, sleep
 from types import TracebackType
 from typing import Any, Self
 
 from anyio import NoEventLoopError, fail_after, from_thread, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint, current_token
 
-from .._bridge import Producer, ThreadStream
+from .._bridge import Crossing, Sink, StreamState, ThreadStream
 from .._errors import GenerationStopped
 from .._text import SupportsDecode, text_decoder
 from .token_streamer import row_of
@@ -76,9 +75,10 @@ class AsyncTextIteratorStreamer:
         self.timeout = timeout
         self.decode_kwargs = decode_kwargs
         self._decoder = text_decoder(tokenizer, **decode_kwargs)
-        self._stream = ThreadStream[Item]()
-        self._stream._turn_at = perf_counter()
-        self._producer = Producer(self._stream)
+        self._state = StreamState[Item]()
+        self._state.start()
+        self._stream = ThreadStream(self._state)
+        self._crossing = Crossing(Sink(self._state))
         self._cancellation = get_cancelled_exc_class()
         self._delivery_thread: DeliveryThread | None = None
         self._criteria: list[Any] | None = None
@@ -123,14 +123,12 @@ class AsyncTextIteratorStreamer:
         self._close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_stream"):
+        if hasattr(self, "_crossing"):
             self._close()
 
     def _close(self) -> None:
-        stream = self._stream
-        stream._cancelled = stream._closed = True
-        stream._ready.set()
-        stream._release()
+        self._state.close(cancel_worker=False)  # there is none of ours
+        self._state.close_and_take_error()
 
     @property
     def stopping_criteria(self) -> list[Any]:
@@ -152,13 +150,13 @@ class AsyncTextIteratorStreamer:
         """
         token_ids = row_of(value, "AsyncTextIteratorStreamer")
         if self._delivery_thread is None:
-            self._delivery_thread = DeliveryThread(self._stream, self._producer)
+            self._delivery_thread = DeliveryThread(self._state, self._crossing)
             self._delivery_thread.start()
             self._criteria_asked = False
             self._puts_after_stop = 0
             if self.skip_prompt:
                 token_ids = []
-        if token_ids and not self._stream._cancelled:
+        if token_ids and not self._state.abandoned:
             self._delivery_thread.submit(self._decoder.decode(token_ids))
         if self._should_stop():
             self._stop_from_put()
@@ -171,16 +169,15 @@ class AsyncTextIteratorStreamer:
             self._delivery_thread = None  # a next generation may run in another thread
 
     def _should_stop(self) -> bool:
-        stream = self._stream
-        if stream._stopped or stream._cancelled:
+        if self._state.should_end:
             return True
         try:
             from_thread.check_cancelled()
         except NoEventLoopError:
             pass  # not a worker thread of anyio's
         except self._cancellation:
-            stream._cancelled = True
-        return stream._cancelled
+            self._state.abandon()
+        return self._state.abandoned
 
     def _asked(self, input_ids: Any) -> list[bool]:
         self._criteria_asked = True
@@ -208,10 +205,10 @@ class DeliveryThread(threading.Thread):
     is a daemon and holds nothing but the stream; the generating thread is not.
     """
 
-    def __init__(self, stream: ThreadStream[Item], producer: Producer[Item]) -> None:
+    def __init__(self, state: StreamState[Item], crossing: Crossing) -> None:
         super().__init__(name="anystreamer courier", daemon=True)
-        self._stream = stream
-        self._producer = producer
+        self._state = state
+        self._crossing = crossing
         self._served = threading.current_thread()
         self._queue = queue.SimpleQueue[Item]()
         self.loop_closed = False
@@ -222,34 +219,34 @@ class DeliveryThread(threading.Thread):
             self._queue.put(item)
 
     def run(self) -> None:
-        """Deliver parcels until the last, as seldom as the crossing budget asks."""
-        stream, producer = self._stream, self._producer
+        """Deliver items until the last, as seldom as the crossing budget asks."""
+        crossing = self._crossing
         is_last = False
-        while not is_last and not stream._closed:
-            is_last = self._load()
+        while not is_last and not self._state.closed:
+            items, is_last = self._next_items()
+            crossing.sink.push(*items)
             try:
-                if stream._held:
-                    producer._cross()
+                if crossing.sink.has_pending:
+                    crossing.flush()
             except KeyboardInterrupt as exc:  # it struck the loop just then; trio tells only us
-                stream._held.append(exc)
+                crossing.sink.push(exc)
                 is_last = False
             except RuntimeError:
                 self.loop_closed = True
                 return
-            sleep(max(0.0, producer._hold_until - perf_counter()))
+            crossing.sleep_until_due()
 
-    def _load(self) -> bool:
-        """Wait for parcels, take all that are there, and return whether the last is among them."""
-        held = self._stream._held
+    def _next_items(self) -> tuple[list[Item], bool]:
+        """Wait for items. Returns all that are there, and whether the last is among them."""
+        items: list[Item] = []
         try:
-            held.append(self._queue.get(timeout=LIFE_POLL))
-            while held[-1] is not None:
-                held.append(self._queue.get_nowait())
-            return True
+            items.append(self._queue.get(timeout=LIFE_POLL))
+            while items[-1] is not None:
+                items.append(self._queue.get_nowait())
         except queue.Empty:
-            if self._served.is_alive() or held:
-                return False
-        held.append(
-            RuntimeError("generate() did not return: it raised, in a thread that has ended")
-        )
-        return True
+            if not items and not self._served.is_alive():
+                return [
+                    RuntimeError("generate() did not return: it raised, in a thread that has ended")
+                ], True
+            return items, False
+        return items, True

@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 from .._bridge import validate_buffer_size
 from .._streams import (
     GenerationSpan,
-    GenerationStream,
+    GenerationState,
     Row,
     Timeouts,
     queue_deadline,
@@ -26,7 +26,6 @@ from .whisper import WhisperWindowBuffer
 
 __all__ = ["GenerationRequest", "WorkerContext"]
 
-StreamT = TypeVar("StreamT", bound=GenerationStream)
 WorkerContext = Callable[[], contextlib.AbstractContextManager[object]]
 
 
@@ -163,15 +162,13 @@ class GenerationRequest:
             },
         )
 
-    def new_stream(self, kind: Callable[[float], StreamT], prompts: Any) -> StreamT:
-        """The stream of this request, and the application's span for it."""
-        stream = kind(self.max_buffer_size)
-        stream._span = self.span(prompts)
-        return stream
+    def new_state(self, prompts: Any) -> GenerationState:
+        """The state of this request's stream, with the application's span for it."""
+        return GenerationState(self.max_buffer_size, span=self.span(prompts))
 
-    def queue_timeout(self, stream: GenerationStream) -> tuple[float, str]:
+    def queue_deadline(self, state: GenerationState) -> tuple[float, str]:
         """How many seconds it may wait for its turn, and the phase that is late then."""
-        return queue_deadline(self.timeouts, perf_counter() - stream._called_at)
+        return queue_deadline(self.timeouts, state.clock.elapsed(perf_counter()))
 
     def new_row(self, prompt_ids: list[int]) -> Row:
         if self.template is None:
@@ -180,11 +177,11 @@ class GenerationRequest:
         response = ResponseParser(self.decoding, self.template, prompt_ids, tools)
         return Row(prompt_ids, response=response)
 
-    def row_text(self, index: int, row: Row) -> RowDetokenizer:
+    def row_detokenizer(self, number: int, row: Row) -> RowDetokenizer:
         eos = eos_ids(self.setting("eos_token_id"))
         no_timestamps = self.setting("no_timestamps_token_id") if self.hears_in_windows else None
         return RowDetokenizer(
-            index,
+            number,
             row,
             self.decoder(),
             StopStrings(self.stop),

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from .._bridge import Producer
 from .._errors import GenerationStopped
-from .._streams import GenerationStream, Logprob, TextChunk
+from .._streams import GenerationState, Logprob, TextChunk
 from .detokenizer import RowDetokenizer
 
 __all__ = ["TokenStreamer", "row_of"]
@@ -27,22 +27,22 @@ class TokenStreamer:
 
     def __init__(
         self,
-        stream: GenerationStream,
+        state: GenerationState,
         producer: Producer[TextChunk],
-        texts: Sequence[RowDetokenizer],
+        rows: Sequence[RowDetokenizer],
+        *,
+        token_healing: bool = False,
     ) -> None:
-        self._stream = stream
+        self._state = state
         self._producer = producer
-        self.texts = texts
-        self.on_tokens: Callable[[], None] | None = None
+        self._rows = rows
+        self._token_healing = token_healing  # generate() changes the prompt
         self.logprobs_of: Callable[[list[int]], list[Logprob]] | None = None
         self._next_is_prompt = True
-        self.token_healing = False  # generate() changes it
         self.all_rows_finished = False  # then the scores of the next step are not read
         self._taken_in_advance = 0  # steps that a criterion handed over before their put()
         self.prompt_length = 0
         self.steps = 0  # how many tokens each row has been given
-        self._taken_at: float | None = None  # when the latest of them came
 
     def put(self, value: Any) -> None:
         """Take the prompt, then each step's tokens: tensors of shape ``(B, T)``, then ``(B,)``.
@@ -56,21 +56,21 @@ class TokenStreamer:
         is_nested = bool(ids) and isinstance(ids[0], list)
         if self._next_is_prompt:
             self._next_is_prompt = False
-            rows = ids if is_nested else [ids]
-            if len(rows) != len(self.texts):
-                raise ValueError(f"generate() makes {len(rows)} rows, not {len(self.texts)}")
-            for text, prompt in zip(self.texts, rows, strict=True):
-                text.begin_window()
-                if self.token_healing:
-                    self._stream._rows[text.index].prompt_token_ids = prompt
+            prompts = ids if is_nested else [ids]
+            if len(prompts) != len(self._rows):
+                raise ValueError(f"generate() makes {len(prompts)} rows, not {len(self._rows)}")
+            for row, prompt in zip(self._rows, prompts, strict=True):
+                row.begin_window()
+                if self._token_healing:
+                    self._state.rows[row.number].prompt_token_ids = prompt
             if self.steps and self.is_to_stop():
                 raise GenerationStopped  # or each window would begin, and cost a step
-            self.prompt_length = len(rows[0])
+            self.prompt_length = len(prompts[0])
             self.steps = 0
             self.all_rows_finished = False
             return
         if not is_nested:
-            ids = [ids] if len(self.texts) == 1 else [[each] for each in ids]
+            ids = [ids] if len(self._rows) == 1 else [[each] for each in ids]
         already_seen = min(self._taken_in_advance, len(ids[0]))
         self._taken_in_advance -= already_seen
         self._take([row[already_seen:] for row in ids] if already_seen else ids)
@@ -78,15 +78,15 @@ class TokenStreamer:
     def end(self) -> None:
         """Expect another prompt: Whisper hears a recording in windows, each with its own."""
         self._next_is_prompt = True
-        if self.texts[0].window is None or self._stream._cancelled:
+        if self._rows[0].window is None or self._state.abandoned:
             return
         if not self.is_to_stop():  # else all that was said is kept
-            elapsed = perf_counter() - self._stream._called_at
-            self._deliver(text.end_window(elapsed) for text in self.texts)
+            elapsed = self._state.clock.elapsed(perf_counter())
+            self._deliver(row.end_window(elapsed) for row in self._rows)
 
     def is_to_stop(self) -> bool:
         """Whether nothing more is wanted of any row."""
-        return self._producer.should_stop() or all(text.is_to_stop for text in self.texts)
+        return self._producer.should_stop() or all(row.is_to_stop for row in self._rows)
 
     def take_from_criteria(self, sequences: Any) -> None:
         """Take what a criterion sees, of shape ``(B, T)``, beyond what has been taken before."""
@@ -98,50 +98,45 @@ class TokenStreamer:
         self._taken_in_advance += len(new[0])
         self._take(new)
 
-    def mark_row_finished(self, index: int, sequences: Any) -> None:
+    def mark_row_finished(self, number: int, sequences: Any) -> None:
         """End a row with the step that a criterion is being asked about."""
-        text = self.texts[index]
-        text.last_step = min(text.last_step, len(sequences[index]) - self.prompt_length)
+        row = self._rows[number]
+        row.last_step = min(row.last_step, len(sequences[number]) - self.prompt_length)
 
     def finish(self) -> None:
         """Deliver what is still held back: ``generate()`` has returned or raised."""
-        if self._stream._cancelled:
+        if self._state.abandoned:
             return
-        elapsed = perf_counter() - self._stream._called_at
-        self._deliver(text.finish(elapsed) for text in self.texts)
+        elapsed = self._state.clock.elapsed(perf_counter())
+        self._deliver(row.finish(elapsed) for row in self._rows)
 
-    def _take(self, rows: Sequence[Sequence[int]]) -> None:
-        if not rows[0]:
+    def _take(self, step: Sequence[Sequence[int]]) -> None:
+        """Take the tokens of each row, as many of each."""
+        if not step[0]:
             return
         now = perf_counter()
-        stream = self._stream
-        if stream._first_token_at is None:
-            stream._first_token_at = now
-        if stream._meter is not None:
-            stream._meter(len(rows[0]), now, self._taken_at)
-        self._taken_at = now
+        state = self._state
         unfinished = [
-            (text, ids)
-            for text, ids in zip(self.texts, rows, strict=True)
-            if text.last_step > self.steps
+            (row, ids)
+            for row, ids in zip(self._rows, step, strict=True)
+            if row.last_step > self.steps
         ]
-        self.steps += len(rows[0])
-        if self.on_tokens is not None:
-            self.on_tokens()
-        logprobs = self.logprobs_of([ids[-1] for ids in rows]) if self.logprobs_of else None
-        if stream._cancelled:
-            for text, ids in unfinished:
-                stream._rows[text.index].computed_tokens += len(ids)
+        self.steps += len(step[0])
+        state.clock.tokens(len(step[0]), now, self._producer.busy_clock())
+        logprobs = self.logprobs_of([ids[-1] for ids in step]) if self.logprobs_of else None
+        if state.abandoned:
+            for row, ids in unfinished:
+                state.rows[row.number].computed_tokens += len(ids)
             return
-        elapsed = now - stream._called_at
+        elapsed = state.clock.elapsed(now)
         self._deliver(
-            text.take(ids, logprobs[text.index] if logprobs else None, elapsed)
-            for text, ids in unfinished
+            row.add_tokens(ids, logprobs[row.number] if logprobs else None, elapsed)
+            for row, ids in unfinished
         )
-        if len(self.texts) > 1:
-            for text, _ in unfinished:
-                if text.ended is not None:
-                    text.last_step = self.steps
+        if len(self._rows) > 1:
+            for row, _ in unfinished:
+                if row.ended is not None:
+                    row.last_step = self.steps
 
     def _deliver(self, chunks: Iterable[list[TextChunk]]) -> None:
         ready = [chunk for each in chunks for chunk in each]

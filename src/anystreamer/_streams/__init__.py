@@ -1,5 +1,7 @@
 """What a consumer of generated text holds."""
 
+from .clock import TokenClock, TokenMetrics
+from .state import GenerationState
 from .text_stream import BatchStream, GenerationStream, TextStream
 from .timeouts import PHASES, Deadlines, Timeouts, queue_deadline, validate_timeouts
 from .tracing import GenerationSpan
@@ -11,6 +13,7 @@ __all__ = [
     "Deadlines",
     "FinishReason",
     "GenerationSpan",
+    "GenerationState",
     "GenerationStream",
     "Logprob",
     "Row",
@@ -18,6 +21,8 @@ __all__ = [
     "TextStream",
     "Timeouts",
     "Timing",
+    "TokenClock",
+    "TokenMetrics",
     "Usage",
     "queue_deadline",
     "validate_timeouts",

@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 from .._bridge import ThreadStream
-from .._errors import GenerationTimeout
-from .tracing import GenerationSpan
+from .state import GenerationState
 from .types import FinishReason, Row, TextChunk, Timing, Usage
 
 __all__ = ["BatchStream", "GenerationStream", "TextStream"]
 
 
-class HasPosition(Protocol):
-    """A place in a line."""
-
-    @property
-    def position(self) -> int | None: ...
-
-
 class GenerationStream(ThreadStream[TextChunk]):
     """What streams of one sequence and of several have in common."""
 
-    def __init__(self, max_buffer_size: float = math.inf) -> None:
-        super().__init__(max_buffer_size)
-        self._rows = [Row()]
-        self._called_at = perf_counter()
-        self._first_token_at: float | None = None
-        self._unjoined: dict[int, list[TextChunk]] = {}  # by row: taken, not yet delivered
-        self._timing: Timing | None = None
-        self._output: Any = None
-        self._span: GenerationSpan | None = None
-        self._place: HasPosition | None = None  # in the line of an engine
-        # Of an engine: told how many tokens there are, the time, and that of the ones before.
-        self._meter: Callable[[int, float, float | None], None] | None = None
+    def __init__(self, state: GenerationState) -> None:
+        super().__init__(state)
+        self._generation = state
 
     @property
     def timing(self) -> Timing | None:
         """Seconds that it took; None until the end."""
-        return self._timing
+        return self._generation.timing
 
     @property
     def queue_position(self) -> int | None:
@@ -49,100 +29,17 @@ class GenerationStream(ThreadStream[TextChunk]):
 
         None as well for a stream of no engine.
         """
-        return None if self._place is None else self._place.position
+        ticket = self._generation.ticket
+        return None if ticket is None else ticket.position
 
     @property
     def output(self) -> Any:
         """What ``generate()`` returned; None until the end, and where it did not return."""
-        return self._output
+        return self._generation.output
 
-    def _is_ready(self) -> bool:
-        return bool(self._unjoined) or super()._is_ready()
-
-    def _take(self) -> TextChunk:
-        taken = self._unjoined
-        if self._buffered == 1 and not taken:  # nothing to join
-            chunk = super()._take()
-            if self._record_delivery(chunk):
-                return chunk
-        while self._buffered:
-            chunk = super()._take()
-            taken.setdefault(chunk.row, []).append(chunk)
-        while taken:
-            index = next(iter(taken))
-            chunks = taken.pop(index)
-            row = self._rows[index]
-            if row.has_fields and (rest := chunks[_same_field_run(chunks) :]):
-                taken[index] = rest
-                chunks = chunks[: -len(rest)]
-            chunk = TextChunk.joined(chunks)
-            if self._record_delivery(chunk):
-                return chunk
-        return super()._take()  # raises: there is nothing
-
-    def _record_delivery(self, chunk: TextChunk) -> bool:
-        """Note that a chunk is given. Returns whether it is: not the last tokens, with no text."""
-        row = self._rows[chunk.row]
-        row.token_ids.extend(chunk.token_ids)
-        if chunk:
-            row.delivered_text.append(chunk)
-        return bool(chunk) or chunk.field is not None
-
-    def _conclude(self) -> None:
-        if self._timing is not None:
-            return
-        for row in self._rows:
-            row.finish_reason = self._reason(row)
-            row.usage = row.compute_usage()
-        self._timing = self._times()
-        self._output = self._result
-        if self._span is not None:
-            self._span.end(self._rows, self._timing, self._error)
-
-    def _times(self) -> Timing:
-        """The seconds that it took until now, or until the worker had left."""
-        turn, first, called = self._turn_at, self._first_token_at, self._called_at
-        return Timing(
-            queued=None if turn is None else turn - called,
-            first_token=None if first is None else first - called,
-            total=(perf_counter() if self._left_at is None else self._left_at) - called,
-        )
-
-    def _progress(self) -> tuple[str, int, int]:
-        state, _, _ = super()._progress()
-        computed = sum(row.computed_tokens for row in self._rows)
-        return state, computed, sum(len(row.token_ids) for row in self._rows)
-
-    def _summary(self) -> str:
-        reasons = ", ".join(str(row.finish_reason) for row in self._rows)
-        _, computed, delivered = self._progress()
-        return f"{reasons}; {delivered} of {computed} tokens delivered; {self._timing}"
-
-    def _reason(self, row: Row) -> FinishReason:
-        """Decide why a row ended where several reasons meet. Called once, on the loop."""
-        is_late = isinstance(self._error, GenerationTimeout)
-        if self._error is not None and not is_late:
-            return FinishReason.ERROR
-        # The model's own end counts if the consumer was given all that it made.
-        given = len(row.token_ids) == row.computed_tokens and not self._is_ready()
-        if row.model_finish_reason is not None and given:
-            return row.model_finish_reason
-        if is_late:
-            return FinishReason.TIMEOUT
-        return (
-            FinishReason.STOPPED if self._stopped or row.stop_requested else FinishReason.CANCELLED
-        )
-
-
-def _same_field_run(chunks: Sequence[TextChunk]) -> int:
-    """How many of them, from the first one on, are parts of the same text."""
-    first = chunks[0]
-    if not first.is_complete_value:
-        for count, chunk in enumerate(chunks):
-            if chunk.is_complete_value or chunk.field != first.field:
-                return count
-        return len(chunks)
-    return 1
+    @property
+    def _rows(self) -> list[Row]:
+        return self._generation.rows
 
 
 class TextStream(GenerationStream):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager, aclosing
-from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -13,11 +12,11 @@ import httpx2
 import openai
 from anyio import CancelScope, move_on_after
 
-from .._bridge import Job, SafeEvent, StreamContext
-from .._engine import BaseEngine, EngineContext, EngineHost, RequestContext
+from .._bridge import SafeEvent, StreamContext
+from .._engine import BaseEngine, EngineContext, EngineTask, RequestContext
 from .._errors import GenerationTimeout
 from .._generation import Prompt
-from .._streams import GenerationSpan, TextStream, queue_deadline
+from .._streams import GenerationSpan, GenerationState, TextStream, queue_deadline
 from ._errors import to_public_error
 from ._reader import ResponseReader
 from ._request import NAME, RemoteRequest
@@ -134,9 +133,8 @@ class RemoteEngine(BaseEngine):
         self._closing = SafeEvent()
 
     def stream_text(self, prompt: Prompt, **arguments: Any) -> StreamContext[TextStream]:
-        asking = RemoteRequest.of(self.model, prompt, arguments)
-        job = Job(name=NAME, new_stream=partial(_new_stream, asking))
-        return RequestContext(self, NAME, lambda: _Host(self, job, asking))
+        request = RemoteRequest.of(self.model, prompt, arguments)
+        return RequestContext(self, NAME, lambda: _Task(self, request))
 
     async def _run(self) -> None:
         self.ready.set()
@@ -146,43 +144,42 @@ class RemoteEngine(BaseEngine):
         self._closing.set()
 
 
-def _new_stream(asking: RemoteRequest) -> TextStream:
-    stream = TextStream(asking.max_buffer_size)
-    stream._span = GenerationSpan.start(
-        "chat" if asking.is_chat else "text_completion",
-        asking.model,
-        lambda: asking.settings,
+def _new_state(request: RemoteRequest) -> GenerationState:
+    span = GenerationSpan.start(
+        "chat" if request.is_chat else "text_completion",
+        request.model,
+        lambda: request.settings,
         provider="openai",
     )
-    return stream
+    return GenerationState(request.max_buffer_size, span=span)
 
 
-class _Host(EngineHost):
+class _Task(EngineTask):
     """A request's task: sends it, and reads the answer. It waits for its turn until the headers."""
 
-    def __init__(self, engine: RemoteEngine, job: Job[TextStream], asking: RemoteRequest) -> None:
-        super().__init__(engine, job)
-        self._remote = engine
-        self._asking = asking
+    def __init__(self, engine: RemoteEngine, request: RemoteRequest) -> None:
+        super().__init__(engine, NAME, _new_state(request))
+        self._engine = engine
+        self._request = request
         self._response: httpx2.Response
         self._row = RemoteRow()
-        self.stream._rows = [self._row]
+        self.state.rows = [self._row]
 
     @property
     def is_watched(self) -> bool:
-        return not self.stream._left.is_set()  # the wire tells it nothing
+        return not self.state.has_exited  # the wire tells it nothing
 
-    async def _prepare(self) -> None:
-        asking = self._asking
-        seconds, phase = queue_deadline(asking.timeouts, perf_counter() - self.stream._called_at)
+    async def prepare(self) -> None:
+        request, clock = self._request, self.state.clock
+        seconds, phase = queue_deadline(request.timeouts, clock.elapsed(perf_counter()))
         with move_on_after(seconds) as waiting:
             try:
                 # The response as it is: the client's own stream cannot be left in the middle
                 # without leaving generators behind, and loses what a server has of its own.
-                response: Any = await self._remote.client.post(
-                    asking.path,
-                    body=asking.body,
-                    options={"headers": self._remote.headers},
+                response: Any = await self._engine.client.post(
+                    request.path,
+                    body=request.body,
+                    options={"headers": self._engine.headers},
                     cast_to=httpx2.Response,
                     stream=True,
                     stream_cls=openai.AsyncStream[object],
@@ -203,23 +200,22 @@ class _Host(EngineHost):
                 f"{media_type or 'no content-type'}",
             )
 
-    def _turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
+    def turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
         return aclosing(self._response), self.ticket
 
-    async def _work(self) -> None:
-        asking, stream, metrics = self._asking, self.stream, self.engine.metrics
-        answer = ResponseParser(
+    async def work(self) -> None:
+        request = self._request
+        parser = ResponseParser(
             self._row,
-            asking.stop_strings,
-            logprobs=asking.logprobs,
-            names_content=bool(asking.parse_response),
+            request.stop_strings,
+            logprobs=request.logprobs,
+            names_content=bool(request.parse_response),
         )
-        if asking.is_chat:
-            self._row.answer = answer
+        if request.is_chat:
+            self._row.answer = parser
+        self.state.clock.set_deadlines(request.timeouts, perf_counter())
         try:
-            await ResponseReader(
-                self._response, answer, stream, asking.timeouts, metrics.observe_gap
-            ).run()
+            await ResponseReader(self._response, parser, self.state).run()
         finally:
             if (usage := self._row.server_usage) is not None:
-                metrics.tokens(usage.completion_tokens, perf_counter(), None)
+                self._engine.metrics.tokens(usage.completion_tokens, perf_counter(), None)

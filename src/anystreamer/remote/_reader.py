@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from time import perf_counter
 
 import httpx2
 from anyio import CancelScope, current_time, get_cancelled_exc_class
 
-from .._bridge import SafeEvent
+from .._bridge import Sink
 from .._errors import GenerationTimeout
-from .._streams import Deadlines, TextStream, Timeouts
+from .._streams import GenerationState, TextChunk
 from ._errors import connection_lost, to_public_error
 from ._response import ResponseParser
 from ._sse import EventData
@@ -32,28 +32,19 @@ class ResponseReader:
     """
 
     def __init__(
-        self,
-        response: httpx2.Response,
-        answer: ResponseParser,
-        stream: TextStream,
-        timeouts: Timeouts,
-        on_pause: Callable[[float], None],
+        self, response: httpx2.Response, parser: ResponseParser, state: GenerationState
     ) -> None:
         self._response = response
-        self._answer = answer
-        self._stream = stream
-        self._on_pause = on_pause  # told the seconds from one piece to the next
+        self._parser = parser
+        self._state = state
+        self._sink = Sink[TextChunk](state)
         self._events = EventData()
         self._scope = CancelScope()
-        self._last_event_at: float | None = None
         self._is_over = False  # nothing more is wanted
         self._is_ending = False  # nothing more is needed
         self._failure: Exception | None = None
-        self._seconds_held_up = 0.0  # by the consumer
+        self._seconds_waited = 0.0  # for the consumer
         self._late = ""
-        self._deadlines: Deadlines | None = None
-        if timeouts != Timeouts():
-            self._deadlines = Deadlines(timeouts, stream._called_at, perf_counter())
 
     async def run(self) -> None:
         """Read it. Returns, or is cancelled, when the connection has been left."""
@@ -67,18 +58,18 @@ class ResponseReader:
                         continue
                     self._take(part)
                     # Last words are few, and time runs: they do not wait for the consumer.
-                    if self._is_ending or not self._stream._is_full():
+                    if self._is_ending or not self._sink.is_full:
                         continue
                     try:
-                        await self._wait_for_room()
+                        await self._wait_for_space()
                     except cancellation as exc:
                         if not self._scope.cancel_called:
                             cancelled = exc
                             self._leave()
             if cancelled is None:
-                self._look_at_the_end()
+                self._check_end()
         except Exception as exc:
-            if self._answer.ended is None:
+            if self._parser.ended is None:
                 self._fail(to_public_error(exc, self._response.request, is_answering=True))
         finally:
             self._finish()
@@ -87,44 +78,40 @@ class ResponseReader:
 
     def _take(self, part: bytes) -> None:
         """Take a part of the body. Never raises."""
-        stream, answer = self._stream, self._answer
+        parser, clock = self._parser, self._state.clock
         now = perf_counter()
-        events_seen = answer.events_seen
+        seen_before = parser.events_seen
         try:
             for data in self._events.feed(part):
-                stream._held.extend(answer.feed(data, now - stream._called_at))
-                if answer.is_done:
+                # One by one: those before what it fails with count.
+                for chunk in parser.feed(data, clock.elapsed(now)):
+                    self._sink.push(chunk)
+                if parser.is_done:
                     break
         except Exception as exc:
             self._fail(to_public_error(exc, self._response.request, is_answering=True))
-        if answer.events_seen > events_seen:
-            self._note(now)
-        if stream._held:
-            stream._deliver()
+        has_more = parser.events_seen > seen_before
+        if has_more:
+            clock.tokens(None, now, now - self._seconds_waited)
+        if self._sink.has_pending:
+            self._sink.publish()
         if self._failure is not None:
             self._leave()
-        elif answer.is_done or answer.has_enough:
-            self._is_over = answer.is_done
+        elif parser.is_done or parser.has_enough:
+            self._is_over = parser.is_done
             self._end_within(DRAIN)
-        elif answer.ended is not None:
+        elif parser.ended is not None:
             self._end_within(USAGE_TIMEOUT)
-        elif answer.events_seen > events_seen:
+        elif has_more:
             self._set_deadline()
 
-    def _note(self, now: float) -> None:
-        """Something has been said."""
-        if self._last_event_at is None:
-            self._stream._first_token_at = now
-        else:
-            self._on_pause(now - self._last_event_at)
-        self._last_event_at = now
-        if self._deadlines is not None:
-            self._deadlines.token_made(now - self._seconds_held_up)
-
     def _set_deadline(self) -> None:
-        if self._deadlines is not None and not self._is_ending:
-            now = perf_counter()
-            seconds, self._late = self._deadlines.next(now, now - self._seconds_held_up)
+        now = perf_counter()
+        self._set_deadline_at(now, now - self._seconds_waited)
+
+    def _set_deadline_at(self, now: float, busy: float) -> None:
+        if self._state.clock.deadlines is not None and not self._is_ending:
+            seconds, self._late = self._state.clock.deadlines.next(now, busy)
             self._scope.deadline = current_time() + seconds
 
     def _end_within(self, seconds: float) -> None:
@@ -141,28 +128,24 @@ class ResponseReader:
         if self._failure is None:
             self._failure = failure
 
-    async def _wait_for_room(self) -> None:
+    async def _wait_for_space(self) -> None:
         """Read no more while the buffer is full: the server's will be, some time later."""
-        stream = self._stream
+        state = self._state
         started = perf_counter()
-        if self._deadlines is not None:
-            # Until it reads again, only the end of all time can come.
-            seconds, self._late = self._deadlines.next(started, float("-inf"))
-            self._scope.deadline = current_time() + seconds
-        while stream._is_full() and not (stream._stopped or stream._closed):
-            room = stream._space_available = SafeEvent()
-            await room.wait()
-        self._seconds_held_up += perf_counter() - started
+        self._set_deadline_at(started, -math.inf)  # until it reads again, only "total" can pass
+        while self._sink.is_full and not (state.stop_requested or state.closed):
+            await self._sink.wait_for_space()
+        self._seconds_waited += perf_counter() - started
         self._set_deadline()
 
-    def _look_at_the_end(self) -> None:
+    def _check_end(self) -> None:
         """Find out what the end of the reading means, if it was not ours."""
-        answer, host = self._answer, self._response.request.url.host
-        if self._failure is not None or answer.ended is not None:
+        parser, host = self._parser, self._response.request.url.host
+        if self._failure is not None or parser.ended is not None:
             return
         if self._scope.cancelled_caught:
             self._fail(GenerationTimeout(self._late))
-        elif answer.is_done:
+        elif parser.is_done:
             self._fail(
                 connection_lost(self._response.request, f"{host} did not say why its answer ended")
             )
@@ -171,9 +154,9 @@ class ResponseReader:
 
     def _finish(self) -> None:
         """Deliver all that there is, and how it ended."""
-        stream, answer = self._stream, self._answer
-        stream._held.extend(answer.finish(perf_counter() - stream._called_at))
-        stream._deliver()
-        stream._rows[0].model_finish_reason = answer.ended
-        if stream._error is None:
-            stream._error = self._failure
+        parser = self._parser
+        self._sink.push(*parser.finish(self._state.clock.elapsed(perf_counter())))
+        self._sink.publish()
+        self._state.rows[0].model_finish_reason = parser.ended
+        if self._failure is not None:
+            self._sink.fail(self._failure)

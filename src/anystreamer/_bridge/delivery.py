@@ -1,0 +1,153 @@
+"""From a thread to the loop: the sink, crossings and their budget, and a guard on the loop."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from time import perf_counter, sleep
+from typing import Any, Generic, TypeVar
+
+from anyio import CancelScope, EndOfStream, from_thread, get_cancelled_exc_class
+from anyio import sleep as async_sleep
+from anyio.lowlevel import EventLoopToken, current_token
+
+from .join import SafeEvent
+from .state import HOLDING_GUARD, Phase, StreamState
+
+__all__ = ["QUEUE_POLL", "Crossing", "Sink", "guard", "wrap_control_flow_exception"]
+
+T = TypeVar("T")
+
+# The crossing budget. A crossing blocks the worker until the loop has run a callback, so crossings
+# may take the first share of its time. What is emitted in between waits for the next one, but no
+# longer than the cap (seconds), unless the loop is so busy that crossings would then take more than
+# the second share. What that costs and saves: benchmarks/overhead.py.
+CROSSING_SHARE = 0.05
+CROSSING_CAP = 0.002
+CROSSING_SHARE_AT_MOST = 0.1
+
+# stop() only sets an attribute, because that alone is safe in a signal handler. While a worker's
+# turn has not come, somebody has to look at it this often (seconds).
+QUEUE_POLL = 0.05
+
+
+class Sink(Generic[T]):
+    """The send half of a stream: for whoever makes its items, in whichever thread.
+
+    Made on the loop.
+    """
+
+    def __init__(self, state: StreamState[T]) -> None:
+        self._state = state
+        self._cancellation = get_cancelled_exc_class()
+
+    def push(self, *items: T) -> None:
+        """Add items, which `publish` delivers. Drops what nobody will read."""
+        if not self._state.abandoned:
+            self._state.pending.extend(items)
+
+    def publish(self) -> float:
+        """Deliver what was pushed. On the loop. Returns the time (perf_counter)."""
+        return self._state.publish()
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether something was pushed and not yet delivered."""
+        return bool(self._state.pending)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many items wait for the consumer as may."""
+        return self._state.is_full
+
+    async def wait_for_space(self) -> None:
+        """Wait until the consumer has taken an item, or has gone. On the loop."""
+        self._state.space_available = space = SafeEvent()
+        await space.wait()
+
+    def fail(self, error: BaseException) -> None:
+        """End the stream with an error, after its items. The first error counts."""
+        self._state.fail(wrap_control_flow_exception(error, self._cancellation))
+
+    def succeed(self, result: Any) -> None:
+        """Note what the producer has returned."""
+        self._state.result = result
+
+
+class Crossing:
+    """Takes what a thread has pushed over to the loop, no more often than the budget allows.
+
+    Made on the loop, used in one thread.
+    """
+
+    def __init__(self, sink: Sink[Any]) -> None:
+        self.sink = sink  #: what it delivers
+        # Looked up on the loop: the thread must not need it later.
+        self._token: EventLoopToken = current_token()
+        self._hold_until = 0.0
+        # In seconds. Before the first one: what the cap allows for.
+        self._latest_cost = CROSSING_CAP * CROSSING_SHARE_AT_MOST
+        self.seconds = 0.0  #: how long crossings have held up the thread
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the budget allows for a crossing now."""
+        return perf_counter() >= self._hold_until
+
+    def sleep_until_due(self) -> None:
+        """Block until it does."""
+        sleep(max(0.0, self._hold_until - perf_counter()))
+
+    def flush(self) -> None:
+        """Block until the loop has delivered what was pushed.
+
+        Raises:
+            RuntimeError: the loop has ended.
+        """
+        started = perf_counter()
+        delivered = from_thread.run_sync(self.sink.publish, token=self._token)
+        # Counted from the loop's clock reading, so that what is held after the guard has looked for
+        # it cannot exist.
+        cost = perf_counter() - started
+        self.seconds += cost
+        # One that was slow by chance says little of the next.
+        usual, self._latest_cost = min(cost, self._latest_cost), cost
+        hold = max(min(CROSSING_CAP, usual / CROSSING_SHARE), usual / CROSSING_SHARE_AT_MOST)
+        self._hold_until = delivered + min(hold, HOLDING_GUARD / 2)
+
+
+async def guard(state: StreamState[Any]) -> None:
+    """While a receive() waits, do what its producer cannot: deliver, and see a stop in the queue.
+
+    In a task of its own, which never raises. A deadline around the waiting would do the same, but
+    up to anyio 4.15 it swallows a native cancellation that comes in the same tick.
+    """
+    # Shielded: where a scope and one around it are both cancelled, anyio 4.16 takes back one
+    # cancellation too many in the task of the outer one.
+    with suppress(get_cancelled_exc_class()), CancelScope(shield=True) as state.guard_scope:
+        while not (state.closed or state.has_exited):
+            await state.receive_began.wait()
+            state.receive_began = SafeEvent()
+            while state.phase is Phase.QUEUED:
+                if state.stop_requested:
+                    state.scope.cancel()
+                await async_sleep(QUEUE_POLL)
+            while (nap := state.guard_at - perf_counter()) > 0:
+                await async_sleep(nap)
+            if state.pending:
+                state.drain_pending()
+                state.receiver_waiting.set()
+
+
+def wrap_control_flow_exception(
+    exc: BaseException, cancellation: type[BaseException]
+) -> BaseException:
+    """What a consumer sees in place of an exception that it would take for something else.
+
+    For the end of the stream, or for a cancellation of its own. Others are returned as they are.
+    """
+    signals = (StopIteration, StopAsyncIteration, GeneratorExit, EndOfStream, cancellation)
+    if isinstance(exc, signals):
+        error = RuntimeError(f"the producer raised {type(exc).__name__}")
+        error.__cause__ = exc
+        return error
+    return exc
