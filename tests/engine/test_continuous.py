@@ -300,7 +300,7 @@ async def test_who_waits_is_not_handed_to_the_model() -> None:
                     await second.read()
             assert second.usage is not None
             assert second.usage.computed_tokens == 0
-            assert len(engine.generations) == 1
+            assert len(engine.active_requests) == 1
         assert (await read(engine, PROMPTS[2])).token_ids == list(expected(PROMPTS[2], 20))
 
 
@@ -471,9 +471,9 @@ async def test_one_that_goes_while_it_is_handed_over(monkeypatch: pytest.MonkeyP
         add = engine.manager.add_request
 
         def slow(*args: Any, **kwargs: Any) -> Any:
-            (generation,) = engine.generations.values()
-            generation.stream.stop()
-            while engine.generations:  # until the drain has seen it
+            (active,) = engine.active_requests.values()
+            active.state.stop_requested = True
+            while engine.active_requests:  # until the drain has seen it
                 engine._has_work.set()
             return add(*args, **kwargs)
 
