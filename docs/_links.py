@@ -1,4 +1,4 @@
-"""For the build of the site: public names in backticks in a docstring link to their entries."""
+"""A griffe extension for the site: public names in backticks in docstrings become links."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 from griffe import Extension
 
-# A name between single backticks. Between double ones it is code.
+# A name in single backticks. Double backticks mean code.
 NAME = re.compile(r"(?<!`)`((?:\w+\.)*\w+)(\(\))?`(?!`)")
 
-# Where public names are, the first that has one being meant.
+# Modules with public names. The first one that has the name counts.
 MODULES = ("", "sync", "server", "testing", "pytest_plugin")
 
 
 class LinkPublicNames(Extension):
-    """Makes links of what docstrings name, where that is public."""
+    """Links the public names in docstrings to their entries."""
 
     def on_package(self, *, pkg: Any, **kwargs: Any) -> None:
-        """Go through all that was loaded."""
+        """Add links to all docstrings of the package."""
         for obj in _all_of(pkg):
             if obj.docstring is not None:
                 obj.docstring.value = NAME.sub(

@@ -1,4 +1,4 @@
-"""Makes the pictures in docs/images: the chat page with the model that comes along."""
+"""Makes the pictures in docs/images: the chat page with the embedded model."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PICTURES = {
         "has_touch": True,
     },
 }
-# What the system's own font is on a bare machine is nobody's choice.
+# On a machine without its own fonts, the default font would be arbitrary.
 FONTS = """<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">
 <fontconfig>
 <include>/etc/fonts/fonts.conf</include>
