@@ -2,7 +2,7 @@
 
 The bare pattern, a plain ``await anyio.to_thread.run_sync(...)`` without a task group, is put
 through the same, to show that these tests can fail. Streams in any other state than flat out:
-test_storm.py. Ctrl-C: test_bridge.py.
+test_storm.py. Ctrl-C: test_interrupts.py.
 
 The short run is in every test run; 2,000 loops of each kind are for ``nox -s soak``.
 """

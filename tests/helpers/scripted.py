@@ -176,3 +176,9 @@ NATIVE_LOOPS = [
         else []
     ),
 ]
+each_native_loop = pytest.mark.parametrize("native", NATIVE_LOOPS)
+
+
+async def settle() -> None:
+    for _ in range(3):
+        await asyncio.sleep(0)

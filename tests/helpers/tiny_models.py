@@ -242,3 +242,34 @@ def generated(model: Any, prompt: Any, **kwargs: Any) -> list[int]:
 
 def decoded(token_ids: Sequence[int], **kwargs: Any) -> str:
     return str(tokenizer().decode(token_ids, **{"skip_special_tokens": True, **kwargs}))
+
+
+@cache
+def load_all_of_torch() -> None:
+    """What torch and transformers import when they are first used, and not before."""
+    generated(llama(), "Once upon", max_new_tokens=2)
+    generated(llama(), "Once upon", max_new_tokens=2, prompt_lookup_num_tokens=2)
+    torch.compile(llama(), backend="eager")
+
+
+class Adapter(torch.nn.Module):
+    """As peft's, around a model: the attributes of the model inside are its own."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+        self.eval()
+
+    def get_base_model(self) -> Any:
+        return self.inner
+
+    @property
+    def device(self) -> Any:
+        return self.inner.device
+
+    @property
+    def generation_config(self) -> Any:
+        return self.inner.generation_config
+
+    def generate(self, **kwargs: Any) -> Any:
+        return self.inner.generate(**kwargs)

@@ -126,7 +126,7 @@ def test_there_are_examples() -> None:
 def test_each_test_that_a_page_names_exists() -> None:
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
-        for file, name in re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", text):
+        for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text):
             assert not name or name in functions_of(file), f"{path.name} names {file}::{name}"
             assert (ROOT / file).is_file(), f"{path.name} names {file}"
 

@@ -1,0 +1,291 @@
+"""`finish_reason`: why a stream ended, and which reason counts when there are several."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from anyio import (
+    BrokenResourceError,
+    CancelScope,
+    ClosedResourceError,
+    create_task_group,
+    fail_after,
+    from_thread,
+)
+from anyio.lowlevel import checkpoint
+from transformers import (
+    EosTokenCriteria,
+    GenerationConfig,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+
+from anystreamer import FinishReason
+
+from ..helpers.llama_streams import ENDLESS, PROMPT, collect, raiser, reason_of, says, stream_llama
+from ..helpers.model_calls import Gate
+from ..helpers.own_ends import OWN_ENDS, SUSPECTS, AfterTokens, after_tokens
+from ..helpers.tiny_models import EOS, Say, decoded, ids_of, llama, steps_of, tokenizer
+
+pytestmark = pytest.mark.torch
+
+
+async def test_finish_reason_eos() -> None:
+    _, stream = await collect(stream_llama(logits_processor=[Say("ab", EOS)], **ENDLESS))
+    assert stream.finish_reason is FinishReason.EOS
+    assert (stream.text, stream.token_ids[-1]) == ("ab", EOS)
+
+
+@pytest.mark.parametrize(
+    "eos_token_id",
+    [ids_of("!")[0], [EOS, ids_of("!")[0]], torch.tensor([EOS, ids_of("!")[0]])],
+    ids=["number", "list", "tensor"],
+)
+async def test_finish_reason_eos_of_the_callers(eos_token_id: Any) -> None:
+    """An ordinary token may end the text too, and is a part of it."""
+    context = stream_llama(logits_processor=[Say("ab!c")], eos_token_id=eos_token_id, **ENDLESS)
+    _, stream = await collect(context)
+    assert (stream.finish_reason, stream.text) == (FinishReason.EOS, "ab!")
+
+
+async def test_finish_reason_eos_of_a_generation_config() -> None:
+    config = GenerationConfig(eos_token_id=ids_of("!")[0], max_new_tokens=20)
+    _, stream = await collect(stream_llama(logits_processor=[Say("ab!")], generation_config=config))
+    assert (stream.finish_reason, stream.text) == (FinishReason.EOS, "ab!")
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"max_new_tokens": 5},
+        {"max_length": len(PROMPT) + 5},
+        {"generation_config": GenerationConfig(max_new_tokens=5)},
+        {"generation_config": GenerationConfig(max_length=len(PROMPT) + 5)},
+        {"generation_config": GenerationConfig(max_new_tokens=9), "max_new_tokens": 5},
+        {"max_length": 3, "max_new_tokens": 5},
+    ],
+    ids=["new", "all", "config-new", "config-all", "argument-wins", "new-wins"],
+)
+async def test_finish_reason_length(kwargs: dict[str, Any]) -> None:
+    _, stream = await collect(stream_llama(**kwargs))
+    assert stream.finish_reason is FinishReason.LENGTH
+    assert stream.usage.completion_tokens == 5
+
+
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
+@pytest.mark.parametrize("suspect", SUSPECTS)
+async def test_finish_reason_length_when_nothing_is_said(suspect: str) -> None:
+    """`generate()` makes 20 tokens by default."""
+    _, stream = await collect(stream_llama(**SUSPECTS[suspect]()))
+    assert stream.finish_reason is FinishReason.LENGTH
+    assert stream.usage.completion_tokens == 20
+
+
+@pytest.mark.parametrize("suspect", SUSPECTS)
+async def test_finish_reason_length_of_embeddings(suspect: str) -> None:
+    """`max_length` counts them, though they are no tokens."""
+    with torch.no_grad():
+        embeddings = llama().get_input_embeddings()(torch.tensor([ids_of(PROMPT)]))
+    kwargs = SUSPECTS[suspect]() | {"max_length": len(PROMPT) + 5}
+    _, stream = await collect(stream_llama({"inputs_embeds": embeddings}, **kwargs))
+    assert stream.finish_reason is FinishReason.LENGTH
+    assert stream.usage.completion_tokens == 5
+
+
+async def test_finish_reason_time() -> None:
+    _, stream = await collect(stream_llama(max_time=1e-9, **ENDLESS))
+    assert stream.finish_reason is FinishReason.TIME
+    assert stream.usage.completion_tokens == 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: [AfterTokens(3)],
+        lambda: StoppingCriteriaList([AfterTokens(3)]),
+        lambda: (AfterTokens(3),),
+        lambda: [after_tokens(9), after_tokens(3)],
+        lambda: [MaxLengthCriteria(max_length=len(PROMPT) + 3)],
+        lambda: [EosTokenCriteria(eos_token_id=ids_of("c")[0])],
+        lambda: [StopStringCriteria(tokenizer(), ["c"])],
+    ],
+    ids=["own", "list", "tuple", "functions", "MaxLength", "EosToken", "StopString"],
+)
+async def test_finish_reason_criteria(make: Callable[[], Any]) -> None:
+    context = stream_llama(logits_processor=[Say("abcdef")], stopping_criteria=make(), **ENDLESS)
+    _, stream = await collect(context)
+    assert stream.finish_reason is FinishReason.CRITERIA
+    assert stream.text == "abc"
+
+
+async def test_finish_reason_stop_string() -> None:
+    _, stream = await collect(stream_llama(logits_processor=[Say("one two")], stop=" t", **ENDLESS))
+    assert stream.finish_reason is FinishReason.STOP_STRING
+    assert (stream.text, stream.stop_string) == ("one", " t")
+
+
+async def test_finish_reason_stop_string_of_transformers() -> None:
+    """It is a part of the text, as `generate()` has it."""
+    config = GenerationConfig(stop_strings=[" t", "zz"], max_new_tokens=50)
+    context = stream_llama(logits_processor=[Say("one two")], generation_config=config)
+    _, stream = await collect(context)
+    assert stream.finish_reason is FinishReason.STOP_STRING
+    assert (stream.text, stream.stop_string) == ("one t", " t")
+
+
+async def test_a_stop_string_of_transformers_may_begin_in_the_prompt() -> None:
+    """So `generate()` has it. Ours do not."""
+    context = stream_llama("a ST", logits_processor=[Say("OP it")], stop_strings="STOP", **ENDLESS)
+    _, stream = await collect(context)
+    assert (stream.text, stream.finish_reason) == ("OP", FinishReason.STOP_STRING)
+
+
+async def test_stop_strings_as_an_argument_need_no_second_tokenizer() -> None:
+    """`generate()` wants a `tokenizer=` with them: it is the one that the stream has."""
+    context = stream_llama(logits_processor=[Say("one two")], stop_strings=[" t"], **ENDLESS)
+    _, stream = await collect(context)
+    assert stream.finish_reason is FinishReason.STOP_STRING
+    assert stream.text == "one t"
+
+
+async def test_finish_reason_stopped() -> None:
+    with steps_of(llama(), {3: lambda: stream.stop()}) as steps:
+        async with stream_llama(**ENDLESS) as stream:
+            await stream.read()
+            assert stream.finish_reason is FinishReason.STOPPED
+    assert stream.usage.completion_tokens == stream.usage.computed_tokens == steps.count == 3
+    assert stream.text == decoded(stream.token_ids)
+
+
+async def test_finish_reason_cancelled_by_a_scope() -> None:
+    with steps_of(llama(), {3: lambda: from_thread.run_sync(scope.cancel)}):
+        with CancelScope() as scope:
+            async with stream_llama(**ENDLESS) as stream:
+                await stream.read()
+    assert scope.cancelled_caught
+    assert stream.finish_reason is FinishReason.CANCELLED
+
+
+async def test_finish_reason_cancelled_by_aclose() -> None:
+    async with stream_llama(**ENDLESS) as stream:
+        await stream.receive()
+        await stream.aclose()
+        assert stream.finish_reason is FinishReason.CANCELLED
+        assert stream.usage is not None
+        assert stream.timing is not None
+        with pytest.raises(ClosedResourceError):
+            await stream.receive()
+
+
+async def test_finish_reason_cancelled_by_leaving() -> None:
+    async with stream_llama(**ENDLESS) as stream:
+        await stream.receive()
+    assert stream.finish_reason is FinishReason.CANCELLED
+    with pytest.raises((ClosedResourceError, BrokenResourceError)):
+        await stream.receive()
+
+
+async def test_finish_reason_error() -> None:
+    with steps_of(llama(), {3: raiser(RuntimeError("broken"))}):
+        async with stream_llama(**ENDLESS) as stream:
+            with pytest.raises(RuntimeError, match="broken"):
+                await stream.read()
+            assert stream.finish_reason is FinishReason.ERROR
+            assert stream.output is None
+            assert stream.usage.completion_tokens == 2
+
+
+@pytest.mark.parametrize("end", OWN_ENDS)
+async def test_the_models_own_end_wins_over_a_stop_in_the_same_step(end: str) -> None:
+    """If the consumer reads on: it was given the whole text."""
+    reason, kwargs = OWN_ENDS[end]
+    with steps_of(llama(), {3: lambda: stream.stop()}) as steps:
+        async with stream_llama(**kwargs()) as stream:
+            await stream.read()
+    assert stream.finish_reason is reason
+    assert steps.count == 3
+
+
+async def test_time_wins_over_a_stop_in_the_same_step() -> None:
+    with steps_of(llama(), {1: lambda: stream.stop()}):
+        async with stream_llama(max_time=1e-9, **ENDLESS) as stream:
+            await stream.read()
+    assert stream.finish_reason is FinishReason.TIME
+
+
+@pytest.mark.parametrize("end", OWN_ENDS)
+async def test_leaving_in_the_step_of_the_models_own_end_is_a_cancellation(end: str) -> None:
+    """It was not given the whole text."""
+    _, kwargs = OWN_ENDS[end]
+    gate = Gate()
+    async with create_task_group() as tasks:
+        with steps_of(llama(), {3: gate}) as steps:
+            async with stream_llama(**kwargs()) as stream:
+                await gate.reached()
+                tasks.start_soon(gate.open_when_blocked)
+    assert stream.finish_reason is FinishReason.CANCELLED
+    assert steps.count == 3
+
+
+async def test_leaving_with_the_whole_text_is_the_models_own_end() -> None:
+    """Nobody has to ask for the end to know that there was one."""
+    async with stream_llama(**says("abc")) as stream:
+        while len(stream.token_ids) < 3:
+            await stream.receive()
+        with fail_after(30):
+            while "ended" not in repr(stream):
+                await checkpoint()
+    assert stream.finish_reason is FinishReason.LENGTH
+
+
+async def test_leaving_before_held_text_is_not_the_whole_text() -> None:
+    """What could have become a stop string comes last, and its tokens came before."""
+    async with stream_llama(**says("ab"), stop="bc") as stream:
+        assert await stream.receive() in ("a", "ab")
+        with fail_after(30):
+            while "ended" not in repr(stream):
+                await checkpoint()
+    if stream.text == "ab":
+        assert stream.finish_reason is FinishReason.LENGTH
+    else:
+        assert stream.finish_reason is FinishReason.CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "reason"),
+    [
+        ({**says("ab", EOS)}, FinishReason.EOS),
+        ({**says("abc"), "stop": "bc"}, FinishReason.STOP_STRING),
+        ({**says("ab!"), "stop": "b!", "eos_token_id": ids_of("!")[0]}, FinishReason.STOP_STRING),
+        ({**says("abc"), "stopping_criteria": [after_tokens(3)]}, FinishReason.CRITERIA),
+        (
+            {
+                "logits_processor": [Say("ab", EOS)],
+                "stopping_criteria": [after_tokens(3)],
+                **ENDLESS,
+            },
+            FinishReason.EOS,
+        ),
+        ({"max_new_tokens": 1, "max_time": 1e-9}, FinishReason.LENGTH),
+    ],
+    ids=[
+        "eos-length",
+        "stop_string-length",
+        "stop_string-eos",
+        "criteria-length",
+        "eos-criteria",
+        "length-time",
+    ],
+)
+async def test_of_the_models_own_ends_the_first_in_the_order_counts(
+    kwargs: dict[str, Any], reason: FinishReason
+) -> None:
+    kwargs = copy.copy(kwargs)
+    if "logits_processor" in kwargs:  # it has a state, and each loop runs this
+        kwargs["logits_processor"] = copy.deepcopy(kwargs["logits_processor"])
+    assert await reason_of(stream_llama(**kwargs)) is reason

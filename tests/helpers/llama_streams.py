@@ -1,0 +1,71 @@
+"""Streams of one tiny model, and what most tests do to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from anyio import CancelScope
+from anyio.lowlevel import checkpoint
+
+from anystreamer import TextChunk, stream_text
+
+from .tiny_models import Say, llama, tokenizer
+
+PROMPT = "Once upon"
+CHAT = [{"role": "user", "content": "Hi!"}]
+
+# Long enough that a test which fails to stop it notices, short enough that it does not hang.
+ENDLESS: dict[str, Any] = {"max_new_tokens": 900}
+
+Action = Callable[[], object]
+
+
+def stream_llama(prompt: Any = PROMPT, **kwargs: Any) -> Any:
+    return stream_text(llama(), tokenizer(), prompt, **kwargs)
+
+
+def says(*pieces: str | int) -> dict[str, Any]:
+    """Arguments with which a model says this, and nothing more unless it is given more time."""
+    say = Say(*pieces)
+    return {"logits_processor": [say], "max_new_tokens": len(say.ids)}
+
+
+def inputs_of(prompt: str) -> dict[str, Any]:
+    return dict(tokenizer()(prompt, return_tensors="pt"))
+
+
+async def collect(context: Any) -> tuple[list[TextChunk], Any]:
+    async with context as stream:
+        return [chunk async for chunk in stream], stream
+
+
+async def reason_of(context: Any) -> Any:
+    return (await collect(context))[1].finish_reason
+
+
+class Left(Exception):
+    """Raised in a body."""
+
+
+async def leave(stream: Any, how: str, scope: CancelScope) -> None:
+    if how == "cancel":
+        scope.cancel()
+        await checkpoint()
+    elif how == "deadline":
+        scope.deadline = -math.inf
+        await checkpoint()
+    elif how == "exception":
+        raise Left
+    elif how == "aclose":
+        await stream.aclose()
+    else:
+        assert how in ("break", "return")
+
+
+def raiser(error: BaseException) -> Action:
+    def action() -> None:
+        raise error
+
+    return action
