@@ -506,7 +506,7 @@ async def test_a_decoder_that_raises_ends_one_request(
 
     def failing(self: Any, number: int, row: Any) -> Any:
         text = row_detokenizer(self, number, row)
-        if self.stop == "fails":
+        if self.options.stop == "fails":
             monkeypatch.setattr(text._decoder, "decode", fail_at(3, text._decoder.decode))
         return text
 

@@ -49,7 +49,7 @@ class ActiveRequest:
         self.finished_event = SafeEvent()  # on the loop
         self._detokenizer = request.row_detokenizer(0, self._row)
         self._already_seen = 0  # tokens
-        state.clock.set_deadlines(request.timeouts, perf_counter())
+        state.clock.set_deadlines(request.options.timeouts, perf_counter())
 
     def process_result(self, result: Any, now: float) -> bool:
         """Take its latest result. Returns whether there is anything to publish. Never raises."""
@@ -74,7 +74,7 @@ class ActiveRequest:
         clock.tokens(len(new), now, now)
         elapsed = clock.elapsed(now)
         # A stop string ends it with the very token that completes it.
-        for ids in ([each] for each in new) if self.request.stop else (new,):
+        for ids in ([each] for each in new) if self.request.options.stop_strings else (new,):
             self.sink.push(*detokenizer.add_tokens(ids, None, elapsed))
             if detokenizer.ended is not None:
                 return

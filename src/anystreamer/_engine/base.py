@@ -22,7 +22,13 @@ from .._bridge import (
     run_sync_joined,
 )
 from .._errors import EngineBusy, EngineClosed, EngineDied, raise_preserving_context
-from .._generation import GenerationRequest, Prompt, as_prompts, validate_prompt
+from .._generation import (
+    GenerationRequest,
+    Prompt,
+    as_prompts,
+    main_input_name,
+    validate_prompt,
+)
 from .._streams import GenerationState, TextStream
 from .metrics import EngineMetrics, EngineStatistics
 from .queue import AdmissionQueue, Ticket
@@ -253,8 +259,8 @@ class ThreadEngine(BaseEngine):
         self.encoding: CapacityLimiter  # one at a time: so do tokenizers, and each takes a thread
 
     def stream_text(self, prompt: Prompt, **arguments: Any) -> StreamContext[TextStream]:
-        request = GenerationRequest.of("stream_text", self.model, self.tokenizer, arguments)
-        validate_prompt("stream_text", prompt)
+        request = GenerationRequest("stream_text", self.model, self.tokenizer, arguments)
+        validate_prompt("stream_text", prompt, main_input_name(self.model))
         return RequestContext(self, request.name, self._new_task_for(request, as_prompts(prompt)))
 
     @abstractmethod

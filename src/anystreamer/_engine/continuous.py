@@ -95,10 +95,10 @@ class ContinuousBatchingEngine(ThreadEngine):
                 )
         unknown = sorted(given.keys() - {*_SETTINGS, *SAMPLING})
         others = {
-            "worker_context": request.worker_context is not None,
-            "cancel_within": request.cancel_within != "step",
-            "logprobs": request.logprobs,
-            "max_buffer_size": request.max_buffer_size < float("inf"),
+            "worker_context": request.options.worker_context is not None,
+            "cancel_within": request.options.cancel_within != "step",
+            "logprobs": request.options.logprobs,
+            "max_buffer_size": request.options.max_buffer_size < float("inf"),
         }
         unknown += [name for name, is_given in others.items() if is_given]
         if isinstance(prompts, Mapping):

@@ -4,21 +4,18 @@ from .api import SupportsGenerate, stream_batch, stream_text
 from .call import GenerationCall
 from .detokenizer import eos_ids
 from .drop_in import AsyncTextIteratorStreamer
+from .generate_kwargs import check_generate_kwargs, new_token_limit
 from .limiters import model_limiter
-from .options import (
-    check_generate_kwargs,
-    check_model,
-    max_context_length,
-    new_token_limit,
-    uses_torch,
-)
+from .model import check_model, main_input_name, max_context_length, uses_torch
+from .options import Options, WorkerContext
 from .prompts import Prompt, as_prompts, tokenizer_of, validate_prompt
-from .request import GenerationRequest, WorkerContext
+from .request import GenerationRequest
 
 __all__ = [
     "AsyncTextIteratorStreamer",
     "GenerationCall",
     "GenerationRequest",
+    "Options",
     "Prompt",
     "SupportsGenerate",
     "WorkerContext",
@@ -26,6 +23,7 @@ __all__ = [
     "check_generate_kwargs",
     "check_model",
     "eos_ids",
+    "main_input_name",
     "max_context_length",
     "model_limiter",
     "new_token_limit",

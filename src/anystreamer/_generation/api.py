@@ -20,8 +20,10 @@ from .._streams import BatchStream, GenerationState, GenerationStream, TextStrea
 from .._text import SupportsDecode
 from .call import GenerationCall
 from .limiters import model_limiter
+from .model import main_input_name
+from .options import OPTION_NAMES, WorkerContext
 from .prompts import Prompt, as_prompts, validate_prompt, validate_prompts
-from .request import GenerationRequest, WorkerContext
+from .request import GenerationRequest
 
 __all__ = ["SupportsGenerate", "stream_batch", "stream_text"]
 
@@ -106,23 +108,9 @@ def stream_text(
         GenerationTimeout: from the stream, after *timeout*.
         BaseException: what ``generate()`` raises, from the stream, after the text before it.
     """
-    request = GenerationRequest(
-        "stream_text",
-        model,
-        tokenizer,
-        generate_kwargs,
-        stop=stop,
-        timeout=timeout,
-        max_buffer_size=max_buffer_size,
-        cancel_within=cancel_within,
-        logprobs=logprobs,
-        top_logprobs=top_logprobs,
-        skip_special_tokens=skip_special_tokens,
-        chat_template_kwargs=chat_template_kwargs,
-        parse_response=parse_response,
-        worker_context=worker_context,
-    )
-    validate_prompt("stream_text", prompt)
+    arguments = _keyword_arguments(locals())
+    validate_prompt("stream_text", prompt, main_input_name(model))
+    request = GenerationRequest("stream_text", model, tokenizer, arguments)
     return _open(TextStream, request, as_prompts(prompt), limiter)
 
 
@@ -156,24 +144,20 @@ def stream_batch(
 
     The other arguments and the errors are those of `stream_text`.
     """
-    request = GenerationRequest(
-        "stream_batch",
-        model,
-        tokenizer,
-        generate_kwargs,
-        stop=stop,
-        timeout=timeout,
-        max_buffer_size=max_buffer_size,
-        cancel_within=cancel_within,
-        logprobs=logprobs,
-        top_logprobs=top_logprobs,
-        skip_special_tokens=skip_special_tokens,
-        chat_template_kwargs=chat_template_kwargs,
-        parse_response=parse_response,
-        worker_context=worker_context,
-    )
-    validate_prompts(prompts)
+    arguments = _keyword_arguments(locals())
+    validate_prompts(prompts, main_input_name(model))
+    request = GenerationRequest("stream_batch", model, tokenizer, arguments)
     return _open(BatchStream, request, prompts, limiter)
+
+
+def _keyword_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """From the ``locals()`` of a public function that has just begun: options and the rest.
+
+    The options are listed in the signatures, for readers and type checkers, and in `Options`; a
+    third list could forget one.
+    """
+    options = {name: value for name, value in given.items() if name in OPTION_NAMES}
+    return {**options, **given["generate_kwargs"]}
 
 
 def _open(

@@ -12,7 +12,8 @@ from typing import Any
 from .._bridge import Producer
 from .._errors import GenerationStopped, GenerationTimeout
 from .._streams import FinishReason, GenerationState, TextChunk
-from .options import is_assisted, new_token_limit, uses_torch
+from .generate_kwargs import is_assisted, new_token_limit
+from .model import is_encoder_decoder, uses_torch
 from .prompts import Prompt
 from .request import GenerationRequest
 from .token_streamer import TokenStreamer
@@ -48,7 +49,7 @@ class GenerationCall:
             GenerationTimeout: a deadline has passed.
             BaseException: what ``generate()`` raises.
         """
-        with (self._request.worker_context or contextlib.nullcontext)():
+        with (self._request.options.worker_context or contextlib.nullcontext)():
             return _Run(self._request, self._inputs, self._state, producer).run()
 
 
@@ -67,22 +68,21 @@ class _Run:
         self._producer = producer
         self._uses_torch = uses_torch(request.model)
         self._kwargs = {**inputs, **request.generate_kwargs}
-        self._criteria = list(self._kwargs.get("stopping_criteria") or ())  # the caller's
+        self._criteria = list(self._kwargs.get("stopping_criteria") or ())  # the caller's, wrapped
         self._rows = [request.row_detokenizer(number, row) for number, row in enumerate(state.rows)]
-        config = getattr(request.model, "config", None)
         self._streamer = TokenStreamer(
             state,
             producer,
             self._rows,
             token_healing=bool(request.setting("token_healing"))
-            and not getattr(config, "is_encoder_decoder", False),
+            and not is_encoder_decoder(request.model),
         )
-        state.clock.set_deadlines(request.timeouts, producer.busy_clock())
+        state.clock.set_deadlines(request.options.timeouts, producer.busy_clock())
         if state.clock.deadlines is not None:
             producer.check_also(lambda: state.clock.is_late(perf_counter(), producer.busy_clock()))
         # A stop string has to end the very step that completes it. Criteria are asked before put(),
         # but for assisted decoding, whose criteria also see drafts that are not accepted yet.
-        self._decodes_in_criteria = bool(request.stop) and not is_assisted(
+        self._decodes_in_criteria = bool(request.options.stop_strings) and not is_assisted(
             request.model, request.generate_kwargs
         )
 
@@ -112,20 +112,32 @@ class _Run:
         """Put our criteria and processors among the arguments of ``generate()``."""
         request, kwargs = self._request, self._kwargs
         if self._uses_torch:
-            from .criteria import LogprobsProcessor, StopFlagCriteria, wrap_criteria
+            from .criteria import (
+                LogprobsProcessor,
+                StopFlagCriteria,
+                criteria_list,
+                processor_list,
+                wrap_criteria,
+            )
 
+            # In the list classes of transformers, which some models' own generate() relies on.
             self._criteria = wrap_criteria(self._criteria)
-            kwargs["stopping_criteria"] = [*self._criteria, StopFlagCriteria(self._rows_to_stop)]
-            if request.logprobs:
-                processor = LogprobsProcessor(request.top_logprobs)
-                kwargs["logits_processor"] = [processor, *(kwargs.get("logits_processor") or ())]
-                self._streamer.logprobs_of = processor.of
+            kwargs["stopping_criteria"] = criteria_list(
+                *self._criteria, StopFlagCriteria(self._rows_to_stop)
+            )
+            processors = list(kwargs.get("logits_processor") or ())
+            if request.options.logprobs:
+                recorder = LogprobsProcessor(request.options.top_logprobs)
+                processors.insert(0, recorder)
+                self._streamer.logprobs_of = recorder.of
+            if processors:
+                kwargs["logits_processor"] = processor_list(*processors)
         else:
             kwargs["stopping_criteria"] = [
                 *self._criteria,
                 lambda sequences, _: all(self._rows_to_stop(sequences)),
             ]
-        if any(request.setting(name) for name in _NEED_TOKENIZER):
+        if any(request.setting(name) not in (None, False) for name in _NEED_TOKENIZER):
             kwargs["tokenizer"] = request.decoding
 
     def _rows_to_stop(self, sequences: Any) -> list[bool]:
@@ -152,7 +164,8 @@ class _Run:
         reached_limit = streamer.steps >= new_token_limit(
             request.model, self._kwargs, streamer.prompt_length
         )
-        out_of_time = seconds >= (request.setting("max_time") or math.inf)
+        max_time = request.setting("max_time")
+        out_of_time = max_time is not None and seconds >= max_time
         stopped = rows_stopped(self._criteria, len(self._rows))
         reasons = finish_reasons(
             [
@@ -165,14 +178,21 @@ class _Run:
             # Asked last: it asks transformers' own criteria once more.
             criteria_met=not (is_cut or reached_limit or out_of_time) and self._would_stop(output),
             is_stopped=self._producer.should_stop() or state.clock.expired_phase is not None,
-            has_criteria=bool(self._criteria),
-            has_stop_strings=bool(request.setting("stop_strings")),
+            otherwise=self._reason_of_its_own(),
         )
         for row, reason in zip(state.rows, reasons, strict=True):
             row.model_finish_reason = reason
         if (phase := state.clock.expired_phase) is not None and None in reasons:
             self._producer.succeed(output)
             raise GenerationTimeout(phase)
+
+    def _reason_of_its_own(self) -> FinishReason:
+        """Why ``generate()`` has returned, if nothing that we know of has ended it."""
+        if self._request.setting("stop_strings"):
+            return FinishReason.STOP_STRING
+        if self._criteria and not self._uses_torch:  # what they answered was not recorded
+            return FinishReason.CRITERIA
+        return FinishReason.EOS  # by a token that the model's own generate() knows
 
     def _would_stop(self, output: Any) -> bool:
         if not self._criteria or not self._uses_torch:
@@ -199,20 +219,19 @@ def finish_reasons(
     out_of_time: bool,
     criteria_met: bool,
     is_stopped: bool,
-    has_criteria: bool,
-    has_stop_strings: bool,
+    otherwise: FinishReason,
 ) -> list[FinishReason | None]:
     """For each row, how the model ended it by itself; None where it did not.
 
     Args:
         rows: what is known of each.
         is_cut: ``generate()`` was ended in the middle, by an exception of ours.
-        reached_limit: as many tokens were made as may be.
+        reached_limit: the limit of tokens was reached.
         out_of_time: ``max_time`` was up.
         criteria_met: one of transformers' criteria says to stop after what was made.
         is_stopped: we asked it to stop, or a deadline did.
-        has_criteria: the caller passed criteria.
-        has_stop_strings: ``generate()`` itself looks for stop strings.
+        otherwise: the reason if none of these is true. It is never ``LENGTH``: there were steps
+            to spare.
     """
     common: FinishReason | None = None  # of the rows that have no end of their own
     if is_cut:
@@ -223,9 +242,8 @@ def finish_reasons(
         common = FinishReason.TIME
     elif criteria_met:
         common = FinishReason.CRITERIA
-    elif not is_stopped:  # then it is what is left
-        others = FinishReason.CRITERIA if has_criteria else FinishReason.LENGTH
-        common = FinishReason.STOP_STRING if has_stop_strings else others
+    elif not is_stopped:
+        common = otherwise
     return [_finish_reason(row, common) for row in rows]
 
 

@@ -22,27 +22,31 @@ __all__ = [
 T = TypeVar("T")
 Prompt = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
-# A mapping of model inputs says by the first axis of these how many rows it has.
-_WITH_ROWS = ("inputs", "input_ids", "inputs_embeds", "input_features", "decoder_input_ids")
+# Inputs whose first axis counts the rows, in the order in which they are looked for. Before the
+# last ones comes the model's main input: pixels, or audio.
+_IDS = ("input_ids", "inputs")
+_OTHERS_WITH_ROWS = ("inputs_embeds", "input_features", "decoder_input_ids")
 # What padding can be made for here. Anything else is for the processor to pad.
 _PADDED = {"input_ids", "attention_mask", "token_type_ids"}
 
 
-def validate_prompt(name: str, prompt: Any, *, is_batch: bool = False) -> None:
-    """Refuse what is no prompt. *name* is that of the public function. TypeError or ValueError."""
+def _inputs_with_rows(main_input: str) -> list[str]:
+    return list(dict.fromkeys((*_IDS, main_input, *_OTHERS_WITH_ROWS)))
+
+
+def validate_prompt(name: str, prompt: Any, main_input: str = "input_ids") -> None:
+    """Refuse what is not one prompt.
+
+    Args:
+        name: of the public function, for messages.
+        prompt: see `stream_text`.
+        main_input: the name of the model's main input.
+
+    Raises:
+        TypeError, ValueError: what a prompt must be.
+    """
     if isinstance(prompt, Mapping):
-        for key in _WITH_ROWS:
-            shape = getattr(prompt.get(key), "shape", None)
-            if shape is None:
-                continue
-            if len(shape) > 1 and shape[0] != 1 and not is_batch:
-                raise ValueError(
-                    f"prompt[{key!r}] has {shape[0]} rows: {name}() takes one; use stream_batch()"
-                )
-            if key != "decoder_input_ids" and 0 in shape[:2]:
-                raise ValueError(f"prompt[{key!r}] is empty: there is nothing to continue")
-        if not prompt:
-            raise ValueError("prompt is empty: there is nothing to continue")
+        _validate_model_inputs(name, prompt, main_input)
         return
     if not isinstance(prompt, str | list | tuple):
         raise TypeError(
@@ -51,24 +55,49 @@ def validate_prompt(name: str, prompt: Any, *, is_batch: bool = False) -> None:
         )
     if not prompt:
         raise ValueError("prompt is empty: there is nothing to continue")
-    if isinstance(prompt, str):
-        return
-    if all(isinstance(message, str) for message in prompt) or isinstance(prompt[0], list | tuple):
+    if not isinstance(prompt, str):
+        _validate_messages(name, prompt)
+
+
+def _validate_model_inputs(
+    name: str, inputs: Mapping[str, Any], main_input: str, *, is_batch: bool = False
+) -> None:
+    if not inputs:
+        raise ValueError("prompt is empty: there is nothing to continue")
+    for key in _inputs_with_rows(main_input):
+        shape = getattr(inputs.get(key), "shape", None)
+        if shape is None:
+            continue
+        if len(shape) > 1 and shape[0] != 1 and not is_batch:
+            raise ValueError(
+                f"prompt[{key!r}] has {shape[0]} rows: {name}() takes one; use stream_batch()"
+            )
+        if key != "decoder_input_ids" and 0 in shape[:2]:
+            raise ValueError(f"prompt[{key!r}] is empty: there is nothing to continue")
+
+
+def _validate_messages(name: str, messages: Sequence[Any]) -> None:
+    is_list = isinstance(messages[0], list | tuple)
+    if is_list or all(isinstance(message, str) for message in messages):
         raise ValueError(
-            f"prompt is a batch of {len(prompt)}: {name}() takes one prompt; use stream_batch()"
+            f"prompt is a batch of {len(messages)}: {name}() takes one prompt; use stream_batch()"
         )
-    for message in prompt:
+    for message in messages:
         if not isinstance(message, Mapping) or "role" not in message:
             raise TypeError(
                 "prompt must be a str, a list of chat messages ({'role': ..., 'content': ...}) "
-                f"or a mapping of model inputs; {message!r:.60} is no chat message"
+                f"or a mapping of model inputs; {message!r:.60} is not a chat message"
             )
 
 
-def validate_prompts(prompts: Any) -> None:
-    """Refuse what is no list of prompts, nor one mapping of model inputs with several rows."""
+def validate_prompts(prompts: Any, main_input: str = "input_ids") -> None:
+    """Refuse what is not a list of prompts, nor one mapping of model inputs with several rows.
+
+    Raises:
+        TypeError, ValueError: what prompts must be.
+    """
     if isinstance(prompts, Mapping):
-        validate_prompt("stream_batch", prompts, is_batch=True)
+        _validate_model_inputs("stream_batch", prompts, main_input, is_batch=True)
         return
     if not isinstance(prompts, list | tuple):
         raise TypeError(
@@ -106,19 +135,22 @@ def encode(
     *,
     device: Any,
     uses_torch: bool,
+    pads_right: bool,
 ) -> dict[str, Any]:
-    """Turn prompts into model inputs with a row for each, padded on the left, on *device*.
+    """Turn prompts into model inputs with a row for each, on *device*.
 
-    A mapping is model inputs already and stays as it is.
+    Shorter prompts are padded on the left, where a decoder goes on from their end; or with
+    *pads_right* on the right, where an encoder counts positions from their start. A mapping is
+    model inputs already and stays as it is.
     """
     if isinstance(prompts, Mapping):
         return dict(prompts)
     with _encoding_lock(tokenizer_of(tokenizer)):
         rows = [_encode_one(tokenizer, each, chat_template_kwargs, uses_torch) for each in prompts]
     for row in rows:
-        if not prompt_rows(row, 1)[0]:
+        if not prompt_rows(row, "input_ids", 1)[0]:
             raise ValueError("prompt has no tokens: there is nothing to continue")
-    inputs = rows[0] if len(rows) == 1 else _padded(tokenizer_of(tokenizer), rows)
+    inputs = rows[0] if len(rows) == 1 else _padded(tokenizer_of(tokenizer), rows, pads_right)
     if device is not None and getattr(device, "type", None) != "meta":
         inputs = {
             name: value.to(device) if hasattr(value, "to") else value
@@ -127,12 +159,16 @@ def encode(
     return inputs
 
 
-def prompt_rows(inputs: Mapping[str, Any], copies: int) -> list[list[int]]:
-    """The ids of each row's prompt without padding, *copies* times each; one empty row if none."""
-    ids = inputs.get("input_ids", inputs.get("inputs"))
+def prompt_rows(inputs: Mapping[str, Any], main_input: str, copies: int) -> list[list[int]]:
+    """The ids of each row's prompt without padding, *copies* times each.
+
+    They are empty where the prompt has no ids. *main_input* names the model's main input.
+    """
+    ids = next((inputs[name] for name in _IDS if _has_ids(inputs.get(name))), None)
     if ids is None:
-        shapes = (getattr(inputs.get(name), "shape", (1,)) for name in _WITH_ROWS if name in inputs)
-        return [[] for _ in range(next(shapes, (1,))[0] * copies)]
+        given = (inputs[name] for name in _inputs_with_rows(main_input) if name in inputs)
+        shape = getattr(next(given, None), "shape", (1,))
+        return [[] for _ in range(shape[0] * copies)]
     rows = ids.tolist() if hasattr(ids, "tolist") else ids
     rows = rows if rows and isinstance(rows[0], list) else [rows]
     mask = inputs.get("attention_mask")
@@ -143,6 +179,10 @@ def prompt_rows(inputs: Mapping[str, Any], copies: int) -> list[list[int]]:
             for pair in zip(rows, kept, strict=True)
         ]
     return [row for row in rows for _ in range(copies)]
+
+
+def _has_ids(value: Any) -> bool:
+    return value is not None and len(getattr(value, "shape", (0, 0))) <= 2
 
 
 # Tokenizers keep the padding and truncation of a call as their state, so calls from several
@@ -172,14 +212,16 @@ def _encode_one(
     return_tensors = {"return_tensors": "pt"} if uses_torch else {}
     if isinstance(prompt, str):
         return dict(tokenizer(text=prompt if uses_torch else [prompt], **return_tensors))
-    settings = {"add_generation_prompt": True, **return_tensors, **chat_template_kwargs}
+    # The template opens a new message, unless it is to leave the last one open.
+    opens_message = not chat_template_kwargs.get("continue_final_message")
+    settings = {"add_generation_prompt": opens_message, **return_tensors, **chat_template_kwargs}
     return dict(
         tokenizer.apply_chat_template(list(prompt), tokenize=True, return_dict=True, **settings)
     )
 
 
-def _padded(tokenizer: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Put rows together, with padding on the left that the attention mask leaves out.
+def _padded(tokenizer: Any, rows: list[dict[str, Any]], pads_right: bool) -> dict[str, Any]:
+    """Put rows together, with padding that the attention mask leaves out.
 
     Done here and not by the tokenizer, which would need a pad token, and a setting that other
     threads see.
@@ -196,14 +238,11 @@ def _padded(tokenizer: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
     inputs: dict[str, Any] = {}
     for name in rows[0].keys() | {"attention_mask"}:
         filler = pad if name == "input_ids" and pad is not None else 0
-        inputs[name] = torch.cat(
-            [
-                torch.nn.functional.pad(
-                    row[name] if name in row else torch.ones_like(row["input_ids"]),
-                    (longest - row["input_ids"].shape[1], 0),
-                    value=filler,
-                )
-                for row in rows
-            ]
-        )
+        padded = []
+        for row in rows:
+            missing = longest - row["input_ids"].shape[1]
+            value = row[name] if name in row else torch.ones_like(row["input_ids"])
+            sides = (0, missing) if pads_right else (missing, 0)
+            padded.append(torch.nn.functional.pad(value, sides, value=filler))
+        inputs[name] = torch.cat(padded)
     return inputs

@@ -2,7 +2,7 @@
 
 from .decoder import SupportsDecode, TextDecoder, text_decoder
 from .response_parser import Piece, ResponseParser, response_template_of, validate_template
-from .stop_strings import StopStrings
+from .stop_strings import StopStrings, validate_stop_strings
 
 __all__ = [
     "Piece",
@@ -12,5 +12,6 @@ __all__ = [
     "TextDecoder",
     "response_template_of",
     "text_decoder",
+    "validate_stop_strings",
     "validate_template",
 ]

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 
-def _validated(stop: object) -> list[str]:
+def validate_stop_strings(stop: object) -> tuple[str, ...]:
+    """Return the *stop* argument as a tuple. Raises TypeError or ValueError for what cannot be."""
     if isinstance(stop, str):
         stop = [stop]
     # Bytes are an iterable too: of int, which would make for a puzzling message below.
@@ -16,7 +17,7 @@ def _validated(stop: object) -> list[str]:
         if not string:
             raise ValueError("a stop string must not be empty")
         strings.append(string)
-    return strings
+    return tuple(strings)
 
 
 # The trie of the strings with the fallbacks of Aho and Corasick ("Efficient string matching",
@@ -85,7 +86,7 @@ class StopStrings:
     """The stop string that ended the text; None until then."""
 
     def __init__(self, stop: str | Iterable[str] = ()) -> None:
-        strings = _validated(stop)
+        strings = validate_stop_strings(stop)
         automaton = _Automaton(strings)
         # One that has another inside, ending before its own last character, cannot match. It has
         # to go: it would hold text back for nothing.

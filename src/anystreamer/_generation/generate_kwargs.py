@@ -1,0 +1,145 @@
+"""The arguments for ``generate()``: which value counts, and which of them cannot be streamed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from .model import uses_torch
+
+__all__ = [
+    "check_cancel_within",
+    "check_generate_kwargs",
+    "effective_setting",
+    "is_assisted",
+    "new_token_limit",
+]
+
+_ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+_TOKEN_LIMIT_ALIASES = ("max_tokens", "max_completion_tokens")
+
+# Caches of generate() whose size changes, so that it does not compile.
+_NEVER_COMPILED = ("", "dynamic", "offloaded", "quantized")
+
+
+def effective_setting(model: Any, generate_kwargs: Mapping[str, Any], name: str) -> Any:
+    """The value that ``generate()`` will use for a setting of its generation config.
+
+    An argument counts, None too. Then the first value that is not None counts: of the
+    ``generation_config`` that was passed, and of the model's own.
+    """
+    if name in generate_kwargs:
+        return generate_kwargs[name]
+    configs = (generate_kwargs.get("generation_config"), getattr(model, "generation_config", None))
+    values = (getattr(config, name, None) for config in configs)
+    return next((value for value in values if value is not None), None)
+
+
+def is_assisted(model: Any, generate_kwargs: Mapping[str, Any]) -> bool:
+    """Whether drafts are made and checked several tokens at a time."""
+    return any(effective_setting(model, generate_kwargs, name) for name in _ASSISTED)
+
+
+def new_token_limit(model: Any, generate_kwargs: Mapping[str, Any], prompt_length: int) -> float:
+    """The largest number of tokens that ``generate()`` makes after a prompt of this length."""
+    new = effective_setting(model, generate_kwargs, "max_new_tokens")
+    if new is not None:
+        return int(new)
+    total = effective_setting(model, generate_kwargs, "max_length")
+    if total is None and not uses_torch(model):
+        return math.inf
+    if total is None:  # transformers' default
+        limit = getattr(getattr(model, "config", None), "max_position_embeddings", None) or math.inf
+        return float(min(20, limit - prompt_length))
+    if prompt_length == 0 and "inputs_embeds" in generate_kwargs:
+        prompt_length = generate_kwargs["inputs_embeds"].shape[1]
+    return int(total) - prompt_length
+
+
+def check_generate_kwargs(
+    name: str, model: Any, generate_kwargs: Mapping[str, Any], *, logprobs: bool
+) -> None:
+    """Refuse what ``generate()`` accepts, or refuses too late, and cannot stream.
+
+    Raises:
+        TypeError, ValueError: with the reason, and what to do instead.
+    """
+    _check_arguments(name, generate_kwargs)
+    setting = partial(effective_setting, model, generate_kwargs)
+    if _cache(setting).startswith("paged"):
+        raise ValueError(
+            "cache_implementation='paged' cannot be streamed: leave it out, or use another cache"
+        )
+    beams = setting("num_beams") or 1
+    if beams > 1:
+        raise ValueError(
+            f"num_beams={beams}: beam search has no text before its end; use num_beams=1"
+        )
+    rows = setting("num_return_sequences") or 1
+    if rows > 1 and name == "stream_text":
+        raise ValueError(
+            f"num_return_sequences={rows}: stream_text() streams one sequence; use stream_batch()"
+        )
+    if logprobs:
+        _check_logprobs(model, generate_kwargs)
+
+
+def _check_arguments(name: str, generate_kwargs: Mapping[str, Any]) -> None:
+    if "streamer" in generate_kwargs:
+        raise TypeError(f"{name}() passes streamer= itself: iterate over the stream instead")
+    for alias in _TOKEN_LIMIT_ALIASES:
+        if alias in generate_kwargs:
+            raise TypeError(f"{alias}= is not an argument of generate(): use max_new_tokens=")
+    if callable(generate_kwargs.get("custom_generate")):
+        raise ValueError(
+            "custom_generate= as a callable drops the streamer: "
+            f"call it from stream_from_thread() instead of {name}()"
+        )
+    if generate_kwargs.get("synced_gpus"):
+        raise ValueError(
+            "synced_gpus= is for several ranks, and one rank that stops alone hangs the others: "
+            "stream from a server with one process for each model instead"
+        )
+
+
+def _check_logprobs(model: Any, generate_kwargs: Mapping[str, Any]) -> None:
+    if is_assisted(model, generate_kwargs):
+        raise ValueError(
+            "logprobs=True: assisted decoding computes more scores than it makes tokens; "
+            "leave out assistant_model= and prompt_lookup_num_tokens="
+        )
+    if not uses_torch(model):
+        raise ValueError("logprobs=True needs a model of transformers")
+
+
+def check_cancel_within(model: Any, generate_kwargs: Mapping[str, Any], cancel_within: str) -> None:
+    """Refuse ``cancel_within="layer"`` where these arguments and this model do not allow it.
+
+    Raises:
+        ValueError: the reason, and what to do instead.
+    """
+    if cancel_within == "step":
+        return
+    setting = partial(effective_setting, model, generate_kwargs)
+    reason = ""
+    if not uses_torch(model) or not hasattr(model, "modules"):
+        reason = f"{type(model).__name__} is not a model of transformers, and has no layers"
+    elif any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    ):
+        reason = "a compiled model does not run the hooks between its layers"
+    elif generate_kwargs.get("past_key_values") is not None:
+        reason = "a step that is cut leaves past_key_values= with a part of its layers"
+    elif not setting("disable_compile") and (
+        setting("compile_config") is not None or _cache(setting) not in _NEVER_COMPILED
+    ):
+        reason = "generate() compiles a model with this cache, unless disable_compile=True"
+    if reason:
+        raise ValueError(f"cancel_within='layer': {reason}; use cancel_within='step'")
+
+
+def _cache(setting: Callable[[str], Any]) -> str:
+    return str(setting("cache_implementation") or "")

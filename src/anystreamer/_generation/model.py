@@ -1,0 +1,76 @@
+"""What this package asks of a model: that it can stream, and what its config says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "check_model",
+    "is_encoder_decoder",
+    "main_input_name",
+    "max_context_length",
+    "uses_torch",
+]
+
+
+def uses_torch(model: Any) -> bool:
+    """Whether a model takes tensors; see `SupportsGenerate`."""
+    return bool(getattr(model, "uses_torch", True))
+
+
+def is_encoder_decoder(model: Any) -> bool:
+    """Whether a model reads the prompt with an encoder and writes the answer with a decoder."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def main_input_name(model: Any) -> str:
+    """The name of the input that has a row for each answer: ids, or pixels, or audio."""
+    return str(getattr(model, "main_input_name", "input_ids"))
+
+
+def max_context_length(model: Any) -> int | None:
+    """How many tokens a model takes, prompt and answer together, or None: no limit is known."""
+    config = getattr(model, "config", None)
+    if config is not None and hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    length = getattr(config, "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def check_model(name: str, model: Any) -> None:
+    """Refuse a model that cannot stream. *name* is the public function's.
+
+    Raises:
+        ImportError: transformers or torch is not installed.
+        TypeError, ValueError: the model has no ``generate()``, is in training mode, or is one of
+            several ranks.
+    """
+    if uses_torch(model):
+        _check_torch(name)
+    if not callable(getattr(model, "generate", None)):
+        raise TypeError(
+            f"model must have generate(), and {type(model).__name__} has none: "
+            "load it with AutoModelForCausalLM or another class for generation"
+        )
+    if getattr(model, "training", False):
+        raise ValueError(
+            "model is in training mode and would generate with dropout: call model.eval()"
+        )
+
+
+def _check_torch(name: str) -> None:
+    try:
+        import torch
+        import transformers  # noqa: F401
+    except ImportError as exc:
+        raise ImportError(
+            f"{name}() needs transformers and torch: pip install 'anystreamer[transformers]'"
+        ) from exc
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    ranks = torch.distributed.get_world_size()
+    if ranks > 1:
+        raise ValueError(
+            f"torch.distributed runs {ranks} ranks, and one rank that stops alone hangs the "
+            "others: stream from a server with one process for each model instead"
+        )
