@@ -6,7 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from .._streams import Logprob
 
@@ -15,6 +20,8 @@ __all__ = [
     "RecordingCriteria",
     "StopFlagCriteria",
     "any_would_stop",
+    "criteria_list",
+    "processor_list",
     "wrap_criteria",
 ]
 
@@ -103,6 +110,16 @@ def any_would_stop(criteria: Iterable[Any], output: Any) -> bool:
         for criterion in criteria
         if not isinstance(criterion, RecordingCriteria)
     )
+
+
+def criteria_list(*criteria: Any) -> StoppingCriteriaList:
+    """The criteria in the list class that is the documented type of the argument."""
+    return StoppingCriteriaList(criteria)
+
+
+def processor_list(*processors: Any) -> LogitsProcessorList:
+    """The processors in the list class that is the documented type of the argument."""
+    return LogitsProcessorList(processors)
 
 
 def wrap_criteria(criteria: Iterable[Any]) -> list[Any]:
