@@ -63,50 +63,50 @@ def stream_text(
     """Generate from one prompt in a worker thread, and stream the text.
 
     Use it as ``async with stream_text(model, tokenizer, prompt, max_new_tokens=20) as stream:``.
-    Leaving the block, for any reason, stops the model within one step; when it has been left, the
-    worker thread has left ``generate()``. One model runs one generation at a time, first come,
+    Leaving the block, for any reason, stops the model within one step. After the block, the worker
+    thread has returned from ``generate()``. One model runs one generation at a time, first come,
     first served.
 
-    The block owns a task group, so it must not be held across a ``yield`` (PEP 789). The streams of
-    `open_engine` may be.
+    The block owns a task group, so it must not stay open across a ``yield`` (PEP 789). Use
+    `open_engine` for that: its streams can stay open across a ``yield``.
 
     Args:
         model: a generation model of transformers, in evaluation mode.
         tokenizer: its tokenizer, or a processor that has one.
         prompt: a text; or chat messages (``{"role": ..., "content": ...}``), which go through the
-            chat template; or a mapping of model inputs, which goes to ``generate()`` as it is.
-        stop: strings that end the text. Neither they nor any part of them is shown.
-        timeout: seconds in all, or `Timeouts` for each phase. When one has passed, the model stops
-            after its step, and what it has made is delivered before `GenerationTimeout` is raised.
-        max_buffer_size: hold the model while this many pieces wait, unless somebody else waits for
-            it.
-        cancel_within: how soon the model stops. ``"layer"`` also stops it inside of a step, between
-            two layers: a long prefill is one step. The step that is cut is lost, and what
-            ``generate()`` would have returned with it. Not for compiled models, static caches or a
+            chat template; or a mapping of model inputs, which goes to ``generate()`` unchanged.
+        stop: strings that end the text. They, and parts of them, are never in the text.
+        timeout: seconds in all, or `Timeouts` for each phase. After it the model stops at the end
+            of its step. The text so far is delivered before `GenerationTimeout` is raised.
+        max_buffer_size: pause the model while this many chunks wait for the consumer, unless
+            another task waits for the model.
+        cancel_within: how soon the model stops. ``"layer"`` also stops it inside a step, between
+            two layers: a long prefill is one step. The interrupted step is lost, and so is the
+            return value of ``generate()``. Not for compiled models, static caches or a
             ``past_key_values=`` of your own.
-        logprobs: give each token's log-probability under the model, as `TextChunk.logprobs`: before
-            temperature, top-k and their like. Not with assisted decoding.
-        top_logprobs: with *logprobs*, give so many of the likeliest tokens in each token's place,
-            too, as `TextChunk.top_logprobs`.
+        logprobs: give each token's log-probability under the model, as `TextChunk.logprobs`, before
+            temperature, top-k and similar settings. Not with assisted decoding.
+        top_logprobs: with *logprobs*, also give this many of the most likely tokens at each
+            position, as `TextChunk.top_logprobs`.
         skip_special_tokens: leave special tokens out of the text; their ids are delivered.
         chat_template_kwargs: more arguments for the chat template, such as ``tools``.
-        parse_response: tell reasoning, content and tool calls apart, by the response template of
-            the tokenizer (True) or by this one (a dict). Iterating then gives the answer only;
-            `TextChunk.field` and `TextChunk.value` give the rest, `TextStream.message` all of it.
-            ``tools`` of *chat_template_kwargs* give the arguments of calls their types. *stop* is
-            looked for in all that the model says, markers of the template included.
-        worker_context: makes a context manager that is entered in the worker thread, when its turn
-            has come, and left right after ``generate()``: a seed, an adapter, autocast, a default
-            device.
-        limiter: whose turns to take, in place of the model's own.
-        generate_kwargs: everything else goes to ``generate()``. With ``token_healing=True`` the
+        parse_response: split the answer into reasoning, content and tool calls, with the response
+            template of the tokenizer (True) or with this one (a dict). Iterating then gives the
+            content only; `TextChunk.field` and `TextChunk.value` have the rest, and
+            `TextStream.message` has all of it. The types of a call's arguments come from ``tools``
+            in *chat_template_kwargs*. *stop* applies to the whole output of the model, with the
+            markers of the template.
+        worker_context: returns a context manager around ``generate()`` in the worker thread, once
+            its turn has come: for a seed, an adapter, autocast, a default device.
+        limiter: used for the turns, in place of the model's own limiter.
+        generate_kwargs: all other arguments go to ``generate()``. With ``token_healing=True`` the
             text continues the healed prompt, and `TextStream.prompt_token_ids` are its ids.
 
     Raises:
-        TypeError, ValueError: at once, or when the block is entered, for what cannot be streamed.
+        TypeError, ValueError: immediately, or on entering the block, for what cannot be streamed.
         ImportError: transformers is not installed.
         GenerationTimeout: from the stream, after *timeout*.
-        BaseException: what ``generate()`` raises, from the stream, after the text before it.
+        BaseException: the exception of ``generate()``, from the stream, after the text before it.
     """
     arguments = _keyword_arguments(locals())
     validate_prompt("stream_text", prompt, main_input_name(model))
@@ -135,12 +135,13 @@ def stream_batch(
     """Generate from several prompts at once, and stream the texts of all rows in one stream.
 
     As `stream_text`, for a list of prompts, ``num_return_sequences``, or both. Shorter prompts are
-    padded on the left. Each row has its own stop strings, finish reason and usage, can be stopped
-    alone, and says no more once it has ended; when all have, the model stops.
+    padded on the left, and for an encoder on the right. Each row has its own stop strings, finish
+    reason and usage, and can be stopped alone. A row that has ended gives no more text. When all
+    rows have ended, the model stops.
 
     Args:
         prompts: texts, or lists of chat messages; or one mapping of model inputs with a row for
-            each prompt, which goes to ``generate()`` as it is.
+            each prompt, which goes to ``generate()`` unchanged.
 
     The other arguments and the errors are those of `stream_text`.
     """

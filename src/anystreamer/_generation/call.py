@@ -1,4 +1,4 @@
-"""One call of generate(): the hooks that it is given, the call itself, and how each row ended."""
+"""One call of generate(): its hooks, the call itself, and how each row ended."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .token_streamer import TokenStreamer
 
 __all__ = ["GenerationCall", "RowEnd", "finish_reasons"]
 
-# Arguments whose use makes generate() ask for a tokenizer, which stream_text() has been given.
+# Settings that make generate() need a tokenizer. stream_text() has one already.
 _NEED_TOKENIZER = ("stop_strings", "token_healing", "assistant_tokenizer")
 
 
 class GenerationCall:
-    """A request, from its prompts to the end of ``generate()``, for the state of one stream."""
+    """Serves one request: encodes its prompts, and calls ``generate()``."""
 
     def __init__(
         self,
@@ -39,15 +39,15 @@ class GenerationCall:
         self._inputs: Mapping[str, Any] = {}
 
     def prepare(self) -> None:
-        """Encode the prompts: in a thread, before the turn. Raises what is to fail the entry."""
+        """Encode the prompts, in a thread, before the turn. An error fails the block's entry."""
         self._inputs, self._state.rows = self._request.encode(self._prompts)
 
     def run(self, producer: Producer[TextChunk]) -> Any:
-        """Call ``generate()``, in the worker thread. Returns what it returns.
+        """Call ``generate()``, in the worker thread, and return its result.
 
         Raises:
             GenerationTimeout: a deadline has passed.
-            BaseException: what ``generate()`` raises.
+            BaseException: the exception of ``generate()``.
         """
         with (self._request.options.worker_context or contextlib.nullcontext)():
             return _Run(self._request, self._inputs, self._state, producer).run()
@@ -80,8 +80,8 @@ class _Run:
         state.clock.set_deadlines(request.options.timeouts, producer.busy_clock())
         if state.clock.deadlines is not None:
             producer.check_also(lambda: state.clock.is_late(perf_counter(), producer.busy_clock()))
-        # A stop string has to end the very step that completes it. Criteria are asked before put(),
-        # but for assisted decoding, whose criteria also see drafts that are not accepted yet.
+        # A stop string must end the step that completes it. Criteria are called before put().
+        # In assisted decoding they also see drafts that are not accepted yet.
         self._decodes_in_criteria = bool(request.options.stop_strings) and not is_assisted(
             request.model, request.generate_kwargs
         )
@@ -97,10 +97,10 @@ class _Run:
         except BaseException as exc:
             is_cut = isinstance(exc, GenerationStopped) and streamer.is_to_stop()
             if not is_cut:
-                with contextlib.suppress(Exception):  # it must not take the place of this error
+                with contextlib.suppress(Exception):  # it must not replace this error
                     streamer.finish()
                 raise
-            if len(self._rows) == 1:  # if it has ended, then only a window of it
+            if len(self._rows) == 1:  # if it has ended, then only one window has ended
                 self._rows[0].begin_window()
         seconds = perf_counter() - started
         producer.check_also(None)
@@ -109,7 +109,7 @@ class _Run:
         return output
 
     def _add_hooks(self) -> None:
-        """Put our criteria and processors among the arguments of ``generate()``."""
+        """Add our criteria and processors to the arguments of ``generate()``."""
         request, kwargs = self._request, self._kwargs
         if self._uses_torch:
             from .criteria import (
@@ -141,10 +141,10 @@ class _Run:
             kwargs["tokenizer"] = request.decoding
 
     def _rows_to_stop(self, sequences: Any) -> list[bool]:
-        """For each row, whether it is to end with this step: what our criterion answers."""
+        """For each row, whether it ends with this step: the answer of our criterion."""
         rows, streamer = self._rows, self._streamer
         stopped = rows_stopped(self._criteria, len(rows))
-        # On a device that stops a step late, criteria are asked once more.
+        # On a device that stops one step late, criteria are called once more.
         if self._decodes_in_criteria and not streamer.all_rows_finished and not all(stopped):
             streamer.take_from_criteria(sequences)
         for row in rows:
@@ -159,7 +159,7 @@ class _Run:
         return stopped
 
     def _note_ends(self, output: Any, seconds: float, is_cut: bool) -> None:
-        """Find out how each row ended. Raises GenerationTimeout if a deadline ended one."""
+        """Note how each row ended. Raises GenerationTimeout if a deadline ended one."""
         request, state, streamer = self._request, self._state, self._streamer
         reached_limit = streamer.steps >= new_token_limit(
             request.model, self._kwargs, streamer.prompt_length
@@ -175,7 +175,7 @@ class _Run:
             is_cut=is_cut,
             reached_limit=reached_limit,
             out_of_time=out_of_time,
-            # Asked last: it asks transformers' own criteria once more.
+            # Last, since it calls transformers' own criteria once more.
             criteria_met=not (is_cut or reached_limit or out_of_time) and self._would_stop(output),
             is_stopped=self._producer.should_stop() or state.clock.expired_phase is not None,
             otherwise=self._reason_of_its_own(),
@@ -187,12 +187,12 @@ class _Run:
             raise GenerationTimeout(phase)
 
     def _reason_of_its_own(self) -> FinishReason:
-        """Why ``generate()`` has returned, if nothing that we know of has ended it."""
+        """Why ``generate()`` has returned, if no reason that we know of ended it."""
         if self._request.setting("stop_strings"):
             return FinishReason.STOP_STRING
-        if self._criteria and not self._uses_torch:  # what they answered was not recorded
+        if self._criteria and not self._uses_torch:  # their answers were not recorded
             return FinishReason.CRITERIA
-        return FinishReason.EOS  # by a token that the model's own generate() knows
+        return FinishReason.EOS  # a token that only the model's own generate() knows
 
     def _would_stop(self, output: Any) -> bool:
         if not self._criteria or not self._uses_torch:
@@ -204,10 +204,10 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class RowEnd:
-    """What is known of a row when ``generate()`` has returned."""
+    """What is known about a row when ``generate()`` has returned."""
 
     ended: FinishReason | None  #: seen in its tokens: an EOS or a stop string
-    stopped_by_criterion: bool  #: one of the caller's said to stop it
+    stopped_by_criterion: bool  #: one of the caller's criteria stopped it
     finished_early: bool  #: it ended before others of its batch
 
 
@@ -221,19 +221,19 @@ def finish_reasons(
     is_stopped: bool,
     otherwise: FinishReason,
 ) -> list[FinishReason | None]:
-    """For each row, how the model ended it by itself; None where it did not.
+    """For each row, the reason for which the model ended it; None where we ended it.
 
     Args:
-        rows: what is known of each.
-        is_cut: ``generate()`` was ended in the middle, by an exception of ours.
+        rows: what is known about each row.
+        is_cut: an exception of ours ended ``generate()`` in the middle.
         reached_limit: the limit of tokens was reached.
-        out_of_time: ``max_time`` was up.
-        criteria_met: one of transformers' criteria says to stop after what was made.
-        is_stopped: we asked it to stop, or a deadline did.
+        out_of_time: ``max_time`` had passed.
+        criteria_met: one of transformers' own criteria stops after these tokens.
+        is_stopped: we stopped it, or a deadline did.
         otherwise: the reason if none of these is true. It is never ``LENGTH``: there were steps
             to spare.
     """
-    common: FinishReason | None = None  # of the rows that have no end of their own
+    common: FinishReason | None = None  # for rows without an end of their own
     if is_cut:
         pass
     elif reached_limit:
@@ -256,7 +256,7 @@ def _finish_reason(row: RowEnd, common: FinishReason | None) -> FinishReason | N
 
 
 def rows_stopped(criteria: Iterable[Any], rows: int) -> list[bool]:
-    """For each row, whether a criterion of the caller's said to stop when it was last asked."""
+    """For each row, whether a criterion of the caller's stopped it when last called."""
     stopped = [False] * rows
     for criterion in criteria:
         if hasattr(criterion, "rows_stopped"):

@@ -1,4 +1,4 @@
-"""What ``generate()`` asks at each step: whether to stop, and of what scores. Needs torch."""
+"""Criteria and processors that ``generate()`` calls at each step. Needs torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class StopFlagCriteria(StoppingCriteria):
-    """Ends the rows that *rows_end* says, one bool for each, or for all. Asked after each step."""
+    """Ends the rows for which *rows_end* returns True. Called after each step."""
 
     def __init__(self, rows_end: Callable[[torch.Tensor], Sequence[bool]]) -> None:
         self._rows_end = rows_end
@@ -35,7 +35,7 @@ class StopFlagCriteria(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """Return a bool tensor of shape ``(B,)`` for *input_ids* of shape ``(B, T)``."""
-        # Nobody writes into an answer, so the same ones serve for every step.
+        # Answers are only read, so each one serves for all steps.
         key = tuple(self._rows_end(input_ids))
         answer = self._answers.get(key)
         if answer is None:
@@ -44,40 +44,40 @@ class StopFlagCriteria(StoppingCriteria):
         return answer
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StopFlagCriteria:
-        # Assisted decoding copies criteria. There is one flag, and it leads back to a live stream.
+        # Assisted decoding copies criteria. A copy would have to copy a live stream.
         return self
 
 
 class RecordingCriteria(StoppingCriteria):
-    """A criterion of the caller's, and what it said when it was last asked."""
+    """A criterion of the caller's, with its latest answer."""
 
     def __init__(self, criterion: Any) -> None:
         self._criterion = criterion
         self._answer: Any = None
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
-        """Return what the caller's criterion says."""
+        """Return the answer of the caller's criterion."""
         self._answer = self._criterion(input_ids, scores, **kwargs)
         return self._answer
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # while it is being copied there is no criterion yet
+        if name.startswith("__"):  # during a copy there is no criterion yet
             raise AttributeError(name)
         return getattr(self._criterion, name)
 
     def rows_stopped(self, rows: int) -> list[bool]:
-        """For each row, whether it said to stop."""
+        """For each row, whether the latest answer stopped it."""
         if self._answer is None:
             return [False] * rows
         return cast("list[bool]", torch.as_tensor(self._answer, device="cpu").expand(rows).tolist())
 
 
 class LogprobsProcessor(LogitsProcessor):
-    """Keeps the log-probabilities of the latest step, and changes nothing. *top* says how many
-    tokens are told at each, apart from the one that was chosen.
+    """Keeps the log-probabilities of the latest step, and changes nothing.
 
-    ``generate()`` asks processors of the caller's after the ones that its own penalties are made of
-    and before temperature, top-k and their like.
+    *top* is the number of most likely tokens at each position, besides the chosen one.
+    ``generate()`` calls the caller's processors after those for its own penalties, and before
+    temperature, top-k and similar settings.
     """
 
     def __init__(self, top: int) -> None:
@@ -85,12 +85,12 @@ class LogprobsProcessor(LogitsProcessor):
         self._top = top
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return *scores*, of shape ``(B, vocabulary)``, as they are."""
+        """Return *scores*, of shape ``(B, vocabulary)``, unchanged."""
         self._latest = scores.log_softmax(dim=-1)
         return scores
 
     def of(self, token_ids: Sequence[int]) -> list[Logprob]:
-        """For each row, that of the token that was chosen, and those of the likeliest."""
+        """For each row, the log-probability of the chosen token, and of the most likely ones."""
         index = torch.tensor(token_ids, device=self._latest.device)[:, None]
         chosen = self._latest.gather(1, index)[:, 0].tolist()
         if not self._top:
@@ -102,8 +102,8 @@ class LogprobsProcessor(LogitsProcessor):
 
 
 def any_would_stop(criteria: Iterable[Any], output: Any) -> bool:
-    """Whether any of transformers' own criteria says to stop after what ``generate()`` returned."""
-    is_mapping = isinstance(output, Mapping)  # Whisper's may be nothing more than that
+    """Whether one of transformers' own criteria stops after the result of ``generate()``."""
+    is_mapping = isinstance(output, Mapping)  # Whisper returns a plain dict
     sequences = output["sequences"] if is_mapping else getattr(output, "sequences", output)
     return any(
         bool(criterion(sequences, None).any())
@@ -123,7 +123,7 @@ def processor_list(*processors: Any) -> LogitsProcessorList:
 
 
 def wrap_criteria(criteria: Iterable[Any]) -> list[Any]:
-    """The caller's criteria, each in a `RecordingCriteria` but for transformers' own.
+    """The caller's criteria, each in a `RecordingCriteria`, except for transformers' own.
 
     ``generate()`` recognises those by their type.
     """

@@ -16,10 +16,10 @@ __all__ = ["StopBetweenLayers", "layers_of"]
 
 
 def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The layers of a model of transformers: what it checkpoints, or must not be split.
+    """The layers of a model of transformers: modules that it checkpoints, or must not split.
 
     Raises:
-        ValueError: it has none of a known kind.
+        ValueError: it has no layers of a known kind.
     """
     names = set(getattr(model, "_no_split_modules", None) or ())
     layers = [
@@ -36,10 +36,10 @@ def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 class StopBetweenLayers:
-    """While entered, raises `GenerationStopped` before a layer once *should_stop* says so.
+    """While entered, raises `GenerationStopped` before a layer if *should_stop* returns True.
 
-    A hook on a layer is called for everybody who uses the model. It asks for one thread only, the
-    one that has entered.
+    Every user of the model calls the hooks on its layers, so they act in one thread only: the one
+    that has entered.
     """
 
     def __init__(self, layers: Iterable[torch.nn.Module], should_stop: Callable[[], bool]) -> None:

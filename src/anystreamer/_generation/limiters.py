@@ -1,4 +1,4 @@
-"""One generation at a time on a model: the limiter that belongs to it in an event loop."""
+"""One generation at a time on a model: the limiter of each model, in each event loop."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from .prompts import weak_cached
 __all__ = ["model_limiter"]
 
 
-# One generation at a time on a model, in one event loop. A device or a CPU pool that is shared
-# between threads runs them slower than one by one.
+# Threads that share a device, or the threads of a CPU pool, are slower together than one by one.
 _turns: RunVar[dict[int, CapacityLimiter]] = RunVar("anystreamer_turns")
 
 
 def model_limiter(model: Any) -> CapacityLimiter:
-    """The limiter whose turns a model's generations take in this event loop."""
+    """The limiter for generations of a model in this event loop."""
     while True:  # the same weights behind torch.compile() or an adapter are the same model
         if (inner := getattr(model, "_orig_mod", None)) is not None:
             model = inner

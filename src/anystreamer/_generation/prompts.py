@@ -115,12 +115,12 @@ def validate_prompts(prompts: Any, main_input: str = "input_ids") -> None:
 
 
 def as_prompts(prompt: Prompt) -> Sequence[Prompt] | Mapping[str, Any]:
-    """The prompts that one prompt makes."""
+    """One prompt as the list of prompts of a batch. Model inputs stay a mapping."""
     return prompt if isinstance(prompt, Mapping) else [prompt]
 
 
 def tokenizer_of(tokenizer: Any) -> Any:
-    """The tokenizer of a processor; a tokenizer as it is. Raises TypeError where there is none."""
+    """The tokenizer of a processor, or the tokenizer itself. Raises TypeError for others."""
     if not callable(getattr(tokenizer, "encode", None)):  # a processor cannot; some tokenizers
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # have a .tokenizer of their own
     if not callable(getattr(tokenizer, "decode", None)):
@@ -185,8 +185,8 @@ def _has_ids(value: Any) -> bool:
     return value is not None and len(getattr(value, "shape", (0, 0))) <= 2
 
 
-# Tokenizers keep the padding and truncation of a call as their state, so calls from several
-# threads see each other's: 83 of 16,000 did. Decoding is not affected.
+# A call of a tokenizer stores its padding and truncation in the tokenizer, so calls from several
+# threads mix them up: 83 of 16,000 did. Decoding is not affected.
 _encoding_locks: dict[int, threading.Lock] = {}
 _encoding_locks_lock = threading.Lock()
 
@@ -197,11 +197,11 @@ def _encoding_lock(tokenizer: Any) -> threading.Lock:
 
 
 def weak_cached(owner: object, kept: dict[int, T], new: Callable[[], T]) -> T:
-    """What *kept* has for an object, hashable or not, for as long as the object lives."""
+    """The value in *kept* for an object, hashable or not, for as long as the object lives."""
     key = id(owner)
     if key not in kept:
         kept[key] = new()
-        with contextlib.suppress(TypeError):  # no weak references: it stays
+        with contextlib.suppress(TypeError):  # without weak references it stays
             weakref.finalize(owner, kept.pop, key, None)
     return kept[key]
 
@@ -223,8 +223,7 @@ def _encode_one(
 def _padded(tokenizer: Any, rows: list[dict[str, Any]], pads_right: bool) -> dict[str, Any]:
     """Put rows together, with padding that the attention mask leaves out.
 
-    Done here and not by the tokenizer, which would need a pad token, and a setting that other
-    threads see.
+    Not done by the tokenizer: it would need a pad token, and a setting that other threads see.
     """
     import torch
 

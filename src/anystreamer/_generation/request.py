@@ -71,12 +71,12 @@ class GenerationRequest:
         return StopBetweenLayers(layers, should_stop)
 
     def decoder(self) -> TextDecoder:
-        # Special tokens are what a response template tells its fields apart by.
+        # A response template splits the fields at special tokens.
         skip = self.options.skip_special_tokens and self.template is None
         return text_decoder(self.decoding, skip_special_tokens=skip)
 
     def span(self, prompts: Any) -> GenerationSpan | None:
-        """What the application's tracing is told of this request."""
+        """The span of this request, for the application's tracing."""
         is_chat = not isinstance(prompts, Mapping) and not isinstance(prompts[0], str)
         model = getattr(self.model, "name_or_path", "") or type(self.model).__name__
         return GenerationSpan.start(
@@ -95,7 +95,7 @@ class GenerationRequest:
         return GenerationState(self.options.max_buffer_size, span=self.span(prompts))
 
     def queue_deadline(self, state: GenerationState) -> tuple[float, str]:
-        """How many seconds it may wait for its turn, and the phase that is late then."""
+        """How many seconds it can wait for its turn, and the phase that is late after that."""
         return queue_deadline(self.options.timeouts, state.clock.elapsed(perf_counter()))
 
     def new_row(self, prompt_ids: list[int]) -> Row:
@@ -114,7 +114,7 @@ class GenerationRequest:
             StopStrings(self.options.stop_strings),
             StopStrings(self.setting("stop_strings") or ()),
             eos,
-            # Not every template knows of every EOS, nor in every field: it would become text.
+            # Not every template knows every EOS, in every field. It would become text.
             eos if self.template is not None and self.options.skip_special_tokens else (),
             whisper_window_buffer(self.model, self.generate_kwargs, eos),
         )
@@ -141,7 +141,7 @@ class GenerationRequest:
         return encoded, rows
 
     def _check_rows(self, inputs: Mapping[str, Any], rows: Sequence[Row]) -> None:
-        """Refuse several rows where ``generate()`` cannot do them, or does them wrong."""
+        """Refuse several rows where ``generate()`` cannot make them, or makes them wrong."""
         first = rows[0].prompt_token_ids
         if self.setting("token_healing") and any(row.prompt_token_ids != first for row in rows):
             raise ValueError(
