@@ -136,6 +136,8 @@ GRACE = 2.0
 
 
 def runs_own_code(thread: threading.Thread) -> bool:
+    if thread.name == "anystreamer portal":
+        return False  # it does nothing by itself but to keep its loop
     frame: FrameType | None = sys._current_frames().get(thread.ident or 0)
     while frame is not None:
         if frame.f_code.co_filename.startswith(OWN_CODE):

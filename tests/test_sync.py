@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import random
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from anyio import to_thread
 
 import anystreamer
-from anystreamer import EngineBusy, EngineClosed, FinishReason
+from anystreamer import EngineBusy, EngineClosed, FinishReason, sync
 from anystreamer.sync import SyncEngine, open_engine, stream_batch, stream_text
 from anystreamer.testing import Gate, ScriptedModel
 
@@ -415,3 +416,195 @@ def test_a_process_with_an_open_stream_ends_by_itself(ending: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+
+
+# -- An engine of its own, without a block
+
+
+def test_an_engine_that_is_held_is_open_and_closes_when_told() -> None:
+    """As frameworks keep it that cache an object: nothing but the engine is held."""
+    model = ScriptedModel(["one"])
+    engine = open_engine(model, model.tokenizer).open()
+    gc.collect()
+    time.sleep(2 * sync._OWNER_POLL)  # the loop looks whether it has been forgotten
+    gc.collect()
+    with engine.stream_text("hi") as stream:
+        assert stream.read() == "one"
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineClosed), engine.stream_text("hi"):
+        pass
+
+
+def test_what_its_context_manager_returns_can_be_held_alone() -> None:
+    model = ScriptedModel(["one"])
+    engine = open_engine(model, model.tokenizer).__enter__()
+    gc.collect()
+    time.sleep(2 * sync._OWNER_POLL)
+    with engine.stream_text("hi") as stream:
+        assert stream.read() == "one"
+    engine.close()
+
+
+def test_a_forgotten_engine_stops_its_model() -> None:
+    model = endless()
+    engine = open_engine(model, model.tokenizer).open()
+    stream = engine.stream_text("hi").__enter__()
+    next(stream)
+    del engine
+    gc.collect()
+    until(lambda: not model.is_generating)
+    with contextlib.suppress(EngineClosed):
+        stream.close()
+
+
+def test_an_unopened_engine_says_how_to_open_it() -> None:
+    model = ScriptedModel(["one"])
+    with pytest.raises(TypeError, match=r"open_engine\(\.\.\.\)\.open\(\)"):
+        open_engine(model, model.tokenizer).stream_text("hi")
+
+
+def test_an_engine_is_opened_once() -> None:
+    model = ScriptedModel(["one"])
+    with open_engine(model, model.tokenizer) as engine:
+        pass
+    with pytest.raises(RuntimeError, match="opened before"):
+        engine.open()
+
+
+def test_an_engine_that_cannot_open_says_why() -> None:
+    class Failing(ScriptedModel):
+        training = True
+
+    with pytest.raises(ValueError, match="training mode"):
+        open_engine(Failing([]), ScriptedModel([]).tokenizer)
+
+
+def test_only_an_open_engine_has_a_sync_engine() -> None:
+    model = ScriptedModel(["one"])
+    with pytest.raises(TypeError, match="must be an open engine"):
+        SyncEngine(anystreamer.open_engine(model, model.tokenizer))  # type: ignore[arg-type]
+
+
+def test_a_process_with_an_open_engine_ends_by_itself() -> None:
+    program = (
+        "from anystreamer.sync import open_engine\n"
+        "from anystreamer.testing import ScriptedModel\n"
+        "model = ScriptedModel(['word '] * 1_000_000, delay=0.001)\n"
+        "engine = open_engine(model, model.tokenizer).__enter__()\n"
+        "stream = engine.stream_text('hi').__enter__()\n"
+        "print(next(stream), flush=True)\n"
+    )
+    done = run_program(program)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# -- Its loop
+
+
+def run_program(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of open files")
+def test_a_loop_that_cannot_start_raises_and_the_next_call_tries_again() -> None:
+    done = run_program(
+        "import resource\n"
+        "from anystreamer.sync import stream_text\n"
+        "from anystreamer.testing import ScriptedModel\n"
+        "import asyncio, selectors, anyio._backends._asyncio\n"
+        "model = ScriptedModel(['one'])\n"
+        "soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))\n"
+        "for _ in range(2):\n"
+        "    try:\n"
+        "        stream_text(model, model.tokenizer, 'hi').__enter__()\n"
+        "    except OSError as error:\n"
+        "        print(error.strerror)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
+        "with stream_text(model, model.tokenizer, 'hi') as stream:\n"
+        "    print(stream.read())\n"
+    )
+    assert done.stdout.split("\n") == ["Too many open files"] * 2 + ["one", ""], done.stderr
+
+
+def test_a_ctrl_c_while_the_loop_starts_leaves_it_usable() -> None:
+    done = run_program(
+        "import os, signal, threading\n"
+        "from anystreamer import sync\n"
+        "from anystreamer.testing import ScriptedModel\n"
+        "model = ScriptedModel(['one'])\n"
+        "serve = sync._Portal._serve\n"
+        "async def slow(self, started):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    interrupted.wait()\n"
+        "    await serve(self, started)\n"
+        "interrupted = threading.Event()\n"
+        "sync._Portal._serve = slow\n"
+        "try:\n"
+        "    sync.stream_text(model, model.tokenizer, 'hi').__enter__()\n"
+        "except KeyboardInterrupt:\n"
+        "    interrupted.set()\n"
+        "with sync.stream_text(model, model.tokenizer, 'hi') as stream:\n"
+        "    print(stream.read())\n"
+    )
+    assert done.stdout == "one\n", done.stderr
+
+
+def test_many_threads_start_one_loop() -> None:
+    done = run_program(
+        "import threading\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from anystreamer.sync import stream_text\n"
+        "from anystreamer.testing import ScriptedModel\n"
+        "model = ScriptedModel(['one'])\n"
+        "barrier = threading.Barrier(16)\n"
+        "def use(_):\n"
+        "    barrier.wait()\n"
+        "    with stream_text(model, model.tokenizer, 'hi') as stream:\n"
+        "        return stream.read()\n"
+        "with ThreadPoolExecutor(16) as pool:\n"
+        "    assert list(pool.map(use, range(16))) == ['one'] * 16\n"
+        "print(sum(each.name == 'anystreamer portal' for each in threading.enumerate()))\n"
+    )
+    assert done.stdout == "1\n", done.stderr
+
+
+# -- What notebooks and type checkers see
+
+
+@pytest.mark.parametrize("name", ["stream_text", "stream_batch", "open_engine"])
+def test_the_arguments_are_visible(name: str) -> None:
+    source = inspect.signature(getattr(anystreamer, name))
+    assert inspect.signature(getattr(sync, name)).parameters == source.parameters
+
+
+def test_the_arguments_of_an_engines_streams_are_visible() -> None:
+    source = inspect.signature(anystreamer.Engine.stream_text).parameters
+    assert inspect.signature(SyncEngine.stream_text).parameters == source
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        (sync.SyncTextStream, anystreamer.TextStream),
+        (sync.SyncBatchStream, anystreamer.BatchStream),
+    ],
+)
+def test_a_sync_stream_has_all_attributes_and_no_coroutines(kind: Any, source: Any) -> None:
+    properties = inspect.getmembers(source, lambda value: isinstance(value, property))
+    attributes = {name for name, _ in properties if not name.startswith("_")}
+    assert attributes - {"extra_attributes"} <= set(dir(kind))
+    assert not [name for name in dir(kind) if inspect.iscoroutinefunction(getattr(kind, name))]
+
+
+def test_what_a_stream_does_not_have_is_an_attribute_error() -> None:
+    with opened(ScriptedModel(["a"])) as stream:
+        with pytest.raises(AttributeError):
+            stream.receive  # noqa: B018

@@ -19,9 +19,9 @@ def worker_left(stream: Any) -> bool:
 
 def open_states(engine: Any) -> list[Any]:
     """The states of all requests that an engine has."""
-    return [task.state for task in list(engine._requests)]
+    return [task.state for task in engine.tasks]
 
 
 def is_idle(engine: Any) -> bool:
     """Whether an engine has no request."""
-    return not engine._requests
+    return not len(engine.tasks)

@@ -90,7 +90,7 @@ def test_example(
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    sync._portal.get()  # its loop is not one of these, and stays
+    sync._portal.tasks()  # its loop is not one of these, and stays
     run = anyio.run
     backend, options = anyio_backend
 

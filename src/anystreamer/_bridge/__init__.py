@@ -2,7 +2,8 @@
 
 from .api import stream_from_thread, stream_iterable
 from .context import SingleErrorContext, StreamContext, ThreadContext, UngroupedTaskGroup
-from .delivery import QUEUE_POLL, Crossing, Sink, guard
+from .delivery import Crossing, Sink, guard
+from .detached import DetachedContext, DetachedTasks, LoopGone
 from .join import JOIN_POLL, SafeEvent, run_sync_joined, track_active_thread
 from .observing import Statistics, statistics
 from .producer import Producer
@@ -13,8 +14,10 @@ from .worker_task import ThreadTask, WorkerTask, has_waiters
 
 __all__ = [
     "JOIN_POLL",
-    "QUEUE_POLL",
     "Crossing",
+    "DetachedContext",
+    "DetachedTasks",
+    "LoopGone",
     "Phase",
     "Producer",
     "SafeEvent",

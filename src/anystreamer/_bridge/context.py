@@ -17,7 +17,6 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from .._errors import EngineClosed, raise_preserving_context
-from .delivery import guard
 from .observing import on_end
 from .stream import ThreadStream
 from .worker_task import WorkerTask
@@ -110,7 +109,7 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
 
     def __init__(self, name: str, new_task: Callable[[], WorkerTask[StreamT]]) -> None:
         self._name = name
-        self._new_task = new_task
+        self.new_task = new_task  #: makes its worker task, on the loop
         self.task: WorkerTask[StreamT] | None = None  #: once it has been opened
 
     @abstractmethod
@@ -196,13 +195,13 @@ class ThreadContext(StreamContext[StreamT]):
 
     async def _start(self) -> WorkerTask[StreamT]:
         self._tasks = UngroupedTaskGroup()
-        task = self._new_task()
+        task = self.new_task()
         await self._tasks.open()
         return task
 
     def _launch(self, task: WorkerTask[StreamT]) -> None:
-        self._tasks.start(task.coroutine)
-        self._tasks.start(guard(task.state))
+        for coroutine in task.coroutines():
+            self._tasks.start(coroutine)
 
     async def _join(
         self, task: WorkerTask[StreamT], body: BaseException | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Generic, TypeVar
 
@@ -13,10 +13,11 @@ from anyio import CapacityLimiter, from_thread, get_cancelled_exc_class, move_on
 from anyio.lowlevel import EventLoopToken, current_token
 
 from .._errors import GenerationTimeout
+from .delivery import guard
 from .join import SafeEvent, run_sync_joined
 from .observing import on_open, on_start
 from .producer import Producer
-from .state import StreamState
+from .state import Phase, StreamState
 from .stream import ThreadStream
 
 __all__ = ["ThreadTask", "WorkerTask", "has_waiters"]
@@ -41,6 +42,7 @@ class WorkerTask(Generic[StreamT]):
         self.stream = stream
         self.prepared_or_failed = SafeEvent()  # or it will never be prepared
         self.is_prepared = False
+        self.context_collected = False  # its block was forgotten: it will never be left
         self.coroutine: Coroutine[Any, Any, None] = self._run()
         self.cancellation = get_cancelled_exc_class()
         on_open(name, state)
@@ -68,7 +70,16 @@ class WorkerTask(Generic[StreamT]):
     def on_worker_exit(self) -> None:
         """Called after the worker has left its work, or will never enter it."""
 
-    # -- for the block
+    # -- for the block, and for who watches it
+
+    def coroutines(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """The coroutines to start, each in a task of its own."""
+        yield self.coroutine
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether it does not see by itself that its stream was stopped."""
+        return self.state.phase is Phase.QUEUED
 
     def finish_if_never_started(self) -> None:
         """End it if its task was cancelled natively before the first step: none will be made."""
@@ -109,6 +120,8 @@ class WorkerTask(Generic[StreamT]):
         self.state.exit()
         self.prepared_or_failed.set()
         self.on_worker_exit()
+        if self.context_collected:
+            self.state.close_and_take_error()
 
 
 class ThreadTask(WorkerTask[StreamT]):
@@ -126,6 +139,10 @@ class ThreadTask(WorkerTask[StreamT]):
         self._produce = produce
         self._find_limiter = find_limiter  # in the loop, when the turn is waited for
         self._limiter: CapacityLimiter | None = None
+
+    def coroutines(self) -> Iterator[Coroutine[Any, Any, None]]:
+        yield self.coroutine
+        yield guard(self.state)
 
     def turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
         self._limiter = self._find_limiter()

@@ -153,18 +153,18 @@ class EngineContext(SingleErrorContext, AbstractAsyncContextManager[Engine]):
         assert engine is not None
         cancellation = get_cancelled_exc_class()
         engine.close()
-        engine.end_visits()
+        engine.tasks.end_calls()
         raised = await self._tasks.close(body)
         if raised is None and isinstance(body, cancellation):
             # Ours, and we did not ask for it: a request's task was cancelled natively before its
             # first step, and took the others with it. The body must not end in silence.
             raised = EngineClosed()
         engine.finish_if_never_started()
-        while not engine.left.is_set() or engine.is_visited:
+        while not engine.left.is_set() or engine.tasks.has_calls:
             with CancelScope(shield=True):
                 try:
                     await engine.left.wait()
-                    await sleep(JOIN_POLL if engine.is_visited else 0)
+                    await sleep(JOIN_POLL if engine.tasks.has_calls else 0)
                 except BaseException as exc:
                     raised = exc if raised is None else raised
         if raised is not None and not isinstance(raised, cancellation):

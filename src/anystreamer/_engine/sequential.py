@@ -97,7 +97,7 @@ class _Task(EngineTask):
             self.state, lambda: bool(engine.queue.waiting) or others_wait(), self.close
         )
         item = WorkItem(self._context, producer.run, self._call.run)
-        engine.start(guard(self.state))
+        engine.tasks.start(guard(self.state))
         engine.work_items.put(item)
         # Not awaited by an event: a Ctrl-C can strike what would set it, and the thread hold on.
         await run_sync_joined(item.wait, when_cancelled=self.close, is_tracked=False)

@@ -1,0 +1,235 @@
+"""Streams that no block keeps in its task: their worker tasks belong to an owner that lives longer.
+
+Such a stream can be opened in one task and closed in another, in another thread, or be forgotten.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from typing import Any, Generic, TypeVar, cast
+from weakref import WeakSet
+
+from anyio import CancelScope, from_thread, get_cancelled_exc_class, sleep
+from anyio.lowlevel import checkpoint, current_token
+
+from .._errors import EngineClosed
+from .context import StreamContext, UngroupedTaskGroup
+from .delivery import QUEUE_POLL
+from .join import SafeEvent
+from .stream import ThreadStream
+from .worker_task import WorkerTask
+
+__all__ = ["DetachedContext", "DetachedTasks", "LoopGone"]
+
+T = TypeVar("T")
+StreamT = TypeVar("StreamT", bound="ThreadStream[Any]")
+TaskT = TypeVar("TaskT", bound="WorkerTask[Any]")
+
+# A task has made its first step after this many checkpoints of another task, or never will.
+FIRST_STEP = 5
+
+# How often a thread that waits for the loop looks whether the loop has gone (seconds).
+CALL_POLL = 1.0
+
+
+class LoopGone(EngineClosed):
+    """The owner of the streams has gone, and perhaps its event loop."""
+
+
+class DetachedTasks(Generic[TaskT]):
+    """The worker tasks of many streams, in the task group of their owner.
+
+    Made on the loop. Its methods are for the loop, except for `call_from_thread`.
+    """
+
+    def __init__(self, task_group: UngroupedTaskGroup) -> None:
+        self.token = current_token()
+        self._task_group = task_group
+        # Weak: of a stream that was forgotten nothing stays.
+        self._tasks: WeakSet[TaskT] = WeakSet()
+        self._task_added = SafeEvent()
+        self._watch_scope = CancelScope(shield=True)  # shielded as `delivery.guard` is
+        self._lock = threading.Lock()
+        self._takes_calls = True
+        self._calls = 0
+
+    def open(self) -> None:
+        """Begin to watch the tasks that are added."""
+        self._task_group.start(self._watch())
+
+    def end_watch(self) -> None:
+        """Watch no longer: all tasks are about to end."""
+        self._watch_scope.cancel()
+
+    def end_calls(self) -> None:
+        """Take no more calls from other threads."""
+        with self._lock:
+            self._takes_calls = False
+
+    def add(self, task: TaskT) -> None:
+        """Watch a task until it has ended."""
+        self._tasks.add(task)
+        self._task_added.set()
+
+    def discard(self, task: TaskT) -> None:
+        """Watch a task no longer."""
+        self._tasks.discard(task)
+
+    def __iter__(self) -> Iterator[TaskT]:
+        return iter(list(self._tasks))
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Start a coroutine in the owner's task group. It must not raise."""
+        self._task_group.start(coroutine)
+
+    async def _watch(self) -> None:
+        """End queued tasks whose stream was stopped or forgotten: both only set a flag."""
+        with suppress(get_cancelled_exc_class()), self._watch_scope:
+            while True:
+                if not self._has_watched():
+                    self._task_added = SafeEvent()
+                    await self._task_added.wait()
+                self._cancel_ended()
+                await sleep(QUEUE_POLL)
+
+    # Not in the coroutine: its variables would keep a stream alive.
+
+    def _has_watched(self) -> bool:
+        return any(task.is_watched for task in self._tasks)
+
+    def _cancel_ended(self) -> None:
+        for task in self:
+            if task.is_watched and task.state.should_end:
+                task.state.scope.cancel()
+
+    # -- for other threads
+
+    def call_from_thread(self, func: Callable[[], Awaitable[T]]) -> T:
+        """Await ``func()`` in a task of the owner's, and return its result. From another thread.
+
+        Not `anyio.from_thread.run`: on asyncio that runs in the cancel scopes around this thread.
+        If one of them is cancelled, it never returns.
+
+        Raises:
+            LoopGone: the owner has closed these tasks.
+            BlockingIOError: called on the loop, which would wait for itself.
+            BaseException: the exception of *func*.
+        """
+        with suppress(RuntimeError):  # no event loop in this thread: good
+            if current_token() == self.token:
+                raise BlockingIOError("this would wait for its own event loop: use the engine")
+        done: Future[tuple[T | None, BaseException | None]] = Future()
+
+        async def call() -> None:
+            try:
+                done.set_result(await _outcome(func))
+            finally:
+                if not done.done():  # the owner is being cancelled
+                    done.set_result((None, LoopGone()))
+
+        with self._counted_call():
+            coroutine = call()
+            try:
+                from_thread.run_sync(self.start, coroutine, token=self.token)
+            except RuntimeError as exc:  # the task group has ended
+                raise LoopGone from exc
+            value, error = _wait(done, coroutine)
+        if error is not None:
+            raise error
+        return cast("T", value)
+
+    @contextmanager
+    def _counted_call(self) -> Iterator[None]:
+        """While it is entered, the owner waits with its end."""
+        with self._lock:
+            if not self._takes_calls:
+                raise LoopGone
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls -= 1
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether another thread is calling."""
+        return bool(self._calls)
+
+
+def _wait(done: Future[T], coroutine: Coroutine[Any, Any, None]) -> T:
+    """Wait for the result of a coroutine. One that never began sets none, and says no word."""
+    while True:
+        try:
+            return done.result(CALL_POLL)
+        except TimeoutError:
+            is_closed = inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
+            if is_closed and not done.done():
+                raise LoopGone from None
+
+
+async def _outcome(func: Callable[[], Awaitable[T]]) -> tuple[T | None, BaseException | None]:
+    try:
+        return await func(), None
+    except get_cancelled_exc_class():
+        raise
+    except BaseException as error:
+        return None, error
+
+
+class DetachedContext(StreamContext[StreamT]):
+    """The block of a stream whose worker task is among `DetachedTasks`.
+
+    It opens no cancel scope in its consumer's task, so it can stay open across a ``yield``.
+    """
+
+    _cancels_task = False
+
+    def __init__(
+        self, name: str, new_task: Callable[[], WorkerTask[StreamT]], tasks: DetachedTasks[Any]
+    ) -> None:
+        super().__init__(name, new_task)
+        self._tasks = tasks
+
+    async def _start(self) -> WorkerTask[StreamT]:
+        task = self.new_task()
+        self._tasks.add(task)
+        return task
+
+    def _launch(self, task: WorkerTask[StreamT]) -> None:
+        for coroutine in task.coroutines():
+            self._tasks.start(coroutine)
+
+    async def _join(
+        self, task: WorkerTask[StreamT], body: BaseException | None
+    ) -> BaseException | None:
+        raised = body if isinstance(body, task.cancellation) else None
+        # Its task makes the first step as soon as the loop comes to it. If it was cancelled
+        # natively before that, it will make none, and no event would tell us.
+        for _ in range(FIRST_STEP):
+            if inspect.getcoroutinestate(task.coroutine) != inspect.CORO_CREATED:
+                return raised
+            with CancelScope(shield=True):
+                try:
+                    await checkpoint()
+                except BaseException as exc:
+                    raised = exc if raised is None else raised
+        task.coroutine.close()
+        return raised
+
+    def __del__(self) -> None:
+        # Collected without having been left. Any thread can be collecting: take no lock, wake no
+        # task. The worker looks at the flag, or `DetachedTasks` does.
+        if isinstance(task := getattr(self, "task", None), WorkerTask):
+            task.context_collected = True  # first: either we see the end, or the end sees this
+            if task.state.has_exited:
+                task.state.close_and_take_error()
+            else:
+                task.state.abandon()
