@@ -92,15 +92,17 @@ async def any_item(rows: Callable[[], Iterator[tuple[int, str]]]) -> None:
 
 def without_a_loop(model: SupportsGenerate, tokenizer: SupportsDecode) -> None:
     with sync.stream_text(model, tokenizer, "hi", stop="!", max_new_tokens=3) as stream:
-        assert_type(stream, sync.SyncStream[TextStream])
+        assert_type(stream, sync.SyncTextStream)
+        assert_type(stream.text, str)
         for chunk in stream:
             assert_type(chunk, TextChunk)
         assert_type(stream.read(), str)
     with sync.stream_batch(model, tokenizer, ["hi"]) as batch:
         assert_type(batch.read(), list[str])
+        batch.stop(0)
     with sync.open_engine(model, tokenizer, max_waiting=3) as engine:
-        assert_type(engine, sync.SyncEngine)
-        assert_type(engine.stream_text("hi"), sync.SyncStream[TextStream])
+        assert_type(engine, sync.OwnedSyncEngine)
+        assert_type(engine.stream_text("hi", stop="!"), sync.SyncTextStream)
 
 
 def parts(tokenizer: SupportsDecode) -> None:
