@@ -11,7 +11,11 @@ import pytest
 from anystreamer import Engine, Timeouts, stream_batch, stream_text
 from anystreamer._generation import Options
 
-PUBLIC = {"stream_text": stream_text, "stream_batch": stream_batch, "engine": Engine.stream_text}
+PUBLIC: dict[str, Any] = {
+    "stream_text": stream_text,
+    "stream_batch": stream_batch,
+    "engine": Engine.stream_text,
+}
 
 
 def defaults_of(function: Any) -> dict[str, Any]:

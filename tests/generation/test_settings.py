@@ -64,7 +64,7 @@ async def test_no_end_of_sequence_in_an_engine(model: Any, batching: Any) -> Non
 
 async def test_no_limit_of_new_tokens(model: Any) -> None:
     length = len(ids_of(PROMPT)) + 10
-    kwargs = {"max_new_tokens": None, "max_length": length, "eos_token_id": None}
+    kwargs: dict[str, Any] = {"max_new_tokens": None, "max_length": length, "eos_token_id": None}
     async with stream_text(model, tokenizer(), PROMPT, **kwargs) as stream:
         await stream.read()
     assert (len(stream.token_ids), stream.finish_reason) == (10, FinishReason.LENGTH)
@@ -90,7 +90,8 @@ async def test_no_time_at_all(model: Any) -> None:
 async def test_none_switches_off_what_the_model_has_on(name: str, model: Any) -> None:
     value = {"stop_strings": ["e"], "max_time": 1e-9}[name]
     setattr(model.generation_config, name, value)
-    expected = generated(model, PROMPT, eos_token_id=None, **{name: None})
-    async with stream_text(model, tokenizer(), PROMPT, eos_token_id=None, **{name: None}) as stream:
+    kwargs: dict[str, Any] = {"eos_token_id": None, name: None}
+    expected = generated(model, PROMPT, **kwargs)
+    async with stream_text(model, tokenizer(), PROMPT, **kwargs) as stream:
         await stream.read()
     assert (stream.token_ids, stream.finish_reason) == (expected, FinishReason.LENGTH)
