@@ -16,7 +16,7 @@ from anystreamer import GenerationStopped, stream_from_thread
 from ..helpers.errors import is_untouched, raised
 from ..helpers.inside import state_of
 from ..helpers.scripted import Emit, Latch, Scripted, ShouldStop, rest, until
-from ..helpers.ways_out import Body
+from ..helpers.ways_out import BodyError
 
 
 class Fatal(BaseException):
@@ -199,8 +199,8 @@ async def test_a_cancellation_that_the_producer_lets_through_is_a_stop() -> None
 
 async def test_body_and_producer_both_fail_the_bodys_error_wins_and_the_others_is_a_note() -> None:
     producer = Scripted(fails={0: ValueError("the worker's")})
-    error = raised(Body())
-    with pytest.raises(Body) as caught:
+    error = raised(BodyError())
+    with pytest.raises(BodyError) as caught:
         async with stream_from_thread(producer):
             await until(lambda: producer.has_left)
             raise error
@@ -220,10 +220,10 @@ async def test_a_producer_that_fails_because_it_is_stopped_is_a_note_too() -> No
         except GenerationStopped:
             raise ValueError("while cleaning up") from None
 
-    with pytest.raises(Body) as caught:
+    with pytest.raises(BodyError) as caught:
         async with stream_from_thread(produce) as stream:
             await stream.receive()
-            raise Body
+            raise BodyError
     assert "while cleaning up" in caught.value.__notes__[0]
 
     with pytest.raises(ValueError, match="while cleaning up"):
@@ -244,10 +244,10 @@ async def test_an_error_without_a_repr_hides_nothing() -> None:
         __str__ = __repr__
 
     producer = Scripted(fails={0: Unspeakable()})
-    with pytest.raises(Body) as caught:
+    with pytest.raises(BodyError) as caught:
         async with stream_from_thread(producer):
             await until(lambda: producer.has_left)
-            raise Body
+            raise BodyError
     assert "Unspeakable" in caught.value.__notes__[0]
 
 
@@ -286,11 +286,11 @@ async def test_an_error_that_was_received_and_handled_is_not_raised_again() -> N
             scope.cancel()
             await anyio.sleep_forever()
 
-    with pytest.raises(Body) as caught:
+    with pytest.raises(BodyError) as caught:
         async with stream_from_thread(Scripted(fails={0: ValueError()})) as stream:
             with pytest.raises(ValueError):  # noqa: PT011
                 await stream.receive()
-            raise Body
+            raise BodyError
     assert not hasattr(caught.value, "__notes__")
 
 
@@ -317,12 +317,12 @@ async def test_a_bodys_error_survives_an_outer_cancellation_during_the_join() ->
 
     async with create_task_group() as tg:
         with CancelScope() as outer:
-            with pytest.raises(Body):
+            with pytest.raises(BodyError):
                 async with stream_from_thread(latch) as stream:
                     await stream.receive()
                     await until(latch.holding.is_set)
                     tg.start_soon(cancel)
-                    raise Body
+                    raise BodyError
             assert not latch.running
             await checkpoint()
         assert outer.cancelled_caught
@@ -334,11 +334,11 @@ async def test_a_group_of_the_users_own_nursery_passes_through() -> None:
             async with create_task_group() as tg:
 
                 async def fail() -> None:
-                    raise Body
+                    raise BodyError
 
                 tg.start_soon(fail)
                 await rest(stream)
-    assert [type(exc) for exc in caught.value.exceptions] == [Body]
+    assert [type(exc) for exc in caught.value.exceptions] == [BodyError]
 
 
 @pytest.mark.parametrize("reading", [True, False])

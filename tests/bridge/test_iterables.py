@@ -12,8 +12,15 @@ from anyio import CancelScope, CapacityLimiter
 
 from anystreamer import stream_iterable
 
-from ..helpers.scripted import Scripted, rest, until
-from ..helpers.ways_out import Body, cancelled_before_the_end, closed, leaving, raising, stopped
+from ..helpers.scripted import rest, until
+from ..helpers.ways_out import (
+    BodyError,
+    cancelled_before_the_end,
+    closed,
+    leaving,
+    raising,
+    stopped,
+)
 
 
 class Cursor:
@@ -88,8 +95,8 @@ async def test_an_iterable_that_is_left_early_is_closed_before_the_block_ends() 
             with CancelScope() as scope:
                 async with stream_iterable(connect) as stream:
                     assert await stream.receive() == 0
-                    await way(stream, Scripted(), scope)
-        except Body:
+                    await way(stream, scope)
+        except BodyError:
             pass
         assert cursors[-1].closed == 1
         assert len(set(cursors[-1].threads)) == 1

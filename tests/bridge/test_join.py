@@ -7,6 +7,7 @@ import functools
 import gc
 import math
 import random
+from typing import Any
 
 import anyio
 import pytest
@@ -27,41 +28,43 @@ from ..helpers.scripted import (
 )
 from ..helpers.ways_out import (
     WAYS_OUT,
-    Body,
-    Stream,
-    Way,
+    WayOut,
     breaking,
+    each_of,
     each_way_out,
-    go,
+    leave_by,
     reaching_the_end,
 )
 
 
-@pytest.mark.parametrize(
-    "way",
-    [*WAYS_OUT, reaching_the_end, breaking],
-    ids=lambda way: way.__name__,
-)
+@each_of(*WAYS_OUT, reaching_the_end, breaking)
 @pytest.mark.parametrize("receive", [0, 3])
 async def test_when_the_block_is_left_the_producer_is_and_at_most_one_more_step_was_taken(
-    way: Way, receive: int
+    way: WayOut, receive: int
 ) -> None:
     """The fourth step takes until something stops it."""
     producer = Scripted(allowed=3)
-    assert await go(way, producer, CancelScope(), receive=receive)
+
+    async def take(stream: Any, outer: CancelScope) -> None:
+        if way in (reaching_the_end, breaking):  # they wait for what comes
+            producer.length = producer.steps + (way is breaking)
+            producer.allow()
+        await way(stream, outer)
+
+    assert await leave_by(take, producer, CancelScope(), receive=receive)
     assert producer.has_left or not producer.entered
     assert producer.steps <= 4
 
 
 @each_way_out
-async def test_a_producer_that_is_held_by_its_full_buffer_leaves_too(way: Way) -> None:
+async def test_a_producer_that_is_held_by_its_full_buffer_leaves_too(way: WayOut) -> None:
     producer = Scripted()
 
-    async def held(stream: Stream, producer: Scripted, outer: CancelScope) -> None:
+    async def held(stream: Any, outer: CancelScope) -> None:
         await until(lambda: producer.steps == 2)
-        await way(stream, producer, outer)
+        await way(stream, outer)
 
-    assert await go(held, producer, CancelScope(), max_buffer_size=2)
+    assert await leave_by(held, producer, CancelScope(), max_buffer_size=2)
     assert producer.has_left
     # stop() does not drop what waits; so a consumer that goes on makes room for as many.
     assert producer.steps <= 3
@@ -300,19 +303,8 @@ def test_streams_of_several_runs_of_one_runner_are_independent(native: Native) -
         assert [runner.run(main()) for _ in range(3)] == [[0, 1, 2]] * 3
 
 
-@pytest.mark.parametrize("way", ["leaving", "raising", "cancelled"])
-async def test_a_stream_leaves_nothing_open(way: str) -> None:
+@each_way_out
+async def test_a_stream_leaves_nothing_open(way: WayOut) -> None:
     for _ in range(3):
-        with CancelScope() as scope:
-            try:
-                async with stream_from_thread(Scripted()) as stream:
-                    await stream.receive()
-                    if way == "raising":
-                        raise Body
-                    if way == "cancelled":
-                        scope.cancel()
-                        await checkpoint()
-            except Body:
-                pass
-        del stream
+        assert await leave_by(way, Scripted(), CancelScope(), receive=1)
         gc.collect()  # unclosed memory object streams would warn

@@ -8,11 +8,10 @@ import anyio
 import pytest
 from anyio import create_task_group
 
-from anystreamer import stream_from_thread
+from anystreamer import ThreadStream, stream_from_thread
 from anystreamer._bridge import StreamState
 
 from ..helpers.scripted import PATIENCE, Latch, Scripted, rest, until
-from ..helpers.ways_out import Stream
 
 
 async def test_what_was_emitted_before_a_stall_arrives_during_the_stall() -> None:
@@ -79,7 +78,7 @@ async def test_the_end_and_the_close_wake_a_waiting_receive() -> None:
 async def test_a_receive_that_waits_while_the_block_is_left_is_told_so() -> None:
     outcome = []
 
-    async def wait(stream: Stream) -> None:
+    async def wait(stream: ThreadStream[int]) -> None:
         try:
             await stream.receive()
         except (anyio.ClosedResourceError, anyio.EndOfStream) as exc:

@@ -22,10 +22,9 @@ from anystreamer._bridge import (
 
 from ..helpers.errors import is_untouched, raised
 from ..helpers.scripted import PATIENCE, Native, Scripted, each_native_loop, settle, until
-from ..helpers.ways_out import Stream
 
 
-class PreparedTask(ThreadTask[Stream]):
+class PreparedTask(ThreadTask[ThreadStream[int]]):
     """Calls a function in a thread first."""
 
     def __init__(
@@ -48,7 +47,7 @@ class PreparedTask(ThreadTask[Stream]):
 
 def prepared(
     prepare: Callable[[], None], producer: Scripted, limiter: CapacityLimiter | None = None
-) -> StreamContext[Stream]:
+) -> StreamContext[ThreadStream[int]]:
     return ThreadContext("stream_of_tests", lambda: PreparedTask(prepare, producer, limiter))
 
 

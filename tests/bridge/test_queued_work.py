@@ -12,7 +12,7 @@ from anyio import CancelScope, CapacityLimiter, create_task_group
 from anystreamer import stream_from_thread
 
 from ..helpers.scripted import Native, Scripted, each_native_loop, rest, until
-from ..helpers.ways_out import Way, each_way_out, go
+from ..helpers.ways_out import WayOut, each_way_out, leave_by
 
 
 async def test_a_block_entered_in_a_cancelled_scope_starts_nothing() -> None:
@@ -50,12 +50,12 @@ def test_native_cancellation_while_queued_starts_nothing(native: Native) -> None
 
 
 @each_way_out
-async def test_work_that_is_left_before_its_turn_never_runs(way: Way) -> None:
+async def test_work_that_is_left_before_its_turn_never_runs(way: WayOut) -> None:
     limiter = CapacityLimiter(1)
     holder, producer = Scripted(allowed=0), Scripted()
     async with stream_from_thread(holder, limiter=limiter):
         await until(lambda: holder.entered)
-        assert await go(way, producer, CancelScope(), limiter=limiter)
+        assert await leave_by(way, producer, CancelScope(), limiter=limiter)
         assert holder.running
         assert limiter.statistics().tasks_waiting == 0
     assert not producer.entered

@@ -13,13 +13,13 @@ from anyio.lowlevel import checkpoint
 from anystreamer import GenerationStopped, stream_from_thread
 
 from ..helpers.scripted import Emit, Scripted, ShouldStop, rest, until
-from ..helpers.ways_out import Way, each_way_out, go
+from ..helpers.ways_out import WayOut, each_way_out, leave_by
 
 
 @each_way_out
-async def test_a_producer_that_never_asks_is_unwound_by_emit(way: Way) -> None:
+async def test_a_producer_that_never_asks_is_unwound_by_emit(way: WayOut) -> None:
     producer = Scripted(asks=False)
-    assert await go(way, producer, CancelScope(), receive=1)
+    assert await leave_by(way, producer, CancelScope(), receive=1)
     assert producer.has_left
     assert isinstance(producer.unwound_by, GenerationStopped)
 

@@ -26,10 +26,19 @@ from hypothesis import strategies as st
 
 from anystreamer import GenerationStopped, stream_from_thread
 
-from ..helpers.scripted import NATIVE_LOOPS, PATIENCE, Emit, Native, Scripted, ShouldStop, until
+from ..helpers.scripted import (
+    NATIVE_LOOPS,
+    PATIENCE,
+    Emit,
+    Native,
+    Scripted,
+    ShouldStop,
+    each_native_loop,
+    until,
+)
+from ..helpers.ways_out import BodyError
 
 pytestmark = pytest.mark.usefixtures("asyncio_complains_of_nothing")
-each_native_loop = pytest.mark.parametrize("native", NATIVE_LOOPS)
 
 # A few thousand streams in seconds; and what runs at night.
 storms = pytest.mark.parametrize(
@@ -40,10 +49,6 @@ runs = pytest.mark.parametrize(
     "times",
     [60, pytest.param(3000, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])],
 )
-
-
-class Body(Exception):
-    """What the body of a block raises."""
 
 
 class Worker(Exception):
@@ -122,7 +127,7 @@ class Storm:
                                     break
                         await self.pause()
                         if way == "raise":
-                            raise Body
+                            raise BodyError
                         if way == "stop":
                             stream.stop()
                             async for item in stream:
@@ -139,7 +144,7 @@ class Storm:
                 finally:
                     assert not producer.running, "left behind"
             ending = "cancelled" if scope.cancelled_caught else way
-        except (Worker, Body) as exc:
+        except (Worker, BodyError) as exc:
             error = exc
             ending = "failed"
         finally:
@@ -147,7 +152,7 @@ class Storm:
             assert len(received) <= producer.steps
             self.endings[ending] = self.endings.get(ending, 0) + 1
         failed = isinstance(producer.unwound_by, Worker)
-        if isinstance(error, Body):
+        if isinstance(error, BodyError):
             assert failed == bool(getattr(error, "__notes__", None))
         else:
             assert error is (producer.unwound_by if failed else None), "lost, or made up"
@@ -268,16 +273,16 @@ def test_runners_that_end_under_streams_in_any_state_join_their_threads(
             for _ in range(rng.randrange(40)):
                 await asyncio.sleep(0)
             if rng.random() < 0.3:
-                raise Body
+                raise BodyError
             assert tasks
 
         if rng.random() < 0.3:
             runner = native.runner()
-            with contextlib.suppress(Body):
+            with contextlib.suppress(BodyError):
                 runner.run(main())
             runner.close()
         else:
-            with contextlib.suppress(Body):
+            with contextlib.suppress(BodyError):
                 native.run(main)
         storm.check()
 
@@ -307,14 +312,14 @@ def test_runs_that_are_cancelled_under_streams_in_any_state_join_their_threads(
                 for _ in range(rng.randrange(40)):
                     await checkpoint()
                 if rng.random() < 0.5:
-                    raise Body
+                    raise BodyError
                 tg.cancel_scope.cancel()
 
         try:
             anyio.run(main, backend=name, backend_options=options)
         except ExceptionGroup as exc:
             (error,) = exc.exceptions
-            if not isinstance(error, Body):
+            if not isinstance(error, BodyError):
                 raise
         storm.check()
 
@@ -480,7 +485,7 @@ class Schedule:
                         outer.cancel()
                         await checkpoint()
                     case "raise":
-                        raise Body
+                        raise BodyError
                     case "drain":
                         await until(nobody_waits)
                         while (
@@ -515,7 +520,7 @@ class Schedule:
         failed = producer.unwound_by is self.error
         assert failed or producer.unwound_by is None or self.stopped_by_emit
         if isinstance(error, ExceptionGroup):
-            assert [type(one) for one in error.exceptions] == [Body], error
+            assert [type(one) for one in error.exceptions] == [BodyError], error
             notes = bool(getattr(error, "__notes__", None))
             assert notes == (failed and not self.raised)
         else:

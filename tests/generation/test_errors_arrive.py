@@ -10,9 +10,10 @@ from anyio.lowlevel import checkpoint
 
 from anystreamer import FinishReason, stream_text
 
-from ..helpers.llama_streams import ENDLESS, PROMPT, Left, inputs_of, raiser, says, stream_llama
+from ..helpers.llama_streams import ENDLESS, PROMPT, inputs_of, raiser, says, stream_llama
 from ..helpers.model_calls import Gate
 from ..helpers.tiny_models import MARK, Say, decoded, ids_of, llama, steps_of
+from ..helpers.ways_out import BodyError
 
 pytestmark = pytest.mark.torch
 
@@ -99,9 +100,9 @@ async def test_of_two_errors_the_bodys_wins_with_a_note_of_the_workers() -> None
         gate()
         raise RuntimeError("the worker's")
 
-    body = Left("the body's")
+    body = BodyError("the body's")
     async with create_task_group() as tasks:
-        with steps_of(llama(), {2: wait_and_raise}), pytest.raises(Left) as caught:
+        with steps_of(llama(), {2: wait_and_raise}), pytest.raises(BodyError) as caught:
             async with stream_llama(**ENDLESS):
                 await gate.reached()
                 tasks.start_soon(gate.open_when_blocked)

@@ -11,9 +11,10 @@ from anyio.lowlevel import checkpoint
 
 from anystreamer import FinishReason, stream_text
 
-from ..helpers.llama_streams import ENDLESS, PROMPT, Left, leave, stream_llama
+from ..helpers.llama_streams import ENDLESS, PROMPT, stream_llama
 from ..helpers.model_calls import Calls, Gate
 from ..helpers.tiny_models import llama, steps_of, tokenizer
+from ..helpers.ways_out import WAYS_THAT_CANCEL, BodyError, WayOut, each_of
 
 pytestmark = pytest.mark.torch
 
@@ -33,15 +34,15 @@ async def test_a_stop_before_the_turn_makes_no_step(calls: Calls) -> None:
     assert len(calls.entered) == 1
 
 
-@pytest.mark.parametrize("how", ["break", "cancel", "exception", "aclose"])
-async def test_queued_work_never_runs(how: str, calls: Calls) -> None:
+@each_of(*WAYS_THAT_CANCEL)
+async def test_queued_work_never_runs(way: WayOut, calls: Calls) -> None:
     gate = Gate()
     with steps_of(llama(), {1: gate}) as steps:
         async with stream_llama(max_new_tokens=2) as first:
-            with CancelScope() as scope, contextlib.suppress(Left):
+            with CancelScope() as scope, contextlib.suppress(BodyError):
                 async with stream_llama(**ENDLESS) as second:
                     await wait_all_tasks_blocked()
-                    await leave(second, how, scope)
+                    await way(second, scope)
             assert steps.count <= 1
             assert second.finish_reason is FinishReason.CANCELLED
             assert second.timing.queued is None

@@ -11,26 +11,27 @@ from anyio.lowlevel import checkpoint
 
 from anystreamer import FinishReason
 
-from ..helpers.llama_streams import ENDLESS, Left, leave, stream_llama
+from ..helpers.llama_streams import ENDLESS, stream_llama
 from ..helpers.model_calls import Calls, Gate
 from ..helpers.tiny_models import Say, llama, steps_of
+from ..helpers.ways_out import WAYS_THAT_CANCEL, BodyError, WayOut, each_of
 
 pytestmark = pytest.mark.torch
 
 
-@pytest.mark.parametrize("how", ["break", "cancel", "deadline", "exception", "aclose"])
-async def test_leaving_stops_the_model_within_a_step(how: str, calls: Calls) -> None:
+@each_of(*WAYS_THAT_CANCEL)
+async def test_leaving_stops_the_model_within_a_step(way: WayOut, calls: Calls) -> None:
     """In whatever way. The model is in its third step then; a fourth may have been begun."""
     gate = Gate()
     async with create_task_group() as tasks:
         with steps_of(llama(), {3: gate}) as steps:
-            with CancelScope() as scope, contextlib.suppress(Left):
+            with CancelScope() as scope, contextlib.suppress(BodyError):
                 async with stream_llama(**ENDLESS, logits_processor=[Say("ab")]) as stream:
                     async for _ in stream:
                         if len(stream.token_ids) == 2:
                             break
                     tasks.start_soon(gate.open_when_blocked)
-                    await leave(stream, how, scope)
+                    await way(stream, scope)
             assert calls.inside == 0
             assert steps.count <= 4
     assert stream.text == "ab"

@@ -26,9 +26,7 @@ from anystreamer import FinishReason, stream_text
 from ..helpers.llama_streams import (
     ENDLESS,
     PROMPT,
-    Left,
     collect,
-    leave,
     raiser,
     reason_of,
     says,
@@ -43,6 +41,16 @@ from ..helpers.tiny_models import (
     other_llama,
     steps_of,
     tokenizer,
+)
+from ..helpers.ways_out import (
+    BodyError,
+    WayOut,
+    cancelled_from_outside,
+    closed,
+    leaving,
+    raising,
+    reaching_the_end,
+    stopped,
 )
 
 pytestmark = pytest.mark.torch
@@ -62,26 +70,21 @@ async def test_two_streams_on_one_model_never_overlap(calls: Calls) -> None:
 async def test_a_crowd_on_one_model(calls: Calls) -> None:
     """Everybody leaves in another way and at another time, and gets their own text until then."""
     chance = random.Random(0)
-    ways = ["read", "break", "stop", "aclose", "cancel", "exception"]
+    ways = [reaching_the_end, leaving, stopped, closed, cancelled_from_outside, raising]
     ends = []
 
-    async def one(number: int, how: str, when: int) -> None:
+    async def one(number: int, way: WayOut, when: int) -> None:
         text = f"{number}: Größe, 東京; " * 2
         arguments = {"stop": "; " * 2, "max_buffer_size": chance.choice([1, 3, math.inf])}
-        with CancelScope() as scope, contextlib.suppress(Left):
+        with CancelScope() as scope, contextlib.suppress(BodyError):
             async with stream_llama(**says(text), **arguments) as stream:
                 async for _ in stream:
-                    if len(stream.text) >= when and how != "read":
+                    if len(stream.text) >= when and way is not reaching_the_end:
                         break
-                if how == "stop":
-                    stream.stop()
-                if how in ("stop", "read"):
-                    await stream.read()
-                else:
-                    await leave(stream, how, scope)
+                await way(stream, scope)
         # One that is stopped inside a character shows that there was one.
         assert text.startswith(stream.text.removesuffix("\ufffd"))
-        assert (stream.text == text) or how != "read"
+        assert (stream.text == text) or way is not reaching_the_end
         assert len(stream.token_ids) == stream.usage.completion_tokens
         assert stream.usage.completion_tokens <= stream.usage.computed_tokens
         ends.append(stream.finish_reason)

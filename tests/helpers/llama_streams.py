@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
-
-from anyio import CancelScope
-from anyio.lowlevel import checkpoint
 
 from anystreamer import TextChunk, stream_text
 
@@ -43,25 +39,6 @@ async def collect(context: Any) -> tuple[list[TextChunk], Any]:
 
 async def reason_of(context: Any) -> Any:
     return (await collect(context))[1].finish_reason
-
-
-class Left(Exception):
-    """Raised in a body."""
-
-
-async def leave(stream: Any, how: str, scope: CancelScope) -> None:
-    if how == "cancel":
-        scope.cancel()
-        await checkpoint()
-    elif how == "deadline":
-        scope.deadline = -math.inf
-        await checkpoint()
-    elif how == "exception":
-        raise Left
-    elif how == "aclose":
-        await stream.aclose()
-    else:
-        assert how in ("break", "return")
 
 
 def raiser(error: BaseException) -> Action:
