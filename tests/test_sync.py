@@ -22,7 +22,7 @@ from anystreamer import EngineBusy, EngineClosed, FinishReason, sync
 from anystreamer.sync import SyncEngine, open_engine, stream_batch, stream_text
 from anystreamer.testing import Gate, ScriptedModel
 
-from .helpers.inside import state_of
+from .helpers.inside import async_stream_of, is_receiving, stands_before, worker_left
 
 PATIENCE = 30.0
 
@@ -164,7 +164,7 @@ def test_closing_it_ends_a_next_in_another_thread() -> None:
     assert next(stream) == "a"
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(lambda: list(stream))
-        until(lambda: stream._stream._receiving)
+        until(lambda: is_receiving(async_stream_of(stream)))
         closing = threading.Thread(target=stream.close)
         closing.start()
         assert waiting.result(PATIENCE) == []
@@ -253,7 +253,7 @@ def test_a_sync_stream_of_an_engine_is_all_that_others_are() -> None:
             assert raised.value is error
         assert (stream.text, stream.finish_reason) == ("ab", FinishReason.ERROR)
         with pytest.raises(ValueError, match="no"), engine.stream_text("hi") as stream:
-            until(state_of(stream._stream).worker_exited.is_set)
+            until(lambda: worker_left(async_stream_of(stream)))
         stream = engine.stream_text("hi")
         with pytest.raises(TypeError, match="with"):
             next(stream)
@@ -353,13 +353,13 @@ def test_an_engine_whose_loop_ends_under_threads_that_read(backend: str) -> None
 
     async def main() -> None:
         async with anystreamer.open_engine(model, model.tokenizer) as engine:
-            for thread in threads:
-                thread._args = (engine,)
-                thread.start()
+            for _ in range(4):
+                threads.append(threading.Thread(target=read, args=(engine,)))
+                threads[-1].start()
             await anyio.sleep(random.random() * 0.01)
 
     for _ in range(30):
-        threads: list[Any] = [threading.Thread(target=read, args=(None,)) for _ in range(4)]
+        threads: list[threading.Thread] = []
         anyio.run(main, backend=backend)
         for thread in threads:
             thread.join(PATIENCE)
@@ -373,7 +373,7 @@ def test_every_close_waits_for_the_model() -> None:
     with sync_engine(model) as engine, ThreadPoolExecutor(3) as pool:
         stream = engine.stream_text("hi").__enter__()
         next(stream)
-        until(gate._reached.is_set)
+        until(lambda: stands_before(gate))
         closes = [pool.submit(stream.close) for _ in range(3)]
         time.sleep(0.05)  # for what must not come to pass
         assert not any(each.done() for each in closes)

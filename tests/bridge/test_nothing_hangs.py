@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import anyio
 import pytest
 from anyio import create_task_group
 
 from anystreamer import ThreadStream, stream_from_thread
-from anystreamer._bridge import StreamState
 
+from ..helpers.inside import Deliveries
 from ..helpers.scripted import PATIENCE, Latch, Scripted, rest, until
 
 
@@ -39,24 +37,16 @@ async def test_a_receive_that_waits_for_a_silent_producer_sleeps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It looks after what may be held, and then no more: thousands of streams may be waiting."""
-    looks = 0
-    publish = StreamState.publish
-
-    def counted(state: Any) -> Any:
-        nonlocal looks
-        looks += 1
-        return publish(state)
-
-    monkeypatch.setattr(StreamState, "publish", counted)
+    deliveries = Deliveries(monkeypatch)
     latch = Latch("item")
     async with stream_from_thread(latch) as stream:
         assert await stream.receive() == "item"
         await until(latch.holding.is_set)
-        looks = 0
+        deliveries.count = 0
         with anyio.move_on_after(0.1):
             await stream.receive()
         latch.let_go()
-        assert looks <= 3
+        assert deliveries.count <= 3
 
 
 async def test_the_end_and_the_close_wake_a_waiting_receive() -> None:

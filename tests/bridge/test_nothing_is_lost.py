@@ -13,8 +13,8 @@ from anyio import CancelScope, create_task_group
 from anyio.lowlevel import checkpoint
 
 from anystreamer import stream_from_thread, stream_iterable
-from anystreamer._bridge import StreamState
 
+from ..helpers.inside import Deliveries
 from ..helpers.scripted import PATIENCE, Native, Scripted, each_native_loop, rest
 
 
@@ -64,21 +64,8 @@ async def test_no_item_is_lost_to_a_scope_that_is_cancelled_in_the_tick_of_its_a
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Cancelled right before and right after the delivery that wakes the receive()."""
-    publish = StreamState.publish
     scope = CancelScope()
-    calls = 0
-
-    def cancelling(state: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls % 3 == 0:
-            scope.cancel()
-        result = publish(state)
-        if calls % 3 == 1:
-            scope.cancel()
-        return result
-
-    monkeypatch.setattr(StreamState, "publish", cancelling)
+    Deliveries(monkeypatch).act_around(lambda: scope.cancel())
     length = 1000
     received: list[Any] = []
     async with stream_from_thread(Scripted(length)) as stream:
@@ -114,21 +101,8 @@ def test_no_item_is_lost_to_native_cancellation(native: Native) -> None:
 def test_no_item_is_lost_to_native_cancellation_in_the_tick_of_its_arrival(
     native: Native, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish = StreamState.publish
     task: asyncio.Task[int] | None = None
-    calls = 0
-
-    def cancelling(state: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls % 3 == 0 and task:
-            task.cancel()
-        result = publish(state)
-        if calls % 3 == 1 and task:
-            task.cancel()
-        return result
-
-    monkeypatch.setattr(StreamState, "publish", cancelling)
+    Deliveries(monkeypatch).act_around(lambda: task and task.cancel())
 
     async def main() -> list[int]:
         nonlocal task

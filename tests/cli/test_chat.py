@@ -175,12 +175,12 @@ def test_ctrl_c_at_the_prompt_leaves() -> None:
     import termios
 
     with terminal(scripted("['a']"), "chat") as chat:
-        before = termios.tcgetattr(chat._master)
+        before = termios.tcgetattr(chat.master)
         chat.until(READY)
         chat.type("half a quest")
         chat.until("> half a quest$")
         assert interrupted(chat) == 130
-        assert termios.tcgetattr(chat._master) == before
+        assert termios.tcgetattr(chat.master) == before
         assert "Traceback" not in chat.text
 
 

@@ -40,7 +40,7 @@ from anystreamer._generation.request import GenerationRequest
 from anystreamer.demo import load_demo
 
 from ..helpers.held import Held, close
-from ..helpers.inside import is_idle, state_of
+from ..helpers.inside import decoder_of, is_idle, state_of, wake_drain
 from ..helpers.scripted import NATIVE_LOOPS, PATIENCE, Native, until
 from ..helpers.tiny_models import t5, tokenizer
 from ..helpers.training import sequences
@@ -474,7 +474,7 @@ async def test_one_that_goes_while_it_is_handed_over(monkeypatch: pytest.MonkeyP
             (active,) = engine.active_requests.values()
             active.state.stop_requested = True
             while engine.active_requests:  # until the drain has seen it
-                engine._has_work.set()
+                wake_drain(engine)
             return add(*args, **kwargs)
 
         monkeypatch.setattr(engine.manager, "add_request", slow)
@@ -507,7 +507,8 @@ async def test_a_decoder_that_raises_ends_one_request(
     def failing(self: Any, number: int, row: Any) -> Any:
         text = row_detokenizer(self, number, row)
         if self.options.stop == "fails":
-            monkeypatch.setattr(text._decoder, "decode", fail_at(3, text._decoder.decode))
+            decoder = decoder_of(text)
+            monkeypatch.setattr(decoder, "decode", fail_at(3, decoder.decode))
         return text
 
     def fail_at(call: int, decode: Callable[..., str]) -> Callable[..., str]:

@@ -42,7 +42,7 @@ from anystreamer.testing import Gate, ScriptedModel
 
 from ..conftest import installed
 from ..helpers.held import Held, close
-from ..helpers.inside import is_idle, open_states, state_of, worker_left
+from ..helpers.inside import is_idle, is_receiving, open_states, state_of, worker_left
 from ..helpers.linked_model import linked
 from ..helpers.remote_engines import behind_a_server, remote_engine
 from ..helpers.scripted import PATIENCE, until
@@ -432,7 +432,7 @@ async def test_every_receive_is_a_checkpoint_and_there_is_one_at_a_time(kind: Ki
             assert await stream.receive() == "a"
             async with create_task_group() as tasks:
                 tasks.start_soon(stream.receive)
-                await until(lambda: stream._receiving)
+                await until(lambda: is_receiving(stream))
                 with pytest.raises(BusyResourceError):
                     await stream.receive()
                 gate.open()

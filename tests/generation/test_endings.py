@@ -28,12 +28,18 @@ from anyio import CancelScope, CapacityLimiter, create_task_group, get_cancelled
 from anyio.lowlevel import checkpoint
 
 from anystreamer import FinishReason, GenerationTimeout, TextStream, Timeouts, stream_text
-from anystreamer._bridge import delivery, state
-from anystreamer._bridge.producer import Producer
 from anystreamer.testing import Gate, ScriptedModel, ScriptedTokenizer
 
 from ..conftest import LOOPS
-from ..helpers.inside import state_of
+from ..helpers.inside import (
+    CROSSING,
+    WAITING_FOR_SPACE,
+    hold_back,
+    pass_gate,
+    pieces_of,
+    share_pieces,
+    state_of,
+)
 from ..helpers.scripted import PATIENCE, DeadlineClock, until
 
 WAYS = {
@@ -127,7 +133,7 @@ class Model(ScriptedModel):
         try:
             output = super().generate(**kwargs)
             if self.at_end is not None:
-                self.at_end._pass()
+                pass_gate(self.at_end)
             if self.fails is not None:
                 raise self.fails
             return output
@@ -148,7 +154,7 @@ class Tokenizer(ScriptedTokenizer):
     """A model's tokenizer, that halts at a gate and may then fail."""
 
     def __init__(self, model: Model, gate: Gate | None, fails: BaseException | None) -> None:
-        self._pieces = model.tokenizer._pieces
+        share_pieces(self, pieces_of(model.tokenizer))
         self.gate = gate
         self.fails = fails
         self.inside = False
@@ -157,7 +163,7 @@ class Tokenizer(ScriptedTokenizer):
         self.inside = True
         try:
             if self.gate is not None:
-                self.gate._pass()
+                pass_gate(self.gate)
             if self.fails is not None:
                 raise self.fails
             return super().__call__(*args, **kwargs)
@@ -206,11 +212,7 @@ class Cell:
         gate = self.here if phase == "encoding" else None
         self.tokenizer = Tokenizer(self.model, gate, fails)
         if phase == "holding":
-            # The first crossing uses up the budget for as long as the test takes.
-            monkeypatch.setattr(delivery, "CROSSING_CAP", PATIENCE)
-            monkeypatch.setattr(delivery, "CROSSING_SHARE", 1e-9)
-            for module in (delivery, state):
-                monkeypatch.setattr(module, "HOLDING_GUARD", 2 * PATIENCE)
+            hold_back(monkeypatch, PATIENCE)  # longer than the test takes
 
     def _model(self) -> Model:
         """What it plays: up to its phase, and then what the way to end wants of it."""
@@ -332,13 +334,13 @@ class Cell:
                 await self.here.reached()
                 await until(lambda: len("".join(self.received)) == 2)
             case "full":
-                await until(lambda: self.model.stands_in(Producer._wait_for_space.__code__))
+                await until(lambda: self.model.stands_in(WAITING_FOR_SPACE))
             case "delivering":
                 await self.here.reached()
                 await settled()
                 self.here.open()
                 deadline = time.monotonic() + PATIENCE
-                while not self.model.stands_in(delivery.Crossing.flush.__code__):
+                while not self.model.stands_in(CROSSING):
                     assert time.monotonic() < deadline
                     time.sleep(0.0001)  # so that the loop cannot let it go
             case "holding":

@@ -1,10 +1,44 @@
-"""The only looks that tests take at the inside of a stream or an engine."""
+"""The only looks that tests take at the inside of streams, engines and scripted models."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-__all__ = ["is_idle", "open_states", "state_of", "worker_left"]
+import pytest
+
+from anystreamer import sync
+from anystreamer._bridge import StreamState, delivery, state
+from anystreamer._bridge.producer import Producer
+from anystreamer.testing import Gate
+
+__all__ = [
+    "CROSSING",
+    "WAITING_FOR_SPACE",
+    "Deliveries",
+    "async_stream_of",
+    "decoder_of",
+    "hold_back",
+    "is_idle",
+    "is_receiving",
+    "open_states",
+    "pass_gate",
+    "pieces_of",
+    "share_pieces",
+    "stands_before",
+    "start_portal",
+    "state_of",
+    "wake_drain",
+    "worker_left",
+]
+
+# What is on a worker thread's stack while its producer waits for space in the buffer, and while it
+# brings items over to the loop.
+WAITING_FOR_SPACE = Producer._wait_for_space.__code__
+CROSSING = delivery.Crossing.flush.__code__
+
+
+# -- streams
 
 
 def state_of(stream: Any) -> Any:
@@ -17,6 +51,61 @@ def worker_left(stream: Any) -> bool:
     return bool(state_of(stream).worker_exited.is_set())
 
 
+def is_receiving(stream: Any) -> bool:
+    """Whether a task is in `receive`."""
+    return bool(stream._receiving)
+
+
+def async_stream_of(stream: Any) -> Any:
+    """The stream behind one of `anystreamer.sync`."""
+    return stream._stream
+
+
+def decoder_of(row_detokenizer: Any) -> Any:
+    """What decodes the ids of a row."""
+    return row_detokenizer._decoder
+
+
+class Deliveries:
+    """The times that any stream looks for items to deliver; a test may act around them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self._action: Callable[[], object] = lambda: None
+        publish = StreamState.publish
+
+        def observed(state: Any) -> Any:
+            self.count += 1
+            if self.count % 3 == 0:
+                self._action()
+            result = publish(state)
+            if self.count % 3 == 1:
+                self._action()
+            return result
+
+        monkeypatch.setattr(StreamState, "publish", observed)
+
+    def act_around(self, action: Callable[[], object]) -> None:
+        """Act right before every third delivery, and right after the one that follows it."""
+        self._action = action
+
+
+def hold_back(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let the first crossing use up the budget for as long as this; no other comes before."""
+    monkeypatch.setattr(delivery, "CROSSING_CAP", seconds)
+    monkeypatch.setattr(delivery, "CROSSING_SHARE", 1e-9)
+    for module in (delivery, state):
+        monkeypatch.setattr(module, "HOLDING_GUARD", 2 * seconds)
+
+
+def start_portal() -> None:
+    """Start the loop of `anystreamer.sync`, which stays for the life of the process."""
+    sync._portal.tasks()
+
+
+# -- engines
+
+
 def open_states(engine: Any) -> list[Any]:
     """The states of all requests that an engine has."""
     return [task.state for task in engine.tasks]
@@ -25,3 +114,32 @@ def open_states(engine: Any) -> list[Any]:
 def is_idle(engine: Any) -> bool:
     """Whether an engine has no request."""
     return not len(engine.tasks)
+
+
+def wake_drain(engine: Any) -> None:
+    """Make an engine with continuous batching look at its requests."""
+    engine._has_work.set()
+
+
+# -- scripted models
+
+
+def pieces_of(tokenizer: Any) -> list[str]:
+    """The pieces of a scripted model, as its tokenizer knows them."""
+    pieces: list[str] = tokenizer._pieces
+    return pieces
+
+
+def share_pieces(tokenizer: Any, pieces: list[str]) -> None:
+    """Make a scripted tokenizer decode these pieces."""
+    tokenizer._pieces = pieces
+
+
+def pass_gate(gate: Gate) -> None:
+    """Stand before a gate until it is open, as a scripted model does."""
+    gate._pass()
+
+
+def stands_before(gate: Gate) -> bool:
+    """Whether a model has come to the gate."""
+    return gate._reached.is_set()

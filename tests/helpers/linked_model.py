@@ -20,7 +20,7 @@ from anyio import CancelScope, create_task_group, to_thread
 from anystreamer import EngineStatistics
 from anystreamer.testing import ScriptedModel
 
-from .inside import is_idle, open_states
+from .inside import is_idle, open_states, pieces_of, share_pieces
 from .scripted import until
 
 __all__ = ["LinkedModel", "linked"]
@@ -50,7 +50,7 @@ class LinkedModel(ScriptedModel):
         raised: BaseException | None = None  # by one of them, which the other one's call ends with
         link = self._generations
         link.send({"input_ids": input_ids, **kwargs})
-        self.tokenizer._pieces = link.recv()
+        share_pieces(self.tokenizer, link.recv())
         while True:
             what, value = link.recv()
             if what == "returns":
@@ -89,40 +89,38 @@ class LinkedModel(ScriptedModel):
                 link.send((stopped, engine.statistics()))
 
 
-class _Engine:
-    """In the test: what it asks of the engine that is in the replica."""
+class RemoteLook:
+    """In the test: an engine as `inside.py` sees it, which is in the replica."""
 
     def __init__(self, link: Connection[Any, Any]) -> None:
         self._link = link
 
-    def _ask(self) -> tuple[list[bool], EngineStatistics]:
+    def ask(self) -> tuple[list[bool], EngineStatistics]:
         self._link.send(None)
         answer: tuple[list[bool], EngineStatistics] = self._link.recv()
         return answer
 
     def statistics(self) -> EngineStatistics:
-        return self._ask()[1]
+        return self.ask()[1]
 
     @property
-    def _hosts(self) -> list[Any]:
-        return [SimpleNamespace(stream=_Stream(self)) for _ in self._ask()[0]]
+    def _requests(self) -> list[Any]:
+        return [SimpleNamespace(state=_State(self)) for _ in self.ask()[0]]
 
 
-class _Stream:
-    """Each of its streams: they are told apart by nobody."""
+class _State:
+    """The state of one of its requests. Which of them it is is not known."""
 
-    _cancelled = False
-
-    def __init__(self, engine: _Engine) -> None:
+    def __init__(self, engine: RemoteLook) -> None:
         self._engine = engine
 
     @property
-    def _stopped(self) -> bool:
-        return all(self._engine._ask()[0])
+    def should_end(self) -> bool:
+        return all(self._engine.ask()[0])
 
 
 @asynccontextmanager
-async def linked(model: ScriptedModel, path: str) -> AsyncIterator[_Engine]:
+async def linked(model: ScriptedModel, path: str) -> AsyncIterator[RemoteLook]:
     """Link *model* to the replica that listens there. Left when its engine has nothing to do."""
     with Client(path, "AF_UNIX") as generations:
         generations.send(GENERATIONS)
@@ -131,7 +129,7 @@ async def linked(model: ScriptedModel, path: str) -> AsyncIterator[_Engine]:
             tasks.start_soon(to_thread.run_sync, _generate, model, generations)
             with Client(path, "AF_UNIX") as questions:  # at its end the replica closes the other
                 questions.send(QUESTIONS)
-                engine = _Engine(questions)
+                engine = RemoteLook(questions)
                 try:
                     yield engine
                 finally:
@@ -154,7 +152,7 @@ def _generate(model: ScriptedModel, link: Connection[Any, Any]) -> None:
     with suppress(EOFError):
         while True:
             arguments = link.recv()
-            link.send(model.tokenizer._pieces)
+            link.send(pieces_of(model.tokenizer))
             try:
                 output = model.generate(
                     streamer=streamer,

@@ -35,10 +35,10 @@ class Terminal:
         self.output = b""
         self.screen = pyte.HistoryScreen(*size, history=10_000)
         self._stream = pyte.ByteStream(self.screen)
-        self._master = master
+        self.master = master
 
     def type(self, keys: str) -> None:
-        os.write(self._master, keys.encode())
+        os.write(self.master, keys.encode())
 
     @property
     def text(self) -> str:
@@ -62,9 +62,9 @@ class Terminal:
         return self.process.wait(max(0.1, deadline - time.monotonic()))
 
     def _read(self, deadline: float) -> bool:
-        ready, _, _ = select.select([self._master], [], [], max(0, deadline - time.monotonic()))
+        ready, _, _ = select.select([self.master], [], [], max(0, deadline - time.monotonic()))
         try:
-            piece = os.read(self._master, 65536) if ready else b""
+            piece = os.read(self.master, 65536) if ready else b""
         except OSError:  # Linux's end of file
             piece = b""
         self.output += piece

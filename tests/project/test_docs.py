@@ -14,9 +14,10 @@ from typing import Any
 import anyio
 import pytest
 
-from anystreamer import demo, sync
+from anystreamer import demo
 
 from ..conftest import LOOPS
+from ..helpers.inside import start_portal
 from ..helpers.serving import serving
 
 pytestmark = pytest.mark.torch
@@ -90,7 +91,7 @@ def test_example(
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    sync._portal.tasks()  # its loop is not one of these, and stays
+    start_portal()  # its loop is not one of these
     run = anyio.run
     backend, options = anyio_backend
 
