@@ -18,21 +18,21 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AddedToken,
     GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
     LogitsProcessor,
     MaxTimeCriteria,
     PreTrainedTokenizerFast,
-    WhisperConfig,
-    WhisperForConditionalGeneration,
     WhisperTokenizer,
 )
 
 from anystreamer import FinishReason, stream_batch, stream_text
 
+from ..helpers import tiny_models
+from ..helpers.llama_streams import ENDLESS, PROMPT
 from ..helpers.tiny_models import (
+    WHISPER_FRAMES,
     Say,
     decoded,
+    drafting,
     generated,
     llama,
     new_llama,
@@ -42,9 +42,6 @@ from ..helpers.tiny_models import (
 )
 
 pytestmark = pytest.mark.torch
-
-PROMPT = "Once upon"
-ENDLESS: dict[str, Any] = {"max_new_tokens": 900}
 
 _ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
@@ -261,7 +258,7 @@ SPECIAL = (
 )
 EOS, START, PREVIOUS, _, NO_TIMESTAMPS = range(len(_ALPHABET), len(_ALPHABET) + len(SPECIAL))
 FIRST_TIMESTAMP = NO_TIMESTAMPS + 1
-WINDOW = 40  #: frames that the encoder takes at a time
+WINDOW = WHISPER_FRAMES  #: frames that the encoder takes at a time
 LAST = WINDOW // 2  #: the last timestamp in a window
 
 
@@ -283,34 +280,12 @@ def whisper_tokenizer() -> Any:
 
 def new_whisper(seed: int = 0) -> Any:
     """One with timestamps, which hears what is longer than a window in several."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = WhisperConfig(
-            vocab_size=at(LAST) + 1,
-            num_mel_bins=4,
-            d_model=16,
-            encoder_layers=1,
-            encoder_attention_heads=2,
-            encoder_ffn_dim=32,
-            decoder_layers=1,
-            decoder_attention_heads=2,
-            decoder_ffn_dim=32,
-            max_source_positions=WINDOW // 2,
-            max_target_positions=64,
-            decoder_start_token_id=START,
-            bos_token_id=EOS,
-            eos_token_id=EOS,
-            pad_token_id=EOS,
-            suppress_tokens=None,
-            begin_suppress_tokens=None,
-        )
-        model = WhisperForConditionalGeneration(config)
-    settings: Any = GenerationConfig.from_model_config(config)
+    model = tiny_models.new_whisper(seed, vocabulary=at(LAST) + 1, start=START, eos=EOS)
+    settings = model.generation_config
     settings.no_timestamps_token_id = NO_TIMESTAMPS
     settings.prev_sot_token_id = PREVIOUS
     settings.return_timestamps = False
-    model.generation_config = settings
-    return model.eval()
+    return model
 
 
 @cache
@@ -826,23 +801,8 @@ def words() -> Any:
 
 
 def new_word_llama(own: Any, seed: int = 6) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(own),
-                hidden_size=16,
-                intermediate_size=32,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=1024,
-                bos_token_id=None,
-                eos_token_id=own.eos_token_id,
-                pad_token_id=own.eos_token_id,
-            )
-        )
-    model.lm_head.weight.data[[own.bos_token_id, own.eos_token_id]] = 0
-    return model.eval()
+    never = [own.bos_token_id, own.eos_token_id]
+    return new_llama(seed, vocabulary=len(own), eos=own.eos_token_id, never=never)
 
 
 @cache
@@ -969,10 +929,7 @@ def new_drafter() -> tuple[Any, Any]:
     ]:
         mine.weight.data.zero_()
         mine.weight.data[:kept] = its.weight.data[:kept]
-    model.generation_config.num_assistant_tokens = 4
-    model.generation_config.num_assistant_tokens_schedule = "constant"
-    model.generation_config.assistant_confidence_threshold = 0.0
-    return model, own
+    return drafting(model), own
 
 
 TALK = "one two three"

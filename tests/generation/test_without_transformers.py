@@ -5,11 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
-pytestmark = pytest.mark.torch
-
-
 WITHOUT = """
 import sys
 

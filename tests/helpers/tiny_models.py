@@ -70,24 +70,32 @@ def ids_of(text: str) -> list[int]:
     return ids
 
 
-def new_llama(seed: int = 0, layers: int = 1) -> Any:
+def new_llama(
+    seed: int = 0,
+    layers: int = 1,
+    *,
+    vocabulary: int = VOCABULARY,
+    eos: int = EOS,
+    never: Sequence[int] = (EOS, MARK),
+) -> Any:
+    """A decoder for a vocabulary of this size, which by itself makes none of the ids of *never*."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=VOCABULARY,
+                vocab_size=vocabulary,
                 hidden_size=16,
                 intermediate_size=32,
                 num_hidden_layers=layers,
                 num_attention_heads=2,
                 max_position_embeddings=1024,
                 bos_token_id=None,
-                eos_token_id=EOS,
-                pad_token_id=EOS,
+                eos_token_id=eos,
+                pad_token_id=eos,
             )
         )
-    # Of random weights the largest logit is not far from the rest: this one is never said.
-    model.lm_head.weight.data[[EOS, MARK]] = 0
+    # Of random weights the largest logit is not far from the rest: these are never the largest.
+    model.lm_head.weight.data[list(never)] = 0
     return model.eval()
 
 
@@ -105,7 +113,11 @@ def other_llama() -> Any:
 @cache
 def assistant() -> Any:
     """A model that drafts for `llama`."""
-    model = new_llama(seed=2)
+    return drafting(new_llama(seed=2))
+
+
+def drafting(model: Any) -> Any:
+    """Let a model draft four tokens at a time."""
     model.generation_config.num_assistant_tokens = 4
     model.generation_config.num_assistant_tokens_schedule = "constant"
     model.generation_config.assistant_confidence_threshold = 0.0
@@ -139,10 +151,16 @@ WHISPER_FRAMES = 40
 @cache
 def whisper() -> Any:
     """Speech to text, with its own `generate()` around the common one."""
+    return new_whisper()
+
+
+def new_whisper(
+    seed: int = 4, *, vocabulary: int = VOCABULARY, start: int = MARK, eos: int = EOS
+) -> Any:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
+        torch.manual_seed(seed)
         config = WhisperConfig(
-            vocab_size=VOCABULARY,
+            vocab_size=vocabulary,
             num_mel_bins=4,
             d_model=16,
             encoder_layers=1,
@@ -153,10 +171,10 @@ def whisper() -> Any:
             decoder_ffn_dim=32,
             max_source_positions=WHISPER_FRAMES // 2,
             max_target_positions=64,
-            decoder_start_token_id=MARK,
-            bos_token_id=EOS,
-            eos_token_id=EOS,
-            pad_token_id=EOS,
+            decoder_start_token_id=start,
+            bos_token_id=eos,
+            eos_token_id=eos,
+            pad_token_id=eos,
             suppress_tokens=None,
             begin_suppress_tokens=None,
         )
