@@ -21,7 +21,6 @@ import pytest
 from anyio import (
     BusyResourceError,
     CancelScope,
-    ClosedResourceError,
     EndOfStream,
     create_task_group,
     fail_after,
@@ -41,11 +40,22 @@ from anystreamer import (
 from anystreamer.testing import Gate, ScriptedModel
 
 from ..conftest import installed
-from ..helpers.held import Held, close
+from ..helpers.held import Held, each_way_to_let_go, let_go
 from ..helpers.inside import is_idle, is_receiving, open_states, state_of, worker_left
 from ..helpers.linked_model import linked
 from ..helpers.remote_engines import behind_a_server, remote_engine
 from ..helpers.scripted import PATIENCE, until
+from ..helpers.ways_out import (
+    BodyError,
+    WayOut,
+    cancelled_from_outside,
+    closed,
+    deadline_expired,
+    each_of,
+    leaving,
+    raising,
+    stopped,
+)
 
 pytestmark = pytest.mark.usefixtures("asyncio_complains_of_nothing")
 
@@ -115,8 +125,8 @@ def is_at_rest(local: Any) -> bool:
 # -- 1, 2: the join and the stop
 
 
-@pytest.mark.parametrize("way", ["scope", "deadline", "aclose", "stop", "leaving", "raising"])
-async def test_any_way_out_stops_the_model_within_a_step(kind: Kind, way: str) -> None:
+@each_of(cancelled_from_outside, deadline_expired, closed, stopped, leaving, raising)
+async def test_any_way_out_stops_the_model_within_a_step(kind: Kind, way: WayOut) -> None:
     gate = Gate()
     model = ScriptedModel(["a", "b", gate, *ENDLESS])
     async with kind.open(model) as (engine, local), create_task_group() as tasks:
@@ -131,30 +141,17 @@ async def test_any_way_out_stops_the_model_within_a_step(kind: Kind, way: str) -
             finally:
                 gate.open()
 
-        with contextlib.suppress(KeyError), CancelScope() as scope:
+        with contextlib.suppress(BodyError), CancelScope() as scope:
             async with engine.stream_text("hi") as stream:
                 async for _ in stream:
                     if stream.text == "ab":
                         break
                 await gate.reached()
-                if way == "scope":
-                    scope.cancel()
-                if way == "deadline":
-                    scope.deadline = anyio.current_time() + 0.02
-                if way == "aclose":
-                    await stream.aclose()
-                    with pytest.raises(ClosedResourceError):
-                        await stream.receive()
-                if way == "stop":
-                    stream.stop()
-                if way in ("scope", "deadline", "stop"):
-                    await stream.read()
-                    assert stream.text in ("ab", "abword ")
-                if way == "raising":
-                    raise KeyError
-        assert scope.cancelled_caught == (way in ("scope", "deadline"))
-        stopped = FinishReason.STOPPED if way == "stop" else FinishReason.CANCELLED
-        assert stream.finish_reason is stopped
+                await way(stream, scope)
+        assert stream.text in (("ab", "abword ") if way is stopped else ("ab",))
+        assert scope.cancelled_caught == (way in (cancelled_from_outside, deadline_expired))
+        reason = FinishReason.STOPPED if way is stopped else FinishReason.CANCELLED
+        assert stream.finish_reason is reason
         assert (stream.usage is None) == (not kind.tells_usage_of_a_stop)
         await until(lambda: is_at_rest(local))
         assert not model.is_generating
@@ -165,8 +162,8 @@ async def test_any_way_out_stops_the_model_within_a_step(kind: Kind, way: str) -
 # -- 3: queued work never runs
 
 
-@pytest.mark.parametrize("way", ["scope", "aclose", "stop", "leaving"])
-async def test_who_goes_while_waiting_is_never_run(kind: Kind, way: str) -> None:
+@each_of(cancelled_from_outside, closed, stopped, leaving)
+async def test_who_goes_while_waiting_is_never_run(kind: Kind, way: WayOut) -> None:
     gate = Gate()
     model = ScriptedModel([gate, "a"])
     async with kind.open(model) as (engine, local):
@@ -174,14 +171,8 @@ async def test_who_goes_while_waiting_is_never_run(kind: Kind, way: str) -> None
             await gate.reached()
             with CancelScope() as scope:
                 async with engine.stream_text("second") as second:
-                    if way == "scope":
-                        scope.cancel()
-                    if way == "aclose":
-                        await second.aclose()
-                    if way == "stop":
-                        second.stop()
-                    if way in ("scope", "stop"):
-                        assert await second.read() == ""
+                    await way(second, scope)
+            assert second.text == ""
             await until(lambda: local.statistics().waiting == 0)
             gate.open()
             assert await first.read() == "a"
@@ -445,27 +436,16 @@ async def test_every_receive_is_a_checkpoint_and_there_is_one_at_a_time(kind: Ki
 
 # trio says so to whoever drops a generator, whatever it holds.
 @pytest.mark.filterwarnings("ignore:Async generator .*Held.tokens:ResourceWarning")
-@pytest.mark.parametrize("way", ["dropped", "closed", "closed by another task", "thrown into"])
+@each_way_to_let_go
 async def test_a_stream_may_be_held_across_a_yield(kind: Kind, way: str) -> None:
     model = ScriptedModel(ENDLESS)
     async with kind.open(model) as (engine, local):
         for _ in range(5):
             held = Held(engine)
-            tokens = held.tokens()
+            generators = [held.tokens()]
             with CancelScope() as scope:  # the consumer's task stays sound
-                assert await anext(tokens)
-                match way:
-                    case "dropped":
-                        del tokens
-                        gc.collect()
-                    case "closed":
-                        await tokens.aclose()
-                    case "closed by another task":
-                        async with create_task_group() as tasks:
-                            tasks.start_soon(close, tokens)
-                    case "thrown into":
-                        with pytest.raises(KeyError):
-                            await tokens.athrow(KeyError())
+                assert await anext(generators[0])
+                await let_go(generators, way)
                 await until(lambda: is_at_rest(local))
                 await checkpoint()
             assert not scope.cancelled_caught

@@ -24,10 +24,18 @@ from anystreamer.demo import load_demo
 from ..conftest import installed
 from ..helpers.inside import is_idle
 from ..helpers.remote_engines import behind_a_server, remote_engine
-from ..helpers.scripted import PATIENCE, until
+from ..helpers.scripted import PROGRAM_PATIENCE, PROGRAM_TIMEOUT, until
+from ..helpers.ways_out import (
+    WayOut,
+    cancelled_from_outside,
+    each_of,
+    leaving,
+    stopped,
+)
 
 pytestmark = [
     pytest.mark.torch,
+    pytest.mark.timeout(PROGRAM_TIMEOUT),  # transformers serve starts within one of them
     pytest.mark.usefixtures("asyncio_complains_of_nothing", "one_thread_for_the_model"),
 ]
 
@@ -69,7 +77,7 @@ def transformers_serve() -> Iterator[tuple[str, str]]:
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + PROGRAM_PATIENCE
         while True:
             assert process.poll() is None, "transformers serve has ended"
             assert time.monotonic() < deadline, "transformers serve does not answer"
@@ -184,23 +192,18 @@ async def test_a_stop_string_never_leaks(opened: Any) -> None:
     assert stream.stop_string == " six"
 
 
-@pytest.mark.parametrize("way", ["scope", "leaving", "stop"])
-async def test_who_goes_stops_the_model(opened: Any, way: str) -> None:
+@each_of(cancelled_from_outside, leaving, stopped)
+async def test_who_goes_stops_the_model(opened: Any, way: WayOut) -> None:
     async with opened() as (engine, computed):
         for _ in range(3):
             with CancelScope() as scope:
                 async with engine.stream_text(PROMPT, max_new_tokens=1900) as stream:
                     await stream.receive()
-                    if way == "scope":
-                        scope.cancel()
-                        await stream.read()
-                    if way == "stop":
-                        stream.stop()
-                        await stream.read()
+                    await way(stream, scope)
             right = expected(PROMPT, 24)
             assert stream.text.startswith(right[: len(stream.text)])
-            stopped = FinishReason.STOPPED if way == "stop" else FinishReason.CANCELLED
-            assert stream.finish_reason is stopped
+            reason = FinishReason.STOPPED if way is stopped else FinishReason.CANCELLED
+            assert stream.finish_reason is reason
         if computed is not None:
             assert await computed() < 3 * 1000
         # transformers serve has one model for all, and lets nobody in before it has stopped.

@@ -39,9 +39,17 @@ from anystreamer import (
 )
 from anystreamer.testing import Gate, ScriptedModel
 
-from ..helpers.held import Held, close
+from ..helpers.held import Held, each_way_to_let_go, let_go
 from ..helpers.inside import is_idle, state_of
 from ..helpers.scripted import NATIVE_LOOPS, PATIENCE, Native, until
+from ..helpers.ways_out import (
+    WayOut,
+    cancelled_from_outside,
+    closed,
+    each_of,
+    leaving,
+    stopped,
+)
 
 pytestmark = pytest.mark.usefixtures("asyncio_complains_of_nothing")
 
@@ -219,32 +227,30 @@ async def test_who_waits_for_the_model_alone_is_stopped_too() -> None:
     assert prompts(model) == ["first"]
 
 
-@pytest.mark.parametrize("way", ["scope", "aclose", "stop", "timeout", "leaving"])
-async def test_who_goes_while_waiting_is_never_run(way: str) -> None:
+async def timed_out(stream: Any, outer: CancelScope) -> None:
+    with pytest.raises(GenerationTimeout, match="queued"):
+        await stream.read()
+
+
+@each_of(cancelled_from_outside, closed, stopped, timed_out, leaving)
+async def test_who_goes_while_waiting_is_never_run(way: WayOut) -> None:
     gate = Gate()
     model = ScriptedModel([gate, "a"])
     async with engine_of(model) as engine:
         async with engine.stream_text("first") as first:
             await gate.reached()
-            timeout = Timeouts(queued=0.01) if way == "timeout" else None
+            timeout = Timeouts(queued=0.01) if way is timed_out else None
             with CancelScope() as scope:
                 async with engine.stream_text("second", timeout=timeout) as second:
-                    if way == "scope":
-                        scope.cancel()
-                    if way == "aclose":
-                        await second.aclose()
-                    if way == "stop":
-                        second.stop()
-                        assert await second.read() == ""
-                    if way == "timeout":
-                        with pytest.raises(GenerationTimeout, match="queued"):
-                            await second.read()
-                    if way == "scope":
-                        await second.read()
+                    await way(second, scope)
+            assert second.text == ""
             assert engine.statistics().waiting == 0
             gate.open()
             assert await first.read() == "a"
-        reasons = {"stop": FinishReason.STOPPED, "timeout": FinishReason.TIMEOUT}
+        reasons: dict[WayOut, FinishReason] = {
+            stopped: FinishReason.STOPPED,
+            timed_out: FinishReason.TIMEOUT,
+        }
         assert second.finish_reason is reasons.get(way, FinishReason.CANCELLED)
         assert second.usage is not None
         assert second.usage.computed_tokens == 0
@@ -397,27 +403,16 @@ async def test_a_cancelled_request_stops_the_model_within_a_step() -> None:
 
 # trio says so to whoever drops a generator, whatever it holds.
 @pytest.mark.filterwarnings("ignore:Async generator .* was garbage collected:ResourceWarning")
-@pytest.mark.parametrize("way", ["dropped", "closed", "closed by another task", "thrown into"])
+@each_way_to_let_go
 async def test_a_stream_may_be_held_across_a_yield(way: str) -> None:
     model = ScriptedModel(ENDLESS)
     async with engine_of(model) as engine:
         for _ in range(10):
             held = Held(engine)
-            tokens = held.tokens()
+            generators = [held.tokens()]
             with CancelScope() as scope:  # the consumer's task stays sound
-                assert await anext(tokens)
-                match way:
-                    case "dropped":
-                        del tokens
-                        gc.collect()
-                    case "closed":
-                        await tokens.aclose()
-                    case "closed by another task":
-                        async with create_task_group() as tasks:
-                            tasks.start_soon(close, tokens)
-                    case "thrown into":
-                        with pytest.raises(KeyError):
-                            await tokens.athrow(KeyError())
+                assert await anext(generators[0])
+                await let_go(generators, way)
                 await until(lambda: not model.is_generating)
                 await checkpoint()
             assert not scope.cancelled_caught

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import pytest
+from anyio import create_task_group
+
 from anystreamer import Engine
 
-__all__ = ["Held", "close"]
+__all__ = ["Held", "close", "each_way_to_let_go", "let_go"]
 
 
 class Held:
@@ -27,5 +31,27 @@ class Held:
 
 
 async def close(tokens: AsyncGenerator[str, None]) -> None:
-    """Older anyio wants a coroutine function: a generator's ``aclose`` is none."""
+    """Older anyio wants a coroutine function, which a generator's ``aclose`` is not."""
     await tokens.aclose()
+
+
+each_way_to_let_go = pytest.mark.parametrize(
+    "way", ["dropped", "closed", "closed by another task", "thrown into"]
+)
+
+
+async def let_go(generators: list[AsyncGenerator[str, None]], way: str) -> None:
+    """End the last of these generators, to which nothing else may refer."""
+    tokens = generators.pop()
+    match way:
+        case "dropped":
+            del tokens
+            gc.collect()
+        case "closed":
+            await tokens.aclose()
+        case "closed by another task":
+            async with create_task_group() as tasks:
+                tasks.start_soon(close, tokens)
+        case "thrown into":
+            with pytest.raises(KeyError):
+                await tokens.athrow(KeyError())

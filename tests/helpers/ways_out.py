@@ -5,7 +5,7 @@ Each is for streams of every kind: it goes on in the body of the block, whose en
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
 import anyio
@@ -24,7 +24,7 @@ class BodyError(Exception):
 
 
 # The stream, and a scope around its block. All but `raising` and those that cancel return.
-WayOut: TypeAlias = Callable[[Any, CancelScope], Awaitable[None]]
+WayOut: TypeAlias = Callable[[Any, CancelScope], Coroutine[Any, Any, None]]
 
 
 async def reaching_the_end(stream: Any, outer: CancelScope) -> None:

@@ -30,6 +30,13 @@ from anystreamer.testing import ScriptedModel
 from ..helpers.flooding_server import flooding_server
 from ..helpers.remote_engines import remote_engine
 from ..helpers.scripted import until
+from ..helpers.ways_out import (
+    WayOut,
+    cancelled_from_outside,
+    closed,
+    each_of,
+    stopped,
+)
 from ..helpers.wire import DONE, HEAD, chunked, ending, event, said, sends, wire
 from ..server.test_server import edge
 
@@ -341,30 +348,26 @@ async def test_a_stop_string_that_the_server_leaves_in_the_text() -> None:
     assert stream.usage.completion_tokens == 4
 
 
-@pytest.mark.parametrize("way", ["stop string", "scope", "aclose", "stop"])
-async def test_a_server_that_talks_on_without_end_is_left(way: str) -> None:
+async def at_a_stop_string(stream: Any, outer: CancelScope) -> None:
+    assert await stream.read() == "one "
+
+
+@each_of(at_a_stop_string, cancelled_from_outside, closed, stopped)
+async def test_a_server_that_talks_on_without_end_is_left(way: WayOut) -> None:
     first, again = HEAD + chunked(said("one END")), chunked(said(" and on"))
     with flooding_server(first, again) as server:
         async with remote_engine(server.url) as engine:
             with CancelScope() as scope:
-                stop = "END" if way == "stop string" else ()
+                stop = "END" if way is at_a_stop_string else ()
                 async with engine.stream_text("hi", stop=stop) as stream:
-                    if way == "stop string":
-                        assert await stream.read() == "one "
-                    else:
-                        text = ""
-                        while len(text) < 10_000:
-                            text += await stream.receive()
-                    if way == "scope":
-                        scope.cancel()
-                        await stream.read()
-                    if way == "aclose":
-                        await stream.aclose()
-                    if way == "stop":
-                        stream.stop()
-                        await stream.read()
+                    while way is not at_a_stop_string and len(stream.text) < 10_000:
+                        await stream.receive()
+                    await way(stream, scope)
             await until(lambda: server.connection_closed)
-    expected = {"stop string": FinishReason.STOP_STRING, "stop": FinishReason.STOPPED}
+    expected: dict[WayOut, FinishReason] = {
+        at_a_stop_string: FinishReason.STOP_STRING,
+        stopped: FinishReason.STOPPED,
+    }
     assert stream.finish_reason is expected.get(way, FinishReason.CANCELLED)
 
 
