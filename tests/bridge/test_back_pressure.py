@@ -83,14 +83,14 @@ async def test_bounded_streams_on_one_limiter_across_tasks_do_not_deadlock(token
                 await anyio.wait_all_tasks_blocked()
 
 
-async def test_a_producer_that_gave_way_is_held_again_when_nobody_waits_any_more() -> None:
+async def test_a_producer_that_gave_way_is_held_again_when_no_other_waits() -> None:
     limiter = CapacityLimiter(1)
     producer = Scripted()
     async with stream_from_thread(producer, max_buffer_size=1, limiter=limiter) as stream:
         await until(lambda: producer.steps == 1)
         async with stream_from_thread(Scripted(1), limiter=limiter):
             await until(lambda: producer.steps >= 3)
-        # It has been left while it was queued: nobody waits.
+        # It has been left while it was queued: no producer waits now.
         await anyio.sleep(0.05)
         steps = producer.steps
         await anyio.sleep(0.025)
@@ -99,7 +99,7 @@ async def test_a_producer_that_gave_way_is_held_again_when_nobody_waits_any_more
     assert received == list(range(steps))
 
 
-async def test_stop_of_a_held_producer_keeps_what_waits() -> None:
+async def test_stop_of_a_held_producer_keeps_the_items_that_wait() -> None:
     producer = Scripted()
     async with stream_from_thread(producer, max_buffer_size=3) as stream:
         await until(lambda: producer.steps == 3)

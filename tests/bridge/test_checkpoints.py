@@ -28,7 +28,7 @@ async def test_other_tasks_run_between_two_receives_although_items_are_ready() -
             turns += 1
 
     async def gives_turns(receive: Callable[[], Awaitable[object]]) -> bool:
-        """Tell whether it is a checkpoint. trio shuffles: the other one may be first, then last."""
+        """Whether it is a checkpoint. trio shuffles: the other can be first, then last."""
         before = turns
         for _ in range(3):
             with contextlib.suppress(anyio.EndOfStream, anyio.ClosedResourceError):
@@ -48,7 +48,7 @@ async def test_other_tasks_run_between_two_receives_although_items_are_ready() -
 
 
 @pytest.mark.parametrize("state", ["ready", "waiting", "ended", "failed", "closed"])
-async def test_a_cancelled_receive_says_so_in_each_state_and_takes_nothing(state: str) -> None:
+async def test_a_cancelled_receive_raises_in_each_state_and_takes_nothing(state: str) -> None:
     producer = Scripted(
         0 if state == "ended" else 3,
         allowed=0 if state == "waiting" else math.inf,

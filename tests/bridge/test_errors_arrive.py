@@ -24,7 +24,7 @@ class Fatal(BaseException):
 
 
 class Falsy(Exception):
-    """Sizeable, and empty: false where its truth is asked for."""
+    """Has a length of 0, so its truth value is false."""
 
     def __len__(self) -> int:
         return 0
@@ -64,7 +64,7 @@ each_error = pytest.mark.parametrize("make", ERRORS.values(), ids=ERRORS)
 
 @each_error
 @pytest.mark.parametrize("position", [0, 3])
-async def test_what_the_producer_raises_is_raised_by_receive_after_what_came_before(
+async def test_an_error_of_the_producer_is_raised_by_receive_after_the_items_before_it(
     make: Callable[[], BaseException], position: int
 ) -> None:
     """The very same object, bare, untouched."""
@@ -80,7 +80,7 @@ async def test_what_the_producer_raises_is_raised_by_receive_after_what_came_bef
 
 
 @each_error
-async def test_an_error_that_nobody_received_is_raised_at_the_end_of_the_block(
+async def test_an_error_that_was_not_received_is_raised_at_the_end_of_the_block(
     make: Callable[[], BaseException],
 ) -> None:
     error = raised(make())
@@ -158,7 +158,7 @@ async def a_cancellation() -> BaseException:
     "make", [StopIteration, StopAsyncIteration, GeneratorExit, anyio.EndOfStream, None]
 )
 @pytest.mark.parametrize("reading", [True, False])
-async def test_what_would_be_mistaken_for_an_end_or_a_cancellation_is_wrapped(
+async def test_an_error_that_looks_like_an_end_or_a_cancellation_is_wrapped(
     make: Callable[[], BaseException] | None, reading: bool
 ) -> None:
     error = make() if make else await a_cancellation()
@@ -178,7 +178,7 @@ async def test_what_would_be_mistaken_for_an_end_or_a_cancellation_is_wrapped(
 
 
 async def test_a_cancellation_that_the_producer_lets_through_is_a_stop() -> None:
-    """One that asks anyio itself needs no care for it."""
+    """A producer that calls anyio's own check does not have to catch it."""
 
     def produce(emit: Emit, should_stop: ShouldStop) -> None:
         emit(0)
@@ -197,7 +197,7 @@ async def test_a_cancellation_that_the_producer_lets_through_is_a_stop() -> None
         assert await stream.receive() == 0
 
 
-async def test_body_and_producer_both_fail_the_bodys_error_wins_and_the_others_is_a_note() -> None:
+async def test_of_two_errors_the_bodys_wins_and_the_producers_becomes_a_note() -> None:
     producer = Scripted(fails={0: ValueError("the worker's")})
     error = raised(BodyError())
     with pytest.raises(BodyError) as caught:
@@ -212,7 +212,7 @@ async def test_body_and_producer_both_fail_the_bodys_error_wins_and_the_others_i
     assert "stream_from_thread" in note
 
 
-async def test_a_producer_that_fails_because_it_is_stopped_is_a_note_too() -> None:
+async def test_an_error_while_stopping_becomes_a_note_too() -> None:
     def produce(emit: Emit, should_stop: ShouldStop) -> None:
         try:
             while True:
@@ -252,7 +252,7 @@ async def test_an_error_without_a_repr_hides_nothing() -> None:
 
 
 @each_error
-async def test_what_the_body_raises_passes_as_the_same_object(
+async def test_an_error_of_the_body_passes_as_the_same_object(
     make: Callable[[], BaseException],
 ) -> None:
     """On trio too, where a nursery would rebuild a group; and nothing is added to it."""
@@ -265,7 +265,7 @@ async def test_what_the_body_raises_passes_as_the_same_object(
     assert is_untouched(error)
 
 
-async def test_an_error_that_was_received_and_comes_out_of_the_body_is_noted_nowhere() -> None:
+async def test_a_received_error_that_leaves_the_body_gets_no_note() -> None:
     error = ValueError()
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         async with stream_from_thread(Scripted(fails={0: error})) as stream:

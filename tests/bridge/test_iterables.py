@@ -155,13 +155,13 @@ async def test_an_iterable_that_cannot_be_made_raises_its_own_error() -> None:
     assert caught.value is error
 
 
-async def test_a_stop_iteration_from_making_the_iterable_is_no_end() -> None:
+async def test_a_stop_iteration_from_making_the_iterable_is_not_an_end() -> None:
     with pytest.raises(RuntimeError, match="StopIteration"):
         async with stream_iterable(lambda: next(iter(list[list[int]]()))) as stream:
             await rest(stream)
 
 
-async def test_what_cannot_be_iterated_is_closed_nevertheless() -> None:
+async def test_an_object_that_cannot_be_iterated_is_still_closed() -> None:
     class Broken(Cursor):
         def __iter__(self) -> Iterator[int]:
             raise LookupError

@@ -39,7 +39,7 @@ from ..helpers.ways_out import (
 
 @each_of(*WAYS_OUT, reaching_the_end, breaking)
 @pytest.mark.parametrize("receive", [0, 3])
-async def test_when_the_block_is_left_the_producer_is_and_at_most_one_more_step_was_taken(
+async def test_after_the_block_the_producer_has_left_and_took_at_most_one_more_step(
     way: WayOut, receive: int
 ) -> None:
     """The fourth step takes until something stops it."""
@@ -110,7 +110,7 @@ async def test_a_cancellation_while_the_step_is_waited_for_does_not_cut_the_wait
                     await until(latch.holding.is_set)
             finally:
                 assert not latch.running
-            await checkpoint()  # the end of a trio nursery is none
+            await checkpoint()  # the end of a trio nursery is not a checkpoint
     assert outer.cancelled_caught
 
 

@@ -12,8 +12,8 @@ from ..helpers.inside import Deliveries
 from ..helpers.scripted import PATIENCE, Latch, Scripted, rest, until
 
 
-async def test_what_was_emitted_before_a_stall_arrives_during_the_stall() -> None:
-    """The crossing budget holds items back, but not until the producer speaks again."""
+async def test_items_emitted_before_a_stall_arrive_during_the_stall() -> None:
+    """The crossing budget holds items back, but not until the producer's next item."""
     for size in [1, 2, 3, 10, 100, 1000]:
         latch = Latch(*range(size))
         async with stream_from_thread(latch) as stream:
@@ -24,7 +24,7 @@ async def test_what_was_emitted_before_a_stall_arrives_during_the_stall() -> Non
             assert await rest(stream) == []
 
 
-async def test_what_was_emitted_before_a_stall_arrives_at_a_consumer_that_comes_later() -> None:
+async def test_items_emitted_before_a_stall_arrive_at_a_consumer_that_comes_later() -> None:
     latch = Latch(*range(100))
     async with stream_from_thread(latch, max_buffer_size=1000) as stream:
         await until(latch.holding.is_set)
@@ -36,7 +36,7 @@ async def test_what_was_emitted_before_a_stall_arrives_at_a_consumer_that_comes_
 async def test_a_receive_that_waits_for_a_silent_producer_sleeps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It looks after what may be held, and then no more: thousands of streams may be waiting."""
+    """It looks for items that are held back, and then stops: thousands of streams can wait."""
     deliveries = Deliveries(monkeypatch)
     latch = Latch("item")
     async with stream_from_thread(latch) as stream:
@@ -65,7 +65,7 @@ async def test_the_end_and_the_close_wake_a_waiting_receive() -> None:
             await stream.receive()
 
 
-async def test_a_receive_that_waits_while_the_block_is_left_is_told_so() -> None:
+async def test_a_receive_that_waits_while_the_block_is_left_is_woken() -> None:
     outcome = []
 
     async def wait(stream: ThreadStream[int]) -> None:

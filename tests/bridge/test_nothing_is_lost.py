@@ -29,7 +29,7 @@ async def test_a_slow_consumer_gets_everything_in_order(max_buffer_size: float) 
     assert received == list(range(20))
 
 
-async def test_consumers_may_take_turns() -> None:
+async def test_consumers_can_take_turns() -> None:
     received: list[Any] = []
     async with stream_from_thread(Scripted(200)) as stream:
         lock = anyio.Lock()

@@ -51,7 +51,7 @@ def prepared(
     return ThreadContext("stream_of_tests", lambda: PreparedTask(prepare, producer, limiter))
 
 
-async def test_what_is_prepared_is_ready_at_the_entry_without_a_turn() -> None:
+async def test_the_preparation_is_done_at_the_entry_without_a_turn() -> None:
     limiter = CapacityLimiter(1)
     threads = []
     async with limiter:

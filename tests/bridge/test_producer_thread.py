@@ -29,7 +29,7 @@ async def test_the_producer_sees_the_openers_context_variables() -> None:
     assert context_variable.get() == "the opener's"
 
 
-async def test_the_producer_runs_in_a_thread_that_may_talk_to_the_loop() -> None:
+async def test_the_producer_can_call_into_the_loop() -> None:
     def produce(emit: Emit, should_stop: ShouldStop) -> None:
         emit(from_thread.run_sync(threading.get_ident))
         emit(from_thread.run(a_coroutine))
@@ -43,7 +43,7 @@ async def test_the_producer_runs_in_a_thread_that_may_talk_to_the_loop() -> None
         assert await stream.receive() == sniffio.current_async_library()
 
 
-async def test_the_producer_may_run_a_loop_of_its_own_and_emit_from_it() -> None:
+async def test_the_producer_can_run_a_loop_of_its_own_and_emit_from_it() -> None:
     def produce(emit: Emit, should_stop: ShouldStop) -> None:
         async def inner() -> None:
             for item in range(3):
@@ -62,7 +62,7 @@ async def test_emit_from_another_thread_is_refused() -> None:
 
     def produce(emit: Emit, should_stop: ShouldStop) -> None:
         def foreign() -> None:
-            assert not should_stop()  # this may be asked from anywhere
+            assert not should_stop()  # this can be called from anywhere
             try:
                 emit("foreign")
             except RuntimeError as exc:

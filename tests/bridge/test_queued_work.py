@@ -86,7 +86,7 @@ async def test_work_that_was_stopped_while_queued_passes_its_turn_on() -> None:
             stream_from_thread(first, limiter=limiter) as stopped_one,
             stream_from_thread(second, limiter=limiter) as other,
         ):
-            stopped_one.stop()  # and nobody receives from it
+            stopped_one.stop()  # and no task receives from it
             limiter.release()
             assert await rest(other) == [0, 1]
             assert await rest(stopped_one) == []

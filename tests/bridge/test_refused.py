@@ -50,13 +50,13 @@ class AsyncCallable:
     ],
     ids=lambda produce: getattr(produce, "__name__", type(produce).__name__),
 )
-def test_a_producer_that_is_no_blocking_function_is_refused_at_once(produce: Any) -> None:
+def test_a_producer_that_is_not_a_blocking_function_is_refused_at_once(produce: Any) -> None:
     with pytest.raises(TypeError, match=r"produce\(emit, should_stop\)"):
         stream_from_thread(produce)
 
 
 @pytest.mark.parametrize("made", [[1, 2], range(3), iter("abc"), (i for i in "abc"), None])
-def test_an_iterable_in_place_of_what_makes_one_is_refused_at_once(made: Any) -> None:
+def test_an_iterable_in_place_of_a_function_that_makes_one_is_refused_at_once(made: Any) -> None:
     with pytest.raises(TypeError, match=r"stream_iterable\(lambda"):
         stream_iterable(made)
 
@@ -96,7 +96,7 @@ async def test_the_unopened_object_shows_how_to_open_it(opener: Any) -> None:
         assert await rest(stream) == []
 
 
-async def test_what_was_opened_once_cannot_be_opened_again() -> None:
+async def test_a_context_cannot_be_opened_twice() -> None:
     context = stream_from_thread(Scripted(2))
     async with context as stream:
         with pytest.raises(RuntimeError, match=r"stream_from_thread\(\) has been opened before"):
@@ -108,7 +108,7 @@ async def test_what_was_opened_once_cannot_be_opened_again() -> None:
             pass
 
 
-def test_without_a_running_loop_it_says_so_and_leaves_nothing_open() -> None:
+def test_without_a_running_loop_opening_fails_and_leaves_nothing_open() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         opening = stream_from_thread(Scripted()).__aenter__()
@@ -118,7 +118,7 @@ def test_without_a_running_loop_it_says_so_and_leaves_nothing_open() -> None:
         gc.collect()
 
 
-def test_what_is_never_opened_complains_of_nothing() -> None:
+def test_a_context_that_is_never_opened_gives_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         context = stream_from_thread(Scripted())

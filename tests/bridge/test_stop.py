@@ -24,7 +24,7 @@ async def test_a_producer_that_never_asks_is_unwound_by_emit(way: WayOut) -> Non
     assert isinstance(producer.unwound_by, GenerationStopped)
 
 
-async def test_stop_keeps_all_that_was_made() -> None:
+async def test_stop_keeps_all_items_made_so_far() -> None:
     producer = Scripted(allowed=5)
     async with stream_from_thread(producer) as stream:
         await until(lambda: producer.steps == 5)
@@ -77,7 +77,7 @@ async def test_stop_is_safe_in_a_signal_handler() -> None:
 
 
 class Silent:
-    """A producer that takes steps and has nothing to say: nothing but a question reaches it."""
+    """A producer that takes steps and emits nothing: only should_stop() can stop it."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -121,7 +121,7 @@ async def test_a_cancelled_scope_is_seen_behind_a_shielded_consumer() -> None:
                 outer.cancel()
                 items = await rest(stream)
                 assert producer.has_left
-        await checkpoint()  # the end of a trio nursery is none
+        await checkpoint()  # the end of a trio nursery is not a checkpoint
     assert outer.cancelled_caught
     assert items == [0, 1, 2]
     assert producer.steps <= 4

@@ -75,7 +75,7 @@ async def test_streams_without_a_limiter_never_wait_for_anyios_shared_threads() 
         shared.total_tokens = before
 
 
-async def test_the_repr_tells_the_state() -> None:
+async def test_the_repr_shows_the_state() -> None:
     limiter = CapacityLimiter(1)
     producer = Scripted(1, allowed=0)
     async with limiter:

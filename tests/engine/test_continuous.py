@@ -59,7 +59,7 @@ def demo() -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def what_torch_loads_late_is_no_garbage(one_thread_for_the_model: None) -> None:
+def torch_is_loaded_completely(one_thread_for_the_model: None) -> None:
     expected("one, two,", 2)
     gc.collect()
     gc.freeze()

@@ -163,7 +163,7 @@ async def test_any_way_out_stops_the_model_within_a_step(kind: Kind, way: WayOut
 
 
 @each_of(cancelled_from_outside, closed, stopped, leaving)
-async def test_who_goes_while_waiting_is_never_run(kind: Kind, way: WayOut) -> None:
+async def test_a_request_that_leaves_while_waiting_never_runs(kind: Kind, way: WayOut) -> None:
     gate = Gate()
     model = ScriptedModel([gate, "a"])
     async with kind.open(model) as (engine, local):

@@ -193,7 +193,7 @@ async def test_a_stop_string_never_leaks(opened: Any) -> None:
 
 
 @each_of(cancelled_from_outside, leaving, stopped)
-async def test_who_goes_stops_the_model(opened: Any, way: WayOut) -> None:
+async def test_a_consumer_that_leaves_stops_the_model(opened: Any, way: WayOut) -> None:
     async with opened() as (engine, computed):
         for _ in range(3):
             with CancelScope() as scope:

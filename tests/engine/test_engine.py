@@ -233,7 +233,7 @@ async def timed_out(stream: Any, outer: CancelScope) -> None:
 
 
 @each_of(cancelled_from_outside, closed, stopped, timed_out, leaving)
-async def test_who_goes_while_waiting_is_never_run(way: WayOut) -> None:
+async def test_a_request_that_leaves_while_waiting_never_runs(way: WayOut) -> None:
     gate = Gate()
     model = ScriptedModel([gate, "a"])
     async with engine_of(model) as engine:

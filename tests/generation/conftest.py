@@ -10,8 +10,8 @@ from ..helpers.model_calls import Calls
 
 
 @pytest.fixture(scope="module", autouse=True)
-def what_torch_loads_late_is_no_garbage(request: pytest.FixtureRequest) -> None:
-    """Else each test's collection looks through half of torch."""
+def torch_is_loaded_completely(request: pytest.FixtureRequest) -> None:
+    """Otherwise each test's garbage collection goes through half of torch."""
     if request.node.get_closest_marker("torch"):
         from ..helpers import tiny_models  # imports torch
 

@@ -38,7 +38,7 @@ async def test_assisted_decoding_delivers_several_tokens_at_once(way: str) -> No
 
 
 @pytest.mark.parametrize("way", ASSISTED)
-async def test_assisted_decoding_says_what_plain_decoding_does(way: str) -> None:
+async def test_assisted_decoding_makes_the_same_tokens_as_plain_decoding(way: str) -> None:
     expected = generated(llama(), REPEATED, max_new_tokens=30)
     _, stream = await collect(stream_llama(REPEATED, max_new_tokens=30, **ASSISTED[way]()))
     assert stream.token_ids == expected
@@ -86,7 +86,7 @@ async def test_assisted_decoding_stops_within_a_step(way: str) -> None:
 
 @pytest.mark.parametrize("way", ASSISTED)
 async def test_a_stop_keeps_what_was_held_back(way: str) -> None:
-    """A step may end with an unfinished character, or with what may become a stop string."""
+    """A step can end with an incomplete character, or with the beginning of a stop string."""
     text = " twó thrêe ónê twó"
     every_end = [character + "\0" for character in set(text)]  # always holds the last one back
     for step in (1, 2):
@@ -111,7 +111,7 @@ async def test_a_stop_in_the_step_of_an_eos_of_several_tokens_is_an_eos(way: str
     assert stream.token_ids == stream.output[0, len(REPEATED) :].tolist()
 
 
-async def test_a_criterion_asked_about_drafts_does_not_make_them_text(
+async def test_criteria_called_with_drafts_do_not_turn_them_into_text(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Releases of transformers up to 5.0 at least ask the criteria before they check the drafts."""

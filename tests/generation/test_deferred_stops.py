@@ -15,7 +15,7 @@ pytestmark = pytest.mark.torch
 
 
 class DelayedEvent:
-    """In place of the event of a device: there is none to wait for on a CPU."""
+    """In place of a device's event: a CPU has none to wait for."""
 
     def __init__(self, **kwargs: Any) -> None:
         pass

@@ -35,7 +35,7 @@ async def test_an_encoder_decoder() -> None:
     assert stream.output[0].tolist() == [EOS, *stream.token_ids]
 
 
-async def test_an_encoder_decoder_says_what_generate_does() -> None:
+async def test_an_encoder_decoder_makes_the_same_tokens_as_generate() -> None:
     kwargs: dict[str, Any] = {"max_new_tokens": 10, "min_new_tokens": 10}
     expected = generated(t5(), PROMPT, **kwargs)
     _, stream = await collect(stream_text(t5(), tokenizer(), PROMPT, **kwargs))
@@ -54,7 +54,7 @@ async def test_finish_reason_length_of_an_encoder_decoder(suspect: str) -> None:
 
 
 async def test_an_encoder_decoder_with_a_prompt_for_its_decoder() -> None:
-    """It is no part of the text, nor of what the prompt's mapping is asked for."""
+    """It belongs neither to the text nor to the prompt."""
     start = torch.tensor([[EOS, *ids_of("le ")]])
     prompt = {**inputs_of("the cat"), "decoder_input_ids": start}
     _, stream = await collect(

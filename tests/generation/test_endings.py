@@ -48,7 +48,7 @@ WAYS = {
     "raise": "the body raises",
     "cancel": "another task cancels the scope around the block",
     "move_on_after": "the deadline of the caller's scope passes",
-    "fail_after": "the same, and the caller wants to hear of it",
+    "fail_after": "the same, and the caller gets a TimeoutError",
     "timeout": "the deadline of `timeout=` passes",
     "stop": "another task calls `stop()`",
     "stop-thread": "another thread calls `stop()`",
@@ -151,7 +151,7 @@ class Model(ScriptedModel):
 
 
 class Tokenizer(ScriptedTokenizer):
-    """A model's tokenizer, that halts at a gate and may then fail."""
+    """A model's tokenizer, that halts at a gate and can then fail."""
 
     def __init__(self, model: Model, gate: Gate | None, fails: BaseException | None) -> None:
         share_pieces(self, pieces_of(model.tokenizer))
@@ -348,10 +348,10 @@ class Cell:
                 assert self.stream is not None
                 assert len(state_of(self.stream).pending) == 2
 
-    # -- who ends it
+    # -- what ends it
 
     async def disturb(self) -> None:
-        """End it from outside, and let the model go on when everybody has seen that."""
+        """End it from outside, and let the model go on when every task has seen that."""
         try:
             if self.way in OWN:
                 await self.ended.wait()

@@ -50,7 +50,7 @@ async def test_an_error_in_the_middle_comes_after_the_text_before_it() -> None:
             assert stream.text == "abc"
 
 
-async def test_an_error_that_nobody_reads_comes_at_the_end_of_the_block() -> None:
+async def test_an_error_that_is_not_read_is_raised_at_the_end_of_the_block() -> None:
     error = RuntimeError("broken")
     with steps_of(llama(), {2: raiser(error)}):
         with pytest.raises(RuntimeError) as caught:
@@ -111,7 +111,7 @@ async def test_of_two_errors_the_bodys_wins_with_a_note_of_the_workers() -> None
         assert "the worker's" in "".join(body.__notes__)
 
 
-async def test_what_generate_refuses_arrives() -> None:
+async def test_an_argument_that_generate_refuses_raises_its_error() -> None:
     with steps_of(llama()) as steps:
         async with stream_llama(no_such_argument=1) as stream:
             with pytest.raises(ValueError, match="no_such_argument"):

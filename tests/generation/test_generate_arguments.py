@@ -51,7 +51,7 @@ async def test_a_generation_config_of_the_callers_is_used_and_left_as_it_was() -
 
 @pytest.mark.parametrize("how", ["stop", "stop string", "length", "leave"])
 async def test_a_cache_of_the_callers_is_consistent_after_a_stop(how: str) -> None:
-    """A second turn on it says what an uncached run does."""
+    """A second turn on it makes the same tokens as an uncached run."""
     cache = DynamicCache(config=llama().config)
     kwargs: dict[str, Any] = {"logits_processor": [Say("one two")], **ENDLESS}
     at: dict[int, Action] = {}
@@ -75,7 +75,7 @@ async def test_a_cache_of_the_callers_is_consistent_after_a_stop(how: str) -> No
     assert second.token_ids == expected
 
 
-async def test_a_criterion_is_asked_once_for_each_token() -> None:
+async def test_a_criterion_is_called_once_for_each_token() -> None:
     criterion = AfterTokens(4)
     await collect(stream_llama(stopping_criteria=[criterion], **ENDLESS))
     assert criterion.asked == 4

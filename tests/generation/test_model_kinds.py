@@ -47,7 +47,7 @@ _ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 @pytest.fixture(scope="module", autouse=True)
-def what_torch_loads_late_is_no_garbage() -> None:
+def torch_is_loaded_completely() -> None:
     """Else each test's collection looks through half of torch."""
     generated(llama(), PROMPT, max_new_tokens=2)
     hear(40)

@@ -42,7 +42,7 @@ async def test_chat_messages_go_through_the_chat_template() -> None:
     assert stream.token_ids == generated(llama(), expected, max_new_tokens=5)
 
 
-async def test_chat_messages_may_be_a_tuple() -> None:
+async def test_chat_messages_can_be_a_tuple() -> None:
     _, stream = await collect(stream_llama(tuple(CHAT), max_new_tokens=1))
     assert decoded(stream.prompt_token_ids) == "u:Hi!\na:"
 
@@ -53,8 +53,8 @@ async def test_chat_template_kwargs_reach_the_template() -> None:
         assert decoded(stream.prompt_token_ids) == "Be kind. u:Hi!\na:"
 
 
-async def test_chat_template_kwargs_may_continue_the_last_message() -> None:
-    """The two go together in transformers: the caller's word counts, not our default."""
+async def test_chat_template_kwargs_can_continue_the_last_message() -> None:
+    """The two go together in transformers: the caller's choice counts, not our default."""
     messages = [*CHAT, {"role": "assistant", "content": "I am"}]
     kwargs: dict[str, Any] = {"add_generation_prompt": False, "continue_final_message": True}
     async with stream_llama(messages, chat_template_kwargs=kwargs, max_new_tokens=1) as stream:
@@ -79,7 +79,7 @@ async def test_prompt_as_model_inputs(kind: str) -> None:
 
 
 async def test_prompt_as_embeddings() -> None:
-    """There are no ids to know; the text is the same."""
+    """Their ids are not known; the text is the same."""
     with torch.no_grad():
         embeddings = llama().get_input_embeddings()(torch.tensor([ids_of(PROMPT)]))
     _, stream = await collect(stream_llama({"inputs_embeds": embeddings}, max_new_tokens=8))
@@ -102,7 +102,7 @@ async def test_processor_in_place_of_a_tokenizer(kind: str) -> None:
     assert stream.text == decoded(stream.token_ids)
 
 
-async def test_a_tokenizer_with_an_attribute_tokenizer_is_no_processor() -> None:
+async def test_a_tokenizer_with_an_attribute_tokenizer_is_not_a_processor() -> None:
     """Mistral's keeps the one of another library there, which cannot decode as transformers do."""
     own = new_tokenizer()
     own.tokenizer = SimpleNamespace(decode=lambda token_ids: "?")
@@ -112,7 +112,7 @@ async def test_a_tokenizer_with_an_attribute_tokenizer_is_no_processor() -> None
 
 @dataclass
 class Unhashable:
-    """With nothing but what the protocols ask for."""
+    """It has only the methods that the protocols require."""
 
     inner: Any
 
@@ -126,7 +126,7 @@ class Unhashable:
         return self.inner(**kwargs)
 
 
-async def test_a_model_may_be_any_object(calls: Calls) -> None:
+async def test_a_model_can_be_any_object(calls: Calls) -> None:
     """One that cannot be hashed as well. Its generations wait for each other all the same."""
     model = Unhashable(llama())
     texts = []
@@ -143,7 +143,7 @@ async def test_a_model_may_be_any_object(calls: Calls) -> None:
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, {"input_ids": torch.tensor([[1, 2]])}])
-async def test_a_tokenizer_may_be_any_object(prompt: Any) -> None:
+async def test_a_tokenizer_can_be_any_object(prompt: Any) -> None:
     context = stream_text(llama(), Unhashable(tokenizer()), prompt, **says("abc"))
     assert (await collect(context))[1].text == "abc"
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.torch
 
 
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    # name: (the call, the error, what its message tells)
+    # name: (the call, the error, what its message matches)
     "empty text": (lambda: stream_llama(""), ValueError, "prompt is empty"),
     "empty chat": (lambda: stream_llama([]), ValueError, "prompt is empty"),
     "empty mapping": (lambda: stream_llama({}), ValueError, "prompt is empty"),

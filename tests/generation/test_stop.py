@@ -21,7 +21,7 @@ pytestmark = pytest.mark.torch
 
 @each_of(*WAYS_THAT_CANCEL)
 async def test_leaving_stops_the_model_within_a_step(way: WayOut, calls: Calls) -> None:
-    """In whatever way. The model is in its third step then; a fourth may have been begun."""
+    """By any way out. The model is in its third step then; a fourth can have begun."""
     gate = Gate()
     async with create_task_group() as tasks:
         with steps_of(llama(), {3: gate}) as steps:
@@ -100,7 +100,7 @@ async def test_a_deadline_stops_the_model() -> None:
     assert stream.finish_reason is FinishReason.CANCELLED
 
 
-async def test_the_blocks_end_is_after_generates(calls: Calls) -> None:
+async def test_the_block_ends_after_generate_has_returned(calls: Calls) -> None:
     """Also when the consumer leaves at once."""
     for _ in range(20):
         async with stream_llama(**ENDLESS):

@@ -27,7 +27,7 @@ async def test_a_stop_string_across_tokens_ends_in_the_step_that_completes_it() 
 
 
 async def test_no_part_of_a_stop_string_is_shown_and_nothing_else_is_held_back() -> None:
-    """The model waits in every step: what is shown by then is all that may be."""
+    """The model waits in every step: no more text than this can be shown by then."""
     text = "ab<<en<<end>>"
     shown = {1: "a", 2: "ab", 5: "ab<", 7: "ab<<en", 8: "ab<<en"}
     gates = {step + 1: Gate() for step in (1, 2)}
@@ -57,14 +57,14 @@ async def test_a_stop_string_in_the_prompt_does_not_count() -> None:
     assert (stream.text, stream.finish_reason) == ("P!", FinishReason.LENGTH)
 
 
-async def test_a_special_token_may_be_a_stop_string() -> None:
+async def test_a_special_token_can_be_a_stop_string() -> None:
     """Only where it is part of the text."""
     kwargs: dict[str, Any] = {"stop": "<mark>", "skip_special_tokens": False}
     _, stream = await collect(stream_llama(**says("a", MARK, "b"), **kwargs))
     assert (stream.text, stream.stop_string) == ("a", "<mark>")
 
 
-async def test_stop_strings_may_come_from_any_iterable() -> None:
+async def test_stop_strings_can_come_from_any_iterable() -> None:
     """Once: a generator would be empty in the thread."""
     context = stream_llama(**says("abc"), stop=(string for string in ["c"]))
     _, stream = await collect(context)
@@ -72,7 +72,7 @@ async def test_stop_strings_may_come_from_any_iterable() -> None:
 
 
 async def test_a_stop_string_completed_by_the_very_end_of_the_text() -> None:
-    """A character that is cut off becomes U+FFFD, which somebody may stop at."""
+    """A character that is cut off becomes U+FFFD, which can be a stop string."""
     _, stream = await collect(stream_llama(**says("a", *ids_of("é")[:1]), stop="\ufffd"))
     assert stream.text == "a"
     assert (stream.finish_reason, stream.stop_string) == (FinishReason.STOP_STRING, "\ufffd")

@@ -36,14 +36,14 @@ async def test_text_is_what_the_tokenizer_decodes(skip_special_tokens: bool) -> 
     assert "".join(chunks) == stream.text
 
 
-async def test_greedy_text_is_generates() -> None:
+async def test_greedy_text_is_the_same_as_from_generate() -> None:
     expected = generated(llama(), PROMPT, max_new_tokens=40)
     _, stream = await collect(stream_llama(max_new_tokens=40))
     assert stream.token_ids == expected
     assert stream.text == decoded(expected)
 
 
-async def test_sampled_text_is_generates() -> None:
+async def test_sampled_text_is_the_same_as_from_generate() -> None:
     """A seed that is set in the worker thread, by `worker_context`, makes it the same."""
     kwargs: dict[str, Any] = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 30}
     with seeded(7):
@@ -95,7 +95,7 @@ async def test_output_of_a_stopped_generation_is_what_it_made() -> None:
     assert stream.output[0].tolist() == stream.prompt_token_ids + stream.token_ids
 
 
-async def test_what_is_known_at_the_end_is_set_before_the_end_is_seen() -> None:
+async def test_results_are_set_before_the_end_is_seen() -> None:
     gate = Gate()
     with steps_of(llama(), {3: gate}):
         async with stream_llama(**says("abc")) as stream:
@@ -119,7 +119,7 @@ async def test_what_is_known_at_the_end_is_set_before_the_end_is_seen() -> None:
     assert 0 <= timing.queued <= timing.first_token <= timing.total
 
 
-async def test_usage_tells_what_was_computed_from_what_was_delivered() -> None:
+async def test_usage_counts_computed_and_delivered_tokens() -> None:
     gate = Gate()
     async with create_task_group() as tasks:
         with steps_of(llama(), {4: gate}):

@@ -68,7 +68,7 @@ async def test_two_streams_on_one_model_never_overlap(calls: Calls) -> None:
 
 
 async def test_a_crowd_on_one_model(calls: Calls) -> None:
-    """Everybody leaves in another way and at another time, and gets their own text until then."""
+    """Each leaves by another way at another time, and has its own text until then."""
     chance = random.Random(0)
     ways = [reaching_the_end, leaving, stopped, closed, cancelled_from_outside, raising]
     ends = []
@@ -112,7 +112,7 @@ async def test_first_come_first_served(calls: Calls) -> None:
     assert calls.entered == [0, 1, 2, 3]
 
 
-async def test_the_time_in_the_queue_is_told() -> None:
+async def test_timing_has_the_time_in_the_queue() -> None:
     gate = Gate()
     with steps_of(llama(), {1: gate}):
         async with (
@@ -198,7 +198,7 @@ async def test_the_turn_is_free_again_after_every_end() -> None:
 
 
 async def test_streams_do_not_keep_a_model_alive() -> None:
-    """Neither the turns nor a worker thread that idles does; the stream itself may be kept."""
+    """Nor does an idle worker thread; the stream itself can be kept."""
 
     async def use() -> tuple[Any, Any, Any]:
         model, own_tokenizer = new_llama(), new_tokenizer()

@@ -47,7 +47,7 @@ async def test_finish_reason_eos() -> None:
     ids=["number", "list", "tensor"],
 )
 async def test_finish_reason_eos_of_the_callers(eos_token_id: Any) -> None:
-    """An ordinary token may end the text too, and is a part of it."""
+    """An ordinary token can end the text too, and is part of it."""
     context = stream_llama(logits_processor=[Say("ab!c")], eos_token_id=eos_token_id, **ENDLESS)
     _, stream = await collect(context)
     assert (stream.finish_reason, stream.text) == (FinishReason.EOS, "ab!")
@@ -79,7 +79,7 @@ async def test_finish_reason_length(kwargs: dict[str, Any]) -> None:
 
 @pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
 @pytest.mark.parametrize("suspect", SUSPECTS)
-async def test_finish_reason_length_when_nothing_is_said(suspect: str) -> None:
+async def test_finish_reason_length_by_default(suspect: str) -> None:
     """`generate()` makes 20 tokens by default."""
     _, stream = await collect(stream_llama(**SUSPECTS[suspect]()))
     assert stream.finish_reason is FinishReason.LENGTH
@@ -88,7 +88,7 @@ async def test_finish_reason_length_when_nothing_is_said(suspect: str) -> None:
 
 @pytest.mark.parametrize("suspect", SUSPECTS)
 async def test_finish_reason_length_of_embeddings(suspect: str) -> None:
-    """`max_length` counts them, though they are no tokens."""
+    """`max_length` counts them, though they are not tokens."""
     with torch.no_grad():
         embeddings = llama().get_input_embeddings()(torch.tensor([ids_of(PROMPT)]))
     kwargs = SUSPECTS[suspect]() | {"max_length": len(PROMPT) + 5}
@@ -138,8 +138,8 @@ async def test_finish_reason_stop_string_of_transformers() -> None:
     assert (stream.text, stream.stop_string) == ("one t", " t")
 
 
-async def test_a_stop_string_of_transformers_may_begin_in_the_prompt() -> None:
-    """So `generate()` has it. Ours do not."""
+async def test_a_stop_string_of_transformers_can_begin_in_the_prompt() -> None:
+    """As with `generate()` itself. Ours cannot."""
     context = stream_llama("a ST", logits_processor=[Say("OP it")], stop_strings="STOP", **ENDLESS)
     _, stream = await collect(context)
     assert (stream.text, stream.finish_reason) == ("OP", FinishReason.STOP_STRING)
@@ -233,7 +233,7 @@ async def test_leaving_in_the_step_of_the_models_own_end_is_a_cancellation(end: 
 
 
 async def test_leaving_with_the_whole_text_is_the_models_own_end() -> None:
-    """Nobody has to ask for the end to know that there was one."""
+    """The end counts even if the consumer has not received it."""
     async with stream_llama(**says("abc")) as stream:
         while len(stream.token_ids) < 3:
             await stream.receive()

@@ -59,7 +59,7 @@ anyio.run(main)
 
 
 def test_without_transformers() -> None:
-    """What needs no torch works; what does says what to install."""
+    """Streams that need no torch work; for the others the error names what to install."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", WITHOUT], capture_output=True, text=True, check=False
     )

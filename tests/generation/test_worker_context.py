@@ -52,7 +52,7 @@ async def test_worker_context_is_left_after_a_stop_and_after_an_error() -> None:
         pass
     with pytest.raises(ValueError, match="no_such_thing"):
         await collect(stream_llama(no_such_thing=1, worker_context=lambda: context("error")))
-    assert left in (["stop", "error"], ["error"])  # the first may not have had its turn
+    assert left in (["stop", "error"], ["error"])  # the first can have left before its turn
 
 
 @pytest.mark.parametrize("when", ["enter", "exit", "call"])
@@ -83,7 +83,7 @@ async def test_errors_of_a_worker_context_arrive(when: str) -> None:
 
 
 async def test_a_worker_context_that_swallows_an_error_swallows_it() -> None:
-    """It is what `contextlib.suppress` is asked to do: the text ends there."""
+    """As `contextlib.suppress` is meant to: the text ends there."""
     with steps_of(llama(), {3: raiser(RuntimeError("broken"))}):
         context = stream_llama(**ENDLESS, worker_context=lambda: contextlib.suppress(RuntimeError))
         async with context as stream:

@@ -41,7 +41,7 @@ each_way_to_let_go = pytest.mark.parametrize(
 
 
 async def let_go(generators: list[AsyncGenerator[str, None]], way: str) -> None:
-    """End the last of these generators, to which nothing else may refer."""
+    """End the last of these generators, to which nothing else refers."""
     tokens = generators.pop()
     match way:
         case "dropped":

@@ -67,7 +67,7 @@ def decoder_of(row_detokenizer: Any) -> Any:
 
 
 class Deliveries:
-    """The times that any stream looks for items to deliver; a test may act around them."""
+    """The times that any stream looks for items to deliver; a test can act around them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0

@@ -2,7 +2,7 @@
 
 The contract tests play scripts, open gates and look inside the engine that has the model. Under Ray
 Serve that engine is elsewhere. So its model calls this one, over a socket, for each of its steps;
-and over another it tells what a test asks of the engine.
+and over another it answers a test's questions about the engine.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def stream_llama(prompt: Any = PROMPT, **kwargs: Any) -> Any:
 
 
 def says(*pieces: str | int) -> dict[str, Any]:
-    """Arguments with which a model says this, and nothing more unless it is given more time."""
+    """Arguments that make a model generate exactly this."""
     say = Say(*pieces)
     return {"logits_processor": [say], "max_new_tokens": len(say.ids)}
 

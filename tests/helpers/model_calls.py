@@ -10,7 +10,7 @@ from anyio import Event, fail_after, from_thread, wait_all_tasks_blocked
 
 
 class Calls:
-    """What goes on in `generate()`: who is in it, and in which order they came."""
+    """The calls of `generate()`: how many are in it, and the order in which they came."""
 
     def __init__(self) -> None:
         self.inside = 0
@@ -42,7 +42,7 @@ class Gate:
 
     def __call__(self) -> None:
         from_thread.run_sync(self._reached.set)
-        assert self._open.wait(30), "nobody opened the gate"
+        assert self._open.wait(30), "the gate was not opened"
 
     async def reached(self) -> None:
         """Wait until the model is there."""

@@ -1,4 +1,4 @@
-"""Producers that do what a test tells them, and remember what they did."""
+"""Producers that a test controls step by step, and that record what they did."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ShouldStop = Callable[[], bool]
 # How long a test waits for what must come, in seconds. Nothing is ever asserted about less.
 PATIENCE = 30.0
 # The same for a program: on a busy machine torch alone takes half a minute to import. A test that
-# may wait so long has the mark `pytest.mark.timeout(PROGRAM_TIMEOUT)`.
+# can wait this long has the mark `pytest.mark.timeout(PROGRAM_TIMEOUT)`.
 PROGRAM_PATIENCE = 240.0
 PROGRAM_TIMEOUT = 300
 
@@ -33,7 +33,7 @@ class Scripted:
 
     It is shaped like a generation: a step is computed, its item is emitted, and then it asks
     whether to go on. A step that is not yet allowed is one that takes long. It cannot be
-    interrupted, but it comes to its end once a stop was asked for; so a test counts at most one
+    interrupted, but it comes to its end once a stop was requested; so a test counts at most one
     more.
     """
 
@@ -139,7 +139,7 @@ class DeadlineClock:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait for what a thread does, and cannot say."""
+    """Wait for something that a thread does, which no event reports."""
     with anyio.fail_after(PATIENCE):
         while not condition():
             await anyio.sleep(0.001)  # less is nothing on uvloop, which would spin

@@ -1,6 +1,6 @@
 """Models of every kind that `stream_text` meets, of a few thousand weights, made in memory.
 
-Their weights are random, with fixed seeds. What they say is chosen with `Say`.
+Their weights are random, with fixed seeds. Their text is chosen with `Say`.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def new_llama(
 
 @cache
 def llama() -> Any:
-    """A decoder. It talks nonsense, without an end."""
+    """A decoder. Its text is random and never ends by itself."""
     return new_llama()
 
 
@@ -184,7 +184,7 @@ def new_whisper(
 
 
 class TinyProcessor(ProcessorMixin):
-    """A processor of nothing but text."""
+    """A processor of text alone."""
 
     attributes = ["tokenizer"]  # noqa: RUF012
     tokenizer_class = "AutoTokenizer"
@@ -194,7 +194,7 @@ class TinyProcessor(ProcessorMixin):
 
 
 class Say(LogitsProcessor):
-    """Makes a model say these tokens, one after another; then what it likes."""
+    """Makes a model generate these tokens, one after another; after them it is free."""
 
     def __init__(self, *pieces: str | int) -> None:
         self.ids: list[int] = []
