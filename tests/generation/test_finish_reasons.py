@@ -29,13 +29,14 @@ FLAGS = (
     "out_of_time",
     "criteria_met",
     "is_stopped",
-    "has_criteria",
-    "has_stop_strings",
 )
 
 
-def reasons(rows: list[RowEnd], holding: set[str] | frozenset[str]) -> list[FinishReason | None]:
-    return finish_reasons(rows, **{flag: flag in holding for flag in FLAGS})
+def reasons(
+    rows: list[RowEnd], holding: set[str] | frozenset[str], otherwise: FinishReason = EOS
+) -> list[FinishReason | None]:
+    flags: dict[str, Any] = {flag: flag in holding for flag in FLAGS}
+    return finish_reasons(rows, **flags, otherwise=otherwise)
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,12 @@ CASES = {
     "out of time": Case(TIME, OPEN, {"out_of_time"}),
     "out of time, and criteria met": Case(TIME, OPEN, {"out_of_time", "criteria_met"}),
     "out of time and a stop": Case(TIME, OPEN, {"out_of_time", "is_stopped"}),
-    "criteria met": Case(CRITERIA, OPEN, {"criteria_met", "has_criteria"}),
+    "criteria met": Case(CRITERIA, OPEN, {"criteria_met"}),
     "criteria met and a stop": Case(CRITERIA, OPEN, {"criteria_met", "is_stopped"}),
-    # What is left, where nothing is known to have ended it.
-    "nothing known": Case(LENGTH),
-    "nothing known, with criteria": Case(CRITERIA, OPEN, {"has_criteria"}),
-    "nothing known, with stop strings": Case(STOP_STRING, OPEN, {"has_stop_strings"}),
-    "nothing known, with both": Case(STOP_STRING, OPEN, {"has_criteria", "has_stop_strings"}),
+    # Nothing is known to have ended it.
+    "nothing known": Case(EOS),
     # The model has not ended it.
     "stop": Case(None, OPEN, {"is_stopped"}),
-    "stop, with criteria": Case(None, OPEN, {"is_stopped", "has_criteria"}),
-    "stop, with stop strings": Case(None, OPEN, {"is_stopped", "has_stop_strings"}),
     "cut": Case(None, OPEN, {"is_cut"}),
     "cut at the limit": Case(None, OPEN, {"is_cut", "reached_limit"}),
     "stopped before other rows": Case(None, EARLY),
@@ -129,14 +125,18 @@ def test_a_row_without_an_end_of_its_own_has_none_where_the_call_was_cut(
 
 
 @given(row_ends, flags)
-def test_the_limit_is_the_reason_only_where_it_was_reached_or_nothing_else_can_be(
+def test_length_is_the_reason_only_where_the_limit_was_reached(
     row: RowEnd, holding: frozenset[str]
 ) -> None:
-    others = {"out_of_time", "criteria_met", "has_criteria", "has_stop_strings", "is_stopped"}
     if reasons([row], holding) == [LENGTH]:
         assert not has_own_end(row)
         assert "is_cut" not in holding
-        assert "reached_limit" in holding or not holding & others
+        assert "reached_limit" in holding
+
+
+@pytest.mark.parametrize("otherwise", [EOS, STOP_STRING, CRITERIA])
+def test_what_is_left_where_no_reason_is_known(otherwise: FinishReason) -> None:
+    assert reasons([OPEN, EARLY], set(), otherwise) == [otherwise, None]
 
 
 @given(row_ends, flags)
