@@ -1,8 +1,12 @@
-"""Every exception that is anystreamer's own, and how one is raised again unchanged."""
+"""The exceptions of anystreamer, and how those of other code are passed on unchanged."""
 
 from __future__ import annotations
 
+import logging
+import traceback
 from typing import NoReturn
+
+from anyio import EndOfStream
 
 __all__ = [
     "EngineBusy",
@@ -10,15 +14,21 @@ __all__ = [
     "EngineDied",
     "GenerationStopped",
     "GenerationTimeout",
+    "add_note",
+    "describe",
+    "is_kind",
     "raise_preserving_context",
+    "wrap_control_flow_exception",
 ]
+
+logger = logging.getLogger("anystreamer")
 
 
 class GenerationStopped(Exception):
-    """Raised in the worker thread, out of ``emit()`` or ``put()``, when its stream was stopped.
+    """Raised in the worker thread, by ``emit()`` or ``put()``, when its stream was stopped.
 
-    It unwinds a producer that does not ask whether it should stop. A producer may clean up and let
-    it pass: coming out of a stopped producer it is the normal end, and no consumer ever sees it.
+    It ends a producer that does not ask whether it should stop. A producer can clean up and let it
+    pass: from a stopped producer it is the normal end, and a consumer never sees it.
     """
 
 
@@ -34,16 +44,15 @@ class GenerationTimeout(TimeoutError):
 
 
 class EngineBusy(Exception):
-    """Raised at the entry of a stream's block: as many wait for the engine as may wait."""
+    """Raised at the entry of a stream's block: the engine's queue is full."""
 
     def __init__(self, waiting: int | None, retry_after: float | None = None) -> None:
-        said = "try again later" if waiting is None else f"{waiting} requests are waiting"
-        super().__init__(f"the engine is busy: {said}")
-        self.waiting: int | None = (
-            waiting  #: how many requests wait; None where a server does not tell
-        )
-        #: seconds until another try may help: a server's word, or an estimate of how long all who
-        #: wait will take, as requests go lately; None where neither is known
+        detail = "try again later" if waiting is None else f"{waiting} requests are waiting"
+        super().__init__(f"the engine is busy: {detail}")
+        #: how many requests wait; None where a server does not report it
+        self.waiting: int | None = waiting
+        #: seconds until another try can succeed: what a server answered, or an estimate from how
+        #: long requests have taken lately; None where neither is known
         self.retry_after: float | None = retry_after
 
     def __reduce__(self) -> tuple[type[EngineBusy], tuple[int | None, float | None]]:
@@ -63,19 +72,75 @@ class EngineClosed(Exception):
 class EngineDied(Exception):
     """Raised by each open stream when its engine's thread has died, and by each new one after that.
 
-    An open stream raises it after the text that had been made. Its cause is what the thread died
-    of.
+    An open stream raises it after the text that had been made. Its cause is the exception that
+    ended the thread.
     """
 
     def __init__(self) -> None:
         super().__init__("the engine has died")
 
 
+# -- exceptions of other people's code: their classes can refuse whatever Python lets them refuse
+
+_CONTEXT = vars(BaseException)["__context__"]
+
+
 def raise_preserving_context(exc: BaseException) -> NoReturn:
     """Raise *exc* without making what is being handled right now its context."""
-    context = exc.__context__
+    context = _CONTEXT.__get__(exc)
     try:
         raise exc
     finally:
-        exc.__context__ = context
+        _CONTEXT.__set__(exc, context)
         del exc, context
+
+
+def is_kind(
+    exc: BaseException | None, kind: type[BaseException] | tuple[type[BaseException], ...]
+) -> bool:
+    """Whether *exc* is of this kind, as ``except`` decides it.
+
+    ``isinstance`` can fail, because it also asks the exception for its ``__class__``.
+    """
+    return issubclass(type(exc), kind)
+
+
+def describe(exc: BaseException) -> str:
+    """Return the type and the message, as at the end of a traceback. Never fails."""
+    for show in (traceback.format_exception_only, lambda exc: [f"{type(exc).__qualname__}: {exc}"]):
+        try:
+            return "".join(show(exc)).strip()
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            continue
+    return type(exc).__qualname__
+
+
+def add_note(exc: BaseException, note: str) -> None:
+    """Add a note to *exc*. Never fails: a note that the exception refuses goes to the log."""
+    try:
+        exc.add_note(note)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        logger.warning("%s", note)
+
+
+def wrap_control_flow_exception(
+    exc: BaseException, cancellation: type[BaseException]
+) -> BaseException:
+    """Return what to raise in a consumer in place of an exception of a worker thread.
+
+    A consumer would take some for the end of its stream, or for its own cancellation: these become
+    the cause of a RuntimeError. All others are returned unchanged.
+    """
+    signals = (StopIteration, StopAsyncIteration, GeneratorExit, EndOfStream, cancellation)
+    if not is_kind(exc, signals):
+        return exc
+    error = RuntimeError(
+        f"the worker thread raised {type(exc).__qualname__}, which cannot be raised here: it would "
+        "be taken for the end of the stream or for a cancellation; see the cause of this error"
+    )
+    error.__cause__ = exc
+    return error

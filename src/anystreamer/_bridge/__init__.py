@@ -10,7 +10,7 @@ from .producer import Producer
 from .state import Phase, StreamState
 from .stream import ThreadStream
 from .validation import validate_buffer_size, validate_limiter
-from .worker_task import ThreadTask, WorkerTask, has_waiters
+from .worker_task import ThreadTask, WorkerTask, close_if_unstarted, has_waiters
 
 __all__ = [
     "JOIN_POLL",
@@ -31,6 +31,7 @@ __all__ = [
     "ThreadTask",
     "UngroupedTaskGroup",
     "WorkerTask",
+    "close_if_unstarted",
     "guard",
     "has_waiters",
     "run_sync_joined",

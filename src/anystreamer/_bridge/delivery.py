@@ -6,14 +6,15 @@ from contextlib import suppress
 from time import perf_counter, sleep
 from typing import Any, Generic, TypeVar
 
-from anyio import CancelScope, EndOfStream, from_thread, get_cancelled_exc_class
+from anyio import CancelScope, from_thread, get_cancelled_exc_class
 from anyio import sleep as async_sleep
 from anyio.lowlevel import EventLoopToken, current_token
 
+from .._errors import wrap_control_flow_exception
 from .join import SafeEvent
 from .state import HOLDING_GUARD, Phase, StreamState
 
-__all__ = ["QUEUE_POLL", "Crossing", "Sink", "guard", "wrap_control_flow_exception"]
+__all__ = ["QUEUE_POLL", "Crossing", "Sink", "guard"]
 
 T = TypeVar("T")
 
@@ -136,18 +137,3 @@ async def guard(state: StreamState[Any]) -> None:
             if state.pending:
                 state.drain_pending()
                 state.receiver_waiting.set()
-
-
-def wrap_control_flow_exception(
-    exc: BaseException, cancellation: type[BaseException]
-) -> BaseException:
-    """What a consumer sees in place of an exception that it would take for something else.
-
-    For the end of the stream, or for a cancellation of its own. Others are returned as they are.
-    """
-    signals = (StopIteration, StopAsyncIteration, GeneratorExit, EndOfStream, cancellation)
-    if isinstance(exc, signals):
-        error = RuntimeError(f"the producer raised {type(exc).__name__}")
-        error.__cause__ = exc
-        return error
-    return exc

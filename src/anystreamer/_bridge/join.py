@@ -1,13 +1,20 @@
-"""Waiting that neither a native cancellation nor a Ctrl-C can spoil: for a flag, for a thread."""
+"""Waiting that neither a native cancellation nor a Ctrl-C can break: for an event, for a thread."""
+
+from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from anyio import CancelScope, CapacityLimiter, Event, get_cancelled_exc_class, sleep, to_thread
 from anyio.lowlevel import checkpoint
 
-# After a native cancellation, the worker's end is looked for this often (seconds).
+from .._errors import wrap_control_flow_exception
+
+__all__ = ["JOIN_POLL", "SafeEvent", "active_threads", "run_sync_joined", "track_active_thread"]
+
+# After a native cancellation, this is how often we look whether the thread has left (seconds).
 JOIN_POLL = 0.005
 
 #: The idents of worker threads that are in a call of `run_sync_joined`. A set's methods are atomic.
@@ -15,11 +22,11 @@ active_threads: set[int] = set()
 
 
 class SafeEvent:
-    """An event that can be waited for where a KeyboardInterrupt may strike.
+    """An event that can be waited for where a KeyboardInterrupt can strike.
 
-    One that strikes in `trio.Event.wait` leaves the task on the event's list, and `set` then wakes
-    it wherever it waits by that time, which ends the run with a TrioInternalError. So each wait has
-    an event of its own, that is forgotten when the wait is left.
+    One that strikes in `trio.Event.wait` leaves the task on the event's list. `set` then wakes the
+    task wherever it waits by that time, which ends the run with a TrioInternalError. So each wait
+    here has an event of its own, which is forgotten when the wait ends.
     """
 
     def __init__(self) -> None:
@@ -63,52 +70,77 @@ async def run_sync_joined(
 ) -> None:
     """Call *func* in a worker thread, and do not return before the thread has left it.
 
-    The thread is one of `active_threads`, unless *is_tracked* is false.
-
-    *when_cancelled* tells it to come out after a native cancellation, which it cannot see by
-    itself: a loop that ends cancels each task, and there may be nobody else to tell it.
-
     A native cancellation on asyncio breaks the shield of `to_thread.run_sync`. If it comes before
-    the thread has taken the call, the call never runs; who takes the ticket decides which it was.
-    If it comes later, nobody tells us any more when the thread comes out, and we have to look. (The
-    thread must not tell: a Ctrl-C that strikes its message on the loop leaves it waiting for ever.)
-    """
-    tickets = [None]
-    has_left = False
+    the thread has taken the call, the call never runs. If it comes later, nothing reports when the
+    thread leaves, so we have to look. (The thread must not report it: a Ctrl-C that strikes its
+    message on the loop would leave the thread waiting for ever.)
 
-    def has_taken_ticket() -> bool:
+    Args:
+        when_cancelled: called after a native cancellation, to make *func* return. *func* cannot see
+            that cancellation by itself, and where a loop that ends cancels all tasks, no other task
+            may be left to stop it.
+        is_tracked: count the thread among `active_threads`.
+
+    Raises:
+        BaseException: what *func* raised. See `wrap_control_flow_exception` for the exceptions that
+            are wrapped.
+    """
+    call = _Call(partial(track_active_thread, func, *args) if is_tracked else partial(func, *args))
+    interrupt: BaseException | None = None
+    try:
+        await to_thread.run_sync(call.run, limiter=CapacityLimiter(1))
+    finally:
+        if not call.take():
+            if not call.has_left:
+                when_cancelled()
+            interrupt = await call.join()
+    error, call.error = call.error, None
+    if interrupt is not None:
+        raise interrupt
+    if error is not None:
         try:
-            tickets.pop()
+            raise wrap_control_flow_exception(error, get_cancelled_exc_class())
+        finally:
+            del error  # its traceback leads here
+
+
+class _Call:
+    """A call of a function that either one worker thread makes, or no thread does."""
+
+    def __init__(self, func: Callable[[], object]) -> None:
+        self._func = func
+        self._tickets = [None]
+        self.has_left = False  # the thread has returned from the function
+        self.error: BaseException | None = None  # what the function raised
+
+    def take(self) -> bool:
+        """Take the call. Of the worker thread and the loop, one gets it: ``pop`` is atomic."""
+        try:
+            self._tickets.pop()
         except IndexError:
             return False
         return True
 
-    def call() -> None:
-        nonlocal has_left
-        if has_taken_ticket():
+    def run(self) -> None:
+        """Make the call, unless the loop has taken it. In the worker thread."""
+        if self.take():
             try:
-                if is_tracked:
-                    track_active_thread(func, *args)
-                else:
-                    func(*args)
+                self._func()
+            except BaseException as exc:  # no event loop is to carry it: it could change it
+                self.error = exc
             finally:
-                has_left = True
+                self.has_left = True
 
-    interrupt: BaseException | None = None
-    cancellation = get_cancelled_exc_class()
-    try:
-        await to_thread.run_sync(call, limiter=CapacityLimiter(1))
-    finally:
-        if not has_taken_ticket():
-            if not has_left:
-                when_cancelled()
-            with CancelScope(shield=True):
-                while not has_left:
-                    try:
-                        await sleep(JOIN_POLL)
-                    except cancellation:  # native again: the first one will be raised
-                        pass
-                    except BaseException as exc:
-                        interrupt = exc
-    if interrupt is not None:
-        raise interrupt
+    async def join(self) -> BaseException | None:
+        """Wait until the thread has left the function. Returns a Ctrl-C that came meanwhile."""
+        cancellation = get_cancelled_exc_class()
+        interrupt: BaseException | None = None
+        with CancelScope(shield=True):
+            while not self.has_left:
+                try:
+                    await sleep(JOIN_POLL)
+                except cancellation:  # native again: the first one will be raised
+                    pass
+                except BaseException as exc:
+                    interrupt = exc
+        return interrupt

@@ -51,11 +51,12 @@ class Producer(Generic[T]):
         self._thread = threading.get_ident()
         try:
             self._sink.succeed(produce(self))
-        except BaseException as exc:
-            # The stop's own exceptions are the normal end of a producer that was stopped.
-            is_stop = isinstance(exc, (GenerationStopped, self._cancellation))
-            if not (is_stop and self.should_stop()):
+        except (GenerationStopped, self._cancellation) as exc:
+            # From a producer that was stopped, these are the normal end.
+            if not self.should_stop():
                 self._sink.fail(exc)
+        except BaseException as exc:
+            self._sink.fail(exc)
         self._thread = 0
 
     def emit(self, item: T) -> None:

@@ -20,7 +20,7 @@ from .producer import Producer
 from .state import Phase, StreamState
 from .stream import ThreadStream
 
-__all__ = ["ThreadTask", "WorkerTask", "has_waiters"]
+__all__ = ["ThreadTask", "WorkerTask", "close_if_unstarted", "has_waiters"]
 
 StreamT = TypeVar("StreamT", bound="ThreadStream[Any]")
 
@@ -82,9 +82,8 @@ class WorkerTask(Generic[StreamT]):
         return self.state.phase is Phase.QUEUED
 
     def finish_if_never_started(self) -> None:
-        """End it if its task was cancelled natively before the first step: none will be made."""
-        is_over = inspect.getcoroutinestate(self.coroutine) == inspect.CORO_CLOSED
-        if is_over and not self.state.worker_exited.is_set():
+        """Exit if the task has not made its first step. Called when it can no longer make one."""
+        if close_if_unstarted(self.coroutine) and not self.state.worker_exited.is_set():
             self._exit()
 
     async def _run(self) -> None:
@@ -153,6 +152,16 @@ class ThreadTask(WorkerTask[StreamT]):
         others_wait = None if limiter is None else has_waiters(limiter, current_token())
         producer = Producer[Any](state, others_wait)
         await run_sync_joined(producer.run, self._produce, when_cancelled=state.abandon)
+
+
+def close_if_unstarted(coroutine: Coroutine[Any, Any, Any]) -> bool:
+    """Close a coroutine that has not made its first step. Returns whether it has ended.
+
+    A task that is cancelled natively, or a Ctrl-C before it is started, leaves one behind.
+    """
+    if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+        coroutine.close()
+    return inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
 
 
 def has_waiters(limiter: CapacityLimiter, token: EventLoopToken) -> Callable[[], bool]:

@@ -18,6 +18,7 @@ from .._bridge import (
     StreamContext,
     UngroupedTaskGroup,
     WorkerTask,
+    close_if_unstarted,
     run_sync_joined,
 )
 from .._errors import EngineBusy, EngineClosed, EngineDied, raise_preserving_context
@@ -45,6 +46,7 @@ class BaseEngine:
         self.ready = SafeEvent()  # once it takes requests, or never will
         self.tasks: DetachedTasks[EngineTask]  #: of its requests, once it is open
         self._max_waiting = max_waiting
+        self._coroutine: Coroutine[Any, Any, None] | None = None  # of its own task
         self._is_closed = False
         self._died_of: BaseException | None = None
 
@@ -121,7 +123,7 @@ class BaseEngine:
 
     def finish_if_never_started(self) -> None:
         """As `WorkerTask.finish_if_never_started`, for the engine's own task."""
-        if inspect.getcoroutinestate(self._coroutine) == inspect.CORO_CLOSED:
+        if self._coroutine is None or close_if_unstarted(self._coroutine):
             self.left.set()
 
     async def _serve(self) -> None:
