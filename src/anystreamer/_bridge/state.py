@@ -1,34 +1,42 @@
-"""What the threads of a stream share, and the rules for it. The theory of operation is here.
+"""The state that the threads of a stream share, with its rules. The theory of operation is here.
 
-A stream has a producer, which makes items in a thread of its own, and a consumer in an event loop.
-A *worker task* in that loop starts the producer, and ends after it. All of them share one
-`StreamState`, through two halves: producers push and publish through a `Sink`, the consumer
-receives through a `ThreadStream`.
+A stream has a producer and a consumer. The producer makes items in a worker thread. The consumer
+receives them in an event loop. A *worker task* in that loop starts the producer and ends after it.
+They share one `StreamState`. The producer writes to it through a `Sink` (`delivery.py`), the
+consumer reads from it through a `ThreadStream` (`stream.py`).
 
-An item's way: the producer's thread appends it to `pending`. The loop moves it from there into an
-anyio memory object stream (`Sink.publish`), when the producer's thread crosses over to it, or when
-a guard on the loop looks because the producer is silent (`delivery.py`). The consumer takes it out
-of the memory object stream.
+The way of an item:
 
-Who writes what:
+1. The producer appends it to `pending`, in its own thread.
+2. The loop moves it into an anyio memory object stream and wakes the consumer. Either the producer
+   makes the loop do that and waits for it (a `Crossing`), or a task on the loop does it while the
+   producer is silent (`guard`).
+3. The consumer takes it out of the memory object stream.
+
+Who writes what. There is no lock: each attribute has one writer, or all writes to it are atomic.
+This holds without a GIL too.
 
 - `pending`: the producer appends, the loop pops. Both are atomic.
-- `stop_requested`, `abandoned`: anybody, from any thread, a finalizer or a signal handler. They
-  only ever change from False to True. The producer polls them; nothing else tells it to stop.
-- `error`, `result`: the producer, before its worker has exited. Others may set an error, too: the
-  first one counts.
-- `space_available`: the producer makes one and waits for it; the loop sets it.
-- everything else: the loop alone.
+- `pushed`: the producer. `taken`: the loop. Both count items and only grow; their difference is
+  how many items the consumer has not got.
+- `stop_requested`, `abandoned`: any thread, a finalizer or a signal handler. They change from False
+  to True once. The producer polls them; it learns of a stop in no other way.
+- the error: any thread may append one to a list. The first one counts.
+- `result`: the producer, before its worker exits.
+- `space_available`: the producer sets the attribute and waits for the event, the loop sets the
+  event.
+- all other attributes: the loop.
 
 Invariants:
 
 1. `phase` only advances, and only on the loop: QUEUED -> RUNNING -> EXITED, or QUEUED -> EXITED.
-2. After EXITED nothing is added: what a late producer pushes is dropped.
-3. Items are received in the order in which they were pushed, all of them, unless `abandoned` or
-   `closed`: then nobody reads, and the rest is dropped.
-4. The consumer sees an end, or the error, after the last item, and after `finalize`.
-5. The producer appends before it reads the clock, and the guard looks at `guard_at` or later: no
-   item stays in `pending` while a receive() waits, longer than the guard's time.
+2. After EXITED no item is delivered any more: what a producer pushes too late is dropped.
+3. The consumer gets all items in the order in which they were pushed, unless the stream is
+   `abandoned` or `closed`: then the rest is dropped, because it will not be read.
+4. The consumer sees the end, or the error, after the last item, and after `finalize`.
+5. An item does not stay in `pending` for longer than the guard's time while a receive() waits: the
+   producer appends the item before it reads the clock to decide about a crossing, and the guard
+   looks at `guard_at`, which is later than any time until which the producer delays a crossing.
 """
 
 from __future__ import annotations
@@ -42,18 +50,19 @@ from typing import Any, Generic, TypeVar
 
 from anyio import CancelScope, Event, create_memory_object_stream
 
+from .._errors import describe
 from .join import SafeEvent
 
-__all__ = ["Phase", "StreamState"]
+__all__ = ["HOLDING_GUARD", "NO_WAITER", "Phase", "StreamState"]
 
 T = TypeVar("T")
 
-# A producer that stalls after emitting cannot bring over what it still holds, so it is fetched for
-# a waiting receive() after this time (seconds) at the latest. Each look wakes the loop beside the
+# A producer that stalls after it has pushed an item cannot deliver it. So the guard delivers it to
+# a waiting receive(), after this time (seconds) at the latest. Each look wakes the loop beside the
 # worker, which costs as much as a crossing: every 4 ms they took 4 to 8 % of a small model's time.
 HOLDING_GUARD = 0.02
 
-# Setting it wakes nobody.
+# Stands for the event of a waiter where none waits: setting it wakes no task.
 NO_WAITER = SafeEvent()
 
 
@@ -66,14 +75,15 @@ class Phase(IntEnum):
 
 
 class StreamState(Generic[T]):
-    """The state of one stream. See above for who may write what."""
+    """The state of one stream. The text above says which thread may write what."""
 
     def __init__(self, max_buffer_size: float = math.inf) -> None:
         self.max_buffer_size = max_buffer_size
         self.pending: deque[T] = deque()  # pushed, and not yet in the memory object stream
-        self.stop_requested = False  # what has been made is still wanted
-        self.abandoned = False  # nobody will read: a scope, aclose(), or the end of the block
-        self.error: BaseException | None = None
+        self.pushed = 0  # items that the producer has pushed
+        self.stop_requested = False  # the items made so far will still be read
+        self.abandoned = False  # nothing will be read: a scope, aclose(), or the end of the block
+        self._errors: list[BaseException] = []
         self.result: Any = None
         self.space_available: threading.Event | SafeEvent = NO_WAITER
 
@@ -83,12 +93,13 @@ class StreamState(Generic[T]):
         self.worker_exited = SafeEvent()
         self.scope = CancelScope()  # around the worker's turn and its wait for it
         self.closed = False
-        self.error_raised = False
+        self.error_raised = False  # the consumer has seen the error
         self.buffer_send, self.buffer_receive = create_memory_object_stream[T](math.inf)
         self.buffered = 0  # items in the memory object stream
+        self.taken = 0  # items that the consumer has got, or that were dropped instead
         self.receiver_waiting: Event | SafeEvent = NO_WAITER
         self.receive_began = SafeEvent()  # set when a receive() begins to wait
-        self.guard_at = 0.0  # when `pending` is looked at for a waiting receive()
+        self.guard_at = 0.0  # when the guard looks at `pending` for a waiting receive()
         self.guard_scope: CancelScope | None = None  # of the guard, while it runs
         self.number = 0  # in the log
 
@@ -96,7 +107,7 @@ class StreamState(Generic[T]):
 
     @property
     def should_end(self) -> bool:
-        """Whether the producer is to end."""
+        """Whether the producer should end."""
         return self.stop_requested or self.abandoned
 
     @property
@@ -105,33 +116,45 @@ class StreamState(Generic[T]):
         return self.phase is Phase.EXITED
 
     def abandon(self) -> None:
-        """Nobody will read any more: tell the producer, unless it has ended."""
+        """Tell the producer that nothing will be read any more, unless it has ended."""
         if not self.has_exited:
             self.abandoned = True
 
     def fail(self, error: BaseException) -> None:
         """End the stream with an error, after its items. The first error counts."""
-        if self.error is None:
-            self.error = error
+        self._errors.append(error)
+
+    @property
+    def error(self) -> BaseException | None:
+        """The error that ends the stream."""
+        return next(iter(self._errors), None)
 
     @property
     def is_full(self) -> bool:
-        """Whether as many items wait for the consumer as may."""
-        return len(self.pending) + self.buffered >= self.max_buffer_size
+        """Whether `max_buffer_size` items wait for the consumer."""
+        return self.pushed - self.taken >= self.max_buffer_size
 
     def progress(self) -> tuple[int, int]:
-        """How many tokens have been computed, and delivered."""
+        """Return how many tokens have been computed, and how many delivered."""
         return 0, 0
+
+    # -- from the producer's thread
+
+    def push(self, *items: T) -> None:
+        """Add items, unless the stream is abandoned."""
+        if not self.abandoned:
+            self.pushed += len(items)  # before they can be taken
+            self.pending.extend(items)
 
     # -- on the loop: phases
 
     def start(self) -> None:
-        """The worker's turn has come."""
+        """Begin the worker's turn."""
         self.phase = Phase.RUNNING
         self.started_at = perf_counter()
 
     def exit(self) -> None:
-        """The worker has left its producer, or will never enter it."""
+        """Note that the worker has left its producer, or will never enter it."""
         self.exited_at = self.publish()
         self.phase = Phase.EXITED
         self.buffer_send.close()
@@ -141,7 +164,7 @@ class StreamState(Generic[T]):
     # -- on the loop: the way to the consumer
 
     def publish(self) -> float:
-        """Hand what is pending to the consumer, and wake it. Returns the time."""
+        """Deliver the pending items and wake the consumer. Returns the time."""
         self.drain_pending()
         self.receiver_waiting.set()
         now = perf_counter()
@@ -149,7 +172,7 @@ class StreamState(Generic[T]):
         return now
 
     def drain_pending(self) -> None:
-        """Move what is pending into the memory object stream, or drop it if nobody reads."""
+        """Move the pending items into the memory object stream, or drop them if none is read."""
         pending = self.pending
         if self.closed or self.has_exited:
             pending.clear()
@@ -159,23 +182,33 @@ class StreamState(Generic[T]):
 
     @property
     def has_item(self) -> bool:
-        """Whether there is an item to take, once what is pending has been drained."""
+        """Whether there is an item to take, once the pending ones have been drained."""
         return bool(self.pending or self.buffered)
 
     def take(self) -> T:
-        """Take the next item out of the memory object stream. Raises WouldBlock or EndOfStream."""
+        """Take the next item for the consumer. Raises WouldBlock or EndOfStream."""
+        item = self.take_buffered()
+        self.count_taken(1)
+        return item
+
+    def take_buffered(self) -> T:
+        """Take the next item out of the memory object stream, and do not count it yet."""
         item = self.buffer_receive.receive_nowait()
         self.buffered -= 1
+        return item
+
+    def count_taken(self, count: int) -> None:
+        """Count items that the consumer gets now, which makes space for others."""
+        self.taken += count
         if self.max_buffer_size != math.inf:
             self.space_available.set()
-        return item
 
     # -- on the loop: the end
 
     def close(self, *, cancel_worker: bool = True) -> None:
-        """Nobody will read any more: stop the worker, or keep it from starting; drop what comes.
+        """Stop the worker, or keep it from starting, and drop its items: none will be read.
 
-        *cancel_worker* is false where something else is about to cancel its task.
+        *cancel_worker* is false where something else is about to cancel the worker's task.
         """
         if not self.has_exited:
             self.abandoned = True
@@ -184,28 +217,28 @@ class StreamState(Generic[T]):
         self.closed = True
         self._end_guard()
         self.receiver_waiting.set()
-        self.space_available.set()  # who waits for space need not wait any longer
+        self.space_available.set()  # a producer that waits for space need not wait any longer
 
     def _end_guard(self) -> None:
         if self.guard_scope is not None:
             self.guard_scope.cancel()
 
     def finalize(self) -> None:
-        """Decide how it ended: called once the worker has exited. Again, it changes nothing."""
+        """Decide how the stream ended. Called after the worker has exited, once or more often."""
 
     def close_and_take_error(self) -> BaseException | None:
-        """End the stream for good, after the worker. Returns an error that nobody has seen yet."""
+        """End the stream for good, after the worker. Returns an error that was not raised yet."""
         self.finalize()
         self.buffer_send.close()
         self.buffer_receive.close()
-        # The traceback of the error leads back to this state: do not leave a cycle behind.
-        error, self.error = self.error, None
+        error = self.error
+        self._errors.clear()  # their tracebacks lead back to this state: leave no cycle behind
         return None if self.error_raised else error
 
     def summary(self) -> str:
-        """How it ended, in words, for the log."""
+        """Describe how the stream ended, for the log."""
         if self.error is not None:
-            return repr(self.error)
+            return describe(self.error)
         if self.started_at is None:
             return "its turn had not come"
         if self.stop_requested:

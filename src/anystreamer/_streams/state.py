@@ -1,4 +1,4 @@
-"""The state of a stream of text: its rows, its clock, and how each row ended. One owner for all."""
+"""The state of a stream of text: its rows, its clock, and how each row ended."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from .._bridge import StreamState
-from .._errors import GenerationTimeout
+from .._errors import GenerationTimeout, is_kind
 from .clock import TokenClock
 from .tracing import GenerationSpan
 from .types import FinishReason, Row, TextChunk, Timing
@@ -23,11 +23,10 @@ class HasPosition(Protocol):
 
 
 class GenerationState(StreamState[TextChunk]):
-    """Adds to `StreamState` what a generation has. The rules there hold here as well.
+    """Adds to `StreamState` what a generation has. The rules of `StreamState` hold here as well.
 
-    `rows` and `clock` are written by whoever produces: before its turn the task that prepares it,
-    then its worker. The fields of a row that tell what was delivered, and all others, are the
-    loop's.
+    The producer writes `rows` and `clock`: first the task that prepares the generation, then its
+    worker. The loop writes all other attributes, and the fields of a row that follow the delivery.
     """
 
     def __init__(
@@ -40,7 +39,8 @@ class GenerationState(StreamState[TextChunk]):
         self.timing: Timing | None = None  # until the end
         self.output: Any = None  # what generate() returned; until the end
         self.span = span
-        self._unjoined: dict[int, list[TextChunk]] = {}  # by row: taken, and not yet delivered
+        # By row: chunks out of the memory object stream that the consumer has not got yet.
+        self._unjoined: dict[int, list[TextChunk]] = {}
 
     # -- to the consumer
 
@@ -50,28 +50,33 @@ class GenerationState(StreamState[TextChunk]):
         return bool(self._unjoined) or super().has_item
 
     def take(self) -> TextChunk:
-        """Take what is ready of one row, joined. Raises WouldBlock or EndOfStream."""
+        """Take all that is ready of one row, as one chunk. Raises WouldBlock or EndOfStream."""
         unjoined = self._unjoined
         if self.buffered == 1 and not unjoined:  # nothing to join
             chunk = super().take()
             if self._record_delivery(chunk):
                 return chunk
-        while self.buffered:
-            chunk = super().take()
+        while self.buffered > 0:
+            chunk = self.take_buffered()
             unjoined.setdefault(chunk.row, []).append(chunk)
         while unjoined:
-            number = next(iter(unjoined))
-            chunks = unjoined.pop(number)
-            if self.rows[number].has_fields and (rest := chunks[_same_field_run(chunks) :]):
-                unjoined[number] = rest
-                chunks = chunks[: -len(rest)]
-            chunk = TextChunk.joined(chunks)
+            chunk = self._take_joined()
             if self._record_delivery(chunk):
                 return chunk
         return super().take()  # raises: there is nothing
 
+    def _take_joined(self) -> TextChunk:
+        """Join the chunks of the first row, as far as they are parts of the same text."""
+        number = next(iter(self._unjoined))
+        chunks = self._unjoined.pop(number)
+        if self.rows[number].has_fields and (rest := chunks[_same_field_run(chunks) :]):
+            self._unjoined[number] = rest
+            chunks = chunks[: -len(rest)]
+        self.count_taken(len(chunks))
+        return TextChunk.joined(chunks)
+
     def _record_delivery(self, chunk: TextChunk) -> bool:
-        """Note a chunk. Returns whether it is to be delivered: not the last ids, with no text."""
+        """Record a chunk. Returns whether to deliver it: ids without text are not delivered."""
         row = self.rows[chunk.row]
         row.token_ids.extend(chunk.token_ids)
         if chunk:
@@ -81,7 +86,7 @@ class GenerationState(StreamState[TextChunk]):
     # -- the end
 
     def finalize(self) -> None:
-        """Decide how each row ended."""
+        """Decide how each row ended. The first call decides."""
         if self.timing is not None:
             return
         for row in self.rows:
@@ -93,11 +98,11 @@ class GenerationState(StreamState[TextChunk]):
             self.span.end(self.rows, self.timing, self.error)
 
     def _finish_reason(self, row: Row) -> FinishReason:
-        """Decide why a row ended where several reasons meet."""
-        is_late = isinstance(self.error, GenerationTimeout)
+        """Decide why a row ended, where several reasons meet."""
+        is_late = is_kind(self.error, GenerationTimeout)
         if self.error is not None and not is_late:
             return FinishReason.ERROR
-        # The model's own end counts if the consumer was given all that it made.
+        # The model's own end counts if the consumer has got all that the model made.
         is_delivered = len(row.token_ids) == row.computed_tokens and not self.has_item
         if row.model_finish_reason is not None and is_delivered:
             return row.model_finish_reason
@@ -107,21 +112,21 @@ class GenerationState(StreamState[TextChunk]):
         return FinishReason.STOPPED if is_stopped else FinishReason.CANCELLED
 
     def progress(self) -> tuple[int, int]:
-        """How many tokens have been computed, and delivered."""
+        """Return how many tokens have been computed, and how many delivered."""
         return (
             sum(row.computed_tokens for row in self.rows),
             sum(len(row.token_ids) for row in self.rows),
         )
 
     def summary(self) -> str:
-        """How it ended, in words, for the log."""
+        """Describe how each row ended, for the log."""
         reasons = ", ".join(str(row.finish_reason) for row in self.rows)
         computed, delivered = self.progress()
         return f"{reasons}; {delivered} of {computed} tokens delivered; {self.timing}"
 
 
 def _same_field_run(chunks: Sequence[TextChunk]) -> int:
-    """How many of them, from the first one on, are parts of the same text."""
+    """Return how many chunks, from the first one on, are parts of the same text."""
     first = chunks[0]
     if not first.is_complete_value:
         for count, chunk in enumerate(chunks):

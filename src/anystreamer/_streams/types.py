@@ -8,10 +8,12 @@ from enum import StrEnum
 from typing import Any
 
 from .._text import ResponseParser
+from .delivered_text import DeliveredText
 
 __all__ = ["FinishReason", "Logprob", "Row", "TextChunk", "Timing", "Usage"]
 
-# That of a token, and of the tokens that were likeliest in its place, by their ids.
+# The log-probability of a token; then the ids and log-probabilities of the likeliest tokens in its
+# place.
 Logprob = tuple[float, tuple[tuple[int, float], ...]]
 
 
@@ -21,8 +23,8 @@ class FinishReason(StrEnum):
     EOS = "eos"  #: the model made an end-of-sequence token
     STOP_STRING = "stop_string"  #: a stop string was completed
     LENGTH = "length"  #: ``max_new_tokens`` or ``max_length`` was reached
-    TIME = "time"  #: ``generate()``'s own ``max_time`` was up
-    CRITERIA = "criteria"  #: a ``StoppingCriteria`` of the caller's said so
+    TIME = "time"  #: ``max_time`` of ``generate()`` was reached
+    CRITERIA = "criteria"  #: a ``StoppingCriteria`` of the caller stopped it
     TIMEOUT = "timeout"  #: it took longer than ``timeout=`` allows
     STOPPED = "stopped"  #: `TextStream.stop` was called
     CANCELLED = "cancelled"  #: by a scope, ``aclose()``, or leaving the block
@@ -38,7 +40,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Numbers of tokens. What was computed and not delivered came after a stop."""
+    """Numbers of tokens. Tokens that were computed and not delivered came after a stop."""
 
     prompt_tokens: int  #: of the prompt
     completion_tokens: int  #: delivered to the consumer
@@ -47,7 +49,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds since the call; None for what has not come to pass."""
+    """Seconds since the call; None for an event that did not happen."""
 
     queued: float | None  #: until the model was free
     first_token: float | None  #: until the first token was made
@@ -55,10 +57,14 @@ class Timing:
 
 
 class TextChunk(str):
-    """A piece of generated text, with the tokens that it was made of.
+    """A chunk of generated text, with the tokens that it was made of.
 
-    It is never empty, but for one mode: with ``parse_response`` it is the answer only, and a piece
-    of another field is the empty string. Its `field` and `value` say what it is about.
+    It is a `str`, and never empty, with one exception: with ``parse_response`` the text is the
+    answer only. A chunk of another field is then an empty string with a `field` and a `value`.
+
+    It works wherever a `str` works: ``json.dumps`` writes it as text; ``pickle`` and ``copy`` keep
+    its attributes. Serializers that compare the exact type, such as msgspec and PyYAML, refuse it:
+    give them ``str(chunk)``, which is a plain `str` (msgspec also takes ``enc_hook=str``).
     """
 
     __slots__ = (
@@ -72,9 +78,9 @@ class TextChunk(str):
         "value",
     )
 
-    #: of this text, and of tokens before it that have no text of their own
+    #: the ids of this text's tokens, and of tokens before it that have no text of their own
     token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...] | None  #: one for each token id, if they were asked for
+    logprobs: tuple[float, ...] | None  #: one for each token id; None without ``logprobs``
     #: for each token id, the ids and log-probabilities of the ``top_logprobs`` likeliest tokens in
     #: its place, the likeliest first; None without ``logprobs``
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None
@@ -82,8 +88,8 @@ class TextChunk(str):
     row: int
     elapsed: float  #: seconds from the call until the last of these tokens was made
     field: str | None  #: of the response template (``content``, ...); None without one
-    #: what was said in that field: a part of its text; or a whole value, such as a tool call, once
-    #: it is complete. A value that is malformed comes as the text that it is, a str.
+    #: the content of that field: a part of its text, or a complete value, such as a tool call. A
+    #: malformed value is delivered as its text, a str.
     value: Any
     #: whether `value` is a complete value, such as a tool call, and not a part of a field's text
     is_complete_value: bool
@@ -113,7 +119,7 @@ class TextChunk(str):
 
     @classmethod
     def joined(cls, chunks: Sequence[TextChunk]) -> TextChunk:
-        """One chunk in place of several of the same row, and of the same field if they have one."""
+        """Join chunks of the same row, and of the same field if they have one."""
         if len(chunks) == 1:
             return chunks[0]
         last = chunks[-1]
@@ -135,16 +141,19 @@ class TextChunk(str):
 
 @dataclass(slots=True)
 class Row:
-    """One sequence of a generation. The worker writes the first fields, the loop the others."""
+    """One sequence of a generation. The worker writes the first fields, the loop the others.
+
+    Other threads can read all of them.
+    """
 
     prompt_token_ids: list[int] = field(default_factory=list)
     computed_tokens: int = 0
     model_finish_reason: FinishReason | None = None  # None until the model has ended it by itself
     matched_stop_string: str | None = None  # the stop string that ended it
-    stop_requested: bool = False  # by anyone: `BatchStream.stop`
-    response: ResponseParser | None = None  # with parse_response; the worker's until it has left
+    stop_requested: bool = False  # by any thread: `BatchStream.stop`
+    response: ResponseParser | None = None  # with parse_response; the worker's until it has exited
 
-    delivered_text: list[str] = field(default_factory=list)  # what the consumer has been given
+    delivered_text: DeliveredText = field(default_factory=DeliveredText)
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
@@ -152,29 +161,27 @@ class Row:
     @property
     def text(self) -> str:
         """All the text delivered so far."""
-        if len(self.delivered_text) > 1:
-            self.delivered_text = ["".join(self.delivered_text)]
-        return self.delivered_text[0] if self.delivered_text else ""
+        return str(self.delivered_text)
 
     @property
     def stop_string(self) -> str | None:
-        """The stop string that ended it, once it is known that one did."""
+        """The stop string that ended it, once it is known that a stop string ended it."""
         return self.matched_stop_string if self.finish_reason is FinishReason.STOP_STRING else None
 
     @property
     def message(self) -> dict[str, Any] | None:
-        """What `ResponseParser` made of it, once it has ended."""
+        """The message that `ResponseParser` made of it, once it has ended."""
         if self.response is None or self.finish_reason is None:
             return None
         return self.response.message
 
     @property
     def has_fields(self) -> bool:
-        """Whether its chunks may be of different fields."""
+        """Whether its chunks can be of different fields."""
         return self.response is not None
 
     def compute_usage(self) -> Usage | None:
-        """How many tokens it has, once it has ended."""
+        """Count its tokens, once it has ended."""
         return Usage(
             prompt_tokens=len(self.prompt_token_ids),
             completion_tokens=len(self.token_ids),
