@@ -1,4 +1,4 @@
-"""The model that a command is started with: one of transformers, from a folder or the hub."""
+"""Loads the model that a command runs: from a folder or from the hub."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def load(name: str | None, *, trusts_code: bool) -> tuple[Any, Any]:
 
     Args:
         name: a folder or a hub id; None is the embedded model.
-        trusts_code: run Python code that the model brings.
+        trusts_code: allow to run Python code that comes with the model.
 
     Raises:
         ImportError: transformers or torch is not installed.
-        ValueError: it is no model of text, or needs to be trusted.
-        OSError: there is none.
+        ValueError: it is not a text model, or it comes with code and *trusts_code* is false.
+        OSError: there is no model of this name.
     """
     if name is None:
         from .demo import load_demo
@@ -37,7 +37,7 @@ def load(name: str | None, *, trusts_code: bool) -> tuple[Any, Any]:
 
 
 def shown_name(name: str | None) -> str:
-    """What people know the model by: its folder's name, or its id on the hub."""
+    """Return the name to show for the model: of its folder, or its id on the hub."""
     if name is None:
         return EMBEDDED
     return os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name

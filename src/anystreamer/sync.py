@@ -26,6 +26,7 @@ from ._bridge import (
 )
 from ._engine import Engine, EngineContext, EngineStatistics
 from ._engine import open_engine as _open_engine
+from ._errors import add_note, describe, raise_preserving_context
 from ._generation import stream_batch as _stream_batch
 from ._generation import stream_text as _stream_text
 from ._streams import (
@@ -180,7 +181,7 @@ class SyncStream(Generic[StreamT]):
             if exc is None or isinstance(error, KeyboardInterrupt):
                 raise
             if error is not exc:
-                exc.add_note(f"The worker of {self._name}() failed as well: {error!r}")
+                add_note(exc, f"The worker of {self._name}() failed as well: {describe(error)}")
 
     def __iter__(self) -> Iterator[TextChunk]:
         self._check_opened()
@@ -228,7 +229,7 @@ class SyncStream(Generic[StreamT]):
             self._call(partial(context.__aexit__, None, None, None))
         except LoopGone:
             if (error := state.close_and_take_error()) is not None:
-                raise error from None
+                raise_preserving_context(error)
         finally:
             closed.set_result(None)
 

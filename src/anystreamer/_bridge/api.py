@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from types import TracebackType
 from typing import TypeVar
 
 from anyio import CapacityLimiter
@@ -29,17 +29,18 @@ def stream_from_thread(
 ) -> StreamContext[ThreadStream[T]]:
     """Run a blocking function in a worker thread and stream what it emits.
 
-    Use it as ``async with stream_from_thread(produce) as stream:``. When the block has been left,
-    however it was left, the thread has left *produce*.
+    Use it as ``async with stream_from_thread(produce) as stream:``. After the block, the thread has
+    returned from *produce*, whatever ended the block.
 
     Args:
         produce: ``produce(emit, should_stop)``, any blocking function. It calls ``emit(item)`` for
             each item, in the thread that it is called in, and returns soon after ``should_stop()``
-            is true. One that never asks is unwound by the `GenerationStopped` that ``emit`` raises
-            after a stop.
+            becomes true. If it does not call ``should_stop``, the `GenerationStopped` that ``emit``
+            raises after a stop ends it.
         max_buffer_size: ``emit`` waits while this many items have not been received, unless another
             task waits for *limiter*. Unbounded by default.
-        limiter: the turn to wait for before the thread starts and to hold until it has ended.
+        limiter: the stream waits for a token of it before the thread starts, and holds the token
+            until the thread has ended.
 
     Raises:
         TypeError, ValueError: at once, for an argument that cannot work.
@@ -60,8 +61,9 @@ def stream_iterable(
     """Make, iterate and close a blocking iterable in one worker thread, and stream its items.
 
     Args:
-        make_iterable: called in the thread; what it returns is iterated there, and closed there if
-            it has a ``close()``: a generator, a database cursor, a llama.cpp completion.
+        make_iterable: called in the thread. The iterable that it returns is iterated there, and
+            closed there if it has a ``close()``: a generator, a database cursor, a llama.cpp
+            completion.
         max_buffer_size: as for `stream_from_thread`.
         limiter: as for `stream_from_thread`.
 
@@ -76,20 +78,39 @@ def stream_iterable(
 
     def produce(emit: Callable[[T], None], should_stop: Callable[[], bool]) -> None:
         iterable = make_iterable()
-        with ExitStack() as stack:
-            if callable(close := getattr(iterable, "close", None)):
-                stack.callback(close)
+        with _Closing(iterable):
             iterator = iter(iterable)
-            if iterator is not iterable and callable(close := getattr(iterator, "close", None)):
-                stack.callback(close)
-            while not should_stop():
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    return
-                emit(item)
+            with _Closing(None if iterator is iterable else iterator):
+                while not should_stop():
+                    try:
+                        item = next(iterator)
+                    except StopIteration:
+                        return
+                    emit(item)
 
     return _context("stream_iterable", produce, max_buffer_size, limiter)
+
+
+class _Closing:
+    """Calls the ``close()`` of an object at the end of a block, if the object has one.
+
+    `contextlib.ExitStack` is not used: it sets attributes of an exception that passes through.
+    """
+
+    def __init__(self, obj: object) -> None:
+        self._close = getattr(obj, "close", None)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        exc_traceback: TracebackType | None,
+    ) -> None:
+        if callable(self._close):
+            self._close()
 
 
 def _context(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from abc import abstractmethod
 from collections.abc import Callable, Coroutine
 from types import TracebackType
@@ -16,7 +15,7 @@ from anyio import (
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from .._errors import EngineClosed, raise_preserving_context
+from .._errors import EngineClosed, add_note, describe, is_kind, raise_preserving_context
 from .observing import on_end
 from .stream import ThreadStream
 from .worker_task import WorkerTask
@@ -27,30 +26,30 @@ StreamT = TypeVar("StreamT", bound="ThreadStream[Any]")
 
 
 class UngroupedTaskGroup:
-    """A task group whose end raises one exception and never a group of its own."""
+    """A task group whose end raises one exception, and no group of its own."""
 
     def __init__(self) -> None:
         self._task_group: TaskGroup = create_task_group()  # refuses where no event loop is running
         self._cancellation = get_cancelled_exc_class()
-        # Those that have not made a step, and what makes it.
+        # Coroutines not started yet, each with the wrapper that will start it.
         self._unstarted: dict[Coroutine[Any, Any, None], Coroutine[Any, Any, None]] = {}
 
     async def open(self) -> None:
-        """Let tasks be started."""
+        """Allow `start`."""
         await self._task_group.__aenter__()
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Start a task. It must not raise.
 
-        Not to be waited for as by `TaskGroup.start`: cancelled natively before the task's first
-        step, that waits for ever.
+        `TaskGroup.start`, which waits for the task, is not used: if the task is cancelled natively
+        before its first step, that waits for ever.
         """
-        self._unstarted[coroutine] = begins = self._begin(coroutine)
+        self._unstarted[coroutine] = wrapper = self._begin(coroutine)
         try:
-            self._task_group.start_soon(lambda: begins)
-        except RuntimeError:  # it has ended
+            self._task_group.start_soon(lambda: wrapper)
+        except RuntimeError:  # the task group has ended
             del self._unstarted[coroutine]
-            begins.close()
+            wrapper.close()
             coroutine.close()
             raise
 
@@ -61,15 +60,17 @@ class UngroupedTaskGroup:
     async def close(self, body: BaseException | None) -> BaseException | None:
         """Wait for the tasks. Returns what is raised meanwhile, or *body* if it is a cancellation.
 
-        A native cancellation, or a KeyboardInterrupt, may cut the waiting short.
+        A native cancellation or a KeyboardInterrupt can end the wait early.
         """
-        # The task group is shown cancellations only. It would wrap and rebuild the body's own
+        # The task group gets to see cancellations only. It would wrap and rebuild the body's own
         # error.
-        shown = body if isinstance(body, self._cancellation) else None
+        shown = body if is_kind(body, self._cancellation) else None
         raised: BaseException | None
         try:
             swallowed = await self._task_group.__aexit__(
-                type(shown) if shown else None, shown, shown.__traceback__ if shown else None
+                None if shown is None else type(shown),
+                shown,
+                None if shown is None else shown.__traceback__,
             )
         except BaseException as exc:
             raised = _unwrap_group(exc, self._cancellation)
@@ -77,7 +78,7 @@ class UngroupedTaskGroup:
             raised = None if swallowed else shown
         for coroutines in self._unstarted.items():
             for coroutine in coroutines:
-                coroutine.close()  # it will never begin, and would complain of that
+                coroutine.close()  # it will never start, and Python would warn about that
         return raised
 
 
@@ -86,7 +87,7 @@ class SingleErrorContext:
 
     @abstractmethod
     async def _leave(self, body: BaseException | None) -> BaseException | None:
-        """Leave the block whose body raised this. Returns the one exception that is to come out."""
+        """Leave the block whose body raised *body*. Returns the one exception to raise."""
 
     async def __aexit__(
         self,
@@ -114,17 +115,20 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
 
     @abstractmethod
     async def _start(self) -> WorkerTask[StreamT]:
-        """Make the task. What is raised here is raised as it is."""
+        """Make the worker task. An exception from here is raised unchanged."""
 
     @abstractmethod
     def _launch(self, task: WorkerTask[StreamT]) -> None:
-        """Start it."""
+        """Start the worker task."""
 
     @abstractmethod
     async def _join(
         self, task: WorkerTask[StreamT], body: BaseException | None
     ) -> BaseException | None:
-        """Wait for its end; may be cut short. Returns as `UngroupedTaskGroup.close` does."""
+        """Wait for the end of the worker task; the wait can end early.
+
+        Returns the same as `UngroupedTaskGroup.close`.
+        """
 
     async def __aenter__(self) -> StreamT:
         if self.task is not None:
@@ -136,7 +140,7 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
             await task.prepared_or_failed.wait()
             if not task.is_prepared:
                 failure = task.state.error
-                await checkpoint()  # it was cancelled, and so are we
+                await checkpoint()  # the task was cancelled, and so are we
         except BaseException as exc:
             failure = exc if failure is None else failure
         if failure is not None:
@@ -149,32 +153,59 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
         """Stop and join the worker. Returns the one exception that the block is to raise."""
         task = self.task
         assert task is not None
-        state, cancellation = task.state, task.cancellation
+        raised = await self._stop_and_join(task, body)
         try:
-            is_cancelled = self._cancels_task and isinstance(body, cancellation)
+            task.state.finalize()
+            on_end(self._name, task.state)
+        finally:
+            error = task.state.close_and_take_error()
+        return self._choose_exception(body, raised, error, task.cancellation)
+
+    async def _stop_and_join(
+        self, task: WorkerTask[StreamT], body: BaseException | None
+    ) -> BaseException | None:
+        """Do not return before the worker has exited. Returns what is raised meanwhile."""
+        state = task.state
+        interrupt: BaseException | None = None
+        try:
+            is_cancelled = self._cancels_task and is_kind(body, task.cancellation)
             state.close(cancel_worker=not is_cancelled)
         except KeyboardInterrupt as exc:  # trio raises it wherever it strikes
-            body = exc
+            body = interrupt = exc
             state.close()
         raised = await self._join(task, body)
         task.finish_if_never_started()
-        while not state.worker_exited.is_set():  # the join was cut short
+        while not state.worker_exited.is_set():  # the join has ended early
             with CancelScope(shield=True):
                 try:
                     await state.worker_exited.wait()
                 except BaseException as exc:
                     raised = exc if raised is None else raised
-        state.finalize()
-        on_end(self._name, state)
-        error = state.close_and_take_error()
-        if isinstance(error, EngineClosed) and isinstance(body, cancellation):
-            error = None  # the loop that ends cancels both: no news to anybody
-        if raised is not None and not isinstance(raised, cancellation):
-            return raised  # a KeyboardInterrupt while we waited
-        if body is not None and not isinstance(body, cancellation):
+        return raised if interrupt is None else interrupt
+
+    def _choose_exception(
+        self,
+        body: BaseException | None,
+        raised: BaseException | None,
+        error: BaseException | None,
+        cancellation: type[BaseException],
+    ) -> BaseException | None:
+        """Choose what the block raises.
+
+        Args:
+            body: what the body raised.
+            raised: what was raised while the block waited for the worker; or *body*, if that is a
+                cancellation which has not been caught.
+            error: what the worker raised, unless the consumer has seen it.
+        """
+        is_cancelled = is_kind(body, cancellation)
+        if is_cancelled and is_kind(error, EngineClosed):
+            error = None  # a loop that ends cancels both: this adds nothing
+        if raised is not None and not is_kind(raised, cancellation):
+            return raised  # a KeyboardInterrupt
+        if body is not None and not is_cancelled:
             if error is not None and error is not body:
-                summary = "".join(traceback.format_exception_only(error)).strip()
-                body.add_note(f"The worker of {self._name}() failed as well: {summary}")
+                add_note(body, f"The worker of {self._name}() failed as well: {describe(error)}")
             return body
         return raised if error is None else error
 
@@ -184,12 +215,12 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
             f"'async with {self._name}(...) as stream:', then 'async for item in stream:'"
         )
 
-    if not TYPE_CHECKING:  # a checker that does not know them refuses the same before the run
+    if not TYPE_CHECKING:  # type checkers refuse the same before the program runs
         __aiter__ = __await__ = __iter__ = __enter__ = __exit__ = _misused
 
 
 class ThreadContext(StreamContext[StreamT]):
-    """The block of a stream whose worker task is in the block, in a task group of its own."""
+    """The block of a stream whose worker task runs in a task group of this block."""
 
     _tasks: UngroupedTaskGroup
 
@@ -210,7 +241,10 @@ class ThreadContext(StreamContext[StreamT]):
 
 
 def _unwrap_group(exc: BaseException, cancellation: type[BaseException]) -> BaseException:
-    """The one exception to raise in place of a task group's group: ours never holds a worker's."""
+    """Return the one exception to raise in place of a task group's group.
+
+    A group of ours never holds the error of a worker.
+    """
     if not isinstance(exc, BaseExceptionGroup):
         return exc
     leaves = [_unwrap_group(leaf, cancellation) for leaf in exc.exceptions]

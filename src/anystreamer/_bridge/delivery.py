@@ -1,4 +1,4 @@
-"""From a thread to the loop: the sink, crossings and their budget, and a guard on the loop."""
+"""From a thread to the loop: the sink, the budget of crossings, and a guard on the loop."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ __all__ = ["QUEUE_POLL", "Crossing", "Sink", "guard"]
 
 T = TypeVar("T")
 
-# The crossing budget. A crossing blocks the worker until the loop has run a callback, so crossings
-# may take the first share of its time. What is emitted in between waits for the next one, but no
-# longer than the cap (seconds), unless the loop is so busy that crossings would then take more than
-# the second share. What that costs and saves: benchmarks/overhead.py.
+# The crossing budget. A crossing blocks the worker until the loop has run a callback. So crossings
+# take the first share of the worker's time at most. Items that are pushed in between wait for the
+# next crossing, but not for longer than the cap (seconds), unless the loop is so busy that
+# crossings would then take more than the second share. benchmarks/overhead.py measures it.
 CROSSING_SHARE = 0.05
 CROSSING_CAP = 0.002
 CROSSING_SHARE_AT_MOST = 0.1
 
-# stop() only sets an attribute, because that alone is safe in a signal handler. While a worker's
-# turn has not come, somebody has to look at it this often (seconds).
+# stop() only sets an attribute, because nothing else is safe in a signal handler. While a worker
+# waits for its turn, a task on the loop looks at the attribute this often (seconds).
 QUEUE_POLL = 0.05
 
 
 class Sink(Generic[T]):
-    """The send half of a stream: for whoever makes its items, in whichever thread.
+    """The send half of a stream, for the producer of its items, in whichever thread that runs.
 
     Made on the loop.
     """
@@ -42,26 +42,25 @@ class Sink(Generic[T]):
         self._cancellation = get_cancelled_exc_class()
 
     def push(self, *items: T) -> None:
-        """Add items, which `publish` delivers. Drops what nobody will read."""
-        if not self._state.abandoned:
-            self._state.pending.extend(items)
+        """Add items, which `publish` delivers. Drops them if they will not be read."""
+        self._state.push(*items)
 
     def publish(self) -> float:
-        """Deliver what was pushed. On the loop. Returns the time (perf_counter)."""
+        """Deliver the items that were pushed. On the loop. Returns the time (perf_counter)."""
         return self._state.publish()
 
     @property
     def has_pending(self) -> bool:
-        """Whether something was pushed and not yet delivered."""
+        """Whether items were pushed and are not yet delivered."""
         return bool(self._state.pending)
 
     @property
     def is_full(self) -> bool:
-        """Whether as many items wait for the consumer as may."""
+        """Whether `max_buffer_size` items wait for the consumer."""
         return self._state.is_full
 
     async def wait_for_space(self) -> None:
-        """Wait until the consumer has taken an item, or has gone. On the loop."""
+        """Wait until the consumer has taken an item or closed the stream. On the loop."""
         self._state.space_available = space = SafeEvent()
         await space.wait()
 
@@ -70,22 +69,22 @@ class Sink(Generic[T]):
         self._state.fail(wrap_control_flow_exception(error, self._cancellation))
 
     def succeed(self, result: Any) -> None:
-        """Note what the producer has returned."""
+        """Keep what the producer has returned."""
         self._state.result = result
 
 
 class Crossing:
-    """Takes what a thread has pushed over to the loop, no more often than the budget allows.
+    """Takes what a thread has pushed over to the loop, as often as the budget allows.
 
     Made on the loop, used in one thread.
     """
 
     def __init__(self, sink: Sink[Any]) -> None:
-        self.sink = sink  #: what it delivers
+        self.sink = sink  #: whose items it delivers
         # Looked up on the loop: the thread must not need it later.
         self._token: EventLoopToken = current_token()
         self._hold_until = 0.0
-        # In seconds. Before the first one: what the cap allows for.
+        # In seconds. Before the first crossing: a cost that the cap allows for.
         self._latest_cost = CROSSING_CAP * CROSSING_SHARE_AT_MOST
         self.seconds = 0.0  #: how long crossings have held up the thread
 
@@ -95,34 +94,34 @@ class Crossing:
         return perf_counter() >= self._hold_until
 
     def sleep_until_due(self) -> None:
-        """Block until it does."""
+        """Block until the budget allows for a crossing."""
         sleep(max(0.0, self._hold_until - perf_counter()))
 
     def flush(self) -> None:
-        """Block until the loop has delivered what was pushed.
+        """Block until the loop has delivered the items that were pushed.
 
         Raises:
             RuntimeError: the loop has ended.
         """
         started = perf_counter()
         delivered = from_thread.run_sync(self.sink.publish, token=self._token)
-        # Counted from the loop's clock reading, so that what is held after the guard has looked for
-        # it cannot exist.
         cost = perf_counter() - started
         self.seconds += cost
-        # One that was slow by chance says little of the next.
+        # One crossing that was slow by chance says little about the next one.
         usual, self._latest_cost = min(cost, self._latest_cost), cost
         hold = max(min(CROSSING_CAP, usual / CROSSING_SHARE), usual / CROSSING_SHARE_AT_MOST)
+        # From the time that the loop has read, and for less than the guard waits from then on: no
+        # item can be held back after the guard has looked for it.
         self._hold_until = delivered + min(hold, HOLDING_GUARD / 2)
 
 
 async def guard(state: StreamState[Any]) -> None:
-    """While a receive() waits, do what its producer cannot: deliver, and see a stop in the queue.
+    """While a receive() waits, do what the producer cannot: deliver, and see a stop in the queue.
 
-    In a task of its own, which never raises. A deadline around the waiting would do the same, but
+    It runs in a task of its own and never raises. A deadline around the wait would do the same, but
     up to anyio 4.15 it swallows a native cancellation that comes in the same tick.
     """
-    # Shielded: where a scope and one around it are both cancelled, anyio 4.16 takes back one
+    # Shielded: where a scope and a scope around it are both cancelled, anyio 4.16 takes back one
     # cancellation too many in the task of the outer one.
     with suppress(get_cancelled_exc_class()), CancelScope(shield=True) as state.guard_scope:
         while not (state.closed or state.has_exited):

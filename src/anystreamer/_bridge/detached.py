@@ -16,7 +16,7 @@ from weakref import WeakSet
 from anyio import CancelScope, from_thread, get_cancelled_exc_class, sleep
 from anyio.lowlevel import checkpoint, current_token
 
-from .._errors import EngineClosed
+from .._errors import EngineClosed, is_kind
 from .context import StreamContext, UngroupedTaskGroup
 from .delivery import QUEUE_POLL
 from .join import SafeEvent
@@ -210,7 +210,7 @@ class DetachedContext(StreamContext[StreamT]):
     async def _join(
         self, task: WorkerTask[StreamT], body: BaseException | None
     ) -> BaseException | None:
-        raised = body if isinstance(body, task.cancellation) else None
+        raised = body if is_kind(body, task.cancellation) else None
         # Its task makes the first step as soon as the loop comes to it. If it was cancelled
         # natively before that, it will make none, and no event would tell us.
         for _ in range(FIRST_STEP):

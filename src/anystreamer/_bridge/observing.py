@@ -1,8 +1,9 @@
-"""What an application can see of its streams: `statistics`, and the log. Off the tokens' way."""
+"""What an application can see of its streams: `statistics`, and the log."""
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from dataclasses import dataclass
 from itertools import count
@@ -21,21 +22,33 @@ logger = logging.getLogger("anystreamer")
 class Statistics:
     """Numbers over all streams of this process, in whichever event loop."""
 
-    waiting: int  #: streams whose turn has not come
+    waiting: int  #: streams that wait for their turn
     running: int  #: streams whose producer or ``generate()`` runs
-    threads: int  #: worker threads inside of one, or encoding a prompt
-    computed_tokens: int  #: made by models since the start
-    delivered_tokens: int  #: received by consumers since the start
+    threads: int  #: worker threads that run one of those, or encode a prompt
+    computed_tokens: int  #: tokens that models have made since the start
+    delivered_tokens: int  #: tokens that consumers have received since the start
 
 
 _lock = threading.Lock()
 _numbers = count(1)
 _open: WeakSet[StreamState[Any]] = WeakSet()
-_computed = _delivered = 0  # of those that have ended
+_computed = _delivered = 0  # tokens of the streams that have ended
+
+
+def _forget_parent() -> None:
+    """Begin anew in a forked child: no thread of the parent goes on there, not even to unlock."""
+    global _lock, _open
+    _lock = threading.Lock()
+    _open = WeakSet()
+    active_threads.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_parent)
 
 
 def on_open(name: str, state: StreamState[Any]) -> None:
-    """A block has been entered."""
+    """Count a stream whose block is entered."""
     state.number = next(_numbers)
     with _lock:
         _open.add(state)
@@ -43,12 +56,12 @@ def on_open(name: str, state: StreamState[Any]) -> None:
 
 
 def on_start(name: str, state: StreamState[Any]) -> None:
-    """Its turn has come."""
+    """Log that a stream's turn has come."""
     logger.debug("%s #%d runs", name, state.number)
 
 
 def on_end(name: str, state: StreamState[Any]) -> None:
-    """The block is being left, and the worker has left its producer."""
+    """Count the tokens of a stream whose worker has exited and whose block is being left."""
     global _computed, _delivered
     with _lock:
         _open.discard(state)
@@ -62,8 +75,8 @@ def on_end(name: str, state: StreamState[Any]) -> None:
 def statistics() -> Statistics:
     """Numbers over all streams of this process, from any thread.
 
-    `AsyncTextIteratorStreamer` is not among them: it owns no thread. Where *running* and *threads*
-    do not fall to 0 when nobody waits for text any more, something holds a stream open.
+    Streams of `AsyncTextIteratorStreamer` are not counted: it owns no thread. If *running* and
+    *threads* do not fall to 0 when no task waits for text any more, a stream was left open.
     """
     with _lock:
         states = list(_open)

@@ -17,7 +17,7 @@ __all__ = ["Producer"]
 
 T = TypeVar("T")
 
-# A worker that waits for space in the buffer looks at the stop flag this often (seconds).
+# While a worker waits for space in the buffer, it looks at the stop flag this often (seconds).
 SPACE_POLL = 0.01
 
 
@@ -31,23 +31,23 @@ class Producer(Generic[T]):
         when_cancelled: Callable[[], None] | None = None,
     ) -> None:
         self._state = state
-        # A scope around the worker has been cancelled. It may not be the consumer's.
+        # Called when a scope around the worker was cancelled. It may not be the consumer's scope.
         self._when_cancelled = when_cancelled or state.abandon
         # Whether another task waits for the model. It may be our own consumer: blocking here would
         # then deadlock.
         self._is_model_needed = is_model_needed
-        # Looked up on the loop: the worker must not need it to learn that it should stop.
+        # Looked up on the loop: a worker must not need the loop to find out that it should stop.
         self._cancellation = get_cancelled_exc_class()
         self._sink = Sink(state)
         self._crossing = Crossing(self._sink)
         self._thread = 0
-        self._has_refused = False  # an item, so that the producer knows
+        self._has_refused = False  # emit() has raised GenerationStopped
         self._extra_stop_check: Callable[[], bool] | None = None
-        self._seconds_waited = 0.0  # for space
+        self._seconds_waited = 0.0  # for space in the buffer
         state.space_available = self._space_available = threading.Event()
 
     def run(self, produce: Callable[[Producer[T]], object]) -> None:
-        """Call the producer and tell the stream how it ended. Raises nothing, ever."""
+        """Call the producer, and put its result or its error into the state. Never raises."""
         self._thread = threading.get_ident()
         try:
             self._sink.succeed(produce(self))
@@ -60,11 +60,11 @@ class Producer(Generic[T]):
         self._thread = 0
 
     def emit(self, item: T) -> None:
-        """Deliver an item to the stream. Waits while its buffer is full and nobody needs the model.
+        """Deliver an item. Waits while the buffer is full, unless another task needs the model.
 
         Raises:
             GenerationStopped: the stream has been stopped, or its consumer has gone.
-            RuntimeError: called in another thread than the one that the producer runs in.
+            RuntimeError: called in another thread than the producer's.
         """
         if threading.get_ident() != self._thread:
             raise RuntimeError("emit() must be called in the thread that runs the producer")
@@ -77,10 +77,13 @@ class Producer(Generic[T]):
             raise GenerationStopped
 
     def deliver(self, *items: T) -> None:
-        """As `emit` for one who asks `should_stop`: drops what nobody will read, refuses none."""
+        """Deliver items, for a producer that asks `should_stop`: after a stop it drops them.
+
+        Otherwise the same as `emit`.
+        """
         if self._state.abandoned:
             return
-        # Push before looking at the clock: then a receive() that looks later sees the items.
+        # Push before reading the clock: then the guard, which looks later, sees the items.
         self._sink.push(*items)
         if self._crossing.is_due:
             self._crossing.flush()
@@ -88,10 +91,10 @@ class Producer(Generic[T]):
             self._wait_for_space()
 
     def should_stop(self) -> bool:
-        """Whether to return: asked by `stop()`, a cancelled scope or a consumer that has gone."""
+        """Whether to return: after `stop()`, a cancelled scope, or the end of the block."""
         if self._state.should_end:
             return True
-        # Sees a cancelled scope at once, even while the loop is blocked and can tell nobody.
+        # Sees a cancelled scope at once, even while the loop is blocked.
         if threading.get_ident() == self._thread:
             try:
                 from_thread.check_cancelled()
@@ -101,11 +104,11 @@ class Producer(Generic[T]):
         return self._extra_stop_check is not None and self._extra_stop_check()
 
     def check_also(self, extra_stop_check: Callable[[], bool] | None) -> None:
-        """Let `should_stop` ask this as well; None ends that."""
+        """Let `should_stop` call this function as well; None ends that."""
         self._extra_stop_check = extra_stop_check
 
     def succeed(self, result: Any) -> None:
-        """Note a result before the producer returns: it may fail after it."""
+        """Keep a result before the producer returns, because it can still fail."""
         self._sink.succeed(result)
 
     def busy_clock(self) -> float:
@@ -113,7 +116,8 @@ class Producer(Generic[T]):
         return perf_counter() - self._crossing.seconds - self._seconds_waited
 
     def _wait_for_space(self) -> None:
-        # On this side and in steps, not in send(): behind a dying loop that left threads stuck.
+        # In this thread and in short steps. A blocking send() on the loop left threads stuck when
+        # the loop ended.
         if self._sink.has_pending:
             self._crossing.flush()
         is_model_needed = False

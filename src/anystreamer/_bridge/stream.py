@@ -1,4 +1,4 @@
-"""`ThreadStream`, the receive half: what a consumer holds, on the event loop."""
+"""`ThreadStream`, the receive half of a stream: for the consumer, on the event loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class ThreadStream(ObjectReceiveStream[T], Generic[T]):
-    """What a blocking producer emits, as an `anyio.abc.ObjectReceiveStream`. The loop's side.
+    """The items of a blocking producer, as an `anyio.abc.ObjectReceiveStream`.
 
     Made by `stream_from_thread` and `stream_iterable`. Iterate over it, or call `receive`.
     """
@@ -27,21 +27,22 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         self._receiving = False
 
     async def receive(self) -> T:
-        """Return the next item. Always a checkpoint; a cancelled call loses no item.
+        """Return the next item. Always a checkpoint. A cancelled call loses no item.
 
         Raises:
-            anyio.EndOfStream: the producer has returned, or was stopped, and all has been received.
-            anyio.ClosedResourceError: the stream was closed, or its block left.
+            anyio.EndOfStream: all items were received, and the producer has returned or was
+                stopped.
+            anyio.ClosedResourceError: the stream was closed, or its block was left.
             anyio.BusyResourceError: another task is receiving.
-            BaseException: what the producer raised, after all that it emitted before.
+            BaseException: the producer's own exception, after the items that it emitted before.
         """
         if self._receiving:
             raise BusyResourceError("receiving from")
         state = self._state
         self._receiving = True
         try:
-            # Checkpoint first, then take: nothing can be lost between the two. Waiting is a
-            # checkpoint.
+            # Checkpoint first, then take, so that no item is lost between the two. Waiting is a
+            # checkpoint as well.
             if state.has_item or state.closed or state.has_exited:
                 await checkpoint()
             else:
@@ -55,7 +56,7 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
                     await self._wait()
                 except EndOfStream:
                     break
-            # Where a scope ended the stream, the end must not be seen before the cancellation.
+            # If a scope ended the stream, its cancellation must be seen, and not the end.
             if state.abandoned and not state.closed:
                 await checkpoint()
         finally:
@@ -63,10 +64,10 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         self._raise_end()
 
     def receive_nowait(self) -> T:
-        """Return the next item without waiting: in the event loop, or after that has ended.
+        """Return the next item without waiting: in the event loop, or after the loop has ended.
 
         Raises:
-            anyio.WouldBlock: there is none yet.
+            anyio.WouldBlock: there is no item yet.
             anyio.BusyResourceError: another task is receiving.
             BaseException: as from `receive`.
         """
@@ -89,14 +90,14 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         raise StopAsyncIteration
 
     def stop(self) -> None:
-        """Ask the producer to end after the current step; what it has made can still be received.
+        """Ask the producer to end after the current step. Its items can still be received.
 
-        Safe from any task or thread and from a signal handler; calling it again changes nothing.
+        Safe from any task, any thread and a signal handler. Calling it again changes nothing.
         """
         self._state.stop_requested = True
 
     async def aclose(self) -> None:
-        """Stop the producer, drop what was not received, and wait until the worker has left it."""
+        """Stop the producer, drop all items not received, and wait until its thread has left it."""
         state = self._state
         state.close()
         await state.worker_exited.wait()
@@ -123,7 +124,7 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         raise EndOfStream
 
     async def _wait(self) -> None:
-        # As a `SafeEvent` is waited for, with less between: this happens for each item.
+        # The same as `SafeEvent.wait`, in fewer steps, because this happens for each item.
         event = Event()
         self._state.receiver_waiting = event
         self._state.receive_began.set()

@@ -1,4 +1,4 @@
-"""Checks of the arguments that all streams have."""
+"""Checks of the arguments that all streams take."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ T = TypeVar("T")
 
 
 def validate_limiter(limiter: object) -> CapacityLimiter | None:
-    """Return the *limiter* argument. Raises TypeError if it is none."""
+    """Return the *limiter* argument. Raises TypeError if it is not one."""
     if limiter is None or isinstance(limiter, CapacityLimiter):
         return limiter
     raise TypeError(f"limiter must be an anyio.CapacityLimiter, not {type(limiter).__name__}")
 
 
 def validate_buffer_size(max_buffer_size: float) -> float:
-    """Return the *max_buffer_size* argument. Raises TypeError or ValueError if it is none."""
+    """Return the *max_buffer_size* argument. Raises TypeError or ValueError if it is not one."""
     is_whole = isinstance(max_buffer_size, int) and not isinstance(max_buffer_size, bool)
     if not is_whole and max_buffer_size != math.inf:
         raise TypeError(

@@ -28,36 +28,37 @@ StreamT = TypeVar("StreamT", bound="ThreadStream[Any]")
 class WorkerTask(Generic[StreamT]):
     """Takes one worker through its phases, and ends after it. It never raises.
 
-    Subclasses say what is done in each phase: `prepare`, `turns`, `work`.
+    Subclasses define what is done in each phase: `prepare`, `turns`, `work`.
 
     Args:
         name: of the public function, for messages.
         state: of the stream.
-        stream: what the consumer gets.
+        stream: for the consumer.
     """
 
     def __init__(self, name: str, state: StreamState[Any], stream: StreamT) -> None:
         self.name = name
         self.state = state
         self.stream = stream
-        self.prepared_or_failed = SafeEvent()  # or it will never be prepared
+        self.prepared_or_failed = SafeEvent()
         self.is_prepared = False
         self.context_collected = False  # its block was forgotten: it will never be left
-        self.coroutine: Coroutine[Any, Any, None] = self._run()
         self.cancellation = get_cancelled_exc_class()
+        self._is_over = False
+        self.coroutine: Coroutine[Any, Any, None] = self._run()
         on_open(name, state)
 
     # -- for subclasses
 
     async def prepare(self) -> None:
-        """Do what fails at the entry of the block."""
+        """Do what is to fail at the entry of the block."""
 
     def turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
-        """What is entered, one after the other, to have its turn, and left when it is over."""
+        """Return what to enter, one after the other, to get a turn, and to leave after it."""
         return ()
 
     def queue_deadline(self) -> tuple[float, str]:
-        """How many seconds it may wait for its turn, and the phase that is late then."""
+        """Return how many seconds it can wait for its turn, and the phase that is late then."""
         return math.inf, ""
 
     @abstractmethod
@@ -65,10 +66,10 @@ class WorkerTask(Generic[StreamT]):
         """Have the worker do its work. Returns after the worker has left it."""
 
     def on_cancelled(self) -> None:
-        """Called if it is cancelled natively, or with the task group that it is in."""
+        """React to a cancellation: a native one, or of the task group that it is in."""
 
     def on_worker_exit(self) -> None:
-        """Called after the worker has left its work, or will never enter it."""
+        """React to the worker's exit: it has left its work, or will never enter it."""
 
     # -- for the block, and for who watches it
 
@@ -83,10 +84,19 @@ class WorkerTask(Generic[StreamT]):
 
     def finish_if_never_started(self) -> None:
         """Exit if the task has not made its first step. Called when it can no longer make one."""
-        if close_if_unstarted(self.coroutine) and not self.state.worker_exited.is_set():
+        if close_if_unstarted(self.coroutine):
             self._exit()
 
     async def _run(self) -> None:
+        try:
+            await self._go_through_phases()
+        finally:
+            try:
+                self._exit()
+            finally:
+                self._exit()  # again, and it changes nothing: on trio a Ctrl-C can strike anywhere
+
+    async def _go_through_phases(self) -> None:
         state = self.state
         try:
             with state.scope:
@@ -104,8 +114,6 @@ class WorkerTask(Generic[StreamT]):
             self.on_cancelled()
         except BaseException as exc:
             state.fail(exc)
-        finally:
-            self._exit()
 
     async def _wait_for(self, turn: AsyncExitStack) -> None:
         seconds, phase = self.queue_deadline()
@@ -116,15 +124,18 @@ class WorkerTask(Generic[StreamT]):
             raise GenerationTimeout(phase)
 
     def _exit(self) -> None:
+        if self._is_over:
+            return
         self.state.exit()
         self.prepared_or_failed.set()
         self.on_worker_exit()
+        self._is_over = True
         if self.context_collected:
             self.state.close_and_take_error()
 
 
 class ThreadTask(WorkerTask[StreamT]):
-    """Does the work in a thread of anyio's, under a limiter."""
+    """Does the work in a worker thread of anyio, under a limiter."""
 
     def __init__(
         self,
@@ -136,7 +147,7 @@ class ThreadTask(WorkerTask[StreamT]):
     ) -> None:
         super().__init__(name, state, stream)
         self._produce = produce
-        self._find_limiter = find_limiter  # in the loop, when the turn is waited for
+        self._find_limiter = find_limiter  # called on the loop, to wait for the turn
         self._limiter: CapacityLimiter | None = None
 
     def coroutines(self) -> Iterator[Coroutine[Any, Any, None]]:
@@ -149,8 +160,8 @@ class ThreadTask(WorkerTask[StreamT]):
 
     async def work(self) -> None:
         state, limiter = self.state, self._limiter
-        others_wait = None if limiter is None else has_waiters(limiter, current_token())
-        producer = Producer[Any](state, others_wait)
+        is_model_needed = None if limiter is None else has_waiters(limiter, current_token())
+        producer = Producer[Any](state, is_model_needed)
         await run_sync_joined(producer.run, self._produce, when_cancelled=state.abandon)
 
 
@@ -165,5 +176,5 @@ def close_if_unstarted(coroutine: Coroutine[Any, Any, Any]) -> bool:
 
 
 def has_waiters(limiter: CapacityLimiter, token: EventLoopToken) -> Callable[[], bool]:
-    """Tells a worker thread whether anybody waits for *limiter*."""
+    """Return a function that tells a worker thread whether a task waits for *limiter*."""
     return lambda: from_thread.run_sync(limiter.statistics, token=token).tasks_waiting > 0

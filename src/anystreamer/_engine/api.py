@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from anyio import CancelScope, get_cancelled_exc_class, sleep
 
 from .._bridge import JOIN_POLL, SingleErrorContext, StreamContext, UngroupedTaskGroup
-from .._errors import EngineClosed, raise_preserving_context
+from .._errors import EngineClosed, is_kind, raise_preserving_context
 from .._generation import Prompt, SupportsGenerate, WorkerContext, check_model, tokenizer_of
 from .._streams import TextStream, Timeouts
 from .._text import SupportsDecode
@@ -155,7 +155,7 @@ class EngineContext(SingleErrorContext, AbstractAsyncContextManager[Engine]):
         engine.close()
         engine.tasks.end_calls()
         raised = await self._tasks.close(body)
-        if raised is None and isinstance(body, cancellation):
+        if raised is None and is_kind(body, cancellation):
             # Ours, and we did not ask for it: a request's task was cancelled natively before its
             # first step, and took the others with it. The body must not end in silence.
             raised = EngineClosed()
@@ -169,4 +169,4 @@ class EngineContext(SingleErrorContext, AbstractAsyncContextManager[Engine]):
                     raised = exc if raised is None else raised
         if raised is not None and not isinstance(raised, cancellation):
             return raised
-        return body if body is not None and not isinstance(body, cancellation) else raised
+        return body if body is not None and not is_kind(body, cancellation) else raised

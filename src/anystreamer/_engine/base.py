@@ -21,7 +21,7 @@ from .._bridge import (
     close_if_unstarted,
     run_sync_joined,
 )
-from .._errors import EngineBusy, EngineClosed, EngineDied, raise_preserving_context
+from .._errors import EngineBusy, EngineClosed, EngineDied, is_kind, raise_preserving_context
 from .._generation import (
     GenerationRequest,
     Prompt,
@@ -133,7 +133,7 @@ class BaseEngine:
             pass
         except BaseException as exc:
             self._on_death(exc)
-            if not isinstance(exc, Exception):
+            if not is_kind(exc, Exception):
                 raise  # a Ctrl-C that struck while a thread was crossing
         finally:
             self.close()

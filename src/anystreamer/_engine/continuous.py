@@ -13,6 +13,7 @@ from anyio import from_thread, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
 from .._bridge import run_sync_joined
+from .._errors import wrap_control_flow_exception
 from .._generation import GenerationRequest, new_token_limit
 from .._streams import Row
 from .active_request import ActiveRequest, publish
@@ -313,7 +314,7 @@ class _Task(EngineTask):
         try:
             _, self._rows = self._request.encode(self._prompts)
         except BaseException as exc:
-            self._failure = exc
+            self._failure = wrap_control_flow_exception(exc, self.cancellation)
         self.is_encoded = True
 
     def queue_deadline(self) -> tuple[float, str]:

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from .._bridge import Producer
-from .._errors import GenerationStopped, GenerationTimeout
+from .._errors import GenerationStopped, GenerationTimeout, is_kind
 from .._streams import FinishReason, GenerationState, TextChunk
 from .generate_kwargs import is_assisted, new_token_limit
 from .model import is_encoder_decoder, uses_torch
@@ -95,9 +95,9 @@ class _Run:
             with request.stops_between_layers(producer.should_stop):
                 output = request.model.generate(**self._kwargs, streamer=streamer)
         except BaseException as exc:
-            is_cut = isinstance(exc, GenerationStopped) and streamer.is_to_stop()
+            is_cut = is_kind(exc, GenerationStopped) and streamer.is_to_stop()
             if not is_cut:
-                with contextlib.suppress(Exception):  # it must not replace this error
+                with contextlib.suppress(BaseException):  # it must not replace this error
                     streamer.finish()
                 raise
             if len(self._rows) == 1:  # if it has ended, then only one window has ended

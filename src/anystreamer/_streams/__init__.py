@@ -1,4 +1,4 @@
-"""What a consumer of generated text holds."""
+"""Streams of generated text: what a consumer holds, and the state behind it."""
 
 from .clock import TokenClock, TokenMetrics
 from .state import GenerationState

@@ -12,13 +12,13 @@ __all__ = ["TokenClock", "TokenMetrics"]
 
 
 class TokenMetrics(Protocol):
-    """What counts tokens: of an engine."""
+    """The metrics of an engine, as far as tokens are concerned."""
 
     def tokens(self, count: int, now: float, before: float | None) -> None:
-        """A request has got tokens, and had the ones before them then; None for its first."""
+        """Count tokens of a request. *before* is the time of its tokens before; None for none."""
 
     def observe_gap(self, seconds: float) -> None:
-        """A request has got more, it is not known how many tokens, so long after the last time."""
+        """Observe the time between two deliveries of a request whose tokens cannot be counted."""
 
 
 class TokenClock:
@@ -32,12 +32,12 @@ class TokenClock:
         self._latest_at: float | None = None
 
     def set_deadlines(self, timeouts: Timeouts, busy: float) -> None:
-        """Watch the phases of a generation that runs from now on. *busy* is its own clock."""
+        """Start the deadlines of a generation that runs from now on. See `Deadlines` for *busy*."""
         if timeouts != Timeouts():
             self.deadlines = Deadlines(timeouts, self.called_at, busy)
 
     def tokens(self, count: int | None, now: float, busy: float) -> None:
-        """A step has made *count* tokens (None: it is not known); *busy* is as for `Deadlines`."""
+        """Note that a step has made *count* tokens; None if their number is not known."""
         if self.first_token_at is None:
             self.first_token_at = now
         if self.metrics is not None:
@@ -50,20 +50,20 @@ class TokenClock:
             self.deadlines.token_made(busy)
 
     def is_late(self, now: float, busy: float) -> bool:
-        """Whether a deadline has passed, now or before."""
+        """Whether a deadline has passed, now or in an earlier call."""
         return self.deadlines is not None and self.deadlines.check(now, busy)
 
     @property
     def expired_phase(self) -> str | None:
-        """The phase that was late, once it was seen."""
+        """The phase that was late, once `is_late` has seen it."""
         return None if self.deadlines is None else self.deadlines.expired_phase
 
     def elapsed(self, now: float) -> float:
-        """The seconds from the call until then."""
+        """Return the seconds from the call until *now*."""
         return now - self.called_at
 
     def timing(self, started_at: float | None, exited_at: float | None) -> Timing:
-        """The seconds that it took until the worker exited, or until now."""
+        """Return the seconds until the turn, the first token, and the worker's exit (or now)."""
         return Timing(
             queued=None if started_at is None else self.elapsed(started_at),
             first_token=None if self.first_token_at is None else self.elapsed(self.first_token_at),

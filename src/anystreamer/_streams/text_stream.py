@@ -1,4 +1,4 @@
-"""What a consumer of generated text holds: the stream, its pieces, and how it ended."""
+"""The streams of generated text that a consumer holds: of one sequence, and of several."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["BatchStream", "GenerationStream", "TextStream"]
 
 
 class GenerationStream(ThreadStream[TextChunk]):
-    """What streams of one sequence and of several have in common."""
+    """The part that streams of one sequence and of several have in common."""
 
     def __init__(self, state: GenerationState) -> None:
         super().__init__(state)
@@ -20,21 +20,21 @@ class GenerationStream(ThreadStream[TextChunk]):
 
     @property
     def timing(self) -> Timing | None:
-        """Seconds that it took; None until the end."""
+        """The seconds that the generation took; None until the end."""
         return self._generation.timing
 
     @property
     def queue_position(self) -> int | None:
-        """How many requests are before it in its engine's queue; None once its turn has come.
+        """How many requests are before this one in the queue of its engine.
 
-        None as well for a stream of no engine.
+        None once its turn has come, and for a stream without an engine.
         """
         ticket = self._generation.ticket
         return None if ticket is None else ticket.position
 
     @property
     def output(self) -> Any:
-        """What ``generate()`` returned; None until the end, and where it did not return."""
+        """The result of ``generate()``; None until the end, and if ``generate()`` raised."""
         return self._generation.output
 
     @property
@@ -45,20 +45,21 @@ class GenerationStream(ThreadStream[TextChunk]):
 class TextStream(GenerationStream):
     """Generated text, as an `anyio.abc.ObjectReceiveStream` of `TextChunk`, which is a `str`.
 
-    A consumer that lags gets what is ready joined into one piece. What is None until the end is set
-    before the end is seen.
+    A consumer that is slower than the model gets all the text that is ready as one chunk.
+    Attributes that are None during the generation are set before the iteration ends. All attributes
+    can be read from any thread.
     """
 
     async def read(self) -> str:
         """Return the rest of the text, once it is complete.
 
-        As with iterating: a cancelled scope around the block stops the model at once, one within
-        the block only when that is left. What had come until then is in `text`.
+        As with iteration, a cancelled scope around the block stops the model at once, and a scope
+        inside the block stops it when the block is left. `text` then has what was delivered.
 
         Raises:
-            BaseException: what ``generate()`` raised; `text` has what came before.
+            BaseException: the exception of ``generate()``; `text` has the text before it.
         """
-        return "".join([piece async for piece in self])
+        return "".join([chunk async for chunk in self])
 
     @property
     def text(self) -> str:
@@ -67,22 +68,22 @@ class TextStream(GenerationStream):
 
     @property
     def token_ids(self) -> list[int]:
-        """The ids of all tokens delivered so far, at the end also of those that have no text."""
+        """The ids of all tokens delivered so far; at the end, also of tokens that have no text."""
         return list(self._rows[0].token_ids)
 
     @property
     def prompt_token_ids(self) -> list[int]:
-        """The ids of the prompt's tokens; empty where it has none (``inputs_embeds``, audio)."""
+        """The ids of the prompt's tokens; empty if it has none (``inputs_embeds``, audio)."""
         return list(self._rows[0].prompt_token_ids)
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why it ended; None until then."""
+        """Why the generation ended; None until then."""
         return self._rows[0].finish_reason
 
     @property
     def stop_string(self) -> str | None:
-        """Which stop string ended it; None until then, and where none did."""
+        """The stop string that ended it; None until then, and if no stop string ended it."""
         return self._rows[0].stop_string
 
     @property
@@ -94,8 +95,8 @@ class TextStream(GenerationStream):
     def message(self) -> dict[str, Any] | None:
         """The answer as a chat message to append to the conversation, with ``parse_response``.
 
-        It has what was said by the end, whatever ended it. Of a value that was cut off or is
-        malformed, such as a tool call, it has nothing. None until the end.
+        It has all that was generated, whatever ended the generation, but for a value that was cut
+        off or is malformed, such as a tool call. None until the end.
         """
         return self._rows[0].message
 
@@ -103,28 +104,28 @@ class TextStream(GenerationStream):
 class BatchStream(GenerationStream):
     """The texts of several sequences, as an `anyio.abc.ObjectReceiveStream` of `TextChunk`.
 
-    The pieces of all rows come in one stream; ``piece.row`` says whose it is. Row ``p * n + k``
-    is the k-th of ``num_return_sequences=n`` answers to prompt p. What `TextStream` tells of its
-    text, this tells in lists, one entry for each row. A row that has ended says no more, and when
-    all have, the model stops.
+    The chunks of all rows come in one stream; ``chunk.row`` is the number of the row. Row
+    ``p * n + k`` is the k-th of ``num_return_sequences=n`` answers to prompt p. The attributes are
+    those of `TextStream`, as lists with one entry for each row. A row that has ended gets no more
+    text, and when all rows have ended, the model stops.
     """
 
     async def read(self) -> list[str]:
         """Return the rest of each row's text, once all are complete.
 
         Raises:
-            BaseException: what ``generate()`` raised; `text` has what came before.
+            BaseException: the exception of ``generate()``; `text` has the text before it.
         """
         texts: list[list[str]] = [[] for _ in self._rows]
-        async for piece in self:
-            texts[piece.row].append(piece)
-        return ["".join(pieces) for pieces in texts]
+        async for chunk in self:
+            texts[chunk.row].append(chunk)
+        return ["".join(chunks) for chunks in texts]
 
     def stop(self, row: int | None = None) -> None:
-        """Ask one row to end after the current step, or all of them; safe from anywhere.
+        """Ask one row to end after the current step, or all rows. Safe from any thread.
 
         Raises:
-            IndexError: there is no such row.
+            IndexError: there is no row of this number.
         """
         if row is None:
             super().stop()
@@ -153,7 +154,7 @@ class BatchStream(GenerationStream):
 
     @property
     def stop_string(self) -> list[str | None]:
-        """Which stop string ended each row; None where none did."""
+        """The stop string that ended each row; None for a row that no stop string ended."""
         return [row.stop_string for row in self._rows]
 
     @property

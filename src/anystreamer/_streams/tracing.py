@@ -1,22 +1,26 @@
-"""A span of OpenTelemetry for each generation, in an application that uses OpenTelemetry.
+"""An OpenTelemetry span for each generation, in an application that uses OpenTelemetry.
 
-The names are those of its conventions for generative AI, where there is one:
+Names are those of OpenTelemetry's conventions for generative AI, as far as these have one:
 https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .._errors import describe
 from .types import Row, Timing
 
 __all__ = ["GenerationSpan"]
 
+logger = logging.getLogger("anystreamer")
+
 
 class GenerationSpan:
-    """From the call to the end of a generation. Its parent is what the caller's task is in."""
+    """The span of one generation, from the call to its end, in the current span of the caller."""
 
     def __init__(self, span: Any) -> None:
         self._span = span
@@ -29,8 +33,8 @@ class GenerationSpan:
         settings: Callable[[], Mapping[str, Any]],
         provider: str = "transformers",
     ) -> GenerationSpan | None:
-        """Start a span; None where nobody records them."""
-        # An application that records spans has imported this. For others it is not loaded.
+        """Start a span; return None if the application records no spans."""
+        # An application that records spans has imported this module. For others it is not loaded.
         trace = sys.modules.get("opentelemetry.trace")
         if trace is None:
             return None
@@ -50,9 +54,17 @@ class GenerationSpan:
         return cls(span)
 
     def end(self, rows: list[Row], timing: Timing, error: BaseException | None) -> None:
-        """End it with what came of the generation."""
-        from opentelemetry.trace import Status, StatusCode
+        """End the span with the results of the generation. Never fails: a failure is logged."""
+        try:
+            self._set_results(rows, timing)
+            if error is not None:
+                self._set_error(error)
+        except Exception:
+            logger.warning("a span could not be completed", exc_info=True)
+        finally:
+            self._span.end()
 
+    def _set_results(self, rows: list[Row], timing: Timing) -> None:
         usages = [row.usage for row in rows if row.usage is not None]
         attributes: dict[str, Any] = {
             "gen_ai.response.finish_reasons": [str(row.finish_reason) for row in rows],
@@ -65,11 +77,18 @@ class GenerationSpan:
                 "gen_ai.usage.output_tokens": sum(usage.completion_tokens for usage in usages),
                 "anystreamer.usage.computed_tokens": sum(usage.computed_tokens for usage in usages),
             }
-        if error is not None:
-            attributes["error.type"] = type(error).__qualname__
-            self._span.record_exception(error)
-            self._span.set_status(Status(StatusCode.ERROR, str(error)))
         self._span.set_attributes(
             {name: value for name, value in attributes.items() if value is not None}
         )
-        self._span.end()
+
+    def _set_error(self, error: BaseException) -> None:
+        from opentelemetry.trace import Status, StatusCode
+
+        kind, summary = type(error).__qualname__, describe(error)
+        self._span.set_attribute("error.type", kind)
+        self._span.set_status(Status(StatusCode.ERROR, summary))
+        try:
+            self._span.record_exception(error)
+        except Exception:  # it formats the error by the error's own methods
+            details = {"exception.type": kind, "exception.message": summary}
+            self._span.add_event("exception", details)
