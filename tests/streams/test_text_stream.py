@@ -89,6 +89,23 @@ def test_a_chunk_can_be_copied_and_sent(duplicate: Callable[[TextChunk], TextChu
     assert (twin.row, twin.elapsed) == (chunk.row, chunk.elapsed)
 
 
+def test_a_chunk_becomes_plain_text_for_what_compares_the_exact_type() -> None:
+    """As the documentation of `TextChunk` says."""
+    chunk = TextChunk("añ👍", [1, 2])
+    assert type(str(chunk)) is str
+
+    msgspec = pytest.importorskip("msgspec")
+    with pytest.raises(TypeError):
+        msgspec.json.encode([chunk])
+    assert msgspec.json.decode(msgspec.json.encode([str(chunk)])) == [chunk]
+    assert msgspec.json.decode(msgspec.json.encode([chunk], enc_hook=str)) == [chunk]
+
+    yaml = pytest.importorskip("yaml")
+    with pytest.raises(yaml.representer.RepresenterError):
+        yaml.safe_dump([chunk])
+    assert yaml.safe_load(yaml.safe_dump([str(chunk)])) == [chunk]
+
+
 def test_joined_chunks_have_all_ids_and_the_last_times() -> None:
     first = TextChunk("a", [1], logprobs=[-1.0], row=2, elapsed=0.1)
     second = TextChunk("bc", [2, 3], logprobs=[-2.0, -3.0], row=2, elapsed=0.2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -13,7 +14,8 @@ from anystreamer import FinishReason, GenerationTimeout, Timeouts, stream_text
 from anystreamer._streams.timeouts import Deadlines, queue_deadline
 from anystreamer.testing import Gate, ScriptedModel
 
-from ..helpers.scripted import DeadlineClock
+from ..helpers.inside import state_of
+from ..helpers.scripted import PATIENCE, DeadlineClock, until
 
 ENDLESS = ["word "] * 3_000
 
@@ -22,14 +24,21 @@ def opened(model: ScriptedModel, **kwargs: Any) -> Any:
     return stream_text(model, model.tokenizer, "hi", **kwargs)
 
 
-async def test_total_stops_the_model_and_delivers_what_it_has_made() -> None:
-    model = ScriptedModel(ENDLESS, delay=0.01)
+async def test_total_stops_the_model_and_delivers_what_it_has_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, gate = DeadlineClock(monkeypatch), Gate()
+    model = ScriptedModel([*["word "] * 3, gate, *ENDLESS])
     with pytest.raises(GenerationTimeout) as caught:
-        async with opened(model, timeout=1.0) as stream:
+        async with opened(model, timeout=1e6) as stream:
+            await gate.reached()
+            clock.pass_all()
+            gate.open()
             await stream.read()
     assert caught.value.phase == "total"
     assert isinstance(caught.value, TimeoutError)
     assert stream.finish_reason is FinishReason.TIMEOUT
+    assert model.steps == 4
     assert stream.text == "word " * model.steps
     assert stream.usage.completion_tokens == stream.usage.computed_tokens == model.steps
     assert stream.output is not None
@@ -93,30 +102,65 @@ async def test_total_goes_on_while_the_turn_is_awaited() -> None:
         await first.read()
 
 
-async def test_a_slow_consumer_is_not_a_slow_model() -> None:
-    """The loop is blocked and the buffer full for longer than a step may take."""
-    model = ScriptedModel(["a"] * 3)
-    timeouts = Timeouts(first_token=5.0, between_tokens=0.5)
+class SlowConsumer:
+    """Lets an hour pass whenever the worker waits for the loop, or for space in the buffer."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.waits = 0
+        for module in (
+            "_bridge.delivery",
+            "_bridge.producer",
+            "_bridge.state",
+            "_generation.call",
+            "_streams.clock",
+        ):
+            monkeypatch.setattr(f"anystreamer.{module}.perf_counter", self.now)
+
+    def now(self) -> float:
+        return time.perf_counter() + 3600 * self.waits
+
+    def delay(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        def delayed(*args: Any) -> Any:
+            self.waits += 1
+            return func(*args)
+
+        return delayed
+
+
+async def test_a_slow_consumer_is_not_a_slow_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop is blocked, and the buffer full, for longer than a step can take."""
+    consumer, gate = SlowConsumer(monkeypatch), Gate()
+    model = ScriptedModel([gate, *["a"] * 5])
+    timeouts = Timeouts(first_token=600.0, between_tokens=600.0)
     async with opened(model, timeout=timeouts, max_buffer_size=1) as stream:
-        await stream.receive()
-        time.sleep(0.6)  # the loop's turn to be slow
-        await anyio.sleep(0.6)
-        await stream.read()
+        await gate.reached()
+        state = state_of(stream)
+        state.publish = consumer.delay(state.publish)
+        state.space_available.wait = consumer.delay(state.space_available.wait)
+        gate.open()
+        await until(lambda: consumer.waits > 3)
+        assert await stream.read() == "a" * 5
     assert stream.finish_reason is FinishReason.EOS
 
 
-async def test_the_models_own_end_wins() -> None:
+async def test_the_models_own_end_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is late in the step that ends it, and the consumer is given all of it."""
-    model = ScriptedModel(["a", 0.05])
-    async with opened(model, timeout=Timeouts(between_tokens=0.03)) as stream:
+    clock, gate = DeadlineClock(monkeypatch), Gate()
+    model = ScriptedModel(["a", gate])
+    async with opened(model, timeout=Timeouts(between_tokens=1e6)) as stream:
+        await gate.reached()
+        clock.pass_all()
+        gate.open()
         assert await stream.read() == "a"
     assert stream.finish_reason is FinishReason.EOS
 
 
 async def test_it_composes_with_a_deadline_of_the_callers() -> None:
     model = ScriptedModel(ENDLESS, delay=0.01)
-    with pytest.raises(TimeoutError) as caught, anyio.fail_after(1.0):
-        async with opened(model, timeout=30.0) as stream:
+    with pytest.raises(TimeoutError) as caught, anyio.fail_after(PATIENCE) as scope:
+        async with opened(model, timeout=PATIENCE) as stream:
+            await stream.receive()
+            scope.deadline = anyio.current_time()
             await stream.read()
     assert not isinstance(caught.value, GenerationTimeout)
     assert stream.finish_reason is FinishReason.CANCELLED
