@@ -211,6 +211,81 @@ def test_ctrl_c_at_any_line_of_a_wait_ends_the_block_in_good_order() -> None:
     assert ran.stdout == "".join(f"{strike} True\n" for strike in range(1, 36))
 
 
+STRUCK_AT_ANY_CALL = """
+    import faulthandler, os, signal, sys, time
+    import anyio, anystreamer
+    from anystreamer import open_engine, stream_from_thread
+    from anystreamer.testing import ScriptedModel
+
+    BRIDGE = os.path.join(os.path.dirname(anystreamer.__file__), "_bridge", "")
+
+    def produce(emit, should_stop):
+        emit("first")
+        while not should_stop():
+            time.sleep(0.0005)
+
+    async def bridge():
+        async with stream_from_thread(produce) as stream:
+            await stream.receive()
+
+    async def engine():
+        model = ScriptedModel(["a"] * 1000, delay=0.0005)
+        async with open_engine(model, model.tokenizer) as engine:
+            async with engine.stream_text("hi") as stream:
+                await stream.receive()
+
+    async def main():
+        sys.setprofile(profile)
+        try:
+            await globals()[sys.argv[1]]()
+        finally:
+            sys.setprofile(None)
+
+    def profile(frame, event, arg):
+        if not frame.f_code.co_filename.startswith(BRIDGE):
+            return
+        if event == "call":
+            if id(frame) in seen:
+                return  # a coroutine goes on: CPython does not look for signals then
+            seen[id(frame)] = frame
+        elif event != "c_return":
+            return
+        caller = frame.f_back.f_code.co_qualname
+        place = f"{frame.f_code.co_qualname}:{frame.f_lineno} {event} from {caller}"
+        if place not in struck:
+            sys.setprofile(None)
+            struck.append(place)
+            os.write(1, place.encode() + b"\\n")
+            signal.raise_signal(signal.SIGINT)
+
+    struck = []
+    while True:
+        before, seen = len(struck), {}
+        faulthandler.dump_traceback_later(20, exit=True)
+        try:
+            anyio.run(main, backend="trio")
+        except BaseException:
+            # Not always a KeyboardInterrupt: at the entry of __aexit__ nothing can be done about
+            # it, and trio finds its nursery open.
+            pass
+        if len(struck) == before:  # it came to its end: there is no other place
+            os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("owner", ["bridge", "engine"])
+def test_ctrl_c_at_any_call_hangs_nothing(owner: str) -> None:
+    """On trio it strikes anywhere: before a task was started, or where one tells that it ends."""
+    pytest.importorskip("trio")
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(STRUCK_AT_ANY_CALL), owner],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stdout.splitlines()[-1] + ran.stderr
+    assert len(ran.stdout.splitlines()) > 50
+
+
 IN_A_PHASE = """
     import os, sys, threading, time
     import anyio
