@@ -288,37 +288,33 @@ class Family:
 
 
 FAMILIES = [
-    Family("byte level", byte_level, "_ByteLevelDecoder"),
-    Family("byte level, normalizer", byte_level_normalized, "_ByteLevelDecoder"),
-    Family("byte fallback", lambda: byte_fallback(strip=False), "_PieceDecoder"),
-    Family("byte fallback, strip", lambda: byte_fallback(strip=True), "_PieceDecoder"),
-    Family(
-        "byte fallback, nested", lambda: byte_fallback(strip=True, nested=True), "_PieceDecoder"
-    ),
+    Family("byte level", byte_level, "ByteLevelDecoder"),
+    Family("byte level, normalizer", byte_level_normalized, "ByteLevelDecoder"),
+    Family("byte fallback", lambda: byte_fallback(strip=False), "PieceDecoder"),
+    Family("byte fallback, strip", lambda: byte_fallback(strip=True), "PieceDecoder"),
+    Family("byte fallback, nested", lambda: byte_fallback(strip=True, nested=True), "PieceDecoder"),
     Family(
         "byte fallback, metaspace",
         lambda: byte_fallback(strip=False, metaspace=True),
-        "_PieceDecoder",
+        "PieceDecoder",
     ),
-    Family("unigram", unigram, "_PieceDecoder"),
-    Family(
-        "unigram, clean-up", lambda: unigram(clean_up_tokenization_spaces=True), "_PieceDecoder"
-    ),
-    Family("word piece", word_piece, "_PieceDecoder"),
+    Family("unigram", unigram, "PieceDecoder"),
+    Family("unigram, clean-up", lambda: unigram(clean_up_tokenization_spaces=True), "PieceDecoder"),
+    Family("word piece", word_piece, "PieceDecoder"),
     Family(
         "word piece, clean-up",
         lambda: word_piece(cleanup=False, clean_up_tokenization_spaces=True),
-        "_PieceDecoder",
+        "PieceDecoder",
     ),
-    Family("no decoder", no_decoder, "_PieceDecoder"),
-    Family("replace after fuse", replaced_after_fuse, "_PieceDecoder"),
-    Family("raw tokenizer", lambda: byte_level()._tokenizer, "_ByteLevelDecoder"),
-    Family("word suffix", bpe_suffix, "_WindowDecoder"),
-    Family("regex", regex_replace, "_WindowDecoder"),
-    Family("own decode", own_decode, "_WindowDecoder"),
-    Family("own _decode", own_inner_decode, "_WindowDecoder", exact=False),
-    Family("python, sentencepiece", python_sentence_piece, "_WindowDecoder"),
-    Family("python, word piece", python_word_piece, "_WindowDecoder"),
-    Family("python, subword", python_subword, "_WindowDecoder"),
-    Family("python, bytes", python_bytes, "_WindowDecoder"),
+    Family("no decoder", no_decoder, "PieceDecoder"),
+    Family("replace after fuse", replaced_after_fuse, "PieceDecoder"),
+    Family("raw tokenizer", lambda: byte_level()._tokenizer, "ByteLevelDecoder"),
+    Family("word suffix", bpe_suffix, "WindowDecoder"),
+    Family("regex", regex_replace, "WindowDecoder"),
+    Family("own decode", own_decode, "WindowDecoder"),
+    Family("own _decode", own_inner_decode, "WindowDecoder", exact=False),
+    Family("python, sentencepiece", python_sentence_piece, "WindowDecoder"),
+    Family("python, word piece", python_word_piece, "WindowDecoder"),
+    Family("python, subword", python_subword, "WindowDecoder"),
+    Family("python, bytes", python_bytes, "WindowDecoder"),
 ]

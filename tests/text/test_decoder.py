@@ -21,7 +21,7 @@ pytest.importorskip("transformers")
 
 from tokenizers import Tokenizer, decoders, models
 
-from anystreamer._text.decoder import TextDecoder, text_decoder
+from anystreamer._text import TextDecoder, text_decoder
 
 from ..helpers import tokenizer_families as families
 from ..helpers.tokenizer_families import FAMILIES, SAMPLE
@@ -34,10 +34,10 @@ BY_NAME = {family.name: family for family in FAMILIES}
 
 every_family = pytest.mark.parametrize("name", BY_NAME)
 every_exact_way = pytest.mark.parametrize(
-    "name", [family.name for family in FAMILIES if family.way != "_WindowDecoder"]
+    "name", [family.name for family in FAMILIES if family.way != "WindowDecoder"]
 )
 every_window = pytest.mark.parametrize(
-    "name", [family.name for family in FAMILIES if family.way == "_WindowDecoder"]
+    "name", [family.name for family in FAMILIES if family.way == "WindowDecoder"]
 )
 every_byte_fallback = pytest.mark.parametrize(
     "name", [name for name in BY_NAME if name.startswith("byte fallback")]
@@ -216,7 +216,7 @@ def test_random_vocabularies_and_decoders(
     text = "".join(one_by_one(incremental, ids))
     reference = tokenizer.decode(ids, skip_special_tokens=skip)
     assert incremental.exact is (text == reference)
-    if type(incremental).__name__ != "_WindowDecoder":
+    if type(incremental).__name__ != "WindowDecoder":
         assert text == reference
 
 
@@ -239,7 +239,7 @@ def test_a_clean_up_of_its_own() -> None:
 
     tokenizer = Shouting(tokenizer_object=made("unigram")._tokenizer)
     ids = list(encoded("unigram", 0, 60))
-    for clean_up, way in ((True, "_WindowDecoder"), (False, "_PieceDecoder")):
+    for clean_up, way in ((True, "WindowDecoder"), (False, "PieceDecoder")):
         decoder = text_decoder(tokenizer, clean_up_tokenization_spaces=clean_up)
         assert type(decoder).__name__ == way
         reference = tokenizer.decode(ids, clean_up_tokenization_spaces=clean_up)
@@ -263,7 +263,7 @@ def test_a_python_decoder() -> None:
     tokenizer = families.bpe(["a", "b"])
     tokenizer.decoder = decoders.Decoder.custom(Joining())
     decoder = text_decoder(tokenizer)
-    assert type(decoder).__name__ == "_WindowDecoder"
+    assert type(decoder).__name__ == "WindowDecoder"
     assert one_by_one(decoder, [0, 1, 0]) == ["a.", "b.", "a.", ""]
 
 
@@ -382,7 +382,7 @@ def test_exact_ways_show_what_every_next_token_agrees_on(name: str, data: st.Dat
 @pytest.mark.parametrize(
     # The other one has byte fallback underneath: its runs are held until they end.
     "name",
-    [f.name for f in FAMILIES if f.way == "_WindowDecoder" and f.exact],
+    [f.name for f in FAMILIES if f.way == "WindowDecoder" and f.exact],
 )
 @settings(max_examples=max(10, settings().max_examples // 5))
 @given(data=st.data())

@@ -1,6 +1,7 @@
 """From token ids to text. Pure: no async, no I/O, nothing from the rest of this package."""
 
-from .decoder import SupportsDecode, TextDecoder, text_decoder
+from .base import SupportsDecode, TextDecoder
+from .decoder import text_decoder
 from .response_parser import Piece, ResponseParser, response_template_of, validate_template
 from .stop_strings import StopStrings, validate_stop_strings
 

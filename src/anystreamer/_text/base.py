@@ -1,0 +1,59 @@
+"""What a decoder needs of a tokenizer, and what all decoders have in common."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from operator import index
+from typing import Any, Protocol
+
+
+class SupportsDecode(Protocol):
+    """What a tokenizer must have: `decode(token_ids, **kwargs) -> str`."""
+
+    # So loosely typed, transformers' and tokenizers' both match: these take and return more.
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        """The text of the ids of one sequence, a list of ints."""
+
+
+class TextDecoder(ABC):
+    """Turns the ids of one sequence into text as they come; made by `text_decoder`.
+
+    Not to be shared between threads; any number of decoders may share a tokenizer.
+    """
+
+    exact: bool | None = None
+    """Whether the pieces joined are what `tokenizer.decode` makes of all the ids.
+
+    None until `flush`. False is rare, and never silent: see `text_decoder`.
+    """
+
+    @abstractmethod
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Take the next ids, and return the text that they make final ("" while held back)."""
+
+    @abstractmethod
+    def flush(self) -> str:
+        """End the text and return what was held back. The next `decode` starts a new text."""
+
+
+def validated_ids(token_ids: Sequence[int]) -> list[int]:
+    try:
+        return [index(token_id) for token_id in token_ids]
+    except TypeError:
+        raise TypeError(
+            "decode() takes the token ids of one sequence, a flat list of ints,"
+            f" not {token_ids!r:.80}"
+        ) from None
+
+
+def common_prefix(one: str, other: str) -> int:
+    if one.startswith(other) or other.startswith(one):
+        return min(len(one), len(other))
+    return next(n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+
+
+def special_ids(tokenizer: Any) -> Iterable[int]:
+    """The ids that a tokenizer calls special: what `skip_special_tokens` is about."""
+    if (ids := getattr(tokenizer, "all_special_ids", None)) is not None:
+        return [each for each in ids if each is not None]
+    added = getattr(tokenizer, "get_added_tokens_decoder", dict)()  # of the tokenizers library
+    return [token_id for token_id, token in added.items() if getattr(token, "special", False)]
