@@ -17,6 +17,7 @@ from .model import is_encoder_decoder, uses_torch
 from .prompts import Prompt
 from .request import GenerationRequest
 from .token_streamer import TokenStreamer
+from .whisper import uses_windows
 
 __all__ = ["GenerationCall", "RowEnd", "finish_reasons"]
 
@@ -76,6 +77,7 @@ class _Run:
             self._rows,
             token_healing=bool(request.setting("token_healing"))
             and not is_encoder_decoder(request.model),
+            has_windows=uses_windows(request.model, request.generate_kwargs),
         )
         state.clock.set_deadlines(request.options.timeouts, producer.busy_clock())
         if state.clock.deadlines is not None:
@@ -100,7 +102,8 @@ class _Run:
                 with contextlib.suppress(BaseException):  # it must not replace this error
                     streamer.finish()
                 raise
-            if len(self._rows) == 1:  # if it has ended, then only one window has ended
+            # If it has ended, then only a window of it.
+            if self._streamer.has_windows and len(self._rows) == 1:
                 self._rows[0].begin_window()
         seconds = perf_counter() - started
         producer.check_also(None)
@@ -143,6 +146,8 @@ class _Run:
     def _rows_to_stop(self, sequences: Any) -> list[bool]:
         """For each row, whether it ends with this step: the answer of our criterion."""
         rows, streamer = self._rows, self._streamer
+        if streamer.is_over:  # a model made of several goes on, with speech for instance
+            return [streamer.is_to_stop()]
         stopped = rows_stopped(self._criteria, len(rows))
         # On a device that stops one step late, criteria are called once more.
         if self._decodes_in_criteria and not streamer.all_rows_finished and not all(stopped):

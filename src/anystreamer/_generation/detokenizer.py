@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 from .._streams import FinishReason, Logprob, Row, TextChunk
-from .._text import Piece, StopStrings, TextDecoder
+from .._text import ContinuationDecoder, Delta, StopStrings, TextDecoder
 from .whisper import WhisperWindowBuffer
 
 __all__ = ["RowDetokenizer", "eos_ids"]
@@ -16,36 +17,54 @@ __all__ = ["RowDetokenizer", "eos_ids"]
 class RowDetokenizer:
     """One sequence's way from tokens to text: decoder, stop strings, and how it ended.
 
-    With a response template the parser comes last: stop strings are looked for in all that the
-    model says, in whichever field, the markers between the fields included.
+    With a response template the parser comes last: stop strings are searched in all the text that
+    the model generates, in any field, the markers between the fields included.
+
+    Args:
+        number: of the row.
+        row: its state.
+        new_decoder: makes a decoder of its tokens.
+        stop_strings: end the text, and are not part of it.
+        shown_stop_strings: those of ``generate()`` itself, which are part of the text.
+        eos_token_ids: end the row.
+        skipped_token_ids: are never text, whatever the decoder makes of them.
+        window: of a model that transcribes a recording in windows.
     """
 
     def __init__(
         self,
         number: int,
         row: Row,
-        decoder: TextDecoder,
+        new_decoder: Callable[[], TextDecoder],
         stop_strings: StopStrings,
         shown_stop_strings: StopStrings,
         eos_token_ids: Collection[int],
         skipped_token_ids: Collection[int] = (),
         window: WhisperWindowBuffer | None = None,
     ) -> None:
-        self.number = number  # of the row
+        self.number = number
         self._row = row
-        self._decoder = decoder
+        self._new_decoder = new_decoder
         self._stop_strings = stop_strings
-        self._shown_stop_strings = shown_stop_strings  # generate()'s own: part of the text
+        self._shown_stop_strings = shown_stop_strings
         self._eos_token_ids = frozenset(eos_token_ids)
-        self._skipped_token_ids = frozenset(skipped_token_ids)  # special, not to become text
+        self._skipped_token_ids = frozenset(skipped_token_ids)
         self._skipped: list[int] = []
-        self.window = window  # of a model that hears a recording in windows
+        self.window = window
         self._pending: list[int] = []  # ids whose text has not been delivered
         self._logprobs: list[Logprob] | None = None
         self.ended: FinishReason | None = None
         # generate() goes on filling up a row that has ended beside others, often with pad tokens
-        # that are EOS as well. Nothing after this many steps is its own.
+        # that are EOS as well. Nothing after this many steps belongs to the row.
         self.last_step = math.inf
+
+    @cached_property
+    def _decoder(self) -> TextDecoder:
+        # Made when the first tokens come: until then token healing may change the prompt.
+        prompt = self._row.prompt_token_ids
+        if self._row.continues_prompt and prompt:
+            return ContinuationDecoder(self._new_decoder, prompt)
+        return self._new_decoder()
 
     def add_tokens(
         self, token_ids: Sequence[int], logprob: Logprob | None, elapsed: float
@@ -59,23 +78,23 @@ class RowDetokenizer:
         return self._process(token_ids, logprobs, elapsed)
 
     def end_window(self, elapsed: float) -> list[TextChunk]:
-        """Return what has become final by the end of a window, if there are windows."""
+        """Return what the end of a window makes final, if there are windows."""
         return [] if self.window is None else self._process(*self.window.end(), elapsed)
 
     def begin_window(self) -> None:
-        """Take back that the text has ended where only a window has. A stop string ends it all."""
+        """Undo the end of the row where only a window has ended. A stop string ends all of them."""
         if self.ended is not FinishReason.STOP_STRING:
             self.ended = None
 
     @property
     def is_to_stop(self) -> bool:
-        """Whether nothing more of it is wanted, whatever the model still has to say."""
+        """Whether nothing more of it is wanted, whatever the model would still generate."""
         return self._row.stop_requested or self.ended is FinishReason.STOP_STRING
 
     def _process(
         self, token_ids: Sequence[int], logprobs: Sequence[Logprob], elapsed: float
     ) -> list[TextChunk]:
-        self._row.computed_tokens += len(token_ids)  # none that is taken back
+        self._row.computed_tokens += len(token_ids)  # without those that are taken back
         self._pending.extend(token_ids)
         if logprobs:
             self._logprobs = [*(self._logprobs or ()), *logprobs]
@@ -87,21 +106,21 @@ class RowDetokenizer:
         if not text:
             return []
         if (response := self._row.response) is not None:
-            return [self._piece(piece, elapsed) for piece in response.feed(text)]
+            return [self._delta_chunk(delta, elapsed) for delta in response.feed(text)]
         return [self._chunk(text, elapsed)]
 
     def finish(self, elapsed: float) -> list[TextChunk]:
-        """Return what is still held back, and the ids that no text has taken along."""
+        """Return what is still held back, and the ids that no chunk has taken along."""
         chunks = [] if self.window is None else self._process(*self.window.flush(), elapsed)
         text = self._apply_stop_strings(self._decoder.flush()) + self._stop_strings.flush()
         if (response := self._row.response) is not None:
-            pieces = response.feed(text)
-            pieces += response.finish(
+            deltas = response.feed(text)
+            deltas += response.finish(
                 has_ended=self.ended is FinishReason.EOS,
                 end_ids=self._skipped,
                 stop_string=self._stop_strings.matched,
             )
-            chunks += [self._piece(piece, elapsed) for piece in pieces]
+            chunks += [self._delta_chunk(delta, elapsed) for delta in deltas]
             text = ""
         return [*chunks, self._chunk(text, elapsed)] if text or self._pending else chunks
 
@@ -132,15 +151,15 @@ class RowDetokenizer:
             value=value,
         )
         self._pending.clear()
-        # Once asked for they are never None: a chunk with no tokens has none of them.
+        # With logprobs they are never None again: a chunk without tokens has an empty list.
         self._logprobs = None if logprobs is None else []
         return chunk
 
-    def _piece(self, piece: Piece, elapsed: float) -> TextChunk:
-        value = piece.value
-        is_answer = piece.field == "content" and isinstance(value, str)
-        chunk = self._chunk(value if is_answer else "", elapsed, piece.field, value)
-        chunk.is_complete_value = piece.is_whole
+    def _delta_chunk(self, delta: Delta, elapsed: float) -> TextChunk:
+        value = delta.value
+        is_answer = delta.field == "content" and isinstance(value, str)
+        chunk = self._chunk(value if is_answer else "", elapsed, delta.field, value)
+        chunk.is_complete_value = delta.is_complete
         return chunk
 
 

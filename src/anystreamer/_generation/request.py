@@ -98,24 +98,32 @@ class GenerationRequest:
         """How many seconds it can wait for its turn, and the phase that is late after that."""
         return queue_deadline(self.options.timeouts, state.clock.elapsed(perf_counter()))
 
-    def new_row(self, prompt_ids: list[int]) -> Row:
-        if self.template is None:
-            return Row(prompt_ids)
-        tools = (self.options.chat_template_kwargs or {}).get("tools")
-        response = ResponseParser(self.decoding, self.template, prompt_ids, tools)
-        return Row(prompt_ids, response=response)
+    def new_row(self, prompt_ids: list[int], *, continues_prompt: bool = False) -> Row:
+        row = Row(prompt_ids, continues_prompt=continues_prompt)
+        if self.template is not None:
+            tools = (self.options.chat_template_kwargs or {}).get("tools")
+            row.response = ResponseParser(self.decoding, self.template, prompt_ids, tools)
+        return row
+
+    def continues_prompt(self, prompt: Prompt) -> bool:
+        """Whether the answer's text goes on from the prompt's, and is not a text of its own."""
+        if isinstance(prompt, Mapping) or is_encoder_decoder(self.model):
+            return False
+        kwargs = self.options.chat_template_kwargs or {}
+        return isinstance(prompt, str) or bool(kwargs.get("continue_final_message"))
 
     def row_detokenizer(self, number: int, row: Row) -> RowDetokenizer:
         eos = eos_ids(self.setting("eos_token_id"))
         return RowDetokenizer(
             number,
             row,
-            self.decoder(),
+            self.decoder,
             StopStrings(self.options.stop_strings),
             StopStrings(self.setting("stop_strings") or ()),
             eos,
-            # Not every template knows every EOS, in every field. It would become text.
-            eos if self.template is not None and self.options.skip_special_tokens else (),
+            # Not every tokenizer calls every EOS special, nor does every response template know of
+            # it in every field: it would become text.
+            eos if self.options.skip_special_tokens else (),
             whisper_window_buffer(self.model, self.generate_kwargs, eos),
         )
 
@@ -134,8 +142,14 @@ class GenerationRequest:
         if both := sorted(encoded.keys() & self.generate_kwargs.keys()):
             raise TypeError(f"{both[0]}= is given twice: in the prompt and as an argument")
         copies = self.setting("num_return_sequences") or 1
+        ids = prompt_rows(encoded, main_input_name(self.model), copies)
+        if isinstance(prompts, Mapping):
+            sources: list[Prompt] = [prompts] * len(ids)
+        else:
+            sources = [each for each in prompts for _ in range(copies)]
         rows = [
-            self.new_row(ids) for ids in prompt_rows(encoded, main_input_name(self.model), copies)
+            self.new_row(row, continues_prompt=self.continues_prompt(prompt))
+            for row, prompt in zip(ids, sources, strict=True)
         ]
         self._check_rows(encoded, rows)
         return encoded, rows

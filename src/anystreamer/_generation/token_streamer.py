@@ -18,11 +18,20 @@ __all__ = ["TokenStreamer", "row_of"]
 
 
 class TokenStreamer:
-    """The streamer of a generation: tokens of all its rows come in, pieces of text go out.
+    """The streamer of a generation: takes the tokens of all its rows, and delivers their text.
 
     Criteria and ``put()`` see each step's tokens in an order that depends on the release of
-    transformers and on the decoding method. So both hand over what they see, and whoever comes
-    first is heard.
+    transformers and on the decoding method. So both hand over what they see, and each token is
+    taken from the first of them.
+
+    Args:
+        state: of the stream.
+        producer: delivers the text.
+        rows: the detokenizers of the rows.
+        token_healing: ``generate()`` changes the prompt.
+        has_windows: another prompt can follow ``end()``: Whisper transcribes a recording in
+            windows, each with a prompt. Any other model makes no text after its answer; the tokens
+            of an audio codec, for instance.
     """
 
     def __init__(
@@ -32,17 +41,21 @@ class TokenStreamer:
         rows: Sequence[RowDetokenizer],
         *,
         token_healing: bool = False,
+        has_windows: bool = False,
     ) -> None:
         self._state = state
         self._producer = producer
         self._rows = rows
-        self._token_healing = token_healing  # generate() changes the prompt
+        self._token_healing = token_healing
+        self._has_windows = has_windows
         self.logprobs_of: Callable[[list[int]], list[Logprob]] | None = None
         self._next_is_prompt = True
+        self.is_over = False  # the answer has ended, though generate() can go on
+        self._is_finished = False
         self.all_rows_finished = False  # then the scores of the next step are not read
         self._taken_in_advance = 0  # steps that a criterion handed over before their put()
         self.prompt_length = 0
-        self.steps = 0  # how many tokens each row has been given
+        self.steps = 0  # tokens that each row has been given
 
     def put(self, value: Any) -> None:
         """Take the prompt, then each step's tokens: tensors of shape ``(B, T)``, then ``(B,)``.
@@ -50,24 +63,17 @@ class TokenStreamer:
         Assisted decoding puts several tokens of its one row at a time, as ``(1, T)`` or ``(T,)``.
 
         Raises:
-            GenerationStopped: for the prompt of a window that nobody wants any more.
+            GenerationStopped: for the prompt of a window that is no longer wanted.
         """
+        if self.is_over:
+            if (deadlines := self._state.clock.deadlines) is not None:  # the model still works
+                deadlines.token_made(self._producer.busy_clock())
+            return
         ids = value.tolist() if hasattr(value, "tolist") else value
         is_nested = bool(ids) and isinstance(ids[0], list)
         if self._next_is_prompt:
             self._next_is_prompt = False
-            prompts = ids if is_nested else [ids]
-            if len(prompts) != len(self._rows):
-                raise ValueError(f"generate() makes {len(prompts)} rows, not {len(self._rows)}")
-            for row, prompt in zip(self._rows, prompts, strict=True):
-                row.begin_window()
-                if self._token_healing:
-                    self._state.rows[row.number].prompt_token_ids = prompt
-            if self.steps and self.is_to_stop():
-                raise GenerationStopped  # or each window would begin, and cost a step
-            self.prompt_length = len(prompts[0])
-            self.steps = 0
-            self.all_rows_finished = False
+            self._take_prompts(ids if is_nested else [ids])
             return
         if not is_nested:
             ids = [ids] if len(self._rows) == 1 else [[each] for each in ids]
@@ -75,18 +81,36 @@ class TokenStreamer:
         self._taken_in_advance -= already_seen
         self._take([row[already_seen:] for row in ids] if already_seen else ids)
 
+    def _take_prompts(self, prompts: Sequence[list[int]]) -> None:
+        if len(prompts) != len(self._rows):
+            raise ValueError(f"generate() makes {len(prompts)} rows, not {len(self._rows)}")
+        for row, prompt in zip(self._rows, prompts, strict=True):
+            if self._has_windows:
+                row.begin_window()
+            if self._token_healing:
+                self._state.rows[row.number].prompt_token_ids = prompt
+        if self.steps and self.is_to_stop():
+            raise GenerationStopped  # or each window would begin, and cost a step
+        self.prompt_length = len(prompts[0])
+        self.steps = 0
+        self.all_rows_finished = False
+
     def end(self) -> None:
-        """Expect another prompt: Whisper hears a recording in windows, each with its own."""
-        self._next_is_prompt = True
-        if self._rows[0].window is None or self._state.abandoned:
+        """Deliver what the end of the answer makes final; of Whisper's, the end of a window."""
+        if not self._has_windows:
+            self.is_over = True
+            self.finish()
             return
-        if not self.is_to_stop():  # else all that was said is kept
+        self._next_is_prompt = True
+        if not self._state.abandoned and not self.is_to_stop():  # else all of it is kept
             elapsed = self._state.clock.elapsed(perf_counter())
             self._deliver(row.end_window(elapsed) for row in self._rows)
 
     def is_to_stop(self) -> bool:
-        """Whether nothing more is wanted of any row."""
-        return self._producer.should_stop() or all(row.is_to_stop for row in self._rows)
+        """Whether nothing more is wanted of any row, or of what ``generate()`` makes after them."""
+        if self._producer.should_stop():
+            return True
+        return not self.is_over and all(row.is_to_stop for row in self._rows)
 
     def take_from_criteria(self, sequences: Any) -> None:
         """Take what a criterion sees, of shape ``(B, T)``, beyond what has been taken before."""
@@ -104,14 +128,15 @@ class TokenStreamer:
         row.last_step = min(row.last_step, len(sequences[number]) - self.prompt_length)
 
     def finish(self) -> None:
-        """Deliver what is still held back: ``generate()`` has returned or raised."""
-        if self._state.abandoned:
+        """Deliver what is still held back, once: the answer has ended, or ``generate()`` has."""
+        if self._is_finished or self._state.abandoned:
             return
+        self._is_finished = True
         elapsed = self._state.clock.elapsed(perf_counter())
         self._deliver(row.finish(elapsed) for row in self._rows)
 
     def _take(self, step: Sequence[Sequence[int]]) -> None:
-        """Take the tokens of each row, as many of each."""
+        """Take the tokens of each row, the same number of each."""
         if not step[0]:
             return
         now = perf_counter()

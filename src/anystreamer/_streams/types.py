@@ -152,6 +152,7 @@ class Row:
     matched_stop_string: str | None = None  # the stop string that ended it
     stop_requested: bool = False  # by any thread: `BatchStream.stop`
     response: ResponseParser | None = None  # with parse_response; the worker's until it has exited
+    continues_prompt: bool = False  # its text goes on from the prompt's, and is not one of its own
 
     delivered_text: DeliveredText = field(default_factory=DeliveredText)
     token_ids: list[int] = field(default_factory=list)

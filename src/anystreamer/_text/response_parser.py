@@ -8,7 +8,7 @@ added here is what a live stream needs and a parser of complete answers does not
 - A value that does not parse, though the model closed it, raises in the parser. Here it is told as
   the text that it is, and left out of the message; what comes after it is parsed as before.
 - Text is told without the white space around it that the parser takes away in the end, so that the
-  pieces of a field joined are its value.
+  deltas of a field joined are its value.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Piece", "ResponseParser", "response_template_of", "validate_template"]
+__all__ = ["Delta", "ResponseParser", "response_template_of", "validate_template"]
 
 # The content parsers whose value is the text itself: it can be told as it is said.
 STREAMED = frozenset({"text", "int", "float", "bool"})
@@ -27,12 +27,12 @@ _NO_MARKER = "\0"  # ends what a marker could still grow by, and is part of none
 
 
 @dataclass(slots=True)
-class Piece:
+class Delta:
     """Something said in one field: a part of its text, or a whole value."""
 
     field: str
     value: Any
-    is_whole: bool = False
+    is_complete: bool = False
 
 
 def validate_template(tokenizer: Any, processor: Any, parse_response: Any) -> dict[str, Any] | None:
@@ -73,7 +73,7 @@ def response_template_of(tokenizer: Any, processor: Any) -> Any:
 
 
 class ResponseParser:
-    """One answer: its text goes in as it is made, pieces of its fields come out."""
+    """One answer: its text goes in as it is made, deltas of its fields come out."""
 
     def __init__(
         self, tokenizer: Any, template: dict[str, Any], prompt_ids: Sequence[int], tools: Any
@@ -102,37 +102,37 @@ class ResponseParser:
         self._take(self._parser.initial_events, [])  # the prompt's: known, but not told
         self._spaces = self._spaces and ""
 
-    def feed(self, text: str) -> list[Piece]:
+    def feed(self, text: str) -> list[Delta]:
         """Take more of the answer, and return what that makes known."""
-        pieces: list[Piece] = []
+        deltas: list[Delta] = []
         before = copy(self._parser)
         try:
-            self._take(self._parser.feed(text), pieces)
+            self._take(self._parser.feed(text), deltas)
         except Exception:  # it keeps its events to itself: find out which character it was
             if len(text) == 1:
                 return self._after_failure(text)
             self._parser = before
             for character in text:
-                self._merge(pieces, self.feed(character))
-        return pieces
+                self._merge(deltas, self.feed(character))
+        return deltas
 
     def finish(
         self, *, has_ended: bool, end_ids: Sequence[int] = (), stop_string: str | None = None
-    ) -> list[Piece]:
+    ) -> list[Delta]:
         """Return what was held back. *has_ended*: by the model's own will, not cut off.
 
         What ended the answer and is no part of it was kept from `feed`; it may close a field.
         """
-        pieces: list[Piece] = []
+        deltas: list[Delta] = []
         end = self._tokenizer.decode(end_ids) if end_ids else ""
         if end and self._is_marker(end):
-            pieces += self.feed(end)
+            deltas += self.feed(end)
         is_in_value = self._is_value(self._open)
         self._is_exact &= has_ended
         try:
             if is_in_value and not has_ended:
                 for event in self._parser.feed((stop_string or "") + _NO_MARKER):
-                    self._take([event], pieces)
+                    self._take([event], deltas)
                     if event["type"] == "region_close":
                         break
             # What the parser holds back of an answer that was cut is the beginning of a marker, or
@@ -141,16 +141,16 @@ class ResponseParser:
                 message, events = self._parser.finalize()
                 if not has_ended:  # then a value among them was only opened
                     events = [event for event in events if not self._is_value(event["field"])]
-                self._take(events, pieces)
+                self._take(events, deltas)
                 if self._is_exact:
                     self._message = message
         except Exception:
-            pieces += self._failed() if is_in_value else []
+            deltas += self._failed() if is_in_value else []
         if self._message is None:
             self._close_text()
             message = self._closed.items()
             self._message = {k: v for k, v in message if k in self._defaults or v not in _EMPTY}
-        return pieces
+        return deltas
 
     @property
     def message(self) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class ResponseParser:
     def _is_value(self, field: str | None) -> bool:
         return field is not None and self._fields[field].get("content", "text") not in STREAMED
 
-    def _take(self, events: Iterable[Mapping[str, Any]], pieces: list[Piece]) -> None:
+    def _take(self, events: Iterable[Mapping[str, Any]], deltas: list[Delta]) -> None:
         for event in events:
             field = event["field"]
             if event["type"] == "region_open":
@@ -182,20 +182,20 @@ class ResponseParser:
             elif event["type"] == "region_chunk":
                 self._field_text.append(event["text"])
                 text = "" if event["dirty"] else self._strip_incrementally(field, event["text"])
-                self._merge(pieces, [Piece(field, text)] if text else [])
+                self._merge(deltas, [Delta(field, text)] if text else [])
             else:
                 self._open = None
                 self._close(field, event["value"])
                 if self._is_value(field):
-                    pieces.append(Piece(field, event["value"], is_whole=True))
+                    deltas.append(Delta(field, event["value"], is_complete=True))
 
-    def _merge(self, pieces: list[Piece], new: Iterable[Piece]) -> None:
-        for piece in new:
-            last = pieces[-1] if pieces else None
-            if last is None or last.field != piece.field or last.is_whole or piece.is_whole:
-                pieces.append(piece)
+    def _merge(self, deltas: list[Delta], new: Iterable[Delta]) -> None:
+        for delta in new:
+            last = deltas[-1] if deltas else None
+            if last is None or last.field != delta.field or last.is_complete or delta.is_complete:
+                deltas.append(delta)
             else:
-                last.value += piece.value
+                last.value += delta.value
 
     def _strip_incrementally(self, field: str, text: str) -> str:
         if not self._fields[field].get("content_args", {}).get("strip", True):
@@ -224,21 +224,23 @@ class ResponseParser:
             self._close(self._open, text.strip() if is_stripped else text)
         self._open = None
 
-    def _failed(self) -> list[Piece]:
+    def _failed(self) -> list[Delta]:
         """The value that is open does not parse."""
         field, self._open, self._is_exact = self._open, None, False
-        return [Piece(field, "".join(self._field_text), is_whole=True)] if field is not None else []
+        return (
+            [Delta(field, "".join(self._field_text), is_complete=True)] if field is not None else []
+        )
 
-    def _after_failure(self, character: str) -> list[Piece]:
+    def _after_failure(self, character: str) -> list[Delta]:
         field = self._open
         if not self._is_value(field):
             self._close_text()
-        pieces = self._failed()
+        deltas = self._failed()
         self._parser = self._new_parser("")
         # The end of a pattern is only known from what comes after it, which is not part of it.
         if field is not None and "close" not in self._fields[field]:
-            pieces += self.feed(character)
-        return pieces
+            deltas += self.feed(character)
+        return deltas
 
 
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
