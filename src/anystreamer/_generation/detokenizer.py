@@ -112,7 +112,7 @@ class RowDetokenizer:
     def finish(self, elapsed: float) -> list[TextChunk]:
         """Return what is still held back, and the ids that no chunk has taken along."""
         chunks = [] if self.window is None else self._process(*self.window.flush(), elapsed)
-        text = self._apply_stop_strings(self._decoder.flush()) + self._stop_strings.flush()
+        text = self._apply_stop_strings(self._decoder.flush()) + self._take_held_text()
         if (response := self._row.response) is not None:
             deltas = response.feed(text)
             deltas += response.finish(
@@ -123,6 +123,20 @@ class RowDetokenizer:
             chunks += [self._delta_chunk(delta, elapsed) for delta in deltas]
             text = ""
         return [*chunks, self._chunk(text, elapsed)] if text or self._pending else chunks
+
+    def _take_held_text(self) -> str:
+        """Return what the stop strings still hold back, now that the text has ended.
+
+        The token that ended it can complete a stop string, though it is not text itself.
+        """
+        held = self._stop_strings.held
+        if self.ended is FinishReason.EOS and self._skipped and self._row.response is None:
+            decoder = self._new_decoder()
+            shown = self._apply_stop_strings(decoder.decode(self._skipped[-1:]) + decoder.flush())
+            if self._stop_strings.matched is not None:
+                return shown[: len(held)]
+        self._stop_strings.flush()
+        return held
 
     def _apply_stop_strings(self, text: str) -> str:
         if not text:
