@@ -71,13 +71,14 @@ class _Run:
         self._kwargs = {**inputs, **request.generate_kwargs}
         self._criteria = list(self._kwargs.get("stopping_criteria") or ())  # the caller's, wrapped
         self._rows = [request.row_detokenizer(number, row) for number, row in enumerate(state.rows)]
+        self._has_windows = uses_windows(request.model, request.generate_kwargs)
         self._streamer = TokenStreamer(
             state,
             producer,
             self._rows,
             token_healing=bool(request.setting("token_healing"))
             and not is_encoder_decoder(request.model),
-            has_windows=uses_windows(request.model, request.generate_kwargs),
+            has_windows=self._has_windows,
         )
         state.clock.set_deadlines(request.options.timeouts, producer.busy_clock())
         if state.clock.deadlines is not None:
@@ -103,7 +104,7 @@ class _Run:
                     streamer.finish()
                 raise
             # If it has ended, then only a window of it.
-            if self._streamer.has_windows and len(self._rows) == 1:
+            if self._has_windows and len(self._rows) == 1:
                 self._rows[0].begin_window()
         seconds = perf_counter() - started
         producer.check_also(None)
