@@ -1,4 +1,4 @@
-"""Engines elsewhere: the same streams from any server that speaks as OpenAI's API does."""
+"""Engines on other servers: the same streams from any server that has OpenAI's API."""
 
 try:
     from ._engine import open_remote_engine

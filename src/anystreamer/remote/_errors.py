@@ -1,4 +1,4 @@
-"""What goes wrong on the wire, as exceptions: ours where there is one, or else openai's."""
+"""Errors of a connection or a server, as public exceptions: ours if we have one, or openai's."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ import openai
 
 from .._errors import EngineBusy, GenerationTimeout
 from .._streams import PHASES
-from ._response import InvalidEvent, ServerError
+from ._response import InvalidEvent
+from ._shapes import ServerError
 
 __all__ = ["connection_lost", "to_public_error"]
 
 BUSY = (429, 503)
-# Of those, who will not be less so in a while: an engine of ours that has ended, an account.
+# Waiting does not help with these: an engine of ours that has ended, an account without credit.
 NOT_BUSY = ("engine_unavailable", "insufficient_quota")
 
 
 def to_public_error(
     exc: Exception, request: httpx2.Request | None, *, is_answering: bool
 ) -> Exception:
-    """What a consumer shall see of an exception.
+    """Return the exception that a consumer sees in place of *exc*.
 
     Args:
-        exc: raised by the client, or while its answer was read.
-        request: that was sent, if one was.
+        exc: raised by the client, or while an answer was read.
+        request: the request that was sent, if one was.
         is_answering: whether the answer had begun.
     """
     failure = _failure_of(exc, request, is_answering)
@@ -37,10 +38,10 @@ def to_public_error(
     return failure
 
 
-def connection_lost(request: httpx2.Request, words: str | None = None) -> Exception:
-    """For an answer that has ended without the server's having said so."""
+def connection_lost(request: httpx2.Request, message: str | None = None) -> Exception:
+    """The error of an answer that ended before the server sent how it ends."""
     return openai.APIConnectionError(
-        message=words or f"{request.url.host} closed the connection in the middle of its answer",
+        message=message or f"{request.url.host} closed the connection in the middle of its answer",
         request=request,
     )
 
@@ -54,10 +55,10 @@ def _failure_of(exc: Exception, request: httpx2.Request | None, is_answering: bo
         case openai.APITimeoutError():
             return exc
         case openai.APIConnectionError():
-            # Its own words are "Connection error.".
+            # The client's message is "Connection error." only.
             why = exc.__cause__
             unreached = openai.APIConnectionError(
-                message=f"{exc.request.url.host} cannot be reached: {_words(why)}",
+                message=f"{exc.request.url.host} cannot be reached: {_message_of(why)}",
                 request=exc.request,
             )
             unreached.__cause__ = why
@@ -79,7 +80,7 @@ def _failure_of(exc: Exception, request: httpx2.Request | None, is_answering: bo
 
 
 def _late(error: Any) -> GenerationTimeout | None:
-    """A server of ours tells which of its own timeouts it was."""
+    """The timeout of a server of ours, which sends its phase."""
     if not isinstance(error, Mapping) or error.get("type") != "timeout_error":
         return None
     phase = error.get("code")
@@ -88,22 +89,22 @@ def _late(error: Any) -> GenerationTimeout | None:
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """The seconds of a ``Retry-After``: a number, or a date."""
-    told = headers.get("retry-after", "")
+    value = headers.get("retry-after", "")
     try:
-        return max(0.0, float(told))
+        return max(0.0, float(value))
     except ValueError:
         pass
     try:
-        return max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except ValueError:
         return None
 
 
-def _words(why: BaseException | None) -> str:
-    """What the first says that says anything: on trio the outer ones of a TLS failure do not."""
+def _message_of(why: BaseException | None) -> str:
+    """The first message in a chain of exceptions: on trio the outer ones of TLS have none."""
     kind = type(why).__name__
     while why is not None:
-        if said := str(why):
-            return said
+        if message := str(why):
+            return message
         why = why.__cause__ or why.__context__
     return kind

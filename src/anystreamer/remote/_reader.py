@@ -1,7 +1,8 @@
-"""Reading an answer into its stream: to its end, to a deadline, or until nobody wants more."""
+"""Reads an answer into its stream: to its end, to a deadline, or until it is not wanted."""
 
 from __future__ import annotations
 
+import logging
 import math
 from time import perf_counter
 
@@ -17,18 +18,20 @@ from ._sse import EventData
 
 __all__ = ["ResponseReader"]
 
-# What follows a server's last word: a connection that is read to its end can be used again; and the
-# usage comes after the finish reason. Both follow at once, or are not waited for (seconds).
+logger = logging.getLogger("anystreamer")
+
+# How long to read on after the last event, so that the connection can be used again; and after the
+# finish reason, because the usage comes later (seconds). Both usually follow at once.
 DRAIN = 0.1
 USAGE_TIMEOUT = 1.0
 
 
 class ResponseReader:
-    """One answer. The client's body is made of async generators, which do not close each other.
+    """Reads one answer. The client's body is made of async generators that do not close each other.
 
-    One that is left in the middle is left to the garbage collector, of which trio complains. But
-    what is raised in the innermost closes all. So nobody ever breaks out of the loop here: the
-    scope is cancelled, and the loop goes on until the cancellation comes out of them.
+    A generator that is left before its end is closed by the garbage collector, which trio reports.
+    An exception in the innermost one closes all of them. So the loop is never left with `break`:
+    the scope is cancelled, and the loop goes on until the cancellation comes out of the generators.
     """
 
     def __init__(
@@ -40,14 +43,14 @@ class ResponseReader:
         self._sink = Sink[TextChunk](state)
         self._events = EventData()
         self._scope = CancelScope()
-        self._is_over = False  # nothing more is wanted
-        self._is_ending = False  # nothing more is needed
+        self._is_over = False  # what still comes is dropped
+        self._is_ending = False  # the answer has ended, and its connection is read on for a while
         self._failure: Exception | None = None
         self._seconds_waited = 0.0  # for the consumer
         self._late = ""
 
     async def run(self) -> None:
-        """Read it. Returns, or is cancelled, when the connection has been left."""
+        """Read the answer. Returns, or is cancelled, once the connection is closed or read."""
         cancellation = get_cancelled_exc_class()
         cancelled: BaseException | None = None
         try:
@@ -57,7 +60,7 @@ class ResponseReader:
                     if self._is_over:
                         continue
                     self._take(part)
-                    # Last words are few, and time runs: they do not wait for the consumer.
+                    # After the end little comes, and time runs: do not wait for the consumer.
                     if self._is_ending or not self._sink.is_full:
                         continue
                     try:
@@ -69,8 +72,7 @@ class ResponseReader:
             if cancelled is None:
                 self._check_end()
         except Exception as exc:
-            if self._parser.ended is None:
-                self._fail(to_public_error(exc, self._response.request, is_answering=True))
+            self._fail_unless_ended(exc)
         finally:
             self._finish()
         if cancelled is not None:
@@ -81,15 +83,7 @@ class ResponseReader:
         parser, clock = self._parser, self._state.clock
         now = perf_counter()
         seen_before = parser.events_seen
-        try:
-            for data in self._events.feed(part):
-                # One by one: those before what it fails with count.
-                for chunk in parser.feed(data, clock.elapsed(now)):
-                    self._sink.push(chunk)
-                if parser.is_done:
-                    break
-        except Exception as exc:
-            self._fail(to_public_error(exc, self._response.request, is_answering=True))
+        self._parse(part, clock.elapsed(now))
         has_more = parser.events_seen > seen_before
         if has_more:
             clock.tokens(None, now, now - self._seconds_waited)
@@ -103,7 +97,26 @@ class ResponseReader:
         elif parser.ended is not None:
             self._end_within(USAGE_TIMEOUT)
         elif has_more:
-            self._set_deadline()
+            self._go_on()
+
+    def _parse(self, part: bytes, elapsed: float) -> None:
+        parser = self._parser
+        for data in self._events.feed(part):
+            try:
+                # One by one: the chunks before an error count.
+                for chunk in parser.feed(data, elapsed):
+                    self._sink.push(chunk)
+            except Exception as exc:
+                self._fail_unless_ended(exc)
+            if parser.is_done or self._failure is not None:
+                break
+
+    def _go_on(self) -> None:
+        """More text is expected."""
+        if self._is_ending:  # a finish reason was sent too early
+            self._is_ending = False
+            self._scope.deadline = math.inf
+        self._set_deadline()
 
     def _set_deadline(self) -> None:
         now = perf_counter()
@@ -124,36 +137,44 @@ class ResponseReader:
         self._is_over = True
         self._scope.cancel()
 
+    def _fail_unless_ended(self, exc: Exception) -> None:
+        """An answer that has ended is whole: what goes wrong after that does not change it."""
+        if self._parser.ended is not None:
+            logger.debug("after the end of an answer: %r", exc)
+        else:
+            self._fail(to_public_error(exc, self._response.request, is_answering=True))
+
     def _fail(self, failure: Exception) -> None:
         if self._failure is None:
             self._failure = failure
 
     async def _wait_for_space(self) -> None:
-        """Read no more while the buffer is full: the server's will be, some time later."""
+        """Do not read while the buffer is full. Then the server's buffers fill up, too."""
         state = self._state
         started = perf_counter()
-        self._set_deadline_at(started, -math.inf)  # until it reads again, only "total" can pass
+        self._set_deadline_at(started, -math.inf)  # meanwhile only "total" counts
         while self._sink.is_full and not (state.stop_requested or state.closed):
             await self._sink.wait_for_space()
         self._seconds_waited += perf_counter() - started
         self._set_deadline()
 
     def _check_end(self) -> None:
-        """Find out what the end of the reading means, if it was not ours."""
-        parser, host = self._parser, self._response.request.url.host
+        """Decide what it means that the reading has ended, unless the answer ended before."""
+        parser, request = self._parser, self._response.request
+        if not self._scope.cancelled_caught:
+            parser.end_of_body()
         if self._failure is not None or parser.ended is not None:
             return
-        if self._scope.cancelled_caught:
+        if self._scope.cancelled_caught and not self._is_ending:
             self._fail(GenerationTimeout(self._late))
         elif parser.is_done:
-            self._fail(
-                connection_lost(self._response.request, f"{host} did not say why its answer ended")
-            )
+            message = f"{request.url.host} ended its answer without a finish_reason"
+            self._fail(connection_lost(request, message))
         else:
-            self._fail(connection_lost(self._response.request))
+            self._fail(connection_lost(request))
 
     def _finish(self) -> None:
-        """Deliver all that there is, and how it ended."""
+        """Deliver the rest, and how the answer ended."""
         parser = self._parser
         self._sink.push(*parser.finish(self._state.clock.elapsed(perf_counter())))
         self._sink.publish()

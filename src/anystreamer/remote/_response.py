@@ -1,9 +1,8 @@
-"""What a server answers: from events of OpenAI's API to pieces of text, and how it ended. Pure."""
+"""A server's answer: from events of OpenAI's API to chunks of text, and how it ended. Pure."""
 
 from __future__ import annotations
 
 import codecs
-import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,48 +10,29 @@ from typing import Any
 
 from .._streams import FinishReason, Row, TextChunk, Usage
 from .._text import StopStrings
+from ._shapes import (
+    ServerError,
+    error_in,
+    finish_reason_of,
+    has_reason,
+    logprobs_of,
+    text_parts,
+    usage_in,
+)
+from ._tool_calls import ToolCalls
 
-__all__ = ["InvalidEvent", "RemoteRow", "ResponseParser", "ServerError"]
+__all__ = ["InvalidEvent", "RemoteRow", "ResponseParser"]
 
 DONE = b"[DONE]"
 
-# Under which names servers tell what is no answer, and the field that it becomes: the one that the
-# templates of transformers have.
-FIELDS = {
-    "reasoning_content": "reasoning_content",
-    "reasoning": "reasoning_content",
-    "refusal": "refusal",
-}
-
-# OpenAI's finish reasons, and those that TGI and vLLM have beside them.
-REASONS = {
-    "stop": FinishReason.EOS,
-    "eos_token": FinishReason.EOS,
-    "stop_sequence": FinishReason.STOP_STRING,
-    "length": FinishReason.LENGTH,
-    "tool_calls": FinishReason.EOS,
-    "function_call": FinishReason.EOS,
-    "content_filter": FinishReason.CRITERIA,
-    "repetition": FinishReason.CRITERIA,
-}
-
 
 class InvalidEvent(Exception):
-    """An event that is not what OpenAI's API says."""
-
-
-class ServerError(Exception):
-    """An error that the server tells, in the place of an answer or in the midst of one."""
-
-    def __init__(self, error: Any) -> None:
-        message = error.get("message") if isinstance(error, Mapping) else error
-        super().__init__(str(message or "the server says that it failed, and not why"))
-        self.error = error
+    """An event that OpenAI's API does not have."""
 
 
 @dataclass(slots=True)
 class RemoteRow(Row):
-    """A sequence that is made elsewhere: its tokens have no ids here, and a server counts them."""
+    """A sequence that a server makes: its tokens have no ids here, and the server counts them."""
 
     server_usage: Usage | None = None
     answer: ResponseParser | None = None  # of a chat, which has fields and makes a message
@@ -72,7 +52,7 @@ class RemoteRow(Row):
 
 
 class ResponseParser:
-    """One answer: events go in, pieces of its text and of its fields come out.
+    """One answer: events go in, chunks of its text and of its fields come out.
 
     Stop strings are looked for here as well: some servers leave them in the text.
     """
@@ -80,125 +60,165 @@ class ResponseParser:
     def __init__(
         self, row: RemoteRow, stop: Sequence[str], *, logprobs: bool, names_content: bool
     ) -> None:
-        self.ended: FinishReason | None = None  #: as the server says, or a stop string found here
-        self.is_done = False  #: the server has no more to say
+        self.is_done = False  #: the server has sent its last event
         self.has_enough = False  #: a stop string was found here
-        self.events_seen = 0  #: events that said something
+        self.events_seen = 0  #: events with text, a tool call or a reason
         self._row = row
         self._stop = stop
         self._stop_strings = StopStrings(stop)
         self._characters = _Characters()
-        self._logprobs: list[float] | None = [] if logprobs else None  # of no piece as yet
+        self._logprobs: list[float] | None = [] if logprobs else None  # of no chunk as yet
         self._content_field = "content" if names_content else None
-        self._said: dict[str, list[str]] = {}  # by field
-        self._calls: list[Any] = []  # that are complete
-        self._call: dict[str, Any] | None = None  # that is being told
+        self._field_texts: dict[str, list[str]] = {}
+        self._tool_calls = ToolCalls()
+        self._complete_calls: list[dict[str, Any]] = []
+        self._has_delta = False
+        self._reason: FinishReason | None = None  # the server's, or a stop string found here
+        self._reasons_are_early = False
+        self._body_ended = False
+
+    @property
+    def ended(self) -> FinishReason | None:
+        """Why the answer has ended; None as long as more text can come.
+
+        Some servers send a reason with each piece of text (Gemini's proxies). Once text has
+        followed a reason, only the last event or the end of the body ends the answer.
+        """
+        is_final = self.is_done or self.has_enough or self._body_ended
+        return self._reason if is_final or not self._reasons_are_early else None
+
+    def end_of_body(self) -> None:
+        """The server has sent all of the body."""
+        self._body_ended = True
 
     def feed(self, data: bytes, elapsed: float) -> Iterator[TextChunk]:
-        """Take the data of an event, and give its pieces: also those before what it fails with.
+        """Take the data of an event, and yield its chunks: also those before an error in it.
 
         Raises:
-            Malformed, Told
+            InvalidEvent, ServerError
         """
+        data = data.strip()
         if data == DONE:
             self.is_done = True
+        if data in (b"", DONE):
             return
         try:
             event = json.loads(data)
-            if event.get("error") or event.get("object") == "error":
-                raise ServerError(event.get("error") or event)
-            if usage := event.get("usage"):
-                self._count(usage)
+            if (error := error_in(event)) is not None:
+                raise ServerError(error)
+            has_usage, usage = usage_in(event)
+            if has_usage:
+                self._row.server_usage = usage
             for choice in event.get("choices") or ():
-                yield from self._choice(choice, elapsed)
-                # "" of TGI, while there is more to come.
-                if (reason := choice.get("finish_reason")) and self.ended is None:
-                    self._end(reason, choice)
-        except (AttributeError, KeyError, TypeError, ValueError) as exc:
-            said = data[:200].decode(errors="replace")
+                # A server can send several answers, though one was asked for.
+                if choice and choice.get("index") in (None, 0):
+                    yield from self._choice(choice, event, elapsed)
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as exc:
+            shown = data[:200].decode(errors="replace")
             raise InvalidEvent(
-                f"the server sent an event that is none of OpenAI's: {said}"
+                f"the server sent an event that OpenAI's API does not have: {shown}"
             ) from exc
 
     def finish(self, elapsed: float) -> list[TextChunk]:
         """Return what was held back: the answer has ended, or was cut off."""
         chunks = self._held_back(elapsed)
-        if self.ended not in (None, FinishReason.LENGTH):
-            chunks += self._end_call(elapsed)  # of one that was cut arguments may be missing
+        is_cut = self.ended in (None, FinishReason.LENGTH)
+        for value in self._tool_calls.finish(is_cut=is_cut):
+            chunk = self._chunk("", elapsed, "tool_calls", value)
+            chunk.is_complete_value = True
+            chunks.append(chunk)
+            if not isinstance(value, str):
+                self._complete_calls.append(value)
         return chunks
 
     @property
     def message(self) -> dict[str, Any]:
         """The answer as a chat message to append to the conversation."""
-        said = {field: "".join(texts) for field, texts in self._said.items()}
-        calls = [call for call in self._calls if not isinstance(call, str)]
-        content = said.pop("content", "")
+        fields = {field: "".join(texts) for field, texts in self._field_texts.items()}
+        calls = self._complete_calls
+        content = fields.pop("content", "")
         return {
             "role": "assistant",
-            **said,
+            **fields,
             **({"content": content} if content or not calls else {}),
             **({"tool_calls": calls} if calls else {}),
         }
 
-    def _count(self, usage: Mapping[str, Any]) -> None:
-        prompt, completion = usage["prompt_tokens"], usage.get("completion_tokens") or 0
-        self._row.server_usage = Usage(int(prompt), int(completion), int(completion))
-
-    def _choice(self, choice: Mapping[str, Any], elapsed: float) -> list[TextChunk]:
-        chunks: list[TextChunk] = []
-        delta = choice.get("delta") or {}
-        text = choice.get("text") or delta.get("content") or ""
-        logprobs = _logprobs(choice.get("logprobs")) if self._logprobs is not None else []
-        others = {FIELDS[name]: delta[name] for name in reversed(FIELDS) if delta.get(name)}
-        calls = delta.get("tool_calls") or ()
-        self.events_seen += bool(text or others or calls or logprobs or choice.get("finish_reason"))
+    def _choice(
+        self, choice: Mapping[str, Any], event: Mapping[str, Any], elapsed: float
+    ) -> Iterator[TextChunk]:
+        delta = self._delta_of(choice)
+        texts = list(text_parts(choice, delta))
+        calls = delta.get("tool_calls")
+        if not calls and delta.get("function_call"):  # OpenAI, before tool_calls
+            calls = {"function": delta["function_call"]}
+        logprobs = logprobs_of(choice.get("logprobs")) if self._logprobs is not None else []
+        # Together has the reason of a completion beside its choices, and Gemini another name.
+        reasons = (
+            choice.get("finish_reason"),
+            choice.get("finishReason"),
+            event.get("finish_reason"),
+        )
+        reason = next((each for each in reasons if has_reason(each)), None)
+        self.events_seen += bool(texts or calls or logprobs or reason)
+        self._reasons_are_early |= bool(self._reason and (texts or calls))
         if self._logprobs is not None:
             self._logprobs += logprobs
-        for field, said in others.items():
-            chunks += [*self._held_back(elapsed), self._piece(field, said, elapsed)]
-        if text:
-            chunks += self._content(self._characters.feed(text), elapsed)
-        for part in calls:
-            chunks += [*self._held_back(elapsed), *self._call_part(part, elapsed)]
-        return chunks
+        for field, text in texts:
+            yield from self._text(field, text, elapsed)
+        if calls:
+            yield from self._held_back(elapsed)
+            self._tool_calls.feed(calls)
+        if reason is not None and not self.has_enough:
+            self._end(reason, choice)
 
-    def _end(self, reason: str, choice: Mapping[str, Any]) -> None:
-        if reason not in REASONS:
-            raise ServerError(f"the server ended its answer with finish_reason={reason!r}")
-        self.ended = REASONS[reason]
-        # Which one it was, in the words of vLLM (and ours), or SGLang. Ids end a sequence there.
+    def _delta_of(self, choice: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is new in a choice."""
+        delta: Mapping[str, Any] = choice.get("delta") or {}
+        if delta or self._has_delta:
+            self._has_delta = True
+            return delta
+        # The whole answer as one message. At the end of deltas it repeats them (MiniMax).
+        return choice.get("message") or delta
+
+    def _end(self, reason: Any, choice: Mapping[str, Any]) -> None:
+        self._reason = finish_reason_of(reason)
+        # vLLM (and ours), or SGLang. Ids end a sequence there.
         matched = choice.get("stop_reason") or choice.get("matched_stop")
         if reason == "stop" and isinstance(matched, str):
-            self.ended = FinishReason.STOP_STRING
+            self._reason = FinishReason.STOP_STRING
             self._row.matched_stop_string = matched
-        elif self.ended is FinishReason.STOP_STRING and len(self._stop) == 1:
+        elif self._reason is FinishReason.STOP_STRING and len(self._stop) == 1:
             self._row.matched_stop_string = self._stop[0]
+
+    def _text(self, field: str, text: str, elapsed: float) -> list[TextChunk]:
+        if field == "content":
+            return self._content(self._characters.feed(text), elapsed)
+        chunks = self._held_back(elapsed)
+        self._field_texts.setdefault(field, []).append(text)
+        return [*chunks, self._chunk("", elapsed, field, text)]
 
     def _content(self, text: str, elapsed: float) -> list[TextChunk]:
         if self._stop_strings.matched is not None:
             return []
         shown = self._stop_strings.feed(text)
-        if self._stop_strings.matched is not None:  # it comes before all that the server says
+        if self._stop_strings.matched is not None:  # it comes before the server's own reason
             self._row.matched_stop_string = self._stop_strings.matched
-            self.ended = FinishReason.STOP_STRING
+            self._reason = FinishReason.STOP_STRING
             self.has_enough = True
         return self._shown(shown, elapsed)
 
     def _held_back(self, elapsed: float) -> list[TextChunk]:
-        """What more of the answer's text would have been waited for."""
+        """The content that was held back until more of it comes, as something else has come."""
         chunks = self._content(self._characters.flush(), elapsed)
         return chunks + self._shown(self._stop_strings.flush(), elapsed)
 
     def _shown(self, text: str, elapsed: float) -> list[TextChunk]:
         if not text:
             return []
-        self._said.setdefault("content", []).append(text)
+        self._field_texts.setdefault("content", []).append(text)
         field = self._content_field
         return [self._chunk(text, elapsed, field, None if field is None else text)]
-
-    def _piece(self, field: str, text: str, elapsed: float) -> TextChunk:
-        self._said.setdefault(field, []).append(text)
-        return self._chunk("", elapsed, field, text)
 
     def _chunk(self, text: str, elapsed: float, field: str | None, value: Any) -> TextChunk:
         logprobs = self._logprobs
@@ -206,43 +226,9 @@ class ResponseParser:
             self._logprobs = []
         return TextChunk(text, logprobs=logprobs, elapsed=elapsed, field=field, value=value)
 
-    def _call_part(self, part: Mapping[str, Any], elapsed: float) -> list[TextChunk]:
-        """A part of a tool call: its name comes first, and then its arguments in pieces."""
-        chunks: list[TextChunk] = []
-        index, function = part.get("index", 0), part.get("function") or {}
-        id, name = part.get("id"), function.get("name")
-        call = self._call
-        # Some servers number all of them 0. And some have a new id for each part, but no name.
-        if call is not None and (
-            call["index"] != index or (name and id and call["id"] not in (None, id))
-        ):
-            chunks = self._end_call(elapsed)
-        if self._call is None:
-            self._call = {"index": index, "id": None, "name": None, "arguments": []}
-        self._call["id"] = self._call["id"] or id
-        self._call["name"] = self._call["name"] or name
-        self._call["arguments"].append(function.get("arguments") or "")
-        return chunks
-
-    def _end_call(self, elapsed: float) -> list[TextChunk]:
-        call, self._call = self._call, None
-        if call is None:
-            return []
-        text = "".join(call["arguments"])
-        value: Any = text  # malformed: it is told as the text that it is
-        with contextlib.suppress(ValueError):
-            function = {"name": call["name"], "arguments": json.loads(text or "{}")}
-            value = {"type": "function", "function": function}
-            if call["id"] is not None:
-                value = {"id": call["id"], **value}
-        self._calls.append(value)
-        chunk = self._chunk("", elapsed, "tool_calls", value)
-        chunk.is_complete_value = True
-        return [chunk]
-
 
 class _Characters:
-    """Puts characters together that were cut in two: JSON can send one as two halves."""
+    """Joins the halves of characters: in JSON one character can be sent as two."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-16-le")("replace")
@@ -262,13 +248,3 @@ class _Characters:
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return text
-
-
-def _logprobs(told: Any) -> list[float]:
-    """The log-probabilities of a choice's tokens: a chat tells them in another form."""
-    if not told:
-        return []
-    if (content := told.get("content")) is not None:
-        return [float(token["logprob"]) for token in content]
-    # The first token of a prompt that is told as well has none.
-    return [float(each) for each in told.get("token_logprobs") or () if each is not None]

@@ -1,0 +1,215 @@
+"""The shapes in which servers send the same things: text, counts, reasons, errors. Pure.
+
+Servers differ in how they implement OpenAI's API. Comments name a server that sends a shape.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from .._streams import FinishReason, Usage
+
+__all__ = [
+    "ServerError",
+    "error_in",
+    "finish_reason_of",
+    "has_reason",
+    "logprobs_of",
+    "text_parts",
+    "usage_in",
+]
+
+logger = logging.getLogger("anystreamer")
+
+
+class ServerError(Exception):
+    """The server reports an error, in place of an answer or in the middle of one."""
+
+    def __init__(self, error: Any) -> None:
+        message = error
+        if isinstance(error, Mapping):
+            message = next((error[name] for name in _MESSAGE_NAMES if error.get(name)), None)
+        super().__init__(str(message or "the server reports that it failed, without a reason"))
+        self.error = error
+
+
+# -- errors
+
+_MESSAGE_NAMES = ("message", "detail", "text")
+
+
+def error_in(event: Mapping[str, Any]) -> Any:
+    """The error that an event reports; None if it does not."""
+    if error := event.get("error"):
+        return error
+    is_error = "error" in (event.get("object"), event.get("type"))  # vLLM before 0.10, SGLang
+    if is_error or event.get("error_code"):  # FastChat
+        return event
+    choices = event.get("choices")
+    if choices is None:
+        return event if event.get("detail") else None  # FastAPI
+    return next((error for choice in choices if choice and (error := choice.get("error"))), None)
+
+
+# -- text
+
+# Names of what is not the answer's text, and the field that it becomes: the one that the templates
+# of transformers have. Some servers send the same text under several names; the first one counts.
+_FIELD_NAMES = {
+    "reasoning_content": ("reasoning_content", "reasoning", "reasoning_text", "thinking"),
+    "refusal": ("refusal",),
+}
+# The same for the parts of a list (Mistral).
+_PART_FIELDS = {
+    "thinking": "reasoning_content",
+    "reasoning": "reasoning_content",
+    "refusal": "refusal",
+}
+_PART_NAMES = ("text", "thinking", "reasoning", "refusal", "content", "value")
+
+
+def text_parts(choice: Mapping[str, Any], delta: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The texts of a choice, each with its field."""
+    for field, names in _FIELD_NAMES.items():
+        value = next((delta[name] for name in names if delta.get(name)), None)
+        yield from _parts(value, field)
+    yield from _parts(choice.get("text") or delta.get("content"), "content")
+
+
+def _parts(value: Any, field: str) -> Iterator[tuple[str, str]]:
+    match value:
+        case None | "":
+            pass
+        case str():
+            yield field, value
+        case Mapping():  # an image or a reference has no text
+            field = _PART_FIELDS.get(value.get("type", ""), field)
+            text = next((value[name] for name in _PART_NAMES if value.get(name)), None)
+            yield from _parts(text, field)
+        case Sequence():
+            for part in value:
+                yield from _parts(part, field)
+        case _:
+            raise TypeError(f"{field} must be text, got {value!r:.60}")
+
+
+# -- log-probabilities
+
+
+def logprobs_of(sent: Any) -> list[float]:
+    """The log-probabilities of a choice's tokens. Chats have another form than completions."""
+    if isinstance(sent, int | float):  # Together
+        return [float(sent)]
+    if not sent:
+        return []
+    tokens = [*(sent.get("content") or ()), *(sent.get("refusal") or ())]
+    values = [token.get("logprob") for token in tokens] or sent.get("token_logprobs") or ()
+    # The first token of a prompt that is sent back has none.
+    return [float(each) for each in values if each is not None]
+
+
+# -- usage
+
+
+def usage_in(event: Mapping[str, Any]) -> tuple[bool, Usage | None]:
+    """Whether an event has token counts, and what they are: None if not all are known."""
+    places = [
+        event.get("usage"),
+        (event.get("x_groq") or {}).get("usage"),
+        *(choice.get("usage") for choice in event.get("choices") or () if choice),  # Moonshot
+    ]
+    usage = next((each for each in places if each), None)
+    return usage is not None, _usage(usage)
+
+
+def _usage(sent: Any) -> Usage | None:
+    if not isinstance(sent, Mapping):
+        return None
+    prompt = _count(sent, "prompt_tokens", "input_tokens")
+    completion = _count(sent, "completion_tokens", "output_tokens")
+    total = _count(sent, "total_tokens")
+    if total is not None and completion is None and prompt is not None:
+        completion = total - prompt
+    elif total is not None and prompt is None and completion is not None:
+        prompt = total - completion
+    if prompt is None or completion is None or prompt < 0 or completion < 0:
+        return None
+    return Usage(prompt, completion, completion)
+
+
+def _count(usage: Mapping[str, Any], *names: str) -> int | None:
+    for name in names:
+        if (value := usage.get(name)) is not None:
+            try:
+                return int(value)
+            except (TypeError, ValueError, OverflowError):
+                return None
+    return None
+
+
+# -- finish reasons
+
+# OpenAI's, and those of others. In lower case: Gemini and Cohere use capitals.
+_REASONS = {
+    "stop_sequence": FinishReason.STOP_STRING,  # TGI, Anthropic, Cohere
+    "length": FinishReason.LENGTH,
+    "max_tokens": FinishReason.LENGTH,  # Anthropic, Cohere, Gemini
+    "max_output_tokens": FinishReason.LENGTH,
+    "model_length": FinishReason.LENGTH,  # Mistral
+    "model_context_window_exceeded": FinishReason.LENGTH,  # Anthropic, Zhipu
+    "content_filter": FinishReason.CRITERIA,
+    "repetition": FinishReason.CRITERIA,  # vLLM
+    "safety": FinishReason.CRITERIA,  # Gemini, and the next three
+    "recitation": FinishReason.CRITERIA,
+    "blocklist": FinishReason.CRITERIA,
+    "prohibited_content": FinishReason.CRITERIA,
+    "sensitive": FinishReason.CRITERIA,  # Zhipu
+    "refusal": FinishReason.CRITERIA,  # Anthropic
+    "guardrail_intervened": FinishReason.CRITERIA,  # Bedrock
+    "error_toxic": FinishReason.CRITERIA,  # Cohere
+}
+# The model has ended its answer by itself. So it has for words that are not known: an answer that
+# has a reason to end is complete.
+_MODEL_ENDED = (
+    "stop",
+    "eos",  # Together
+    "eos_token",  # TGI
+    "end_turn",  # Anthropic
+    "complete",  # Cohere
+    "tool_calls",
+    "tool_use",  # Anthropic
+    "function_call",
+)
+# The answer is not complete.
+_FAILURES = (
+    "abort",  # vLLM, SGLang
+    "aborted",
+    "error",  # Mistral, OpenRouter, vLLM
+    "failed",
+    "cancelled",  # TensorRT-LLM
+    "canceled",
+    "timeout",
+    "insufficient_system_resource",  # DeepSeek
+    "network_error",  # Zhipu
+    "malformed_function_call",  # Gemini
+    "unexpected_tool_call",
+)
+# There is more to come: TGI and Ollama, DashScope, TensorRT-LLM, Gemini.
+_NO_REASON = ("", "null", "none", "not_finished", "finish_reason_unspecified")
+
+
+def has_reason(word: Any) -> bool:
+    """Whether a finish reason is one, and does not stand for "not yet"."""
+    return word is not None and str(word).lower() not in _NO_REASON
+
+
+def finish_reason_of(word: Any) -> FinishReason:
+    """What a server's finish reason is here. Raises ServerError if the answer is not complete."""
+    name = str(word).lower()
+    if name in _FAILURES:
+        raise ServerError(f"the server ended its answer with finish_reason={word!r}")
+    if name not in _REASONS and name not in _MODEL_ENDED:
+        logger.debug("a server's finish_reason %r is not known: it is taken for 'stop'", word)
+    return _REASONS.get(name, FinishReason.EOS)
