@@ -246,9 +246,9 @@ async def test_a_tokenizer_that_cannot_decode_is_refused() -> None:
         AsyncTextIteratorStreamer(object())  # type: ignore[arg-type]
 
 
-# asyncio never answers a crossing that was under way when its loop closed. The courier is there
-# to be stuck in it, in place of the thread that generates.
-@pytest.mark.may_leave_stuck("anystreamer courier")
+# asyncio never answers a crossing that was under way when its loop closed. The delivery thread is
+# there to be stuck in it, in place of the thread that generates.
+@pytest.mark.may_leave_stuck("anystreamer delivery")
 def test_a_loop_that_has_ended_neither_kills_nor_blocks_a_plain_thread(
     ended: list[type[BaseException]], anyio_backend: Any
 ) -> None:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
+import inspect
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import TracebackType
 from typing import Any, Self
 
 from anyio import NoEventLoopError, fail_after, from_thread, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint, current_token
 
-from .._bridge import Crossing, Sink, StreamState, ThreadStream
 from .._errors import GenerationStopped
 from .._text import SupportsDecode, text_decoder
+from .generate_calls import watch_generate_calls
+from .text_queue import TextQueue
 from .token_streamer import row_of
 
 __all__ = ["AsyncTextIteratorStreamer"]
-
-# How often a courier looks whether the thread that it serves is still alive (seconds).
-LIFE_POLL = 0.1
-
-Item = str | BaseException | None  # None: generate() has called end()
 
 
 class AsyncTextIteratorStreamer:
@@ -44,6 +41,10 @@ class AsyncTextIteratorStreamer:
     raises to end it: the cancellation in a cancelled anyio worker thread, `GenerationStopped`
     otherwise. The thread is the caller's own, and nothing here waits for it; `stream_text` does.
 
+    Subclasses can override `put`, `end` and `on_finalized_text`, and use `text_queue`,
+    `stop_signal`, `loop`, `token_cache`, `print_len` and `next_tokens_are_prompt`, as with
+    transformers' class.
+
     Args:
         tokenizer: decodes the tokens.
         skip_prompt: leave the prompt out of the text.
@@ -51,7 +52,8 @@ class AsyncTextIteratorStreamer:
         decode_kwargs: for ``tokenizer.decode``, such as ``skip_special_tokens=True``.
 
     Raises:
-        RuntimeError: no event loop is running: it has to be made inside of an async function.
+        RuntimeError: no event loop is running: it has to be made inside of an async function. From
+            the iteration: ``generate()`` raised, or returned without ending the text.
         TypeError: *tokenizer* has no ``decode``.
         TimeoutError: from the iteration, when nothing came within *timeout*.
     """
@@ -74,41 +76,61 @@ class AsyncTextIteratorStreamer:
         self.skip_prompt = skip_prompt
         self.timeout = timeout
         self.decode_kwargs = decode_kwargs
+        self.stop_signal: Any = None  # the item that ends the iteration
+        self.token_cache: list[int] = []  # of this text
+        self.print_len = 0  # how many of its characters have been passed on
+        self.next_tokens_are_prompt = True
+        self.loop: Any = _native_loop()
         self._decoder = text_decoder(tokenizer, **decode_kwargs)
-        self._state = StreamState[Item]()
-        self._state.start()
-        self._stream = ThreadStream(self._state)
-        self._crossing = Crossing(Sink(self._state))
+        self._has_decoded = False  # since the text began
+        self._queue = TextQueue(self._is_stop_signal)
+        self.text_queue: Any = self._queue
         self._cancellation = get_cancelled_exc_class()
-        self._delivery_thread: DeliveryThread | None = None
+        self._loop_thread = threading.get_ident()
         self._criteria: list[Any] | None = None
         self._criteria_asked = False
         self._puts_after_stop = 0
+        watch_generate_calls(AsyncTextIteratorStreamer._watch)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "_is_chinese_char" in vars(cls):
+            raise TypeError(
+                f"{cls.__name__} overrides _is_chinese_char(), which is never called here: text is "
+                "passed on as soon as it cannot change; override put() or on_finalized_text()"
+            )
+        for name in ("put", "end", "on_finalized_text"):
+            if inspect.iscoroutinefunction(vars(cls).get(name)):
+                raise TypeError(
+                    f"{cls.__name__}.{name}() is async, but generate() calls it in its thread and "
+                    "awaits nothing; make it a plain function"
+                )
 
     # -- for the consumer
 
     def __aiter__(self) -> Self:
+        watch_generate_calls(
+            AsyncTextIteratorStreamer._watch
+        )  # transformers can have been imported since
         return self
 
     async def __anext__(self) -> str:
         with fail_after(self.timeout):
-            item = await self._stream.receive()
-        if isinstance(item, BaseException):
-            raise item
-        if item is None:
+            item = await self.text_queue.get()
+        if self._is_stop_signal(item):
             raise StopAsyncIteration
-        return item
+        return item  # type: ignore[no-any-return]  # a subclass can put anything
 
     def stop(self) -> None:
         """Ask the model to end after the current step; what it has made can still be received.
 
         Safe from any task or thread and from a signal handler.
         """
-        self._stream.stop()
+        self._queue.stop()
 
     async def aclose(self) -> None:
         """Stop the model, and drop what was not received. Does not wait for the caller's thread."""
-        self._close()
+        self._queue.close()
         await checkpoint()
 
     async def __aenter__(self) -> Self:
@@ -120,15 +142,11 @@ class AsyncTextIteratorStreamer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._close()
+        self._queue.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_crossing"):
-            self._close()
-
-    def _close(self) -> None:
-        self._state.close(cancel_worker=False)  # there is none of ours
-        self._state.close_and_take_error()
+        if hasattr(self, "_queue"):
+            self._queue.close()
 
     @property
     def stopping_criteria(self) -> list[Any]:
@@ -136,7 +154,7 @@ class AsyncTextIteratorStreamer:
         if self._criteria is None:
             from .criteria import StopFlagCriteria
 
-            self._criteria = [StopFlagCriteria(self._asked)]
+            self._criteria = [StopFlagCriteria(self._rows_end)]
         return self._criteria
 
     # -- for generate(), in the worker thread
@@ -149,43 +167,97 @@ class AsyncTextIteratorStreamer:
             GenerationStopped: stopped, and the criteria were not passed to ``generate()``.
         """
         token_ids = row_of(value, "AsyncTextIteratorStreamer")
-        if self._delivery_thread is None:
-            self._delivery_thread = DeliveryThread(self._state, self._crossing)
-            self._delivery_thread.start()
+        if self._queue.open():
             self._criteria_asked = False
             self._puts_after_stop = 0
-            if self.skip_prompt:
-                token_ids = []
-        if token_ids and not self._state.abandoned:
-            self._delivery_thread.submit(self._decoder.decode(token_ids))
+        if self.skip_prompt and self.next_tokens_are_prompt:
+            self.next_tokens_are_prompt = False
+        elif not self._queue.is_abandoned:
+            self.on_finalized_text(self._decode(token_ids))
         if self._should_stop():
             self._stop_from_put()
 
     def end(self) -> None:
         """Take what the decoder still holds, and end the iteration."""
-        if self._delivery_thread is not None:
-            self._delivery_thread.submit(self._decoder.flush())
-            self._delivery_thread.submit(None)
-            self._delivery_thread = None  # a next generation may run in another thread
+        text = self._decoder.flush()
+        if self.token_cache and not self._has_decoded:  # by put() of a subclass alone
+            text = self.tokenizer.decode(self.token_cache, **self.decode_kwargs)[self.print_len :]
+        self._has_decoded = False
+        self.token_cache = []
+        self.print_len = 0
+        self.next_tokens_are_prompt = True
+        self.on_finalized_text(text, stream_end=True)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Pass text on to the consumer, and end the iteration if it is the last.
+
+        To filter or change the text, override it and call it with what the consumer is to get.
+        """
+        if text:
+            self._put_item(text)
+        if stream_end:
+            self._put_item(self.stop_signal)
+
+    def _put_item(self, item: Any) -> None:
+        if isinstance(self.text_queue, TextQueue):
+            self.text_queue.put_nowait(item)
+        else:  # a queue of a subclass, which knows of no threads
+            self.loop.call_soon_threadsafe(self.text_queue.put_nowait, item)
+
+    def _is_stop_signal(self, item: Any) -> bool:
+        return bool(item is self.stop_signal or item == self.stop_signal)
+
+    def _decode(self, token_ids: list[int]) -> str:
+        if not self._has_decoded:
+            self._decoder.flush()  # an overridden end() can have left something in it
+            self._has_decoded = True
+        self.token_cache.extend(token_ids)
+        text = self._decoder.decode(token_ids)
+        self.print_len += len(text)
+        return text
+
+    @classmethod
+    def _watch(cls, streamer: object) -> AbstractContextManager[object]:
+        """What is entered around a call of ``generate()``."""
+        if not isinstance(streamer, AsyncTextIteratorStreamer):
+            return nullcontext()
+        return cls._watch_call(streamer)
+
+    @contextmanager
+    def _watch_call(self) -> Iterator[None]:
+        texts_ended = self._queue.texts_ended
+        error: BaseException | None = None
+        try:
+            yield
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            # In the thread of the loop the call itself raises, in place of the iteration.
+            if (
+                self._queue.texts_ended == texts_ended
+                and threading.get_ident() != self._loop_thread
+            ):
+                self._queue.call_ended(error)
+            error = None  # its traceback leads back to this frame
 
     def _should_stop(self) -> bool:
-        if self._state.should_end:
+        if self._queue.should_stop:
             return True
         try:
             from_thread.check_cancelled()
         except NoEventLoopError:
             pass  # not a worker thread of anyio's
         except self._cancellation:
-            self._state.abandon()
-        return self._state.abandoned
+            self._queue.abandon()
+        return self._queue.is_abandoned
 
-    def _asked(self, input_ids: Any) -> list[bool]:
+    def _rows_end(self, input_ids: Any) -> list[bool]:
         self._criteria_asked = True
-        loop_closed = self._delivery_thread is not None and self._delivery_thread.loop_closed
-        return [self._should_stop() or loop_closed]
+        return [self._should_stop() or self._queue.loop_closed]
 
     def _stop_from_put(self) -> None:
-        if self._delivery_thread is None or self._delivery_thread.loop_closed:
+        if not self._queue.is_open or self._queue.loop_closed:
             return  # the thread is not to be killed for a loop that has gone
         self._puts_after_stop += 1
         # Criteria that were taken may have been passed on; before the first step they are not
@@ -193,60 +265,23 @@ class AsyncTextIteratorStreamer:
         if self._criteria_asked or (self._criteria is not None and self._puts_after_stop <= 2):
             return
         self.end()
-        with contextlib.suppress(NoEventLoopError):
+        with suppress(NoEventLoopError):
             from_thread.check_cancelled()
         raise GenerationStopped
 
 
-class DeliveryThread(threading.Thread):
-    """Crosses to the loop in place of a thread that may outlive the loop, and must not wait for it.
+def _native_loop() -> Any:
+    """The event loop, as transformers' class has it: with ``call_soon_threadsafe``."""
+    native = current_token().native_token
+    return native if hasattr(native, "call_soon_threadsafe") else _TrioLoop(native)
 
-    A crossing never returns from a loop that was closed under it. Then this thread is stuck, which
-    is a daemon and holds nothing but the stream; the generating thread is not.
-    """
 
-    def __init__(self, state: StreamState[Item], crossing: Crossing) -> None:
-        super().__init__(name="anystreamer courier", daemon=True)
-        self._state = state
-        self._crossing = crossing
-        self._served = threading.current_thread()
-        self._queue = queue.SimpleQueue[Item]()
-        self.loop_closed = False
+class _TrioLoop:
+    """What subclasses use of asyncio's event loop, on trio."""
 
-    def submit(self, item: Item) -> None:
-        """Deliver *item* soon. Never waits."""
-        if item != "":
-            self._queue.put(item)
+    def __init__(self, token: Any) -> None:
+        self._token = token
 
-    def run(self) -> None:
-        """Deliver items until the last, as seldom as the crossing budget asks."""
-        crossing = self._crossing
-        is_last = False
-        while not is_last and not self._state.closed:
-            items, is_last = self._next_items()
-            crossing.sink.push(*items)
-            try:
-                if crossing.sink.has_pending:
-                    crossing.flush()
-            except KeyboardInterrupt as exc:  # it struck the loop just then; trio tells only us
-                crossing.sink.push(exc)
-                is_last = False
-            except RuntimeError:
-                self.loop_closed = True
-                return
-            crossing.sleep_until_due()
-
-    def _next_items(self) -> tuple[list[Item], bool]:
-        """Wait for items. Returns all that are there, and whether the last is among them."""
-        items: list[Item] = []
-        try:
-            items.append(self._queue.get(timeout=LIFE_POLL))
-            while items[-1] is not None:
-                items.append(self._queue.get_nowait())
-        except queue.Empty:
-            if not items and not self._served.is_alive():
-                return [
-                    RuntimeError("generate() did not return: it raised, in a thread that has ended")
-                ], True
-            return items, False
-        return items, True
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
+        """Call *callback* in the thread of the event loop, soon."""
+        self._token.run_sync_soon(callback, *args)
