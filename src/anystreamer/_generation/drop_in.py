@@ -94,10 +94,11 @@ class AsyncTextIteratorStreamer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "_is_chinese_char" in vars(cls):
+        if "_is_chinese_char" in vars(cls) and cls.put is AsyncTextIteratorStreamer.put:
             raise TypeError(
-                f"{cls.__name__} overrides _is_chinese_char(), which is never called here: text is "
-                "passed on as soon as it cannot change; override put() or on_finalized_text()"
+                f"{cls.__name__} overrides _is_chinese_char(), which put() does not call here: "
+                "text is passed on as soon as it cannot change; override put() or "
+                "on_finalized_text()"
             )
         for name in ("put", "end", "on_finalized_text"):
             if inspect.iscoroutinefunction(vars(cls).get(name)):
@@ -198,6 +199,10 @@ class AsyncTextIteratorStreamer:
         if stream_end:
             self._put_item(self.stop_signal)
 
+    def _is_chinese_char(self, cp: int) -> bool:
+        """Whether a code point is a Chinese character. For a put() copied from transformers."""
+        return any(start <= cp <= end for start, end in _CHINESE)
+
     def _put_item(self, item: Any) -> None:
         if isinstance(self.text_queue, TextQueue):
             self.text_queue.put_nowait(item)
@@ -268,6 +273,19 @@ class AsyncTextIteratorStreamer:
         with suppress(NoEventLoopError):
             from_thread.check_cancelled()
         raise GenerationStopped
+
+
+# The blocks "CJK Unified Ideographs", their extensions A to E, and their compatibility forms.
+_CHINESE = (
+    (0x4E00, 0x9FFF),
+    (0x3400, 0x4DBF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F),
+    (0x2B740, 0x2B81F),
+    (0x2B820, 0x2CEAF),
+    (0xF900, 0xFAFF),
+    (0x2F800, 0x2FA1F),
+)
 
 
 def _native_loop() -> Any:

@@ -4,28 +4,47 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
+from weakref import WeakSet
 
 __all__ = ["watch_generate_calls"]
 
-_watched: set[type] = set()
+Watch = Callable[[Any], AbstractContextManager[object]]
+
+# Where models have `generate()` from: some classes have one of their own.
+ROOTS = (
+    ("transformers.generation.utils", "GenerationMixin"),
+    ("transformers.modeling_utils", "PreTrainedModel"),
+)
+
+_watched = WeakSet[type]()
 
 
-def watch_generate_calls(watch: Callable[[Any], AbstractContextManager[object]]) -> None:
+def watch_generate_calls(watch: Watch) -> None:
     """Enter ``watch(streamer)`` around each call of ``generate()`` that has a streamer.
 
-    It wraps transformers' method, once, and only if transformers has been imported. Nothing else
-    shows that a call has raised before its first ``put()``: until then ``generate()`` uses nothing
-    of a streamer, and a thread that has ended leaves no trace.
+    It wraps the method in the classes of transformers that have been imported, each once. Nothing
+    else shows that a call has raised before its first ``put()``: until then ``generate()`` uses
+    nothing of a streamer, and a thread that has ended leaves no trace.
     """
-    mixin: Any = getattr(sys.modules.get("transformers.generation.utils"), "GenerationMixin", None)
-    if mixin is None or mixin in _watched:
-        return
-    _watched.add(mixin)
-    generate = mixin.generate
+    for module, name in ROOTS:
+        root = getattr(sys.modules.get(module), name, None)
+        for cls in () if root is None else _with_subclasses(root):
+            generate = vars(cls).get("generate")
+            if callable(generate) and cls not in _watched:
+                _watched.add(cls)
+                cls.generate = _watched_method(generate, watch)
 
+
+def _with_subclasses(cls: Any) -> Iterator[Any]:
+    yield cls
+    for each in cls.__subclasses__():
+        yield from _with_subclasses(each)
+
+
+def _watched_method(generate: Callable[..., Any], watch: Watch) -> Callable[..., Any]:
     @functools.wraps(generate)
     def watched_generate(self: Any, *args: Any, **kwargs: Any) -> Any:
         streamer = kwargs.get("streamer")
@@ -34,4 +53,4 @@ def watch_generate_calls(watch: Callable[[Any], AbstractContextManager[object]])
         with watch(streamer):
             return generate(self, *args, **kwargs)
 
-    mixin.generate = watched_generate
+    return watched_generate

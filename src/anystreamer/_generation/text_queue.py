@@ -17,10 +17,10 @@ from .._bridge import Crossing, Sink, StreamState, ThreadStream
 
 __all__ = ["TextQueue"]
 
-# How often a delivery thread looks whether the generating thread is still alive (seconds).
+# How often the delivery thread looks whether the text can still be ended (seconds).
 LIFE_POLL = 0.1
-# After generate() has raised, the code that called it may still end the stream. A thread of a pool
-# lives on, so that its end tells nothing: it is given this long (seconds).
+# After generate() has raised, the code that called it can still end the text. A thread of a pool
+# lives on, so that its end tells nothing: the code is given this long (seconds).
 END_GRACE = 2.0
 
 
@@ -28,34 +28,41 @@ class TextQueue:
     """Has the methods of `asyncio.Queue` that subclasses of transformers' streamer call.
 
     Putting never waits, and is allowed in any thread. Getting is for the event loop in which the
-    queue was made. An item that *is_end* returns true for ends the text of a generation; another
+    queue was made. An item for which *is_end* returns true ends the text of a generation; another
     text can follow.
+
+    A delivery thread crosses to the loop in place of the generating thread, which can outlive the
+    loop and must not wait for it: a crossing never returns from a loop that was closed under it.
+    Then the delivery thread is stuck, which is a daemon and holds nothing but this queue. It runs
+    while there is something to deliver, or to watch: a text that may never be ended.
     """
 
     def __init__(self, is_end: Callable[[Any], bool]) -> None:
         self.texts_ended = 0
+        self.loop_closed = False  #: the event loop has ended under a generation
         self._is_end = weakref.WeakMethod(is_end)  # of the streamer, which has this queue
         self._state = StreamState[Any]()
         self._state.start()
         self._stream = ThreadStream(self._state)
         self._crossing = Crossing(Sink(self._state))
-        self._lock = threading.Lock()  # around starting a delivery thread
-        self._delivery_thread: DeliveryThread | None = None
-        self._unended_call: _EndedCall | None = None  # that no delivery thread watches
-        self._getters = 0
+        self._submitted = queue.SimpleQueue[Any]()  # for the delivery thread
+        self._getters = 0  # calls of get() that wait
+        self._lock = threading.Lock()  # of the following
+        self._delivers = False  # the delivery thread runs
+        self._text_is_open = False  # a text has begun and not ended
+        self._producer = threading.current_thread()  # of the open text
+        self._ended_call: _EndedCall | None = None
 
     # -- putting
 
     def put_nowait(self, item: Any) -> None:
         """Add an item."""
         self.open()
-        thread = self._delivery_thread
-        if thread is not None:
-            thread.submit(item)
-            if (is_end := self._is_end()) is not None and is_end(item):
+        self._submitted.put(item)
+        if (is_end := self._is_end()) is not None and is_end(item):
+            with self._lock:
                 self.texts_ended += 1
-                self._delivery_thread = None  # a next generation can run in another thread
-                thread.finish()
+                self._text_is_open = False
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> _Done:
         """Add an item. What is returned can be awaited, and need not be."""
@@ -63,7 +70,7 @@ class TextQueue:
         return _Done()
 
     def full(self) -> bool:
-        """Never: its size has no limit."""
+        """Never: the size has no limit."""
         return False
 
     # -- getting
@@ -77,7 +84,9 @@ class TextQueue:
         """
         self._getters += 1
         try:
-            self._watch_unended_call()
+            with self._lock:
+                if self._text_is_open or self._ended_call is not None:
+                    self._start_delivery()
             item = await self._stream.receive()
         finally:
             self._getters -= 1
@@ -117,24 +126,18 @@ class TextQueue:
 
     @property
     def is_open(self) -> bool:
-        """Whether a generation has begun and not ended."""
-        return self._delivery_thread is not None
-
-    @property
-    def loop_closed(self) -> bool:
-        """Whether the event loop has ended under a generation."""
-        return self._delivery_thread is not None and self._delivery_thread.loop_closed
+        """Whether a text has begun and not ended."""
+        return self._text_is_open
 
     def open(self) -> bool:
-        """Begin a generation in this thread, if none has begun. Returns whether it did."""
+        """Go on with a text in this thread, or begin one. Returns whether it has begun."""
         with self._lock:
-            self._unended_call = None
-            thread = self._delivery_thread
-            if thread is not None and not thread.has_failed:
-                thread.serve_current_thread()
-                return False
+            begins = not self._text_is_open
+            self._text_is_open = True
+            self._producer = threading.current_thread()
+            self._ended_call = None
             self._start_delivery()
-            return True
+        return begins
 
     def stop(self) -> None:
         """Ask the model to end after the current step. From any thread or a signal handler."""
@@ -152,23 +155,62 @@ class TextQueue:
     def call_ended(self, error: BaseException | None) -> None:
         """A call in this thread has raised *error*, or returned, and has not ended its text."""
         with self._lock:
-            call = _EndedCall(error, threading.current_thread(), perf_counter())
-            if self._delivery_thread is not None:
-                self._delivery_thread.ended_call = call
-            else:
-                self._unended_call = call
-        if self._getters:
-            self._watch_unended_call()
+            self._ended_call = _EndedCall.of(error)
+            if self._getters:
+                self._start_delivery()
 
-    def _watch_unended_call(self) -> None:
+    # -- the delivery thread
+
+    def _start_delivery(self) -> None:
+        if not (self._delivers or self.loop_closed or self._state.closed):
+            self._delivers = True
+            threading.Thread(target=self._deliver, name="anystreamer delivery", daemon=True).start()
+
+    def _deliver(self) -> None:
+        """Deliver what is submitted, as seldom as the crossing budget asks."""
+        crossing = self._crossing
+        while items := self._next_items():
+            crossing.sink.push(*items)
+            try:
+                if crossing.sink.has_pending:
+                    crossing.flush()
+            except KeyboardInterrupt as exc:  # it struck the loop just then; trio raises it here
+                crossing.sink.push(_Failure(exc))
+            except RuntimeError:
+                self.loop_closed = True
+                return
+            crossing.sleep_until_due()
+
+    def _next_items(self) -> list[Any]:
+        """Wait for items. Returns all that are there; none if the thread is to end."""
+        items: list[Any] = []
+        while not items and not self._state.closed:
+            is_watching = self._text_is_open or self._ended_call is not None
+            try:
+                items.append(self._submitted.get(timeout=LIFE_POLL if is_watching else 0))
+                while True:
+                    items.append(self._submitted.get_nowait())
+            except queue.Empty:
+                if not items and not self._watch(items):
+                    break
+        return items
+
+    def _watch(self, items: list[Any]) -> bool:
+        """Look whether the text can still be ended. Returns whether the thread is to go on."""
         with self._lock:
-            call, self._unended_call = self._unended_call, None
-            if call is not None and self._delivery_thread is None:
-                self._start_delivery(call)
-
-    def _start_delivery(self, call: _EndedCall | None = None) -> None:
-        self._delivery_thread = DeliveryThread(self._state, self._crossing, call)
-        self._delivery_thread.start()
+            if not self._submitted.empty():
+                return True
+            call = self._ended_call
+            if call is None and self._text_is_open and not self._producer.is_alive():
+                call = _EndedCall.unseen(self._producer)
+            if call is not None and self._getters and call.is_over:
+                items.append(_Failure(call.failure))
+                self._text_is_open = False
+                self._ended_call = None
+                return True
+            # A call that has ended matters as long as a consumer waits.
+            self._delivers = bool(self._getters) if call is not None else self._text_is_open
+            return self._delivers
 
 
 class _Done:
@@ -187,11 +229,30 @@ class _Failure:
 
 @dataclass(frozen=True, slots=True)
 class _EndedCall:
-    """How a call of ``generate()`` has ended that has not ended its text."""
+    """A call of ``generate()`` that has ended, and has not ended its text."""
 
-    error: BaseException | None
     thread: threading.Thread
     at: float
+    message: str
+    error: BaseException | None
+
+    @classmethod
+    def of(cls, error: BaseException | None) -> _EndedCall:
+        """A call that has just raised *error*, or returned, in this thread."""
+        if error is not None:
+            message = f"generate() did not return: it raised {type(error).__name__}"
+        else:
+            message = (
+                "generate() has returned, but the text was not ended: it does not call the "
+                "streamer, or an overridden end() or on_finalized_text() does not put stop_signal"
+            )
+        return cls(threading.current_thread(), perf_counter(), message, error)
+
+    @classmethod
+    def unseen(cls, thread: threading.Thread) -> _EndedCall:
+        """A call of something else than a model of transformers, in a thread that has ended."""
+        message = "generate() did not return: it raised, in a thread that has ended"
+        return cls(thread, perf_counter(), message, None)
 
     @property
     def is_over(self) -> bool:
@@ -203,87 +264,6 @@ class _EndedCall:
     @property
     def failure(self) -> RuntimeError:
         """What the consumer gets."""
-        if self.error is None:
-            return RuntimeError(
-                "generate() has returned, but the text was not ended: it does not call the "
-                "streamer, or an overridden end() or on_finalized_text() does not put stop_signal"
-            )
-        failure = RuntimeError(f"generate() did not return: it raised {type(self.error).__name__}")
+        failure = RuntimeError(self.message)
         failure.__cause__ = self.error
         return failure
-
-
-class DeliveryThread(threading.Thread):
-    """Crosses to the loop in place of a thread that may outlive the loop, and must not wait for it.
-
-    A crossing never returns from a loop that was closed under it. Then this thread is stuck, which
-    is a daemon and holds nothing but the stream; the generating thread is not.
-    """
-
-    def __init__(
-        self, state: StreamState[Any], crossing: Crossing, ended_call: _EndedCall | None
-    ) -> None:
-        super().__init__(name="anystreamer delivery", daemon=True)
-        self.loop_closed = False
-        self.has_failed = False  # it delivers nothing any more
-        self.ended_call = ended_call
-        self._served = threading.current_thread()
-        self._state = state
-        self._crossing = crossing
-        self._queue = queue.SimpleQueue[Any]()
-
-    def serve_current_thread(self) -> None:
-        """Watch the thread that calls this from now on."""
-        self._served = threading.current_thread()
-        self.ended_call = None
-
-    def submit(self, item: Any) -> None:
-        """Deliver *item* soon. Never waits."""
-        self._queue.put(item)
-
-    def finish(self) -> None:
-        """End, once everything has been delivered."""
-        self._queue.put(_FINISH)
-
-    def run(self) -> None:
-        """Deliver items until the last, as seldom as the crossing budget asks."""
-        crossing = self._crossing
-        is_last = False
-        while not is_last and not self._state.closed:
-            items, is_last = self._next_items()
-            crossing.sink.push(*items)
-            try:
-                if crossing.sink.has_pending:
-                    crossing.flush()
-            except KeyboardInterrupt as exc:  # it struck the loop just then; trio tells only us
-                crossing.sink.push(_Failure(exc))
-                is_last = False
-            except RuntimeError:
-                self.loop_closed = True
-                return
-            crossing.sleep_until_due()
-
-    def _next_items(self) -> tuple[list[Any], bool]:
-        """Wait for items. Returns all that are there, and whether the last is among them."""
-        items: list[Any] = []
-        try:
-            items.append(self._queue.get(timeout=LIFE_POLL))
-            while items[-1] is not _FINISH:
-                items.append(self._queue.get_nowait())
-        except queue.Empty:
-            if not items and (failure := self._failure()) is not None:
-                self.has_failed = True
-                return [_Failure(failure)], True
-            return items, False
-        return items[:-1], True
-
-    def _failure(self) -> RuntimeError | None:
-        """What has kept the text from being ended, if nothing can end it any more."""
-        if (call := self.ended_call) is not None:
-            return call.failure if call.is_over else None
-        if self._served.is_alive():
-            return None
-        return RuntimeError("generate() did not return: it raised, in a thread that has ended")
-
-
-_FINISH = object()

@@ -1,0 +1,281 @@
+"""The drop-in streamer never hangs: not without a put(), nor when `generate()` raises."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
+from typing import Any
+
+import anyio
+import pytest
+import transformers
+from anyio import to_thread
+
+from anystreamer import AsyncTextIteratorStreamer
+from anystreamer._generation import text_queue
+
+from ..helpers.scripted import PATIENCE
+from ..helpers.tiny_models import generated, llama, steps_of, tokenizer
+
+pytestmark = pytest.mark.torch
+
+PROMPT = "An increasing sequence: one,"
+
+
+@pytest.fixture(autouse=True)
+def threads_may_end_by_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+
+
+def inputs() -> dict[str, Any]:
+    return dict(tokenizer()([PROMPT], return_tensors="pt"))
+
+
+class NoStep(transformers.LogitsProcessor):
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        if input_ids.shape[1] >= self.length:
+            raise ZeroDivisionError
+        return scores
+
+
+# Arguments with which generate() raises, and what it raises.
+EARLY: dict[str, tuple[dict[str, Any], type[Exception]]] = {
+    "an unknown argument": ({"no_such_argument": 1}, ValueError),
+    "beams": ({"num_beams": 2}, ValueError),
+    "no tokens": ({"max_new_tokens": 0}, ValueError),
+    "a bad sampling value": ({"do_sample": True, "temperature": -1.0}, ValueError),
+    "two rows": ({"do_sample": True, "num_return_sequences": 2}, ValueError),
+    "a prompt of two rows": ({"input_ids": [[1], [2]]}, AttributeError),
+}
+LATE: dict[str, tuple[dict[str, Any], type[Exception]]] = {
+    "the first step": ({"logits_processor": [NoStep(0)]}, ZeroDivisionError),
+    "a later step": ({"logits_processor": [NoStep(32)]}, ZeroDivisionError),
+}
+FAILURES = EARLY | LATE
+failing = pytest.mark.parametrize(("kwargs", "kind"), FAILURES.values(), ids=FAILURES.keys())
+BOTH = (EARLY["an unknown argument"], LATE["a later step"])
+
+
+def generate(streamer: Any, kwargs: dict[str, Any]) -> None:
+    llama().generate(**{"max_new_tokens": 9, **inputs(), **kwargs}, streamer=streamer)
+
+
+async def text_of(streamer: Any) -> str:
+    with anyio.fail_after(PATIENCE):
+        return "".join([piece async for piece in streamer])
+
+
+async def fails(streamer: Any, kind: type[Exception]) -> None:
+    with pytest.raises(RuntimeError, match=f"did not return: it raised {kind.__name__}") as raised:
+        await text_of(streamer)
+    assert type(raised.value.__cause__) is kind
+
+
+@failing
+async def test_an_error_in_a_plain_thread(kwargs: dict[str, Any], kind: type[Exception]) -> None:
+    streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True)
+    thread = Thread(target=generate, args=(streamer, kwargs))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fails, streamer, kind)
+        await anyio.wait_all_tasks_blocked()
+        thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize(("kwargs", "kind"), BOTH, ids=["early", "late"])
+async def test_an_error_before_the_consumer_comes(
+    kwargs: dict[str, Any], kind: type[Exception]
+) -> None:
+    streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True)
+    thread = Thread(target=generate, args=(streamer, kwargs))
+    thread.start()
+    await to_thread.run_sync(thread.join)
+    await fails(streamer, kind)
+
+
+@pytest.mark.parametrize(("kwargs", "kind"), BOTH, ids=["early", "late"])
+async def test_an_error_in_a_thread_of_a_pool(
+    kwargs: dict[str, Any], kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_queue, "END_GRACE", 0.0)  # nothing handles the error here
+    streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(generate, streamer, kwargs)
+        await fails(streamer, kind)
+
+
+def by_end(streamer: Any) -> None:
+    streamer.end()
+
+
+def by_on_finalized_text(streamer: Any) -> None:
+    streamer.on_finalized_text("", stream_end=True)
+
+
+def by_the_queue(streamer: Any) -> None:
+    streamer.text_queue.put_nowait(streamer.stop_signal)
+
+
+ENDS = [by_end, by_on_finalized_text, by_the_queue]
+
+
+@pytest.mark.parametrize("ends", ENDS)
+async def test_the_end_alone_ends_the_iteration(ends: Callable[[Any], None]) -> None:
+    streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True)
+    ends(streamer)  # on the loop
+    assert await text_of(streamer) == ""
+    await to_thread.run_sync(ends, streamer)  # in a thread
+    assert await text_of(streamer) == ""
+    async with anyio.create_task_group() as tasks:
+
+        async def wait() -> None:
+            assert await text_of(streamer) == ""
+
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        ends(streamer)
+
+
+@pytest.mark.parametrize(("kwargs", "kind"), BOTH, ids=["early", "late"])
+@pytest.mark.parametrize("ends", ENDS)
+async def test_an_error_whose_handler_ends_the_text(
+    kwargs: dict[str, Any], kind: type[Exception], ends: Callable[[Any], None]
+) -> None:
+    def handle() -> None:
+        try:
+            generate(streamer, kwargs)
+        except kind:
+            ends(streamer)
+
+    streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True)
+    thread = Thread(target=handle)
+    thread.start()
+    text = await text_of(streamer)
+    whole = tokenizer().decode(generated(llama(), PROMPT, max_new_tokens=9))
+    assert whole.startswith(text.rstrip("\N{REPLACEMENT CHARACTER}"))
+    await to_thread.run_sync(thread.join)
+
+
+async def test_an_error_in_a_thread_of_a_task_group_ends_the_consumer_with_its_scope() -> None:
+    streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True)
+    kwargs = {"no_such_argument": 1}
+    with pytest.raises(ExceptionGroup) as raised:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(to_thread.run_sync, generate, streamer, kwargs)
+            async for _ in streamer:
+                pass
+    assert [type(each) for each in raised.value.exceptions] == [ValueError]
+
+
+async def test_a_streamer_serves_a_generation_after_one_that_failed() -> None:
+    streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True)
+    expected = tokenizer().decode(generated(llama(), PROMPT, max_new_tokens=9))
+    for kwargs, kind in BOTH:
+        thread = Thread(target=generate, args=(streamer, kwargs))
+        thread.start()
+        await fails(streamer, kind)
+        streamer.next_tokens_are_prompt = True  # it was not ended
+        thread = Thread(target=generate, args=(streamer, {}))
+        thread.start()
+        assert await text_of(streamer) == expected
+        await to_thread.run_sync(thread.join)
+
+
+async def test_an_error_that_is_handled_by_trying_again() -> None:
+    def try_twice() -> None:
+        try:
+            generate(streamer, {"no_such_argument": 1})
+        except ValueError:
+            generate(streamer, {})
+
+    streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True)
+    thread = Thread(target=try_twice)
+    thread.start()
+    text = await text_of(streamer)
+    assert text == tokenizer().decode(generated(llama(), PROMPT, max_new_tokens=9))
+    await to_thread.run_sync(thread.join)
+
+
+def other_decoding(model: Any, input_ids: Any, **kwargs: Any) -> Any:
+    return input_ids  # the streamer is not among the arguments
+
+
+async def test_a_generate_that_never_calls_the_streamer() -> None:
+    streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True)
+    thread = Thread(target=generate, args=(streamer, {"custom_generate": other_decoding}))
+    thread.start()
+    with pytest.raises(RuntimeError, match="generate\\(\\) has returned, but the text was not"):
+        await text_of(streamer)
+    await to_thread.run_sync(thread.join)
+
+
+async def test_a_model_class_with_a_generate_of_its_own() -> None:
+    class Own(transformers.LlamaForCausalLM):
+        def generate(self, *args: Any, **kwargs: Any) -> Any:
+            raise NotImplementedError
+
+    model = Own(llama().config)
+    streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True)
+    thread = Thread(target=model.generate, kwargs={**inputs(), "streamer": streamer})
+    thread.start()
+    await fails(streamer, NotImplementedError)
+
+
+async def test_a_subclass_that_drops_the_end() -> None:
+    class Streamer(AsyncTextIteratorStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            super().on_finalized_text(text)
+
+    streamer = Streamer(tokenizer(), skip_prompt=True)
+    thread = Thread(target=generate, args=(streamer, {}))
+    thread.start()
+    text = ""
+    with pytest.raises(RuntimeError, match=r"on_finalized_text\(\) does not put stop_signal"):
+        with anyio.fail_after(PATIENCE):
+            async for piece in streamer:
+                text += piece
+    assert text == tokenizer().decode(generated(llama(), PROMPT, max_new_tokens=9))
+
+
+async def test_a_subclass_that_raises() -> None:
+    class Streamer(AsyncTextIteratorStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            raise KeyError(text)
+
+    streamer = Streamer(tokenizer(), skip_prompt=True)
+    Thread(target=generate, args=(streamer, {})).start()
+    await fails(streamer, KeyError)
+
+
+async def test_an_error_on_the_loop_itself_is_raised_there_alone() -> None:
+    async with AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True) as streamer:
+        for kwargs, kind in FAILURES.values():
+            with pytest.raises(kind):
+                generate(streamer, kwargs)
+
+
+async def test_calls_with_other_streamers_are_left_alone() -> None:
+    """transformers' method is wrapped: all that it does stays."""
+    AsyncTextIteratorStreamer(tokenizer())
+    printed: list[str] = []
+
+    class Printer(transformers.TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            printed.append(text)
+
+    error = ZeroDivisionError()
+
+    def fail() -> None:
+        raise error
+
+    generate(Printer(tokenizer(), skip_prompt=True), {})
+    assert "".join(printed) == tokenizer().decode(generated(llama(), PROMPT, max_new_tokens=9))
+    with steps_of(llama(), {3: fail}), pytest.raises(ZeroDivisionError) as raised:
+        generate(Printer(tokenizer()), {})
+    assert raised.value is error
+    assert llama().generate.__doc__.strip().startswith("Generates sequences")
