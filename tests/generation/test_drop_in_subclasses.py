@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+from functools import partial
 from threading import Thread, get_ident
 from typing import Any
 
@@ -202,7 +203,7 @@ async def test_a_subclass_gives_what_it_gives_with_transformers_class(subclass: 
             return await text_of(subclass(base)(tokenizer(), skip_prompt))
 
         streamer = subclass(OURS)(tokenizer(), skip_prompt)
-        expected = await to_thread.run_sync(anyio.run, text_with, THEIRS)
+        expected = await to_thread.run_sync(partial(anyio.run, text_with, THEIRS))
         assert expected
         assert await text_of(streamer) == expected
     assert await text_of(streamer) == expected  # it serves a next generation as well

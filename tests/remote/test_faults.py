@@ -9,6 +9,7 @@ import struct
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import anyio
@@ -20,6 +21,7 @@ from anyio.abc import SocketAttribute, SocketStream
 from anyio.streams.tls import TLSStream
 
 from anystreamer import EngineBusy, FinishReason, GenerationTimeout, TextStream, Timeouts
+from anystreamer._streams.timeouts import Deadlines
 from anystreamer.remote import _reader, open_remote_engine
 
 from ..helpers.inside import open_states, state_of, worker_left
@@ -208,15 +210,15 @@ async def test_an_answer_that_has_ended_is_whole(
 async def test_a_slow_consumer_does_not_miss_what_the_server_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_reader, "USAGE_TIMEOUT", 0.2)
-    pieces = [chunked(ending(text="two")), chunked(USAGE), chunked(DONE, b"")]
+    """After the end of the text nothing waits for the consumer."""
+    monkeypatch.setattr(_reader, "USAGE_TIMEOUT", PATIENCE)
 
     async def play(stream: SocketStream) -> None:
         await stream.send(HEAD + chunked(said("one ")))
         await is_full.wait()
-        for piece in pieces:
-            await stream.send(piece)
-            await anyio.sleep(0.02)  # a packet each
+        for piece in (ending(text="two"), USAGE, DONE, b""):
+            await stream.send(chunked(piece))
+            await anyio.wait_all_tasks_blocked()  # most likely a packet each
 
     is_full = anyio.Event()
     async with wire(play) as server, open_remote_engine(server.url, "m") as engine:
@@ -453,34 +455,58 @@ async def test_waiting_to_make_a_request_again_counts() -> None:
             await read(server.url, max_retries=2, timeout=Timeouts(queued=0.05))
 
 
+def late_after(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the time of every deadline come as soon as there were so many events with text.
+
+    A deadline of some tenths of a second would sometimes pass before that, on a busy machine.
+    """
+    made = 0
+    token_made, next_ = Deadlines.token_made, Deadlines.next
+
+    def count(deadlines: Deadlines, spent: float) -> None:
+        nonlocal made
+        made += 1
+        token_made(deadlines, spent)
+
+    def due(deadlines: Deadlines, now: float, spent: float) -> tuple[float, str]:
+        ahead = 1e9 if made >= tokens else 0.0
+        return next_(deadlines, now + ahead, spent + ahead)
+
+    monkeypatch.setattr(Deadlines, "token_made", count)
+    monkeypatch.setattr(Deadlines, "next", due)
+
+
+ONE = HEAD + chunked(said("one two"))
+
+
 @pytest.mark.parametrize(
-    ("parts", "phase", "text"),
+    ("part", "phase", "text"),
     [
-        ([HEAD], "first_token", ""),
-        (
-            [HEAD + chunked(event({"choices": [{"delta": {"role": "assistant"}}]}))],
-            "first_token",
-            "",
-        ),
-        ([HEAD + chunked(b": keep-alive\n\n")], "first_token", ""),
-        ([ONE_TWO], "between_tokens", "one two"),
-        ([ONE_TWO], "total", "one two"),
-        ([ONE_TWO + b"ff\r\ndata: {"], "between_tokens", "one two"),
+        (HEAD, "first_token", ""),
+        (HEAD, "total", ""),
+        (HEAD + chunked(ROLE), "first_token", ""),
+        (HEAD + chunked(b": keep-alive\n\n"), "first_token", ""),
+        (ONE, "between_tokens", "one two"),
+        (ONE, "total", "one two"),
+        (ONE + b"ff\r\ndata: {", "between_tokens", "one two"),
     ],
 )
 async def test_a_server_that_falls_silent_is_given_up(
-    parts: list[bytes], phase: str, text: str
+    part: bytes, phase: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    play = then(sends(*parts), stalls)
-    seconds = 1.0 if phase == "total" else 0.2  # of which the headers take some
-    error, stream, _ = await fails(play, timeout=Timeouts(**{phase: seconds}))
+    late_after(1 if text else 0, monkeypatch)
+    error, stream, _ = await fails(
+        then(sends(part), stalls), timeout=Timeouts(**{phase: 2 * PATIENCE})
+    )
     assert isinstance(error, GenerationTimeout)
     assert error.phase == phase
     assert stream.text == text
     assert stream.finish_reason is FinishReason.TIMEOUT
 
 
-async def test_the_time_that_a_consumer_takes_does_not_count() -> None:
+async def test_the_time_that_a_consumer_takes_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def slowly(stream: SocketStream) -> None:
         await stream.send(HEAD + chunked(said("one")))
         for _ in range(3):
@@ -488,22 +514,29 @@ async def test_the_time_that_a_consumer_takes_does_not_count() -> None:
             await stream.send(chunked(said("two")))
         await stream.send(chunked(ending(), DONE, b""))
 
+    ahead = 0.0
     go_on = anyio.Event()
-    timeout = Timeouts(between_tokens=0.5)
+    monkeypatch.setattr(_reader, "perf_counter", lambda: perf_counter() + ahead)
+    timeout = Timeouts(between_tokens=2 * PATIENCE)
     async with wire(slowly) as server, open_remote_engine(server.url, "m") as engine:
         async with engine.stream_text("hi", timeout=timeout, max_buffer_size=1) as stream:
             await until(lambda: state_of(stream).is_full)
-            await anyio.sleep(0.7)
+            await anyio.wait_all_tasks_blocked()  # the reader waits for space
+            ahead = 1e9
             go_on.set()
             assert await stream.read() == "onetwotwotwo"
-        go_on = anyio.Event()
-        async with engine.stream_text(
-            "hi", timeout=Timeouts(total=1.0), max_buffer_size=1
-        ) as stream:
-            await until(lambda: worker_left(stream))
-            with pytest.raises(GenerationTimeout, match="total"):
-                await stream.read()
-            assert stream.text == "one"
+
+
+async def test_a_consumer_that_takes_too_long_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    late_after(1, monkeypatch)
+    timeout = Timeouts(total=2 * PATIENCE)
+    async with wire(then(sends(ONE), stalls)) as server:
+        async with open_remote_engine(server.url, "m") as engine:
+            async with engine.stream_text("hi", timeout=timeout, max_buffer_size=1) as stream:
+                await until(lambda: worker_left(stream))
+                with pytest.raises(GenerationTimeout, match="total"):
+                    await stream.read()
+                assert stream.text == "one two"
 
 
 # -- who goes
