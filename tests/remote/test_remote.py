@@ -185,7 +185,7 @@ async def test_no_key_is_sent_that_was_not_given(monkeypatch: pytest.MonkeyPatch
     [
         ("localhost:8000", "m", ValueError, "http://"),
         ("http://", "m", ValueError, "http://"),
-        ("http://a:b:c", "m", ValueError, "no address"),
+        ("http://a:b:c", "m", ValueError, "must be an http"),
         (7, "m", TypeError, "base_url"),
         ("http://localhost", object(), TypeError, "model must be the name"),
     ],

@@ -22,7 +22,7 @@ __all__ = ["AsyncTextIteratorStreamer"]
 
 
 class AsyncTextIteratorStreamer:
-    """A streamer for ``generate(streamer=...)`` whose text an async iteration receives.
+    """A streamer for ``generate(streamer=...)``: iterate over it to receive the text.
 
     The signature, the defaults and the use are those of `transformers.AsyncTextIteratorStreamer`:
     change the import, and code that runs ``generate()`` in a thread of its own runs on trio as
@@ -39,7 +39,10 @@ class AsyncTextIteratorStreamer:
     Leaving the block, `aclose`, `stop`, or cancelling the scope of an anyio worker thread makes
     ``generate()`` return within a step. Where the criteria were not passed, the next ``put()``
     raises to end it: the cancellation in a cancelled anyio worker thread, `GenerationStopped`
-    otherwise. The thread is the caller's own, and nothing here waits for it; `stream_text` does.
+    otherwise. The thread belongs to the caller, and is not waited for; `stream_text` does that.
+
+    Where ``generate()`` raises, or never ends the text, the iteration raises RuntimeError, with
+    what ``generate()`` raised as its cause. For that ``generate()`` of transformers is wrapped.
 
     Subclasses can override `put`, `end` and `on_finalized_text`, and use `text_queue`,
     `stop_signal`, `loop`, `token_cache`, `print_len` and `next_tokens_are_prompt`, as with
@@ -48,7 +51,7 @@ class AsyncTextIteratorStreamer:
     Args:
         tokenizer: decodes the tokens.
         skip_prompt: leave the prompt out of the text.
-        timeout: seconds that one wait for text may take. It ends that wait and stops nothing.
+        timeout: seconds that one wait for text can take. It ends that wait and stops nothing.
         decode_kwargs: for ``tokenizer.decode``, such as ``skip_special_tokens=True``.
 
     Raises:
@@ -88,7 +91,7 @@ class AsyncTextIteratorStreamer:
         self._cancellation = get_cancelled_exc_class()
         self._loop_thread = threading.get_ident()
         self._criteria: list[Any] | None = None
-        self._criteria_asked = False
+        self._criteria_called = False
         self._puts_after_stop = 0
         watch_generate_calls(AsyncTextIteratorStreamer._watch)
 
@@ -169,7 +172,7 @@ class AsyncTextIteratorStreamer:
         """
         token_ids = row_of(value, "AsyncTextIteratorStreamer")
         if self._queue.open():
-            self._criteria_asked = False
+            self._criteria_called = False
             self._puts_after_stop = 0
         if self.skip_prompt and self.next_tokens_are_prompt:
             self.next_tokens_are_prompt = False
@@ -258,16 +261,16 @@ class AsyncTextIteratorStreamer:
         return self._queue.is_abandoned
 
     def _rows_end(self, input_ids: Any) -> list[bool]:
-        self._criteria_asked = True
+        self._criteria_called = True
         return [self._should_stop() or self._queue.loop_closed]
 
     def _stop_from_put(self) -> None:
         if not self._queue.is_open or self._queue.loop_closed:
-            return  # the thread is not to be killed for a loop that has gone
+            return  # do not end a thread because its loop has ended
         self._puts_after_stop += 1
-        # Criteria that were taken may have been passed on; before the first step they are not
-        # asked.
-        if self._criteria_asked or (self._criteria is not None and self._puts_after_stop <= 2):
+        # The criteria were taken, so generate() can have them. It does not call them before the
+        # first step.
+        if self._criteria_called or (self._criteria is not None and self._puts_after_stop <= 2):
             return
         self.end()
         with suppress(NoEventLoopError):

@@ -1,4 +1,4 @@
-"""`open_remote_engine`: an engine that is a server elsewhere. Its requests, and their tasks."""
+"""`open_remote_engine`: an engine on another server. Its requests, and their tasks."""
 
 from __future__ import annotations
 
@@ -35,41 +35,41 @@ def open_remote_engine(
     max_retries: int = 2,
     **client_options: Any,
 ) -> EngineContext:
-    """Use a model that a server has, as `open_engine` uses one of this process.
+    """Use a model on a server, as `open_engine` uses a model of this process.
 
-    The server is any that speaks as OpenAI's API does: vLLM, SGLang, TGI, ``transformers serve``,
+    The server is any that has OpenAI's API: vLLM, SGLang, TGI, ``transformers serve``,
     ``anystreamer serve``. Use it as ``async with open_remote_engine(url, name) as engine:``, and
     ``async with engine.stream_text(prompt) as stream:`` for each request. A `str` goes to
     ``/completions``, chat messages to ``/chat/completions``. Whatever stops the stream closes its
-    connection, by which the server knows that it should stop.
+    connection: then the server stops, too.
 
-    How ``generate()``'s arguments are sent is told in docs/remote.md; what cannot be is refused by
-    name. ``extra_body=`` takes what a server has beside OpenAI's API, as it is sent.
+    docs/remote.md has a table of how ``generate()``'s arguments are sent; other arguments are
+    refused by name. ``extra_body=`` takes what a server has beside OpenAI's API, as it is sent.
 
-    What is different: tokens have no ids here (``token_ids`` and ``prompt_token_ids`` are empty),
-    and ``usage`` is what the server counted: None where it did not tell, as after a stop.
-    ``output`` is None. In the engine's statistics tokens count once the server has told their
-    number, and ``between_tokens`` is from one piece to the next.
+    Differences: tokens have no ids here (``token_ids`` and ``prompt_token_ids`` are empty), and
+    ``usage`` is what the server counted: None where it sent no counts, as after a stop. ``output``
+    is None. In the engine's statistics tokens count once the server has sent their number, and
+    ``between_tokens`` is from one chunk to the next.
 
     Args:
-        base_url: of the API, mostly with ``/v1`` at its end, which is added to an address that has
-            no path.
-        model: what the server knows the model by.
-        api_key: sent as ``Authorization: Bearer ...``. None sends none. What the environment has
-            for OpenAI's client, such as a key or headers, is not sent.
-        max_retries: how often a request is made again that was refused for now, or never answered:
-            after as many seconds as the server's ``Retry-After`` says, or a growing pause. None
-            is made again once its answer has begun.
+        base_url: of the API, usually with ``/v1`` at its end, which is added to a URL without a
+            path.
+        model: the name that the server has for the model.
+        api_key: sent as ``Authorization: Bearer ...``; nothing is sent if it is None. A key or
+            headers that the environment has for OpenAI's client are not sent.
+        max_retries: how often a request is sent again that was refused for now, or got no answer:
+            after the seconds of the server's ``Retry-After``, or a growing pause. It is never sent
+            again once its answer has begun.
         client_options: further arguments for `openai.AsyncOpenAI`: ``default_headers``,
             ``http_client``, ``timeout`` (of one attempt to connect, read or write), ...
 
     Raises:
         TypeError, ValueError: at once, for an argument that cannot work.
     """
-    url = _address_of(base_url)
+    url = _url_of(base_url)
     if not isinstance(model, str):
-        raise TypeError(f"model must be the name that the server has for it, not {model!r:.60}")
-    # Without a key the client would take one from the environment: it is given one, and not to
+        raise TypeError(f"model must be the name that the server has for it, got {model!r:.60}")
+    # Without a key the client would take one from the environment. So it gets one, and does not
     # send it.
     names = {name.lower() for name in client_options.get("default_headers") or {}}
     is_open = api_key is None and "authorization" not in names
@@ -84,24 +84,25 @@ def open_remote_engine(
 
 
 def _client(options: dict[str, Any]) -> openai.AsyncOpenAI:
-    """Make a client. What it takes from the environment is for OpenAI, and goes to nobody else."""
+    """Make a client without what it takes from the environment, which is for OpenAI's servers."""
     client = openai.AsyncOpenAI(**options)
     client.organization = options.get("organization")
     client.project = options.get("project")
+    # It has no public way to leave out the headers of OPENAI_CUSTOM_HEADERS.
     client._custom_headers = dict(options.get("default_headers") or {})
     return client
 
 
-def _address_of(base_url: str) -> httpx2.URL:
-    """The address of an API. Raises TypeError or ValueError if it is none."""
+def _url_of(base_url: str) -> httpx2.URL:
+    """The URL of an API. Raises TypeError or ValueError if it is not one."""
     if not isinstance(base_url, str):
-        raise TypeError(f"base_url must be a str, not {type(base_url).__name__}")
+        raise TypeError(f"base_url must be a str, got {type(base_url).__name__}")
     try:
         url = httpx2.URL(base_url)
     except httpx2.InvalidURL as exc:
-        raise ValueError(f"base_url {base_url!r} is no address: {exc}") from exc
+        raise ValueError(f"base_url must be an http(s) URL, got {base_url!r}: {exc}") from exc
     if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError(f"base_url must begin with http:// or https://, not {base_url!r}")
+        raise ValueError(f"base_url must begin with http:// or https://, got {base_url!r}")
     return url.copy_with(path="/v1") if url.path in ("", "/") else url
 
 
@@ -123,7 +124,7 @@ class _RemoteContext(EngineContext):
 
 
 class RemoteEngine(BaseEngine):
-    """Sends each request to the server at once: the line is there."""
+    """Sends each request at once: requests wait on the server, and not here."""
 
     def __init__(self, client: openai.AsyncOpenAI, model: str, headers: dict[str, Any]) -> None:
         super().__init__(math.inf, None)
@@ -155,7 +156,7 @@ def _new_state(request: RemoteRequest) -> GenerationState:
 
 
 class _Task(EngineTask):
-    """A request's task: sends it, and reads the answer. It waits for its turn until the headers."""
+    """A request's task: sends it, and reads the answer. It counts as queued until the headers."""
 
     def __init__(self, engine: RemoteEngine, request: RemoteRequest) -> None:
         super().__init__(engine, NAME, _new_state(request))
@@ -167,15 +168,15 @@ class _Task(EngineTask):
 
     @property
     def is_watched(self) -> bool:
-        return not self.state.has_exited  # the wire tells it nothing
+        return not self.state.has_exited  # the connection does not show it
 
     async def prepare(self) -> None:
         request, clock = self._request, self.state.clock
         seconds, phase = queue_deadline(request.timeouts, clock.elapsed(perf_counter()))
         with move_on_after(seconds) as waiting:
             try:
-                # The response as it is: the client's own stream cannot be left in the middle
-                # without leaving generators behind, and loses what a server has of its own.
+                # The raw response: the client's own stream leaves generators behind if it is not
+                # read to its end, and drops what a server has beside OpenAI's API.
                 response: Any = await self._engine.client.post(
                     request.path,
                     body=request.body,
@@ -196,8 +197,8 @@ class _Task(EngineTask):
             raise openai.APIResponseValidationError(
                 self._response,
                 None,
-                message=f"{self._response.url} is no stream of events: it answered with "
-                f"{media_type or 'no content-type'}",
+                message=f"{self._response.url} must answer with {EVENT_STREAM}, got "
+                f"{media_type or 'no content-type'}: check base_url",
             )
 
     def turns(self) -> Iterable[AbstractAsyncContextManager[object]]:

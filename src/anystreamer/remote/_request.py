@@ -1,4 +1,4 @@
-"""What is asked of a server: `Engine.stream_text`'s arguments as the body of a request. Pure.
+"""Requests: the arguments of `Engine.stream_text` as the body of an HTTP request. Pure.
 
 docs/remote.md has the table.
 """
@@ -20,9 +20,9 @@ __all__ = ["RemoteRequest"]
 
 NAME = "stream_text"
 
-# What to do in place of what cannot be sent. All else may be an extra of the server's.
+# What to do in place of an argument that cannot be sent. All others can be extras of a server.
 ALTERNATIVES = {
-    "cancel_within": "a server stops when it sees the connection close",
+    "cancel_within": "a server stops when the connection closes",
     "eos_token_id": "ids belong to the server's tokenizer; use stop=",
     "generation_config": "pass its settings one by one",
     "max_length": "use max_new_tokens=",
@@ -30,16 +30,16 @@ ALTERNATIVES = {
     "stop_strings": "use stop=, whose strings are not part of the text",
     "worker_context": "the model is elsewhere; for a seed pass extra_body={'seed': ...}",
 }
-# What generate() takes and what changes nothing here.
+# Arguments of generate() with these values change nothing.
 _NEUTRAL = {"num_beams": 1, "num_return_sequences": 1}
 
 
 @dataclass
 class RemoteRequest:
-    """A call of a remote engine's ``stream_text``. What has no counterpart is refused at once.
+    """A call of a remote engine's ``stream_text``. Arguments without counterpart are refused.
 
     Raises:
-        TypeError, ValueError: for what cannot be asked, by its name.
+        TypeError, ValueError: with the name of the argument that cannot be sent.
     """
 
     model: str
@@ -70,25 +70,25 @@ class RemoteRequest:
         StopStrings(self.stop)
         self.stop_strings = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         check_generate_kwargs(NAME, None, self.generate_kwargs, logprobs=False)
-        self._refuse_what_has_no_counterpart()
+        self._refuse_unsupported()
         self.is_chat = not isinstance(self.prompt, str)
         if self.parse_response and not self.is_chat:
             raise ValueError(
-                "parse_response: a server tells fields apart in a chat only; pass chat messages"
+                "parse_response: servers separate fields only in a chat; pass chat messages"
             )
         self.path = "/chat/completions" if self.is_chat else "/completions"
         self.body = self._body()
 
     @classmethod
     def of(cls, model: str, prompt: Prompt, arguments: Mapping[str, Any]) -> RemoteRequest:
-        """What a call with these keyword arguments asks, those for ``generate()`` among them."""
+        """The request of a call with these keyword arguments, also those for ``generate()``."""
         own = {field.name for field in fields(cls) if field.kw_only} & arguments.keys()
         others = {
             key: value for key, value in arguments.items() if key not in own and value is not None
         }
         return cls(model, prompt, others, **{key: arguments[key] for key in own})
 
-    def _refuse_what_has_no_counterpart(self) -> None:
+    def _refuse_unsupported(self) -> None:
         given = {
             "cancel_within": self.cancel_within != "step",
             "worker_context": self.worker_context is not None,
@@ -117,7 +117,7 @@ class RemoteRequest:
         if isinstance(self.prompt, str):
             body["prompt"] = self.prompt
             if self.logprobs:
-                body["logprobs"] = 0  # of so many other tokens
+                body["logprobs"] = 0  # of no other tokens
         else:
             messages = cast("Sequence[Mapping[str, Any]]", self.prompt)
             body["messages"] = [_message(each) for each in messages]
@@ -131,16 +131,16 @@ class RemoteRequest:
                 body |= convert(self.generate_kwargs[name], self.generate_kwargs)
         extra = dict(self.extra_body or {})
         if extra.get("n") not in (None, 1):
-            raise ValueError("extra_body['n']: a stream is one answer; open one for each")
+            raise ValueError("extra_body['n'] must be 1: a stream is one answer; open one for each")
         if both := sorted(extra.keys() & body.keys() - {"stream_options"}):
             raise TypeError(f"{both[0]} is given twice: in extra_body and as an argument")
         body |= extra
-        if body["stream_options"] is None:  # of a server that does not know it
+        if body["stream_options"] is None:  # for a server that does not know it
             del body["stream_options"]
         return body
 
     def _tools(self) -> dict[str, Any]:
-        """What the chat template is to be told. Sorted out here: all but tools is an extra."""
+        """The tools of ``chat_template_kwargs``. Its other settings cannot be sent."""
         settings = dict(self.chat_template_kwargs or {})
         tools = settings.pop("tools", None)
         if settings:
@@ -158,7 +158,7 @@ class RemoteRequest:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the application's tracing is told."""
+        """The settings for the application's tracing."""
         return {
             "max_tokens": self.body.get("max_tokens"),
             "stop_sequences": self.stop_strings,
@@ -167,19 +167,19 @@ class RemoteRequest:
 
 
 def _draws(value: Any, others: Mapping[str, Any]) -> dict[str, Any]:
-    """Of ``do_sample``, which servers have no name for."""
+    """The temperature that stands for ``do_sample``, which servers do not have."""
     return {"temperature": float(others.get("temperature", 1.0)) if value else 0.0}
 
 
 def _number(name: str) -> Callable[[Any, Mapping[str, Any]], dict[str, Any]]:
     def of(value: Any, others: Mapping[str, Any]) -> dict[str, Any]:
-        # generate() draws nothing then, and takes no notice of the others.
+        # Then generate() does not sample, and ignores the other settings.
         return {} if others.get("do_sample") is False else {name: float(value)}
 
     return of
 
 
-# The arguments of generate() that are sent: what each adds to the body. The later one wins.
+# The arguments of generate() that are sent: what each adds to the body. Later ones win.
 BODY_FIELDS: Mapping[str, Callable[[Any, Mapping[str, Any]], dict[str, Any]]] = {
     "max_new_tokens": lambda value, _: {"max_tokens": int(value)},
     "temperature": _number("temperature"),
@@ -189,7 +189,7 @@ BODY_FIELDS: Mapping[str, Callable[[Any, Mapping[str, Any]], dict[str, Any]]] = 
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A chat message as servers take it: the arguments of a tool call are JSON in a str there."""
+    """A chat message as servers expect it: with the arguments of a tool call as JSON in a str."""
     calls: Sequence[Any] = message.get("tool_calls") or ()
     if not calls:
         return dict(message)

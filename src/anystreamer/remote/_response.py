@@ -110,7 +110,7 @@ class ResponseParser:
             if has_usage:
                 self._row.server_usage = usage
             for choice in event.get("choices") or ():
-                # A server can send several answers, though one was asked for.
+                # A server can send several answers in place of one.
                 if choice and choice.get("index") in (None, 0):
                     yield from self._choice(choice, event, elapsed)
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as exc:
