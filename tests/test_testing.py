@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
 import threading
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
-from anystreamer import FinishReason, stream_text
+from anystreamer import FinishReason, open_engine, stream_text
 from anystreamer.pytest_plugin import NewScriptedModel
 from anystreamer.testing import Gate, ScriptedModel
 
@@ -108,9 +110,65 @@ async def test_stop_strings_end_it_in_their_step() -> None:
     assert model.steps == 3
 
 
-def test_a_script_of_something_else_is_refused() -> None:
-    with pytest.raises(TypeError, match="not None"):
-        ScriptedModel(["a", None])  # type: ignore[list-item]
+@pytest.mark.parametrize("item", [None, True, b"a"])
+def test_a_script_of_something_else_is_refused(item: Any) -> None:
+    with pytest.raises(TypeError, match=f"got {item!r}; a script has str, seconds"):
+        ScriptedModel(["a", item])
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
+def test_a_time_that_cannot_pass_is_refused(seconds: float) -> None:
+    for script, times in (
+        (["a", seconds], {}),
+        ("a", {"delay": seconds}),
+        ("a", {"prefill": seconds}),
+    ):
+        with pytest.raises(ValueError, match="at least 0 seconds"):
+            ScriptedModel(script, **times)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temprature": 1}, "no argument temprature=: did you mean temperature=?"),
+        ({"presence": 1}, "no argument presence=: leave it out"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"do_sample": True, "temperature": 2}, "temperature must be 1 or a float above 0, got 2"),
+        ({"max_length": 2}, "max_length=2 leaves no room after a prompt of 2 tokens"),
+    ],
+)
+async def test_arguments_are_refused_as_a_real_model_would(
+    arguments: dict[str, Any], message: str
+) -> None:
+    model = ScriptedModel(["a"])
+    with pytest.raises(ValueError, match=re.escape(message)):
+        async with stream_text(model, model.tokenizer, "hi", **arguments) as stream:
+            await stream.read()
+    async with open_engine(model, model.tokenizer) as engine:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            async with engine.stream_text("hi", **arguments) as stream:
+                await stream.read()
+    assert model.steps == 0
+    assert not model.is_generating
+
+
+def test_several_prompts_are_refused() -> None:
+    with pytest.raises(ValueError, match="one row, got 2"):
+        ScriptedModel(["a"]).generate(input_ids=[[1], [2]])
+
+
+def test_the_template_s_settings_have_their_usual_meaning() -> None:
+    tokenizer = ScriptedModel(["a"]).tokenizer
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+
+    def text(**settings: bool) -> str:
+        return tokenizer.decode(tokenizer.apply_chat_template(messages, **settings)["input_ids"][0])
+
+    assert text() == "user: hi\nassistant: hello\n"
+    assert text(add_generation_prompt=True) == text() + "assistant: "
+    assert text(continue_final_message=True) == "user: hi\nassistant: hello"
+    with pytest.raises(ValueError, match="exclude each other"):
+        text(add_generation_prompt=True, continue_final_message=True)
 
 
 def test_it_needs_no_torch() -> None:

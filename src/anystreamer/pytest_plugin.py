@@ -13,12 +13,12 @@ __all__ = ["NewScriptedModel", "scripted_model"]
 
 
 class NewScriptedModel(Protocol):
-    """What the `scripted_model` fixture is: makes a model, as `ScriptedModel` itself does."""
+    """The type of the `scripted_model` fixture: it makes models, as `ScriptedModel` itself does."""
 
     def __call__(
         self, script: Script, *, prefill: float = 0.0, delay: float = 0.0
     ) -> ScriptedModel:
-        """Make one; see `ScriptedModel`."""
+        """Make a model; see `ScriptedModel`."""
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def scripted_model() -> Iterator[NewScriptedModel]:
 
     yield new
     left = [model for model in models if model.is_generating]
-    for model in models:  # a thread that stands before one would keep the process
+    for model in models:  # a thread that waits at one would keep the process alive
         model.open_gates()
     if left:
         pytest.fail(f"{len(left)} scripted model(s) left generating", pytrace=False)

@@ -1,4 +1,4 @@
-"""A scripted model, for tests of code that uses this library. Needs no torch."""
+"""A scripted model, for tests of code that uses this library. It needs no torch."""
 
 from __future__ import annotations
 
@@ -13,34 +13,38 @@ from typing import Any, NoReturn
 import anyio
 from anyio.lowlevel import checkpoint
 
+from ._generate_arguments import check_arguments, effective_arguments, max_new_tokens
+
 __all__ = ["Gate", "Script", "ScriptedModel", "ScriptedTokenizer"]
 
-# Ids of characters are their code points; ids of a script's pieces come after all of them.
-_FIRST_PIECE = 0x110000
-_EOS = _FIRST_PIECE - 1
+# The id of a character is its code point. The ids of a script's tokens come after all of them.
+_FIRST_TOKEN = 0x110000
+_EOS = _FIRST_TOKEN - 1
 
-# Seconds between two looks at what a thread does.
+# How often to check whether a thread has reached a gate (seconds).
 _POLL = 0.001
 
 
 class Gate:
-    """Where a scripted model halts in the middle of a step until the test lets it go on."""
+    """Holds a scripted model in the middle of a step until the test opens it."""
 
     def __init__(self) -> None:
         self._reached = threading.Event()
         self._opened = threading.Event()
 
     def open(self) -> None:
-        """Let the model pass, now or when it comes."""
+        """Let the model pass, now or when it gets there."""
         self._opened.set()
 
     async def reached(self) -> None:
-        """Wait until the model stands before the gate."""
+        """Wait until the model has reached the gate."""
         await checkpoint()
-        while not self._reached.is_set():  # no thread waits: it would outlive a test that fails
+        # Polled, because a thread that waits would outlive a test that fails.
+        while not self._reached.is_set():
             await anyio.sleep(_POLL)
 
-    def _pass(self) -> None:
+    def wait(self) -> None:
+        """Wait until it is open. The model calls it, in its worker thread."""
         self._reached.set()
         self._opened.wait()
 
@@ -50,12 +54,12 @@ Script = Iterable[str | float | Gate | BaseException]
 
 
 class ScriptedTokenizer:
-    """The tokenizer of a `ScriptedModel`: a token is a character, or a piece of the script."""
+    """The tokenizer of a `ScriptedModel`: a token is a character, or a string of the script."""
 
-    eos_token_id: int = _EOS  #: ends each script
+    eos_token_id: int = _EOS  #: the last token of each script
 
     def __init__(self) -> None:
-        self._pieces: list[str] = []
+        self._added: list[str] = []
 
     def __call__(self, text: str | Sequence[str], **kwargs: Any) -> dict[str, list[list[int]]]:
         """Encode one text, or several."""
@@ -63,42 +67,69 @@ class ScriptedTokenizer:
         return {"input_ids": [[ord(character) for character in each] for each in texts]}
 
     def apply_chat_template(
-        self, messages: Iterable[Mapping[str, str]], **kwargs: Any
+        self,
+        messages: Iterable[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        **kwargs: Any,
     ) -> dict[str, list[list[int]]]:
-        """Encode chat messages, a line each, and the beginning of the answer."""
-        lines = [f"{message['role']}: {message['content']}\n" for message in messages]
-        return self("".join([*lines, "assistant: "]))
+        """Encode chat messages, each as a line such as ``user: Hello``.
+
+        Args:
+            messages: each with a role and a content.
+            add_generation_prompt: add the beginning of an answer, ``assistant:``.
+            continue_final_message: leave the last line open, for an answer that goes on.
+            kwargs: not used, as by a template that does not know them.
+
+        Raises:
+            ValueError: both of these were passed.
+        """
+        if add_generation_prompt and continue_final_message:
+            raise ValueError(
+                "add_generation_prompt and continue_final_message exclude each other: pass one"
+            )
+        text = "".join(f"{message['role']}: {message['content']}\n" for message in messages)
+        if continue_final_message:
+            text = text.removesuffix("\n")
+        return self(f"{text}assistant: " if add_generation_prompt else text)
+
+    def add(self, text: str) -> int:
+        """Add a token with this text. Returns its id."""
+        self._added.append(text)
+        return _FIRST_TOKEN + len(self._added) - 1
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """Decode ids of characters and of pieces."""
+        """Decode ids of characters and of the script's tokens."""
         return "".join(self._text(token_id, skip_special_tokens) for token_id in token_ids)
 
     def _text(self, token_id: int, skip_special_tokens: bool) -> str:
         if token_id == _EOS:
             return "" if skip_special_tokens else "<eos>"
-        return self._pieces[token_id - _FIRST_PIECE] if token_id > _EOS else chr(token_id)
-
-    def _add(self, piece: str) -> int:
-        self._pieces.append(piece)
-        return _FIRST_PIECE + len(self._pieces) - 1
+        return self._added[token_id - _FIRST_TOKEN] if token_id > _EOS else chr(token_id)
 
 
 class ScriptedModel:
     """A model that plays a script, for ``stream_text(model, model.tokenizer, prompt)``.
 
+    It refuses arguments that ``generate()`` of transformers refuses: unknown names, and values that
+    cannot work. The accepted ones do not change the script, except ``max_new_tokens`` and
+    ``max_length``, which can end it.
+
     Args:
-        script: what each call of ``generate()`` plays, in order. A `str` is a token with that
-            text; a number is a pause of so many seconds, and a `Gate` one until the test opens it,
-            both inside of the step that follows; an exception is raised. At the script's end comes
-            an end-of-sequence token.
-        prefill: seconds from the call to the first step. Like a real one, it cannot be stopped.
+        script: what each call of ``generate()`` plays, in order. A `str` is a token with that text;
+            a number is a pause of that many seconds, and a `Gate` one until the test opens it, both
+            within the step that follows; an exception is raised. After the script comes an
+            end-of-sequence token.
+        prefill: seconds from the call to the first step. Like a real prefill, it cannot be stopped.
         delay: seconds for each token.
 
     Raises:
         TypeError: something in *script* is none of these.
+        ValueError: a time is negative.
     """
 
-    uses_torch: bool = False  #: `stream_text` hands it lists, not tensors
+    uses_torch: bool = False  #: `stream_text` passes it lists of ids, not tensors
 
     def __init__(
         self,
@@ -107,27 +138,21 @@ class ScriptedModel:
         prefill: float = 0.0,
         delay: float = 0.0,
     ) -> None:
-        self.tokenizer: ScriptedTokenizer = ScriptedTokenizer()  #: to be given along with it
+        _check_seconds("prefill", prefill)
+        _check_seconds("delay", delay)
+        self.tokenizer: ScriptedTokenizer = ScriptedTokenizer()  #: pass it along with the model
         self.generation_config: SimpleNamespace = SimpleNamespace(eos_token_id=_EOS)
-        self.steps: int = 0  #: tokens made so far, over all calls
+        self.steps: int = 0  #: tokens generated so far, in all calls
         self.calls: list[dict[str, Any]] = []  #: the arguments of each call
-        self.is_generating: bool = False  #: whether a call of ``generate()`` has not returned
+        self.is_generating: bool = False  #: whether a call of ``generate()`` has not returned yet
         self._prefill = prefill
         self._delay = delay
         self._script: list[_Play] = []
         self._gates: list[Gate] = []
         for item in script:
-            if isinstance(item, str):
-                self._script.append(partial(self._step, self.tokenizer._add(item)))
-            elif isinstance(item, BaseException):
-                self._script.append(partial(_fail, item))
-            elif isinstance(item, Gate):
+            self._script.append(self._play_of(item))
+            if isinstance(item, Gate):
                 self._gates.append(item)
-                self._script.append(partial(_pause, item._pass))
-            elif isinstance(item, int | float):
-                self._script.append(partial(_pause, partial(sleep, item)))
-            else:
-                raise TypeError(f"a script has str, seconds, Gate and exceptions, not {item!r}")
         self._script.append(partial(self._step, _EOS))
 
     def generate(
@@ -136,19 +161,23 @@ class ScriptedModel:
         input_ids: Sequence[Sequence[int]],
         streamer: Any = None,
         stopping_criteria: Iterable[Callable[[Any, Any], bool]] = (),
-        max_new_tokens: float = math.inf,
         **kwargs: Any,
     ) -> list[list[int]]:
-        """Play the script as transformers' ``generate()`` would generate: one row of ids.
+        """Play the script in the way that transformers' ``generate()`` generates one row of ids.
 
         Raises:
-            BaseException: an exception of the script, when its turn has come.
+            ValueError, TypeError: for an argument that transformers' ``generate()`` refuses.
+            BaseException: an exception of the script, when it is reached.
         """
-        self.calls.append({"input_ids": input_ids, "max_new_tokens": max_new_tokens, **kwargs})
+        self.calls.append({"input_ids": input_ids, "max_new_tokens": math.inf, **kwargs})
+        arguments = effective_arguments(kwargs)
+        check_arguments(arguments)
+        if len(input_ids) != 1:
+            raise ValueError(f"a ScriptedModel generates one row, got {len(input_ids)} prompts")
+        sequence = [*input_ids[0]]
+        end = len(sequence) + max_new_tokens(arguments, len(sequence))
         self.is_generating = True
         try:
-            (prompt,) = input_ids
-            sequence = [*prompt]
             if streamer is not None:
                 streamer.put([sequence])
             sleep(self._prefill)
@@ -157,11 +186,11 @@ class ScriptedModel:
                 if token_id is None:
                     continue
                 sequence.append(token_id)
-                # Asked before put(), as transformers does, and each one of them.
-                answers = [asked([sequence], None) for asked in stopping_criteria]
+                # All of them, and before put(), as transformers does.
+                should_stop = [criterion([sequence], None) for criterion in stopping_criteria]
                 if streamer is not None:
                     streamer.put([token_id])
-                if any(answers) or len(sequence) - len(prompt) >= max_new_tokens:
+                if any(should_stop) or len(sequence) >= end:
                     break
             if streamer is not None:
                 streamer.end()
@@ -170,9 +199,19 @@ class ScriptedModel:
             self.is_generating = False
 
     def open_gates(self) -> None:
-        """Open every gate of the script, as a test does when it is over."""
+        """Open every gate of the script, as at the end of a test."""
         for gate in self._gates:
             gate.open()
+
+    def _play_of(self, item: str | float | Gate | BaseException) -> _Play:
+        if isinstance(item, str):
+            return partial(self._step, self.tokenizer.add(item))
+        if isinstance(item, BaseException):
+            return partial(_fail, item)
+        if isinstance(item, Gate):
+            return partial(_pause, item.wait)
+        _check_seconds("a pause in a script", item)
+        return partial(_pause, partial(sleep, item))
 
     def _step(self, token_id: int) -> int:
         sleep(self._delay)
@@ -189,3 +228,13 @@ def _pause(wait: Callable[[], object]) -> None:
 
 def _fail(error: BaseException) -> NoReturn:
     raise error
+
+
+def _check_seconds(name: str, seconds: object) -> None:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(
+            f"{name} must be a number of seconds, got {seconds!r}; a script has str, seconds, Gate "
+            "and exceptions"
+        )
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{name} must be at least 0 seconds and finite, got {seconds!r}")
