@@ -58,7 +58,7 @@ def application(model: ScriptedModel, max_waiting: int | None = None) -> FastAPI
     @app.get("/events")
     async def events(prompt: str, request: Request) -> TextStreamResponse:
         engine: Engine = request.app.state.engine
-        return TextStreamResponse(engine.stream_text(prompt), format="sse")
+        return TextStreamResponse(engine.stream_text(prompt), format="sse", keep_alive=None)
 
     return app
 
@@ -170,8 +170,10 @@ async def test_streams_may_finish_while_the_server_shuts_down(server: str) -> No
     assert (last["choices"][0]["finish_reason"], done) == ("stop", "[DONE]")
 
 
+@pytest.mark.parametrize("running", ["stream", "events", "text"])
 @pytest.mark.parametrize("server", SERVERS)
-async def test_what_does_not_finish_in_time_is_told_so(server: str) -> None:
+async def test_what_does_not_finish_in_time_ends_with_an_error(server: str, running: str) -> None:
+    """The running response in its own way. Those in the queue have no text yet: most get a 503."""
     if (
         server == "hypercorn"
         and sys.version_info >= (3, 12)
@@ -180,39 +182,55 @@ async def test_what_does_not_finish_in_time_is_told_so(server: str) -> None:
         pytest.skip("its grace begins once all connections have closed, from Python 3.12 on")
     model = ScriptedModel(ENDLESS, delay=0.001)
     app = application(model)
+    stream = {"prompt": "Hi", "stream": True, "max_tokens": 10**6}
+    requests: dict[str, tuple[str, str, Any]] = {
+        "stream": ("POST", TEXT, stream),
+        "whole": ("POST", TEXT, {**stream, "stream": False}),
+        "events": ("GET", "/events?prompt=Hi", None),
+        "text": ("POST", "/story", {"prompt": "Hi"}),
+    }
     answers: dict[str, tuple[int, str]] = {}
-    begun: list[str] = []
+    has_head: set[str] = set()
+    begun = anyio.Event()
     async with create_task_group() as tasks:
         async with client_of("http://unused") as client:
             async with serving(app, server, grace=0, lifespan="on") as url:
 
-                async def ask(name: str, method: str, path: str, **kwargs: Any) -> None:
-                    async with client.stream(method, url + path, **kwargs) as response:
-                        begun.append(name)
+                async def ask(name: str) -> None:
+                    method, path, body = requests[name]
+                    async with client.stream(method, url + path, json=body) as response:
+                        has_head.add(name)
+                        text = ""
                         try:
-                            text = (await response.aread()).decode()
+                            async for part in response.aiter_text():
+                                text += part
+                                if name == running:
+                                    begun.set()
                         except httpx.RemoteProtocolError:
                             text = "cut"
                     answers[name] = (response.status_code, text)
 
-                stream = {"prompt": "Hi", "stream": True, "max_tokens": 10**6}
-                whole = {"prompt": "Hi", "max_tokens": 10**6}
-                tasks.start_soon(partial(ask, "stream", "POST", TEXT, json=stream))
-                await until(lambda: model.is_generating)
-                tasks.start_soon(partial(ask, "whole", "POST", TEXT, json=whole))
-                tasks.start_soon(partial(ask, "events", "GET", "/events?prompt=Hi"))
-                tasks.start_soon(partial(ask, "text", "POST", "/story", json={"prompt": "Hi"}))
+                tasks.start_soon(ask, running)
+                await begun.wait()
+                for name in requests.keys() - {running}:
+                    tasks.start_soon(ask, name)
                 await until(lambda: app.state.engine.statistics().waiting == 3)
-                await until(lambda: len(begun) == 3)  # all but the whole one
+                await until(lambda: has_head == {running, "stream"})
             with anyio.fail_after(PATIENCE):
                 await until(lambda: len(answers) == 4)
+    message = "the server has ended this request"
     *_, error, done = data_of(answers["stream"][1])
-    assert done == "[DONE]"
-    assert error["error"]["message"] == "the server has ended this request"
-    assert answers["whole"][0] == 503
-    assert json.loads(answers["whole"][1])["error"]["code"] == "engine_unavailable"
-    assert events_of(answers["events"][1])[-1][0] == "error"
-    assert answers["text"] == (200, "cut")  # this was not all of it
+    *_, error, done = data_of(answers["stream"][1])
+    assert (answers["stream"][0], done) == (200, "[DONE]")
+    assert error["error"]["message"] == message
+    status, body = answers["whole"]
+    assert (status, json.loads(body)["error"]["code"]) == (503, "engine_unavailable")
+    if running == "events":
+        assert events_of(answers["events"][1])[-1] == ("error", json.dumps({"message": message}))
+    else:
+        assert answers["events"] == (503, message)
+    # A text that was cut off must not look complete.
+    assert answers["text"] == ((200, "cut") if running == "text" else (503, message))
     assert not model.is_generating
 
 

@@ -1,4 +1,4 @@
-"""The edge: an engine behind HTTP, as an OpenAI-compatible application or as one response."""
+"""An engine behind HTTP: as an OpenAI-compatible application, or as the response of a route."""
 
 try:
     from ._app import create_app

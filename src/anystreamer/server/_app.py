@@ -33,7 +33,7 @@ from ._request_models import ChatRequest, CompletionRequest, TextRequest, parsed
 __all__ = ["create_app"]
 
 BODY_SECONDS = 60.0  # for a client to send its request
-DROPPED_BYTES = 1024 * 1024  # of a body that is too large
+DROPPED_BYTES = 1024 * 1024  # more than that, of a body that is too large, closes the connection
 
 
 def create_app(
@@ -51,33 +51,34 @@ def create_app(
     allowed_hosts: Sequence[str] | None = None,
     page: bool = True,
 ) -> Starlette:
-    """An application of Starlette that answers as OpenAI's API does, from an open engine.
+    """Make a Starlette application with OpenAI's API, which serves an open engine.
 
     It has ``POST /v1/chat/completions``, ``POST /v1/completions``, ``GET /v1/models``,
     ``GET /health`` and ``GET /metrics``, and at ``/`` a page to chat with the model. It can be
-    mounted in another application of Starlette or FastAPI. A client that leaves stops the model,
-    wherever its request is. A parameter that is not supported is refused by name.
+    mounted in another application of Starlette or FastAPI. A client that disconnects stops the
+    model, or leaves the queue. A parameter that is not supported is refused by name.
 
     Args:
-        engine: what `open_engine` gives, opened in the event loop that the server runs in.
-        model_name: what clients know the model by. A request for another one is refused.
-        api_key: what clients have to send as ``Authorization: Bearer ...``, for all but
-            ``/health`` and the page, which asks its reader for it. None asks for none.
-        max_body_bytes: how large a request may be.
-        default_max_tokens: how many tokens an answer has at the most, where its request does not
-            say.
-        max_tokens_limit: how many a request may ask for; None leaves it to *context_length*.
-        context_length: how many tokens the model takes, prompt and answer together. None asks the
-            engine's model.
-        keep_alive: send a comment whenever a stream was silent for so many seconds, as it is while
-            the first token is awaited. None sends none.
-        timeout: of each request, as `Engine.stream_text` has it.
-        allow_origins: of pages of other sites that may use it from a browser, such as
-            ``https://example.org``; ``*`` are all. By default there are none.
-        allowed_hosts: the names that it may be asked for by, without ports. A server on this
-            machine alone needs them: a page can give its own name this machine's address, and is
-            then no other site to the browser. None does not look.
-        page: whether there is a page.
+        engine: an engine from `open_engine`, opened in the event loop that the server runs in.
+        model_name: the model's name in requests and responses. A request for another one is
+            refused.
+        api_key: the key that clients must send as ``Authorization: Bearer ...``, except for
+            ``/health`` and the page, which asks its user for it. None needs no key.
+        max_body_bytes: size limit of a request's body.
+        default_max_tokens: token limit of an answer whose request sets none.
+        max_tokens_limit: the highest token limit that a request can set. None: only
+            *context_length* limits it.
+        context_length: how many tokens the model takes, prompt and answer together. None reads it
+            from the engine's model.
+        keep_alive: send a comment after this many seconds without an event, as while the first
+            token is awaited. None sends none.
+        timeout: for each request, as in `Engine.stream_text`.
+        allow_origins: sites whose pages can use the application from a browser, such as
+            ``https://example.org``; ``*`` allows all. By default none can.
+        allowed_hosts: host names that requests can use, without ports. Set them if the server is on
+            loopback: any site can give a name of its own the address of loopback, and the browser
+            then lets its pages send requests. None allows all.
+        page: whether to serve the chat page.
 
     Raises:
         TypeError, ValueError: at once, for an argument that cannot work.
@@ -89,13 +90,13 @@ def create_app(
         ("context_length", context_length),
     ):
         if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, not {number}")
+            raise ValueError(f"{name} must be at least 1, got {number}")
     check_keep_alive(keep_alive)
     if api_key == "":
-        raise ValueError("api_key is empty: None asks for none")
+        raise ValueError("api_key is empty: for a server without a key pass None")
     for name, names in (("allow_origins", allow_origins), ("allowed_hosts", allowed_hosts)):
         if isinstance(names, str):
-            raise TypeError(f"{name} must be several, as a list, not {names!r}")
+            raise TypeError(f"{name} must be a list of strings, got {names!r}")
     validate_timeouts(timeout)
     limits = Limits(
         default_max_tokens=default_max_tokens,
@@ -105,15 +106,15 @@ def create_app(
         timeout=timeout,
         response_template=_response_template_of(engine),
     )
-    edge = _Endpoints(engine, model_name, api_key, max_body_bytes, limits)
+    endpoints = _Endpoints(engine, model_name, api_key, max_body_bytes, limits)
     return Starlette(
         routes=[
-            Route("/v1/chat/completions", edge.chat_completions, methods=["POST"]),
-            Route("/v1/completions", edge.completions, methods=["POST"]),
-            Route("/v1/models", edge.models),
-            Route("/v1/models/{name:path}", edge.model),
-            Route("/health", edge.health),
-            Route("/metrics", edge.metrics),
+            Route("/v1/chat/completions", endpoints.chat_completions, methods=["POST"]),
+            Route("/v1/completions", endpoints.completions, methods=["POST"]),
+            Route("/v1/models", endpoints.models),
+            Route("/v1/models/{name:path}", endpoints.model),
+            Route("/health", endpoints.health),
+            Route("/metrics", endpoints.metrics),
             *(page_routes() if page else ()),
         ],
         middleware=_middleware(allow_origins, allowed_hosts),
@@ -139,7 +140,7 @@ def _middleware(
                 CORSMiddleware,
                 allow_origins=allow_origins,
                 allow_methods=["GET", "POST"],
-                allow_headers=["*"],  # the official client of browsers sends some of its own
+                allow_headers=["*"],  # the official client sends headers of its own from a browser
                 expose_headers=["retry-after"],
             )
         )
@@ -197,27 +198,27 @@ class _Endpoints:
         request: Request,
         endpoint: str,
         kind: type[TextRequest],
-        answer: type[CompletionBuilder],
+        new_builder: type[CompletionBuilder],
     ) -> Response:
-        ended = partial(self._metrics.ended, endpoint)
+        on_end = partial(self._metrics.on_end, endpoint)
         try:
             self._check_key(request)
             asked = parsed(kind, await self._body(request))
             self._check_model(asked.model)
         except APIError as refused:
-            ended(str(refused.status))
+            on_end(str(refused.status))
             raise
         except ClientDisconnect:
-            ended("disconnected")
-            return Response(status_code=400)  # which nobody gets
-        new = answer(
+            on_end("disconnected")
+            return Response(status_code=400)  # nothing receives it
+        builder = new_builder(
             self._model_name, includes_usage=asked.includes_usage, top=asked.top_logprobs_asked
         )
-        return CompletionResponse(self._engine, asked, new, self._limits, ended)
+        return CompletionResponse(self._engine, asked, builder, self._limits, on_end)
 
     async def _body(self, request: Request) -> bytes:
-        # A page of another site may post a form or a text to a server on this machine without
-        # asking; for JSON its browser asks first.
+        # A page of another site can post a form or plain text to a server on this machine without
+        # permission. Before it posts JSON, the browser asks the server.
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
             raise APIError("the content-type must be application/json", status=415)
@@ -227,24 +228,26 @@ class _Endpoints:
             code="request_too_large",
         )
         length = request.headers.get("content-length", "")
-        # A client that is still sending when its connection is closed may never see the answer. So
-        # what is a little too much is read, and dropped.
+        # A client that is still sending when its connection is closed may never see the response.
+        # So a body that is a little too large is read to its end, and dropped.
         most = self._max_body_bytes + DROPPED_BYTES
         if length.isdecimal() and int(length[:20]) > most:
             raise too_large
         body = bytearray()
-        seen = 0
+        received = 0
         try:
             with fail_after(BODY_SECONDS):
                 async for part in request.stream():
-                    seen += len(part)
-                    if seen <= self._max_body_bytes:
+                    received += len(part)
+                    if received <= self._max_body_bytes:
                         body += part
-                    elif seen > most:
+                    elif received > most:
                         break
         except TimeoutError:
-            raise APIError("the body took too long to come", status=408) from None
-        if seen > self._max_body_bytes:
+            raise APIError(
+                f"the body did not arrive within {BODY_SECONDS:.0f} seconds", status=408
+            ) from None
+        if received > self._max_body_bytes:
             raise too_large
         return bytes(body)
 
@@ -252,11 +255,11 @@ class _Endpoints:
         if self._key is None:
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        # In constant time, so that it cannot be found out letter by letter.
+        # In constant time, so that the key cannot be guessed letter by letter.
         is_right = secrets.compare_digest(key.strip().encode("latin-1"), self._key)
         if scheme.lower() != "bearer" or not is_right:
             raise APIError(
-                "a valid API key is needed, as Authorization: Bearer ...",
+                "a valid API key is needed: send it as Authorization: Bearer ...",
                 status=401,
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
@@ -265,7 +268,7 @@ class _Endpoints:
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self._model_name:
             raise APIError(
-                f"the model {name[:200]!r} does not exist; there is {self._model_name!r}",
+                f"the model {name[:200]!r} does not exist: use {self._model_name!r}",
                 param="model",
                 status=404,
                 code="model_not_found",
@@ -281,9 +284,9 @@ class _Endpoints:
 
 
 def _response_template_of(engine: Engine) -> dict[str, Any] | None:
-    """How answers of the engine's model are told apart from its reasoning and its tool calls.
+    """The template that separates answers of the engine's model from reasoning and tool calls.
 
-    It has no field for calls where the chat template has no place for tools.
+    It has no field for tool calls if the chat template does not take tools.
     """
     own = getattr(engine, "tokenizer", None)
     if own is None:
@@ -306,7 +309,7 @@ async def _api_error(request: Request, exc: Exception) -> Response:
 
 
 async def _http_exception(request: Request, exc: Exception) -> Response:
-    """No such path, no such method: Starlette's own, as an error object."""
+    """Starlette's own errors, such as an unknown path, as an error object."""
     assert isinstance(exc, HTTPException)
     return APIError(exc.detail, status=exc.status_code, headers=exc.headers).response()
 

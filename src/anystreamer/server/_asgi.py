@@ -1,4 +1,4 @@
-"""Sending while a client listens: a disconnect cancels, and an idle event stream is kept alive."""
+"""Sending a response in parts: a disconnect cancels it, and comments keep an idle one alive."""
 
 from __future__ import annotations
 
@@ -32,51 +32,54 @@ __all__ = [
 log = logging.getLogger("anystreamer.server")
 
 EVENT_STREAM = "text/event-stream"
-# What a response may take to say that it has been cut (seconds). Its server is in a hurry.
+# How long a response that the server cuts off may take to send its error (seconds). The server is
+# shutting down, and waits for it.
 ERROR_SEND_TIMEOUT = 1.0
 
-# Neither caches nor nginx may hold back what is to be seen at once.
+# Neither caches nor nginx may hold back parts of a response.
 NO_CACHE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 def check_keep_alive(seconds: float | None) -> None:
-    """Refuse a pause between comments that is none. Raises ValueError."""
+    """Refuse a pause between comments that cannot be kept. Raises ValueError."""
     if seconds is not None and not seconds > 0:
-        raise ValueError(f"keep_alive must be more than 0 seconds, not {seconds!r}")
+        raise ValueError(
+            f"keep_alive must be more than 0 seconds, got {seconds!r}; None sends no comments"
+        )
 
 
 async def cancel_on_disconnect(
     receive: Receive, work: Callable[[], Awaitable[None]], cut: Callable[[], Awaitable[None]]
 ) -> None:
-    """Do *work*, and cancel it when the client leaves.
+    """Do *work*, and cancel it when the client disconnects.
 
-    What *work* raises is raised as it is, in no group; or logged, if the client has left. If it is
-    cancelled by others, as servers do when their time to shut down is up, *cut* has a moment to say
-    so to the client.
+    What *work* raises is raised unchanged, not in a group; or logged, if the client has
+    disconnected. If another scope cancels it, as servers do at the end of their time to shut down,
+    *cut* has a moment to send an error to the client.
     """
     error: Exception | None = None
     async with create_task_group() as tasks:
-        has_left = False
+        disconnected = False
 
         async def watch() -> None:
-            nonlocal has_left
+            nonlocal disconnected
             while (await receive())["type"] != "http.disconnect":
                 pass
-            has_left = True
+            disconnected = True
             tasks.cancel_scope.cancel()
 
         tasks.start_soon(watch)
         try:
             await work()
         except get_cancelled_exc_class():
-            if not has_left:
-                # Who cuts it off may have cut off the way to the client before.
+            if not disconnected:
+                # The server may already have closed the connection.
                 with move_on_after(ERROR_SEND_TIMEOUT, shield=True), suppress(Exception):
                     await cut()
             raise
         except Exception as exc:
-            if has_left:
-                log.exception("a request failed whose client had left")
+            if disconnected:
+                log.exception("a request failed after its client had disconnected")
             else:
                 error = exc
         tasks.cancel_scope.cancel()
@@ -85,7 +88,7 @@ async def cancel_on_disconnect(
 
 
 async def run_all(works: Sequence[Callable[[], Awaitable[None]]]) -> None:
-    """Do all of *works* at once. The first that fails ends the others, and its error is raised."""
+    """Do all of *works* at once. The first error ends the others, and is raised."""
     if len(works) == 1:
         return await works[0]()
     errors: list[Exception] = []
@@ -107,46 +110,54 @@ async def run_all(works: Sequence[Callable[[], Awaitable[None]]]) -> None:
 
 
 class BodySender:
-    """A response, whose body several tasks send in parts."""
+    """A response whose body several tasks send in parts. Its head goes out with the first part."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self._send = send
-        # Taking it is a checkpoint, which not every server's send() is: without one, a stream that
-        # is always ready would hold the loop, and the client's leaving would not be seen.
+        self._head = {"type": "http.response.start", "status": status, "headers": headers}
+        # Acquiring it is a checkpoint, which not every server's send() is: without one, a stream
+        # that always has text would hold the event loop, and a disconnect would go unnoticed.
         self._lock = Lock()
-        self._sent_at = 0.0
-        self.has_started = False
-        self.takes_parts = False
+        self._sent_at = current_time()
+        self.has_started = False  # a head has been sent: ours, or that of another response
+        self.is_open = False  # our head has been sent, and the last part has not
 
     async def __call__(self, message: Message) -> None:
-        """Send a message of any response: as the ``send`` of a server."""
+        """Send a message of another response, in place of this one: as a server's ``send``."""
         self.has_started = True
         await self._send(message)
 
-    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Send the headers of a response in parts."""
-        self.takes_parts = True
-        await self({"type": "http.response.start", "status": status, "headers": headers})
-        self._sent_at = current_time()
+    async def start(self) -> None:
+        """Send the head now, without a part of the body."""
+        async with self._lock:
+            await self._start()
 
     async def send(self, part: str) -> None:
         """Send a part of the body."""
         async with self._lock:
-            await self(_body(part.encode(), more_body=True))
+            await self._start()
+            await self._send(_body(part, more_body=True))
             self._sent_at = current_time()
 
     async def end(self, part: str = "") -> None:
         """Send the last part."""
         async with self._lock:
-            self.takes_parts = False
-            await self(_body(part.encode(), more_body=False))
+            await self._start()
+            self.is_open = False
+            await self._send(_body(part, more_body=False))
+
+    async def _start(self) -> None:
+        if not self.has_started:
+            self.has_started = self.is_open = True
+            await self._send(self._head)
+            self._sent_at = current_time()
 
     async def with_keep_alive(
         self, seconds: float | None, work: Callable[[], Awaitable[None]]
     ) -> None:
-        """Do *work*, and send a comment whenever nothing else was sent for so long.
+        """Do *work*, and send a comment after this many seconds without another part.
 
-        What *work* raises is raised as it is, in no group.
+        What *work* raises is raised unchanged, not in a group.
         """
         error: Exception | None = None
         async with create_task_group() as tasks:
@@ -169,5 +180,5 @@ class BodySender:
                 await sleep(rest)
 
 
-def _body(part: bytes, *, more_body: bool) -> dict[str, Any]:
-    return {"type": "http.response.body", "body": part, "more_body": more_body}
+def _body(part: str, *, more_body: bool) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": part.encode(), "more_body": more_body}

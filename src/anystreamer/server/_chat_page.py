@@ -1,4 +1,4 @@
-"""The chat page: its files, and how a browser is told to treat them."""
+"""The chat page: its files, and the headers that restrict what a browser does with them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ FILES = {
     "/page/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 
-# The page is nothing but its own files. Whatever a model says: no script in it would run, nothing
-# would be loaded for it, and text cannot become markup where a browser knows trusted types.
+# The page loads only its own files. Whatever text a model generates, no script in it runs, nothing
+# is loaded for it, and in browsers that have trusted types it cannot become markup.
 POLICY = "; ".join(
     [
         "default-src 'none'",
@@ -41,12 +41,12 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
-    "cache-control": "no-cache",  # kept, but asked for again: a new release is seen at once
+    "cache-control": "no-cache",  # cached, but revalidated: a new release is seen at once
 }
 
 
 def page_routes() -> list[Route]:
-    """Routes to the page and its files. None of them asks for a key: they know nothing."""
+    """Routes to the page and its files. They need no key: they have no data."""
     return [_route(path, *file) for path, file in FILES.items()]
 
 

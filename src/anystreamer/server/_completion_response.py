@@ -1,4 +1,4 @@
-"""The response to a request for text: it opens the streams, and sends what they have."""
+"""The response to a request for text, in OpenAI's format: in chunks, or whole."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from starlette.types import Receive, Scope, Send
 from .._engine import Engine
 from .._generation import Prompt, uses_torch
 from .._streams import TextChunk, TextStream, Timeouts, Usage
-from ._asgi import EVENT_STREAM, NO_CACHE_HEADERS, BodySender, cancel_on_disconnect, run_all
-from ._errors import SHUTDOWN_ERROR, APIError, refusal_of
+from ._asgi import EVENT_STREAM, BodySender, run_all
+from ._errors import APIError, in_clients_terms
 from ._openai_format import DONE, CompletionBuilder, Token, event, usage_of
 from ._request_models import TextRequest
+from ._stream_response import StreamResponse
 from ._tokens import TokenTexts
 
 __all__ = ["CompletionResponse", "Limits"]
@@ -25,177 +26,156 @@ __all__ = ["CompletionResponse", "Limits"]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What all requests share: what the server's owner allows, and how its model's answers read."""
+    """What all requests of an application share: its limits, and the model's response template."""
 
     default_max_tokens: int
     max_tokens: int | None
-    context: int | None  # tokens that the model takes in all; None where it is not known
+    context: int | None  # tokens, prompt and answer together; None where it is not known
     keep_alive: float | None
     timeout: float | Timeouts | None
     response_template: Mapping[str, Any] | None  # of the model's tokenizer
 
 
-class CompletionResponse(Response):
-    """Answers one request. The model works for it while its client listens, and no longer."""
-
-    media_type = EVENT_STREAM
+class CompletionResponse(StreamResponse):
+    """Answers one request. The model works for it only while its client listens."""
 
     def __init__(
         self,
         engine: Engine,
         request: TextRequest,
-        answer: CompletionBuilder,
+        builder: CompletionBuilder,
         limits: Limits,
-        ended: Callable[[str, list[Usage]], None],
+        on_end: Callable[[str, list[Usage]], None],
     ) -> None:
-        self.status_code = 200
-        self.background = None
-        self.init_headers(NO_CACHE_HEADERS)
+        super().__init__(media_type=EVENT_STREAM)
         self._engine = engine
         self._request = request
-        self._answer = answer
+        self._builder = builder
         self._limits = limits
-        self._ended = ended
+        self._on_end = on_end
         self._choices: list[TextStream] = []
-        self._texts: list[TokenTexts] = []  # of each, if its tokens are told
-        self._outcome = "disconnected"
-        self._body: BodySender
+        self._token_texts: list[TokenTexts] = []  # of each choice, if log-probabilities are sent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. Called by Starlette."""
-        self._body = BodySender(send)
-        serve = partial(self._serve, scope, receive)
         try:
-            await cancel_on_disconnect(
-                receive, serve, partial(self._tell, SHUTDOWN_ERROR, scope, receive)
-            )
+            await super().__call__(scope, receive, send)
         finally:
-            usages = [stream.usage for stream in self._choices]
-            self._ended(self._outcome, [usage for usage in usages if usage is not None])
-
-    async def _serve(self, scope: Scope, receive: Receive) -> None:
-        body = self._body
-        is_open = False
-        failure: APIError | None = None
-        try:
-            async with AsyncExitStack() as stack:
-                await self._open(stack)
-                is_open = True
-                if self._request.stream:
-                    await body.start(self.status_code, self.raw_headers)
-                    await self._send_all(body)
-                else:
-                    await self._read_all()
-        except Exception as exc:
-            # Here, and not before: all streams have been left, so [DONE] is the truth.
-            param = self._request.prompts[0][0]
-            failure = refusal_of(exc, at_entry=not is_open, param=param)
-        if failure is not None:
-            return await self._tell(failure, scope, receive)
-        self._outcome = "200"
-        if body.takes_parts:
-            return await body.end(self._usage() + DONE)
-        await JSONResponse(self._whole())(scope, receive, body)
-
-    async def _tell(self, failure: APIError, scope: Scope, receive: Receive) -> None:
-        """End with an error: as an event, or as the response if there is none yet."""
-        body = self._body
-        if body.takes_parts:
-            self._outcome = "failed"
-            await body.end(event(failure.object) + DONE)
-        elif not body.has_started:
-            self._outcome = str(failure.status)
-            await failure.response()(scope, receive, body)
+            self._on_end(self.outcome, self._usages())
 
     # -- opening
 
     async def _open(self, stack: AsyncExitStack) -> None:
-        """Open a stream for each choice.
+        limit = self._token_limit()
+        choice = 0
+        for name, prompt in self._request.prompts:
+            for _ in range(self._request.n or 1):
+                stream = await self._open_choice(stack, choice, prompt, limit)
+                room = self._room(stream, name, limit)
+                if room < limit:  # the default limit: the answer gets as much as there is room for
+                    await stream.aclose()
+                    stream = await self._open_choice(stack, choice, prompt, room)
+                self._choices.append(stream)
+                self._builder.add_choice()
+                choice += 1
+        if self._request.top_logprobs_asked is not None:
+            tokenizer = getattr(self._engine, "tokenizer", None)
+            self._token_texts = [TokenTexts(tokenizer) for _ in self._choices]
+        self.is_accepted = True
+
+    def _token_limit(self) -> int:
+        """Token limit of each answer. Raises APIError if the request asks for too many."""
+        param, asked = self._request.token_limit
+        highest = self._limits.max_tokens
+        if highest is None:
+            return self._limits.default_max_tokens if asked is None else asked
+        if asked is None:
+            return min(self._limits.default_max_tokens, highest)
+        if asked > highest:
+            raise APIError(f"{param} must be at most {highest}", param=param, code="invalid_value")
+        return asked
+
+    def _room(self, stream: TextStream, name: str, limit: int) -> int:
+        """How many tokens the model's context has left for an answer, *limit* at the most.
 
         Raises:
-            Exception: what the engine refuses it with. Those opened before are left by *stack*.
+            APIError: none, or fewer than the request asks for.
         """
-        request, limits = self._request, self._limits
-        param, asked = request.most_tokens
-        if asked is not None and limits.max_tokens is not None and asked > limits.max_tokens:
+        context = self._limits.context
+        if context is None:
+            return limit
+        param, asked = self._request.token_limit
+        length = len(stream.prompt_token_ids)
+        room = context - length
+        if room < 1 or (asked is not None and room < asked):
             raise APIError(
-                f"{param} must be at most {limits.max_tokens}", param=param, code="invalid_value"
+                f"the model takes {context} tokens, prompt and answer together; the prompt has "
+                f"{length}" + (f", and {param} asks for {asked}" if asked else ""),
+                param=name if room < 1 else param,
+                code="context_length_exceeded",
             )
-        most = limits.default_max_tokens if asked is None else asked
-        if limits.max_tokens is not None:
-            most = min(most, limits.max_tokens)
-        choice = 0
-        for name, prompt in request.prompts:
-            for _ in range(request.n or 1):
-                stream = await self._open_one(stack, choice, prompt, most)
-                length = len(stream.prompt_token_ids)
-                room = limits.context - length if limits.context is not None else most
-                if room < 1 or (asked is not None and room < asked):
-                    raise APIError(
-                        f"the model takes {limits.context} tokens in all; the prompt has {length}"
-                        + (f", and {param} asks for {asked}" if asked else ""),
-                        param=name if room < 1 else param,
-                        code="context_length_exceeded",
-                    )
-                if room < most:  # nobody asked for so many: as many as there is room for
-                    await stream.aclose()
-                    stream = await self._open_one(stack, choice, prompt, room)
-                self._choices.append(stream)
-                self._answer.add_choice()
-                choice += 1
-        if request.top_logprobs_asked is not None:
-            tokenizer = getattr(self._engine, "tokenizer", None)
-            self._texts = [TokenTexts(tokenizer) for _ in self._choices]
+        return min(room, limit)
 
-    async def _open_one(
-        self, stack: AsyncExitStack, choice: int, prompt: Prompt, most: int
+    async def _open_choice(
+        self, stack: AsyncExitStack, choice: int, prompt: Prompt, limit: int
     ) -> TextStream:
         arguments: dict[str, Any] = self._request.arguments(choice, self._limits.response_template)
         if self._request.seed is not None and not uses_torch(getattr(self._engine, "model", None)):
             raise APIError("seed is not supported by this model", param="seed")
         return await stack.enter_async_context(
             self._engine.stream_text(
-                prompt, timeout=self._limits.timeout, max_new_tokens=most, **arguments
+                prompt, timeout=self._limits.timeout, max_new_tokens=limit, **arguments
             )
         )
 
-    # -- in chunks
+    # -- the body
 
-    async def _send_all(self, body: BodySender) -> None:
-        works = [partial(self._send, body, *each) for each in enumerate(self._choices)]
-        await body.with_keep_alive(self._limits.keep_alive, partial(run_all, works))
+    async def _send_body(self, sender: BodySender) -> None:
+        works: list[Callable[[], Any]]
+        if not self._request.stream:
+            works = [partial(self._collect, *each) for each in enumerate(self._choices)]
+            return await run_all(works)
+        # At once, before the first text: clients then know that the request has been accepted.
+        await sender.start()
+        works = [partial(self._send_choice, sender, *each) for each in enumerate(self._choices)]
+        await sender.with_keep_alive(self._limits.keep_alive, partial(run_all, works))
 
-    async def _send(self, body: BodySender, index: int, stream: TextStream) -> None:
-        # Nothing is sent before the first text: clients time the first chunk.
-        async for piece in stream:  # what is ready together is one piece
-            await body.send(self._answer.piece(index, piece, self._tokens(index, piece)))
-        await body.send(self._answer.last(index, _reason(stream), stream.stop_string))
+    async def _send_choice(self, sender: BodySender, index: int, stream: TextStream) -> None:
+        # No event before the first text: clients measure the time to the first chunk.
+        async for chunk in stream:
+            await sender.send(self._builder.chunk(index, chunk, self._tokens(index, chunk)))
+        await sender.send(self._builder.last(index, _finish_reason(stream), stream.stop_string))
 
-    def _tokens(self, index: int, piece: TextChunk) -> Sequence[Token]:
-        return self._texts[index].of(piece) if self._texts else ()
+    async def _collect(self, index: int, stream: TextStream) -> None:
+        async for chunk in stream:
+            self._builder.take(index, chunk, self._tokens(index, chunk))
 
-    # -- whole
+    def _tokens(self, index: int, chunk: TextChunk) -> Sequence[Token]:
+        return self._token_texts[index].of(chunk) if self._token_texts else ()
 
-    async def _read_all(self) -> None:
-        async def read(index: int, stream: TextStream) -> None:
-            async for piece in stream:
-                self._answer.take(index, piece, self._tokens(index, piece))
+    # -- the end
 
-        await run_all([partial(read, *each) for each in enumerate(self._choices)])
+    def _end(self) -> str | Response:
+        usage = usage_of(self._usages(), self._request.n or 1)
+        if self._request.stream:
+            return (self._builder.usage(usage) if self._request.includes_usage else "") + DONE
+        reasons = [_finish_reason(stream) for stream in self._choices]
+        return JSONResponse(self._builder.full_response(reasons, usage))
 
-    def _whole(self) -> dict[str, Any]:
-        return self._answer.full_response(
-            [_reason(stream) for stream in self._choices], self._usages()
-        )
-
-    def _usages(self) -> dict[str, int]:
+    def _usages(self) -> list[Usage]:
         usages = [stream.usage for stream in self._choices]
-        return usage_of([usage for usage in usages if usage is not None], self._request.n or 1)
+        return [usage for usage in usages if usage is not None]
 
-    def _usage(self) -> str:
-        return self._answer.usage(self._usages()) if self._request.includes_usage else ""
+    def _refusal(self, exc: Exception) -> APIError:
+        return in_clients_terms(exc, self._request.prompts[0][0])
+
+    def _error_response(self, error: APIError) -> Response:
+        return error.response()
+
+    def _error_end(self, error: APIError) -> str:
+        return event(error.object) + DONE
 
 
-def _reason(stream: TextStream) -> str:
+def _finish_reason(stream: TextStream) -> str:
     reason = stream.finish_reason
     return (reason and reason.openai) or "stop"

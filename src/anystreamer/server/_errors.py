@@ -1,4 +1,4 @@
-"""What goes wrong, as OpenAI's API says it: an error object, and a status where one can be sent."""
+"""Errors as clients get them: an error object in OpenAI's format, with an HTTP status."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ from starlette.responses import JSONResponse
 from .._errors import EngineBusy, EngineClosed, EngineDied, GenerationTimeout
 from ._asgi import log
 
-__all__ = ["SHUTDOWN_ERROR", "APIError", "refusal_of", "retry_after"]
+__all__ = [
+    "SHUTDOWN_ERROR",
+    "APIError",
+    "engine_error",
+    "in_clients_terms",
+    "is_about_request",
+    "unexpected_error",
+]
 
-# Seconds. A client that is told of longer waits asks elsewhere, or its user does.
+# The longest wait that clients are asked for (seconds). After a longer one they would give up.
 LONGEST_RETRY = 60
 
-# The engine's names for what clients know under another one.
+# Names of the engine's arguments, and what they are called in OpenAI's API.
 _PARAMS = {
     "logprobs": "logprobs",
     "do_sample": "temperature",
@@ -27,7 +34,7 @@ _PARAMS = {
 
 
 class APIError(Exception):
-    """A request is answered with an error object."""
+    """A request that is answered with an error object."""
 
     def __init__(
         self,
@@ -51,7 +58,7 @@ class APIError(Exception):
         return JSONResponse(self.object, self.status, self.headers)
 
 
-# Cancelled by neither the client nor the model.
+# For a request that the server cancels while it shuts down.
 SHUTDOWN_ERROR = APIError(
     "the server has ended this request",
     status=503,
@@ -60,43 +67,48 @@ SHUTDOWN_ERROR = APIError(
 )
 
 
-def retry_after(busy: EngineBusy) -> dict[str, str]:
-    """The header that says when there is likely to be room."""
-    seconds = math.ceil(busy.retry_after or 0)
-    return {"retry-after": str(min(max(seconds, 1), LONGEST_RETRY))}
-
-
-def refusal_of(exc: Exception, *, at_entry: bool, param: str) -> APIError:
-    """What a client is told of an error of the engine's: not what was found inside of the server.
-
-    Args:
-        exc: the error.
-        at_entry: whether a stream was being opened: then it speaks of what the client asked for.
-        param: what was asked, where the error does not say which.
-    """
+def engine_error(exc: Exception) -> APIError | None:
+    """An error of the engine's own as clients get it; None for any other exception."""
     match exc:
-        case APIError():
-            return exc
         case EngineBusy() as exc:
             return APIError(
                 str(exc),
                 status=503,
                 type="server_error",
                 code="engine_busy",
-                headers=retry_after(exc),
+                headers=_retry_after(exc),
             )
         case EngineClosed() | EngineDied():
             return APIError(str(exc), status=503, type="server_error", code="engine_unavailable")
         case GenerationTimeout():
             return APIError(str(exc), status=504, type="timeout_error", code=exc.phase)
-    # Of the template: it raises what it does not like, such as two answers in a row.
-    is_template_s = type(exc).__module__.partition(".")[0] == "jinja2"
-    if at_entry and (isinstance(exc, ValueError | TypeError) or is_template_s):
-        said = str(exc)
-        for name, known_as in _PARAMS.items():
-            if name in said:
-                said, param = said.replace(name, known_as), known_as
-                break
-        return APIError(said, param=param, code="invalid_value")
+    return None
+
+
+def is_about_request(exc: Exception) -> bool:
+    """Whether it refuses what the client sent, given that nothing has been generated yet."""
+    # A chat template raises when it does not like the messages, such as two answers in a row.
+    is_template_error = type(exc).__module__.partition(".")[0] == "jinja2"
+    return isinstance(exc, ValueError | TypeError) or is_template_error
+
+
+def in_clients_terms(exc: Exception, param: str) -> APIError:
+    """A refusal with OpenAI's name of the parameter; *param* if the message names none."""
+    message = str(exc)
+    for name, known_as in _PARAMS.items():
+        if name in message:
+            message, param = message.replace(name, known_as), known_as
+            break
+    return APIError(message, param=param, code="invalid_value")
+
+
+def unexpected_error(exc: Exception) -> APIError:
+    """What a client gets instead of an error found inside the server, which goes to the log."""
     log.error("a request failed", exc_info=exc)
     return APIError("the model failed", status=500, type="server_error")
+
+
+def _retry_after(busy: EngineBusy) -> dict[str, str]:
+    """The header that says when to try again."""
+    seconds = math.ceil(busy.retry_after or 0)
+    return {"retry-after": str(min(max(seconds, 1), LONGEST_RETRY))}

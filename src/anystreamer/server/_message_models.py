@@ -1,4 +1,4 @@
-"""The messages and tools of a chat request, as OpenAI's API has them."""
+"""The messages and tools of a chat request, in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ def _text_of(content: Content) -> str:
 
 
 class TextMessage(_Strict):
-    """A message of a chat that is nothing but text."""
+    """A chat message that has only text."""
 
     role: Literal["system", "developer", "user"]
     content: Content
 
     def as_prompt(self) -> dict[str, Any]:
-        """The message as chat templates take it."""
+        """The message in the form that chat templates take."""
         role = "system" if self.role == "developer" else self.role
         return {"role": role, "content": _text_of(self.content)}
 
 
 def _object_of(text: object) -> object:
-    """What JSON text says: clients send arguments so, and templates want them so."""
+    """Parse arguments: clients send them as JSON text, and chat templates want an object."""
     try:
-        said = from_json(text or "{}", allow_inf_nan=False) if isinstance(text, str) else None
+        parsed = from_json(text or "{}", allow_inf_nan=False) if isinstance(text, str) else None
     except ValueError:
-        said = None
-    if not isinstance(said, dict):
-        raise PydanticCustomError("no_object", "must be the text of a JSON object")
-    return said
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise PydanticCustomError("no_object", "must be a string with a JSON object")
+    return parsed
 
 
 class CalledFunction(_Strict):
@@ -62,45 +62,45 @@ class CalledFunction(_Strict):
 
     name: str
     arguments: Annotated[dict[str, Any], BeforeValidator(_object_of)]
-    parsed_arguments: Any = None  # what the client itself makes of them
+    parsed_arguments: Any = None  # added by the official client
 
 
 class ToolCall(_Strict):
-    """A tool call of an answer before, sent back."""
+    """A tool call of an earlier answer, sent back."""
 
     id: str
     type: Literal["function"]
     function: CalledFunction
-    index: int | None = None  # of the chunk that it came in
+    index: int | None = None  # as in a streamed response
 
     def as_prompt(self) -> dict[str, Any]:
-        """The call as chat templates take it."""
+        """The call in the form that chat templates take."""
         function = {"name": self.function.name, "arguments": self.function.arguments}
         return {"id": self.id, "type": self.type, "function": function}
 
 
 class AssistantMessage(_Strict):
-    """An answer before, sent back: it may have all that our own answers have."""
+    """An earlier answer, sent back: it can have everything that our own answers have."""
 
     role: Literal["assistant"]
     content: Content | None = None
-    # What our answers have of these. The official client sends back all that its types have.
+    # The values that our answers have. The official client sends back all fields of its types.
     refusal: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
-    parsed: Any = None  # what the client itself makes of it
+    parsed: Any = None  # added by the official client
     reasoning_content: str | None = None
     tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> AssistantMessage:
         if self.content is None and self.tool_calls is None:
-            raise PydanticCustomError("no_content", "content is missing, and so are tool_calls")
+            raise PydanticCustomError("no_content", "needs content or tool_calls")
         return self
 
     def as_prompt(self) -> dict[str, Any]:
-        """The message as chat templates take it."""
+        """The message in the form that chat templates take."""
         message: dict[str, Any] = {"role": self.role, "content": _text_of(self.content or "")}
         if self.reasoning_content is not None:
             message["reasoning_content"] = self.reasoning_content
@@ -110,14 +110,14 @@ class AssistantMessage(_Strict):
 
 
 class ToolMessage(_Strict):
-    """What a tool answered to a call."""
+    """The result of a tool call."""
 
     role: Literal["tool"]
     content: Content
     tool_call_id: str
 
     def as_prompt(self) -> dict[str, Any]:
-        """The message as chat templates take it."""
+        """The message in the form that chat templates take."""
         text = _text_of(self.content)
         return {"role": self.role, "tool_call_id": self.tool_call_id, "content": text}
 
@@ -137,22 +137,22 @@ Message = Annotated[
 
 
 class Function(_Strict):
-    """A function that a model may call."""
+    """A function that a model can call."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = None  # nothing makes a model keep to the schema
+    strict: Literal[False] | None = None  # the model is not forced to keep to the schema
 
 
 class Tool(_Strict):
-    """A tool that a model may call."""
+    """A tool that a model can call."""
 
     type: Literal["function"]
     function: Function
 
     def as_prompt(self) -> dict[str, Any]:
-        """The tool as chat templates take it."""
+        """The tool in the form that chat templates take."""
         return {
             "type": "function",
             "function": {

@@ -1,4 +1,4 @@
-"""Answers in OpenAI's format, whole and in chunks. Pure."""
+"""Responses in OpenAI's format, whole and in chunks. Pure."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = [
     "usage_of",
 ]
 
-# OpenAI's for what is as good as impossible: JSON has no infinity.
+# OpenAI's value for a probability of practically 0: JSON has no infinity.
 MIN_LOGPROB = -9999.0
 
 DONE = "data: [DONE]\n\n"
 
-# What response templates call the reasoning.
+# Names that response templates give to the reasoning.
 REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 def event(data: object) -> str:
-    """An event with JSON, in which no line break and no broken character is left."""
+    """An event with JSON, which escapes line breaks and lone surrogates."""
     return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
 
 
@@ -47,9 +47,9 @@ class Token:
 
 
 class ChoiceBuilder(ABC):
-    """One choice: takes the pieces of a stream, and says what is told of each, and of all.
+    """One choice: takes the chunks of a stream, and formats each of them, and all together.
 
-    *top* says how many tokens are told in the place of each; None tells of no tokens.
+    *top* is the number of likeliest tokens to list for each token; None lists no tokens at all.
     """
 
     def __init__(self, top: int | None) -> None:
@@ -57,42 +57,42 @@ class ChoiceBuilder(ABC):
         self._length = 0
         self.logprobs = None if top is None else self._logprobs((), 0)
 
-    def take(self, piece: TextChunk, tokens: Sequence[Token]) -> dict[str, Any]:
-        """Take a piece and its tokens. Returns them for a chunk."""
+    def take(self, chunk: TextChunk, tokens: Sequence[Token]) -> dict[str, Any]:
+        """Take a chunk and its tokens. Returns both as a part of an event."""
         logprobs = None
         if self.logprobs is not None:
             logprobs = self._logprobs(tokens, self._length)
             for name, values in logprobs.items():
                 if values is not None:
                     self.logprobs[name] += values
-        self._length += len(piece)
-        return {**self._say(piece), "logprobs": logprobs}
+        self._length += len(chunk)
+        return {**self._delta(chunk), "logprobs": logprobs}
 
-    def first_delta(self, said: dict[str, Any]) -> dict[str, Any] | None:
-        """What has a chunk of its own before the first one."""
+    def first_delta(self, delta: dict[str, Any]) -> dict[str, Any] | None:
+        """What an event of its own has, before the event of the first *delta*."""
         return None
 
     def reason(self, finish_reason: str) -> str:
-        """The finish reason, once all has been said."""
+        """The finish reason, once all chunks have been taken."""
         return finish_reason
 
     @abstractmethod
-    def _say(self, piece: TextChunk) -> dict[str, Any]:
-        """A piece, in a chunk."""
+    def _delta(self, chunk: TextChunk) -> dict[str, Any]:
+        """A chunk, in an event."""
 
     @property
     @abstractmethod
     def empty_delta(self) -> dict[str, Any]:
-        """What the last chunk has, which only says why it is the last."""
+        """What the last event has, which adds nothing but the finish reason."""
 
     @property
     @abstractmethod
     def message(self) -> dict[str, Any]:
-        """All of it, in a whole answer."""
+        """All chunks together, in a whole response."""
 
     @abstractmethod
     def _logprobs(self, tokens: Sequence[Token], offset: int) -> dict[str, Any]:
-        """Tokens with their log-probabilities. The first one's text begins at *offset*."""
+        """Tokens with their log-probabilities. The text of the first begins at *offset*."""
 
 
 class ChatChoiceBuilder(ChoiceBuilder):
@@ -102,32 +102,31 @@ class ChatChoiceBuilder(ChoiceBuilder):
         super().__init__(top)
         self._texts: dict[str, list[str]] = {}
         self._calls: list[dict[str, Any]] = []
-        self._last = ""  # the field of the piece before
+        self._last_field = ""  # that of the previous chunk
 
-    def first_delta(self, said: dict[str, Any]) -> dict[str, Any]:
-        delta = said["delta"]
-        content = "" if "content" in delta or not delta else None
+    def first_delta(self, delta: dict[str, Any]) -> dict[str, Any]:
+        content = "" if "content" in delta["delta"] or not delta["delta"] else None
         return {"delta": {"role": "assistant", "content": content}, "logprobs": None}
 
     def reason(self, finish_reason: str) -> str:
         return "tool_calls" if self._calls and finish_reason == "stop" else finish_reason
 
-    def _say(self, piece: TextChunk) -> dict[str, Any]:
-        field = piece.field or "content"
-        value = piece.value if piece.field else str(piece)
+    def _delta(self, chunk: TextChunk) -> dict[str, Any]:
+        field = chunk.field or "content"
+        value = chunk.value if chunk.field else str(chunk)
         call = _call(value) if field == "tool_calls" else None
         if call is not None:
             self._calls.append(call)
-            self._last = field
+            self._last_field = field
             return {"delta": {"tool_calls": [{"index": len(self._calls) - 1, **call}]}}
-        if field == "tool_calls":  # malformed: nobody can make this call, but it was said
+        if field == "tool_calls":  # malformed: the client gets it as text
             field = "content"
         elif field in REASONING:
             field = "reasoning_content"
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        if field != self._last and field in self._texts:  # taken up again after another one
+        if field != self._last_field and field in self._texts:  # it goes on after another field
             text = f"\n{text}"
-        self._last = field
+        self._last_field = field
         self._texts.setdefault(field, []).append(text)
         return {"delta": {field: text}}
 
@@ -159,11 +158,11 @@ class TextChoiceBuilder(ChoiceBuilder):
 
     def __init__(self, top: int | None) -> None:
         super().__init__(top)
-        self._parts: list[str] = []
+        self._chunks: list[str] = []
 
-    def _say(self, piece: TextChunk) -> dict[str, Any]:
-        self._parts.append(piece)
-        return {"text": piece}
+    def _delta(self, chunk: TextChunk) -> dict[str, Any]:
+        self._chunks.append(chunk)
+        return {"text": chunk}
 
     @property
     def empty_delta(self) -> dict[str, Any]:
@@ -171,7 +170,7 @@ class TextChoiceBuilder(ChoiceBuilder):
 
     @property
     def message(self) -> dict[str, Any]:
-        return {"text": "".join(self._parts)}
+        return {"text": "".join(self._chunks)}
 
     def _logprobs(self, tokens: Sequence[Token], offset: int) -> dict[str, Any]:
         lengths = [len(token.text) for token in tokens]
@@ -195,10 +194,10 @@ class TextChoiceBuilder(ChoiceBuilder):
 
 
 class CompletionBuilder:
-    """The answer to a request: its id, its time, its choices, and what all of its parts say."""
+    """The response to a request: its id, its time, its choices, and what all its parts repeat."""
 
     prefix: str
-    name: str  # of the whole
+    name: str  # of the type of a whole response
     chunk_name: str
     new_choice: type[ChoiceBuilder]
 
@@ -212,40 +211,40 @@ class CompletionBuilder:
         self._includes_usage = includes_usage
         self._top = top
         self._choices: list[ChoiceBuilder] = []
-        self._opened: set[int] = set()
+        self._begun: set[int] = set()  # choices that have had an event
 
     def add_choice(self) -> None:
-        """One more."""
+        """Add one more choice."""
         self._choices.append(self.new_choice(self._top))
 
     # -- in chunks
 
-    def piece(self, index: int, piece: TextChunk, tokens: Sequence[Token]) -> str:
-        """Events with a piece of a choice, and its tokens."""
-        return self._chunks(index, self._choices[index].take(piece, tokens), None)
+    def chunk(self, index: int, chunk: TextChunk, tokens: Sequence[Token]) -> str:
+        """Events with a chunk of a choice, and its tokens."""
+        return self._events(index, self._choices[index].take(chunk, tokens), None)
 
     def last(self, index: int, finish_reason: str, stop_string: str | None) -> str:
-        """Events that end a choice. Which stop string did, is told as vLLM tells it."""
+        """Events that end a choice. They name the stop string that ended it, as vLLM's do."""
         choice = self._choices[index]
-        said = choice.empty_delta
+        delta = choice.empty_delta
         if stop_string is not None:
-            said["stop_reason"] = stop_string
-        return self._chunks(index, said, choice.reason(finish_reason))
+            delta["stop_reason"] = stop_string
+        return self._events(index, delta, choice.reason(finish_reason))
 
     def usage(self, usage: dict[str, int]) -> str:
         """The event with the usage."""
         return event(self._with({"choices": [], "usage": usage}, self.chunk_name))
 
-    def _chunks(self, index: int, said: dict[str, Any], finish_reason: str | None) -> str:
-        opening = None
-        if index not in self._opened:
-            self._opened.add(index)
-            opening = self._choices[index].first_delta(said)
-        before = "" if opening is None else self._chunk(index, opening, None)
-        return before + self._chunk(index, said, finish_reason)
+    def _events(self, index: int, delta: dict[str, Any], finish_reason: str | None) -> str:
+        first = None
+        if index not in self._begun:
+            self._begun.add(index)
+            first = self._choices[index].first_delta(delta)
+        before = "" if first is None else self._event(index, first, None)
+        return before + self._event(index, delta, finish_reason)
 
-    def _chunk(self, index: int, said: dict[str, Any], finish_reason: str | None) -> str:
-        choice = {"index": index, **said, "finish_reason": finish_reason}
+    def _event(self, index: int, delta: dict[str, Any], finish_reason: str | None) -> str:
+        choice = {"index": index, **delta, "finish_reason": finish_reason}
         usage = {"usage": None} if self._includes_usage else {}
         return event(self._with({"choices": [choice], **usage}, self.chunk_name))
 
@@ -254,12 +253,12 @@ class CompletionBuilder:
 
     # -- whole
 
-    def take(self, index: int, piece: TextChunk, tokens: Sequence[Token]) -> None:
-        """Keep a piece of a choice, and its tokens."""
-        self._choices[index].take(piece, tokens)
+    def take(self, index: int, chunk: TextChunk, tokens: Sequence[Token]) -> None:
+        """Keep a chunk of a choice, and its tokens."""
+        self._choices[index].take(chunk, tokens)
 
     def full_response(self, finish_reasons: Sequence[str], usage: dict[str, int]) -> dict[str, Any]:
-        """The answer, with all that was taken."""
+        """The response, with all chunks that were taken."""
         choices = [
             {
                 "index": index,
@@ -275,7 +274,7 @@ class CompletionBuilder:
 
 
 class ChatCompletionBuilder(CompletionBuilder):
-    """An answer of ``/v1/chat/completions``."""
+    """A response of ``/v1/chat/completions``."""
 
     prefix = "chatcmpl"
     name = "chat.completion"
@@ -284,7 +283,7 @@ class ChatCompletionBuilder(CompletionBuilder):
 
 
 class TextCompletionBuilder(CompletionBuilder):
-    """An answer of ``/v1/completions``."""
+    """A response of ``/v1/completions``."""
 
     prefix = "cmpl"
     name = chunk_name = "text_completion"
@@ -292,7 +291,7 @@ class TextCompletionBuilder(CompletionBuilder):
 
 
 def usage_of(usages: Sequence[Usage], copies: int) -> dict[str, int]:
-    """The usage of all choices, *copies* of them to each prompt, which counts once."""
+    """The usage of all choices, *copies* for each prompt. A prompt's tokens count once."""
     prompt = sum(usage.prompt_tokens for usage in usages[::copies])
     completion = sum(usage.completion_tokens for usage in usages)
     return {
@@ -303,7 +302,7 @@ def usage_of(usages: Sequence[Usage], copies: int) -> dict[str, int]:
 
 
 def _call(value: Any) -> dict[str, Any] | None:
-    """What a response template made of a tool call, as clients take it; None if it is none."""
+    """A tool call, from a response template's form to OpenAI's; None if it is not a tool call."""
     function = value.get("function", value) if isinstance(value, dict) else None
     if not isinstance(function, dict):
         return None
@@ -313,7 +312,7 @@ def _call(value: Any) -> dict[str, Any] | None:
     arguments = function.get("arguments")
     if not isinstance(arguments, str):
         arguments = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
-    own_id = value.get("id")  # some models number their calls, and know them by that
+    own_id = value.get("id")  # some models number their calls, and refer to them by it
     return {
         "id": own_id if own_id and isinstance(own_id, str) else f"call_{secrets.token_hex(12)}",
         "type": "function",
@@ -322,6 +321,6 @@ def _call(value: Any) -> dict[str, Any] | None:
 
 
 def _logprob_entry(text: str, logprob: float) -> dict[str, Any]:
-    # What is no whole character has bytes that its text does not tell.
+    # The bytes of an incomplete character cannot be read from its text.
     known = None if "\ufffd" in text else list(text.encode(errors="replace"))
     return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": known}

@@ -1,4 +1,4 @@
-"""What clients may ask, as OpenAI's API has it; all else is refused by name, never ignored."""
+"""Requests in OpenAI's format. A parameter that is not supported is refused by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["ChatRequest", "CompletionRequest", "TextRequest", "parsed"]
 
 RequestT = TypeVar("RequestT", bound="TextRequest")
 
-# Below this a temperature leaves nothing to chance, and scores divided by it overflow.
+# Below this temperature the likeliest token is always chosen, and dividing by it overflows.
 GREEDY = 1e-4
 
 
@@ -30,13 +30,13 @@ StopString = Annotated[str, Field(min_length=1)]
 
 
 class StreamOptions(_Strict):
-    """How a streamed answer is sent."""
+    """How a streamed response is sent."""
 
     include_usage: bool | None = None
 
 
 class TextRequest(_Strict):
-    """What both kinds of requests have."""
+    """What both kinds of requests have in common."""
 
     model: str | None = None
     stream: bool | None = None
@@ -54,23 +54,23 @@ class TextRequest(_Strict):
     @model_validator(mode="after")
     def _check(self) -> TextRequest:
         if self.stream_options is not None and not self.stream:
-            raise APIError("stream_options is for stream=true", param="stream_options")
+            raise APIError("stream_options needs stream=true", param="stream_options")
         return self
 
     @property
     def includes_usage(self) -> bool:
-        """Whether the usage is to be sent at the end of a stream."""
+        """Whether to send the usage at the end of a stream."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
-    def most_tokens(self) -> tuple[str, int | None]:
-        """How many tokens an answer may have, and the name of the parameter that says so."""
+    def token_limit(self) -> tuple[str, int | None]:
+        """The parameter that limits an answer's tokens, and its value if it is given."""
         return "max_tokens", self.max_tokens
 
     @property
     @abstractmethod
     def top_logprobs_asked(self) -> int | None:
-        """How many tokens are to be told in the place of each; None: of no tokens at all."""
+        """How many of the likeliest tokens to list for each token; None: no log-probabilities."""
 
     @property
     @abstractmethod
@@ -78,14 +78,14 @@ class TextRequest(_Strict):
         """The prompts, each with the name of its parameter."""
 
     def arguments(self, choice: int, template: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What ``engine.stream_text`` is to be called with, apart from the number of tokens.
+        """The arguments for ``engine.stream_text``, except the token limit.
 
         Args:
-            choice: which of the choices.
+            choice: the number of the choice, from 0.
             template: the model's response template, if it has one.
 
         Raises:
-            Refused: the model cannot do what is asked.
+            APIError: the model does not support what is asked.
         """
         arguments: dict[str, Any] = {}
         if self.stop:
@@ -97,7 +97,7 @@ class TextRequest(_Strict):
         if self.temperature is not None and self.temperature < GREEDY:
             arguments["do_sample"] = False
         elif self.temperature is not None or self.top_p is not None:
-            # OpenAI's API draws, with a temperature of 1 unless another is asked for.
+            # OpenAI's API samples, by default at a temperature of 1.
             arguments["do_sample"] = True
             arguments["temperature"] = 1.0 if self.temperature is None else float(self.temperature)
             if self.top_p is not None:
@@ -115,28 +115,29 @@ class ChatRequest(TextRequest):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[list[Tool], Field(min_length=1, max_length=128)] | None = None
-    tool_choice: Literal["auto", "none"] | None = None  # nothing can make a model call one
-    parallel_tool_calls: Literal[True] | None = None  # nor keep it from calling two
+    # The model is not forced to make a call, nor prevented from making two.
+    tool_choice: Literal["auto", "none"] | None = None
+    parallel_tool_calls: Literal[True] | None = None
 
     @model_validator(mode="after")
     def _check_chat(self) -> ChatRequest:
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise APIError(
-                "max_tokens and max_completion_tokens say the same: give one of them",
+                "max_tokens and max_completion_tokens mean the same: send one of them",
                 param="max_tokens",
             )
         if self.top_logprobs is not None and not self.logprobs:
-            raise APIError("top_logprobs is for logprobs=true", param="top_logprobs")
+            raise APIError("top_logprobs needs logprobs=true", param="top_logprobs")
         for name in ("tool_choice", "parallel_tool_calls"):
             if getattr(self, name) is not None and self.tools is None:
-                raise APIError(f"{name} is for requests with tools", param=name)
+                raise APIError(f"{name} needs tools", param=name)
         return self
 
     @property
-    def most_tokens(self) -> tuple[str, int | None]:
+    def token_limit(self) -> tuple[str, int | None]:
         if self.max_completion_tokens is not None:
             return "max_completion_tokens", self.max_completion_tokens
-        return super().most_tokens
+        return super().token_limit
 
     @property
     def top_logprobs_asked(self) -> int | None:
@@ -145,7 +146,7 @@ class ChatRequest(TextRequest):
     @property
     def prompts(self) -> Sequence[tuple[str, Prompt]]:
         prompts = [message.as_prompt() for message in self.messages]
-        # Some templates want the name of the function that a tool's answer is of.
+        # Some templates want the name of the function whose result a message has.
         calls = [call for each in prompts for call in each.get("tool_calls", ())]
         names = {call["id"]: call["function"]["name"] for call in calls}
         for each in prompts:
@@ -158,13 +159,14 @@ class ChatRequest(TextRequest):
         callable_tools = None if self.tool_choice == "none" else self.tools
         if self.tools is not None and "tool_calls" not in (template or {"fields": ()})["fields"]:
             raise APIError(
-                "tools is not supported by this model: its templates know of none", param="tools"
+                "tools is not supported by this model: its templates have no tool calls",
+                param="tools",
             )
         if callable_tools is not None:
             tools = [tool.as_prompt() for tool in callable_tools]
             arguments["chat_template_kwargs"] = {"tools": tools}
         if template is not None:
-            # Without tools nobody waits for a call: what looks like one is the text that it is.
+            # Without tools the client expects no call: text that looks like one stays text.
             hidden = ("tool_calls",) if callable_tools is None else ()
             fields = {name: each for name, each in template["fields"].items() if name not in hidden}
             arguments["parse_response"] = {**template, "fields": fields}
@@ -181,7 +183,7 @@ class CompletionRequest(TextRequest):
     @model_validator(mode="after")
     def _check_completion(self) -> CompletionRequest:
         if len(self.prompts) * (self.n or 1) > 128:
-            raise APIError("no more than 128 answers to one request", param="n")
+            raise APIError("a request can have at most 128 answers", param="n")
         return self
 
     @property
@@ -197,15 +199,15 @@ class CompletionRequest(TextRequest):
 
 
 def parsed(kind: type[RequestT], body: bytes) -> RequestT:
-    """A request's body as what it asks.
+    """The request that a body has.
 
     Raises:
-        Refused: it is no JSON object, or asks for what is not supported.
+        APIError: it is not a JSON object, or asks for something that is not supported.
     """
     try:
         data = from_json(body, allow_inf_nan=False)
     except ValueError as exc:
-        raise APIError(f"the body is no JSON: {exc}") from exc
+        raise APIError(f"the body is not valid JSON: {exc}") from exc
     if not isinstance(data, dict):
         raise APIError("the body must be a JSON object")
     try:
@@ -215,9 +217,9 @@ def parsed(kind: type[RequestT], body: bytes) -> RequestT:
 
 
 def _refusal(data: Mapping[str, Any], exc: ValidationError) -> APIError:
-    """The first of pydantic's errors, in OpenAI's words."""
+    """The first of pydantic's errors, in OpenAI's format."""
     errors = exc.errors(include_url=False, include_context=False)
-    # Of the alternatives that a value may be, the one that it got furthest with.
+    # If several types were tried for a value, the error of the one that matched the most.
     alternatives = [each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]]
     named = [(_name(data, each["loc"], each["type"] == "missing"), each) for each in alternatives]
     param, error = max(named, key=lambda each: each[0].count(".") + each[0].count("["))
@@ -229,7 +231,7 @@ def _refusal(data: Mapping[str, Any], exc: ValidationError) -> APIError:
 
 
 def _name(data: Any, loc: tuple[int | str, ...], is_missing: bool) -> str:
-    """The place of an error, as ``messages[0].role``: without pydantic's names for alternatives."""
+    """The place of an error, such as ``messages[0].role``: without pydantic's names of types."""
     name = ""
     for number, part in enumerate(loc):
         if isinstance(part, int) and isinstance(data, list) and part < len(data):

@@ -3,54 +3,54 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from starlette.background import BackgroundTask
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from .._errors import EngineBusy, EngineClosed, EngineDied, GenerationTimeout
 from .._streams import TextStream
-from ._asgi import (
-    EVENT_STREAM,
-    NO_CACHE_HEADERS,
-    BodySender,
-    cancel_on_disconnect,
-    check_keep_alive,
-    log,
-)
-from ._errors import SHUTDOWN_ERROR, retry_after
+from ._asgi import EVENT_STREAM, BodySender, check_keep_alive, log
+from ._errors import APIError
+from ._stream_response import StreamResponse
 
 __all__ = ["TextStreamResponse"]
 
 
-class TextStreamResponse(Response):
+class TextStreamResponse(StreamResponse):
     """A stream of text as a response, for a route of Starlette or FastAPI.
 
         @app.post("/story")
-        async def story(request: Request) -> Response:
-            prompt = (await request.json())["prompt"]
-            return TextStreamResponse(engine.stream_text(prompt, max_new_tokens=200))
+        async def story(prompt: Prompt, request: Request) -> Response:
+            engine = request.app.state.engine
+            return TextStreamResponse(
+                lambda: engine.stream_text(prompt.text, max_new_tokens=prompt.max_new_tokens)
+            )
 
-    The stream is opened before the headers go out. So an engine that is busy or gone is a real 503,
-    and what the engine refuses at the entry a 400. A client that leaves stops the model, in the
-    line, too.
+    The headers go out with the first text. Until then an error has a status of its own: 400 with
+    the message for what cannot be generated from this request (a `ValueError` or a `TypeError`),
+    503 for an engine that is busy, closed or dead, 504 for a timeout. Other exceptions are raised,
+    for the application's own handlers. A client that disconnects stops the model, or leaves the
+    engine's queue.
 
     Args:
-        engine_stream: what ``engine.stream_text(...)`` returns, unopened.
-        format: ``"text"`` sends the text as it is; if the model fails after its start, the
-            connection is cut. ``"sse"`` sends events for ``EventSource`` and its like: each piece
-            as ``data: {"text": "..."}``, and last ``event: end`` with the finish reason and the
-            usage, or ``event: error`` with a message.
-        keep_alive: send a comment whenever an event stream was silent for so many seconds, as it is
-            while the first token is awaited. None sends none.
-        status_code: of the answer, if it begins.
-        headers: more of them.
-        media_type: in place of the usual one of *format*.
-        background: run after it has been sent, as Starlette's responses have it.
+        engine_stream: a function that returns ``engine.stream_text(...)``; or that itself, not
+            opened yet. Prefer the function: it is called when the response is sent, and what
+            ``stream_text`` refuses at once, such as an empty prompt, is then a 400 as well. Without
+            it your route raises that error, which is a 500.
+        format: ``"text"`` sends the text as it is; if the model fails after the first text, the
+            connection is cut. ``"sse"`` sends events for ``EventSource`` and similar clients: each
+            chunk as ``data: {"text": "..."}``, and last ``event: end`` with the finish reason and
+            the usage, or ``event: error`` with a message.
+        keep_alive: send a comment after this many seconds without an event, as while the first
+            token is awaited. The headers go out with it. None sends none.
+        status_code: of the response, if the stream begins.
+        headers: additional ones.
+        media_type: instead of the usual one of *format*.
+        background: runs after the response has been sent, as with Starlette's own responses.
 
     Raises:
         TypeError, ValueError: at once, for an argument that cannot work.
@@ -58,7 +58,8 @@ class TextStreamResponse(Response):
 
     def __init__(
         self,
-        engine_stream: AbstractAsyncContextManager[TextStream],
+        engine_stream: AbstractAsyncContextManager[TextStream]
+        | Callable[[], AbstractAsyncContextManager[TextStream]],
         format: Literal["text", "sse"] = "text",
         *,
         keep_alive: float | None = 15.0,
@@ -68,97 +69,70 @@ class TextStreamResponse(Response):
         background: BackgroundTask | None = None,
     ) -> None:
         if format not in ("text", "sse"):
-            raise ValueError(f"format must be 'text' or 'sse', not {format!r}")
+            raise ValueError(f"format must be 'text' or 'sse', got {format!r}")
         check_keep_alive(keep_alive)
-        if not hasattr(engine_stream, "__aenter__"):
+        if not (callable(engine_stream) or hasattr(engine_stream, "__aenter__")):
             raise TypeError(
-                "engine_stream must be what engine.stream_text(...) returns, before it is "
-                f"opened, not {type(engine_stream).__name__}"
+                "engine_stream must be a function that returns engine.stream_text(...), or what "
+                f"that returns, before it is opened; got {type(engine_stream).__name__}"
             )
-        self._engine_stream = engine_stream
-        self._sends_events = format == "sse"
-        self._keep_alive = keep_alive if self._sends_events else None
-        self.status_code = status_code
-        self.media_type: str | None = media_type or (
-            EVENT_STREAM if self._sends_events else "text/plain"
-        )
+        # An event can carry an error; plain text that ends looks complete.
+        self.ends_with_error = self._sends_events = format == "sse"
+        usual_type = EVENT_STREAM if self._sends_events else "text/plain"
+        super().__init__(status_code, headers, media_type or usual_type)
         self.background = background
-        self.init_headers({**NO_CACHE_HEADERS, **(headers or {})})
+        self._engine_stream = engine_stream
+        self._keep_alive = keep_alive if self._sends_events else None
+        self._stream: TextStream | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. Called by Starlette."""
-
-        body = BodySender(send)
-
-        async def work() -> None:
-            if scope["method"] == "HEAD":  # asks for no text
-                await body.start(self.status_code, self.raw_headers)
-                return await body.end()
-            refusal = await self._serve(body)
-            if refusal is not None:
-                await refusal(scope, receive, body)
-
-        async def cut() -> None:
-            if not body.has_started:
-                await PlainTextResponse(str(SHUTDOWN_ERROR), 503)(scope, receive, body)
-            elif self._sends_events and body.takes_parts:
-                await body.end(_error_event(str(SHUTDOWN_ERROR)))
-
-        await cancel_on_disconnect(receive, work, cut)
+        await super().__call__(scope, receive, send)
         if self.background is not None:
             await self.background()
 
-    async def _serve(self, body: BodySender) -> Response | None:
-        """Send the stream. Returns what to answer if it could not be opened."""
-        try:
-            async with self._engine_stream as stream:
-                await body.start(self.status_code, self.raw_headers)
-                await body.with_keep_alive(self._keep_alive, partial(self._send, stream, body))
-            if self._sends_events:
-                usage = stream.usage
-                assert usage is not None
-                end = {
-                    "finish_reason": stream.finish_reason,
-                    "usage": {
-                        "prompt_tokens": usage.prompt_tokens,
-                        "completion_tokens": usage.completion_tokens,
-                    },
-                }
-                await body.send(f"event: end\ndata: {json.dumps(end)}\n\n")
-        except Exception as exc:
-            if not body.has_started:
-                return _refusal(exc)
-            if not self._sends_events:
-                raise  # all that can still be said is that this was not the end
-            if not isinstance(exc, GenerationTimeout | EngineClosed):
-                log.exception("a stream failed after its start")
-            await body.send(_error_event(_said_of(exc)))
-        await body.end()
-        return None
+    async def _open(self, stack: AsyncExitStack) -> None:
+        stream = self._engine_stream
+        self._stream = await stack.enter_async_context(stream() if callable(stream) else stream)
 
-    async def _send(self, stream: TextStream, body: BodySender) -> None:
-        async for piece in stream:
-            await body.send(
-                f"data: {json.dumps({'text': piece})}\n\n" if self._sends_events else piece
-            )
+    async def _send_body(self, sender: BodySender) -> None:
+        assert self._stream is not None
+        send_text = partial(self._send_text, self._stream, sender)
+        await sender.with_keep_alive(self._keep_alive, send_text)
 
+    async def _send_text(self, stream: TextStream, sender: BodySender) -> None:
+        async for chunk in stream:
+            self.is_accepted = True
+            await sender.send(_event({"text": chunk}) if self._sends_events else chunk)
 
-def _refusal(exc: Exception) -> Response:
-    """What to answer where the stream could not be opened. Raises what is no client's business."""
-    if isinstance(exc, EngineBusy):
-        return PlainTextResponse(str(exc), 503, retry_after(exc))
-    if isinstance(exc, EngineClosed | EngineDied):
-        return PlainTextResponse(str(exc), 503)
-    if isinstance(exc, ValueError | TypeError):
-        return PlainTextResponse(str(exc), 400)
-    raise exc
+    def _end(self) -> str:
+        if not self._sends_events:
+            return ""
+        assert self._stream is not None
+        usage = self._stream.usage
+        counts = usage and {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+        }
+        return _event({"finish_reason": self._stream.finish_reason, "usage": counts}, "end")
+
+    def _refusal(self, exc: Exception) -> APIError:
+        if self._stream is not None:  # by generate() itself: it could also be a fault of the model
+            log.warning("the model refused a request", exc_info=exc)
+        return APIError(str(exc))
+
+    def _error_response(self, error: APIError) -> Response:
+        return PlainTextResponse(str(error), error.status, error.headers)
+
+    def _error_end(self, error: APIError) -> str:
+        return _event({"message": str(error)}, "error")
+
+    def _unexpected(self, exc: Exception, sender: BodySender) -> APIError:
+        if not sender.has_started:
+            raise exc  # for the application's own handlers
+        return super()._unexpected(exc, sender)
 
 
-def _error_event(message: str) -> str:
-    return f"event: error\ndata: {json.dumps({'message': message})}\n\n"
-
-
-def _said_of(exc: Exception) -> str:
-    """What a client is told of an error: not what was found inside of the server."""
-    own = isinstance(exc, GenerationTimeout | EngineClosed | EngineDied)
-    return str(exc) if own else "the model failed"
+def _event(data: dict[str, Any], kind: str = "") -> str:
+    name = f"event: {kind}\n" if kind else ""
+    return f"{name}data: {json.dumps(data)}\n\n"
