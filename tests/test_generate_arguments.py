@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import GenerationConfig
-from transformers.utils import TransformersKwargs
+from transformers.utils.generic import TransformersKwargs
 
 from anystreamer._generate_arguments import NAMES
 from anystreamer.demo import load_demo
@@ -23,9 +23,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
 
-SAMPLING: list[dict[str, Any]] = [
-    {name: value}
-    for name, values in {
+
+def each_alone(values: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    return [{name: value} for name, several in values.items() for value in several]
+
+
+SAMPLING = each_alone(
+    {
         "temperature": [0.0, 0, -1.0, 2, "1", math.nan, 1, 1.0, 0.5, 9.0],
         "top_k": [-1, 0, 2.5, 1, 10**6],
         "top_p": [-1, "x", 0, 0.5, 1.0, 7],
@@ -34,15 +38,13 @@ SAMPLING: list[dict[str, Any]] = [
         "top_h": [2.0, 0.0, 0.5],
         "epsilon_cutoff": [1.5, -1.0, 0.5],
         "eta_cutoff": [1.5, -1.0, 0.5],
-    }.items()
-    for value in values
-]
-ARGUMENTS: list[dict[str, Any]] = [
+    }
+)
+ARGUMENTS = [
     *SAMPLING,  # which are not read without do_sample=True
     *({"do_sample": True, **each} for each in SAMPLING),
-    *(
-        {name: value}
-        for name, values in {
+    *each_alone(
+        {
             "temprature": [1, None],
             "seed": [1],
             "stream": [True],
@@ -65,8 +67,7 @@ ARGUMENTS: list[dict[str, Any]] = [
             "use_cache": [False],
             "output_scores": [True],
             "trust_remote_code": [True],
-        }.items()
-        for value in values
+        }
     ),
 ]
 

@@ -118,13 +118,12 @@ def test_a_script_of_something_else_is_refused(item: Any) -> None:
 
 @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
 def test_a_time_that_cannot_pass_is_refused(seconds: float) -> None:
-    for script, times in (
-        (["a", seconds], {}),
-        ("a", {"delay": seconds}),
-        ("a", {"prefill": seconds}),
-    ):
-        with pytest.raises(ValueError, match="at least 0 seconds"):
-            ScriptedModel(script, **times)
+    with pytest.raises(ValueError, match="a pause in a script must be at least 0 seconds"):
+        ScriptedModel(["a", seconds])
+    with pytest.raises(ValueError, match="delay must be at least 0 seconds"):
+        ScriptedModel(["a"], delay=seconds)
+    with pytest.raises(ValueError, match="prefill must be at least 0 seconds"):
+        ScriptedModel(["a"], prefill=seconds)
 
 
 @pytest.mark.parametrize(

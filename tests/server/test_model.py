@@ -78,15 +78,6 @@ async def test_a_chat() -> None:
     assert choice["finish_reason"] == "stop"
 
 
-async def test_a_seed_is_kept() -> None:
-    body = {"prompt": "Count", "max_tokens": 30, "temperature": 2, "seed": 7, "n": 2}
-    async with edge() as (client, _):
-        answers = [(await client.post(TEXT, json=body)).json() for _ in range(2)]
-    (one, two), again = ([choice["text"] for choice in each["choices"]] for each in answers)
-    assert [one, two] == again
-    assert one != two
-
-
 async def test_what_continuous_batching_cannot_do_is_refused_by_name() -> None:
     async with edge(**CONTINUOUS) as (client, _):
         for param, value in (

@@ -19,13 +19,9 @@ from anyio import CancelScope, create_task_group
 from anyio.from_thread import start_blocking_portal
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Mount, Route
 
-from anystreamer import Engine, FinishReason, Timeouts, open_engine
-from anystreamer.server import TextStreamResponse, create_app
+from anystreamer import Engine, Timeouts, open_engine
+from anystreamer.server import create_app
 from anystreamer.testing import Gate, ScriptedModel
 
 from ..helpers.scripted import until
@@ -689,127 +685,6 @@ def test_whatever_is_sent_is_answered_and_never_with_a_500(backend: str) -> None
             with portal.wrap_async_context_manager(serving(create_app(engine))) as url:
                 with httpx.Client(base_url=url, trust_env=False, timeout=10) as client:
                     ask()
-
-
-# -- a response for one's own route
-
-
-@asynccontextmanager
-async def route(
-    model: ScriptedModel, server: str = "", max_waiting: int | None = None, **kwargs: Any
-) -> AsyncIterator[tuple[httpx.AsyncClient, Engine]]:
-    async def say(request: Request) -> Response:
-        prompt = request.query_params.get("prompt", "Hi")
-        return TextStreamResponse(engine.stream_text(prompt, stop="STOP"), **kwargs)
-
-    async with open_engine(model, model.tokenizer, max_waiting=max_waiting) as engine:
-        app = Starlette(routes=[Route("/", say), Mount("/llm", create_app(engine))])
-        async with serving(app, server) as url, client_of(url) as client:
-            yield client, engine
-
-
-@pytest.mark.parametrize("server", SERVERS)
-async def test_a_stream_as_the_text_of_a_response(server: str) -> None:
-    model = ScriptedModel(["ein ", "Täg", "\r\n", "STOP"])
-    async with route(model, server, headers={"x-mine": "1"}) as (client, _):
-        response = await client.get("/")
-        assert response.status_code == 200
-        assert response.headers["content-type"] == "text/plain; charset=utf-8"
-        assert response.headers["x-mine"] == "1"
-        assert response.text == "ein Täg\r\n"
-        calls = len(model.calls)
-        assert (await client.head("/")).status_code == 200
-        assert len(model.calls) == calls
-        # The whole application, mounted beside it.
-        answer = await client.post(f"/llm{TEXT}", json={"prompt": "Hi"})
-        assert answer.json()["choices"][0]["text"] == "ein Täg\r\nSTOP"
-        assert error_of(await client.get("/llm/nothing"))["type"] == "invalid_request_error"
-
-
-async def test_a_stream_as_events() -> None:
-    gate = Gate()
-    model = ScriptedModel([gate, "one\n\ndata: ", "two\r"])
-    async with route(model, format="sse", keep_alive=0.01) as (client, _):
-        text = ""
-        async with client.stream("GET", "/") as response:
-            assert response.headers["content-type"].startswith("text/event-stream")
-            async for part in response.aiter_text():
-                text += part
-                if "keep-alive" in text:
-                    gate.open()
-    *said, end = [e for e in text.split("\n\n") if e and not e.startswith(":")]
-    pieces = [json.loads(each.removeprefix("data: "))["text"] for each in said]
-    assert "".join(pieces) == "one\n\ndata: two\r"
-    name, _, data = end.partition("\n")
-    assert name == "event: end"
-    assert json.loads(data.removeprefix("data: ")) == {
-        "finish_reason": FinishReason.EOS,
-        "usage": {"prompt_tokens": 2, "completion_tokens": 3},
-    }
-
-
-@pytest.mark.parametrize("server", SERVERS)
-@pytest.mark.parametrize("format", ["text", "sse"])
-async def test_a_response_whose_client_leaves_stops_the_model(server: str, format: Any) -> None:
-    model = ScriptedModel(ENDLESS, delay=0.001)
-    async with route(model, server, format=format) as (client, engine):
-        async with client.stream("GET", "/") as response:
-            await anext(response.aiter_text())
-            assert model.is_generating
-        await until(lambda: not (model.is_generating or engine.statistics().running))
-    assert model.steps < len(ENDLESS)
-
-
-@pytest.mark.parametrize("server", SERVERS)
-async def test_a_response_that_cannot_begin_says_so(server: str) -> None:
-    gate = Gate()
-    model = ScriptedModel([gate, "a"])
-    async with route(model, server, max_waiting=0) as (client, _):
-        async with create_task_group() as tasks:
-            tasks.start_soon(client.get, "/")
-            await gate.reached()
-            response = await client.get("/")
-            assert response.status_code == 503
-            assert int(response.headers["retry-after"]) > 0
-            gate.open()
-
-
-@pytest.mark.parametrize("server", SERVERS)
-async def test_a_response_whose_model_fails(server: str) -> None:
-    model = ScriptedModel(["one ", OSError("a secret")])
-    async with route(model, server) as (client, _):
-        with pytest.raises(httpx.RemoteProtocolError):  # cut: this is not all of it
-            await client.get("/")
-    async with route(model, server, format="sse") as (client, _):
-        text = (await client.get("/")).text
-        assert text.endswith('event: error\ndata: {"message": "the model failed"}\n\n')
-
-
-async def test_a_response_of_a_closed_engine_is_503() -> None:
-    model = ScriptedModel(["a"])
-    async with open_engine(model, model.tokenizer) as engine:
-        pass
-
-    async def say(request: Request) -> Response:
-        return TextStreamResponse(engine.stream_text("Hi"))
-
-    async def wrong(request: Request) -> Response:
-        return TextStreamResponse(engine.stream_text("Hi", input_ids=[[1]]))
-
-    async with serving(Starlette(routes=[Route("/", say)])) as url, client_of(url) as client:
-        assert (await client.get("/")).status_code == 503
-    async with open_engine(model, model.tokenizer) as engine:
-        async with serving(Starlette(routes=[Route("/", wrong)])) as url, client_of(url) as client:
-            response = await client.get("/")
-            assert response.status_code == 400
-            assert "given twice" in response.text
-
-
-def test_what_a_response_is_not_made_of() -> None:
-    with pytest.raises(TypeError, match="before it is opened"):
-        TextStreamResponse("text")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="format"):
-        TextStreamResponse(Starlette().router.lifespan_context(None), "xml")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["starlette", "pydantic", "prometheus_client"])

@@ -29,7 +29,7 @@ _PARAMS = {
     "do_sample": "temperature",
     "max_new_tokens": "max_tokens",
     "stop_strings": "stop",
-    "worker_context": "seed",
+    "logits_processor": "seed",
 }
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -17,6 +16,7 @@ from pydantic_core import from_json
 from .._generation import Prompt
 from ._errors import APIError
 from ._message_models import Message, Tool, _Strict
+from ._seed import Seed
 
 __all__ = ["ChatRequest", "CompletionRequest", "TextRequest", "parsed"]
 
@@ -103,7 +103,7 @@ class TextRequest(_Strict):
             if self.top_p is not None:
                 arguments["top_p"] = float(self.top_p)
         if self.seed is not None:
-            arguments["worker_context"] = seeded((self.seed + choice) % 2**63)
+            arguments["logits_processor"] = [Seed((self.seed + choice) % 2**63)]
         return arguments
 
 
@@ -241,18 +241,3 @@ def _name(data: Any, loc: tuple[int | str, ...], is_missing: bool) -> str:
         elif is_missing and number == len(loc) - 1:
             name = f"{name}.{part}" if name else str(part)
     return name[:200]
-
-
-def seeded(seed: int) -> Callable[[], contextlib.AbstractContextManager[object]]:
-    """A worker context in which a model draws by *seed*, and nobody else does."""
-
-    @contextlib.contextmanager
-    def context() -> Iterator[None]:
-        import torch
-
-        # Named one by one: of many devices without their names it warns.
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(seed)
-            yield
-
-    return context
