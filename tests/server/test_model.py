@@ -13,11 +13,15 @@ import pytest
 from anyio import create_task_group
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from transformers import ContinuousBatchingConfig
 
 from anystreamer import Engine, TextChunk, open_engine
 from anystreamer.demo import load_demo
-from anystreamer.server import create_app
+from anystreamer.server import TextStreamResponse, create_app
 from anystreamer.server._tokens import TokenTexts
 
 from ..helpers.scripted import until
@@ -187,3 +191,36 @@ def test_the_texts_of_tokens_are_the_text(kind: str) -> None:
         said += texts.of(piece)
     assert "".join(token.text for token in said) == tokenizer.decode(ids)
     assert len({token.top[0][0] for token in said[1:]}) == 1
+
+
+REFUSED: list[tuple[Any, dict[str, Any], str]] = [
+    (PROMPT, {"do_sample": True, "temperature": -1.0}, "temperature"),
+    (PROMPT, {"do_sample": True, "top_k": -1}, "top_k"),
+    (PROMPT, {"repetition_penalty": 0.0}, "penalty"),
+    (PROMPT, {"max_new_tokens": 0}, "max_new_tokens"),
+    (PROMPT, {"temprature": 1.0}, "temprature"),
+    (PROMPT, {"num_beams": 2}, "num_beams"),
+    (
+        [{"role": "user", "content": "Hi"}],
+        {
+            "chat_template_kwargs": {
+                "chat_template": "{{ raise_exception('roles must alternate') }}"
+            }
+        },
+        "roles must alternate",
+    ),
+]
+
+
+@pytest.mark.parametrize("format", ["text", "sse"])
+async def test_what_the_model_refuses_is_a_400_of_a_route(format: Any) -> None:
+    async def say(request: Request) -> Response:
+        prompt, arguments, _ = REFUSED[int(request.query_params["number"])]
+        return TextStreamResponse(lambda: engine.stream_text(prompt, **arguments), format)
+
+    async with open_engine(*demo()) as engine:
+        app = Starlette(routes=[Route("/", say)])
+        async with serving(app) as url, client_of(url) as client:
+            for number, (_, _, message) in enumerate(REFUSED):
+                response = await client.get("/", params={"number": number})
+                assert (response.status_code, message in response.text) == (400, True)
