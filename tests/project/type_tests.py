@@ -12,6 +12,13 @@ from collections.abc import Callable, Iterator
 from typing import assert_type
 
 from anyio.abc import ObjectReceiveStream
+from transformers import (
+    AutoModelForCausalLM,
+    BertModel,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    WhisperForConditionalGeneration,
+)
 
 import anystreamer
 from anystreamer import (
@@ -53,6 +60,21 @@ async def text(model: SupportsGenerate, tokenizer: SupportsDecode) -> None:
         assert_type(stream.timing, Timing | None)
         # Where a stream of str is wanted, a stream of chunks is one.
         await first_of(stream)
+
+
+def real_models(
+    llama: LlamaForCausalLM,
+    whisper: WhisperForConditionalGeneration,
+    encoder: BertModel,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    loaded = AutoModelForCausalLM.from_pretrained("name")  # pyright: ignore[reportUnknownMemberType]
+    models: list[SupportsGenerate] = [llama, whisper, loaded, ScriptedModel("a")]
+    anystreamer.stream_text(models[0], tokenizer, "hi")
+    anystreamer.stream_text(llama, tokenizer, "hi")
+    anystreamer.open_engine(loaded, tokenizer)
+    sync.open_engine(whisper, tokenizer)
+    anystreamer.stream_text(encoder, tokenizer, "hi")  # pyright: ignore[reportArgumentType]
 
 
 async def batch(model: SupportsGenerate, tokenizer: SupportsDecode) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 from anyio import CapacityLimiter
 from anyio.lowlevel import checkpoint
@@ -30,16 +30,32 @@ __all__ = ["SupportsGenerate", "stream_batch", "stream_text"]
 StreamT = TypeVar("StreamT", bound=GenerationStream)
 
 
-class SupportsGenerate(Protocol):
-    """What a model must have. Every generation model of transformers does.
-
-    A model that is none may set ``uses_torch = False``: it is then given lists of ids in place of
-    tensors, and its criteria return a bool.
-    """
+class HasGenerate(Protocol):
+    """An object of any kind with a ``generate()``."""
 
     @property
     def generate(self) -> Callable[..., Any]:
         """Generates with ``streamer=`` and ``stopping_criteria=``, among other arguments."""
+
+
+class TransformersModel(Protocol):
+    """A generation model of transformers, known by an attribute that all of them have.
+
+    Its ``generate()`` cannot be named here: transformers declares its ``self`` as a type that its
+    own models do not match, so that pyright refuses them wherever ``generate`` is asked for.
+    """
+
+    @property
+    def output_modalities(self) -> Any:
+        """What it generates, such as ``("text",)``."""
+
+
+SupportsGenerate: TypeAlias = HasGenerate | TransformersModel
+"""What a model must have: ``generate()``, as every generation model of transformers has it.
+
+Any other object with such a method can set ``uses_torch = False``: it then gets lists of ids instead
+of tensors, and its stopping criteria return a bool.
+"""
 
 
 def stream_text(
