@@ -38,12 +38,13 @@ from ..helpers.scripted import (
 )
 from ..helpers.ways_out import BodyError
 
-pytestmark = pytest.mark.usefixtures("asyncio_complains_of_nothing")
-
-# A few thousand streams in seconds; and what runs at night.
+# A few thousand streams in seconds, or in minutes on a busy machine; and what runs at night.
 storms = pytest.mark.parametrize(
     "streams",
-    [1500, pytest.param(60_000, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])],
+    [
+        pytest.param(1500, marks=pytest.mark.timeout(300)),
+        pytest.param(60_000, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)]),
+    ],
 )
 runs = pytest.mark.parametrize(
     "times",

@@ -33,8 +33,6 @@ from anystreamer.testing import ScriptedModel
 from ..conftest import LOOPS
 from ..helpers.scripted import NATIVE_LOOPS, Native, until
 
-pytestmark = pytest.mark.usefixtures("asyncio_complains_of_nothing")
-
 times = pytest.mark.parametrize(
     "times", [60, pytest.param(2000, marks=[pytest.mark.nightly, pytest.mark.timeout(3600)])]
 )
