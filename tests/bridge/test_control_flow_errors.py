@@ -1,4 +1,4 @@
-"""Exceptions that steer a loop or a task, raised in a worker thread before its turn: by a tokenizer.
+"""Exceptions that steer a loop or a task, raised by a tokenizer in a worker thread.
 
 A consumer would take them for a cancellation, and be given a stream that never began.
 """

@@ -104,7 +104,7 @@ class RemoteLook:
         return self.ask()[1]
 
     @property
-    def _requests(self) -> list[Any]:
+    def tasks(self) -> list[Any]:
         return [SimpleNamespace(state=_State(self)) for _ in self.ask()[0]]
 
 

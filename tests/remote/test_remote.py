@@ -90,12 +90,12 @@ async def test_tools_and_what_was_called_before() -> None:
         {"role": "assistant", "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c1", "content": "done"},
     ]
-    asked = RemoteRequest.of("m", messages, {"chat_template_kwargs": {"tools": tools}}).body
+    asked = RemoteRequest("m", messages, {"chat_template_kwargs": {"tools": tools}}).body
     assert asked["tools"] == tools
     assert asked["messages"][1]["tool_calls"] == [{**call, "function": told}]
     assert asked["messages"][::2] == messages[::2]
     assert function["arguments"] == {"seconds": 7, "why": "é"}  # the caller's own are left alone
-    assert RemoteRequest.of("m", asked["messages"], {}).body["messages"] == asked["messages"]
+    assert RemoteRequest("m", asked["messages"], {}).body["messages"] == asked["messages"]
 
 
 @pytest.mark.parametrize(
@@ -148,11 +148,11 @@ def test_what_cannot_be_asked_is_refused(
     prompt: Any, arguments: Any, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        RemoteRequest.of("m", prompt, arguments)
+        RemoteRequest("m", prompt, arguments)
 
 
 async def test_what_is_none_is_not_sent() -> None:
-    assert RemoteRequest.of("m", "hi", {"top_k": None, "temperature": None}).body == {
+    assert RemoteRequest("m", "hi", {"top_k": None, "temperature": None}).body == {
         "prompt": "hi",
         **ALWAYS,
     }
@@ -254,7 +254,7 @@ async def test_reasoning_and_tool_calls(parse_response: bool) -> None:
         "content": "I wait.",
         "tool_calls": [CALLED, second],
     }
-    sent = RemoteRequest.of("m", [*CHAT, stream.message], {}).body["messages"][1]
+    sent = RemoteRequest("m", [*CHAT, stream.message], {}).body["messages"][1]
     assert json.loads(sent["tool_calls"][0]["function"]["arguments"]) == {"seconds": 7}
 
 

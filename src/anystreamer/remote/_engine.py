@@ -134,7 +134,7 @@ class RemoteEngine(BaseEngine):
         self._closing = SafeEvent()
 
     def stream_text(self, prompt: Prompt, **arguments: Any) -> StreamContext[TextStream]:
-        request = RemoteRequest.of(self.model, prompt, arguments)
+        request = RemoteRequest(self.model, prompt, arguments)
         return RequestContext(self, NAME, lambda: _Task(self, request))
 
     async def _run(self) -> None:
@@ -152,7 +152,7 @@ def _new_state(request: RemoteRequest) -> GenerationState:
         lambda: request.settings,
         provider="openai",
     )
-    return GenerationState(request.max_buffer_size, span=span)
+    return GenerationState(request.options.max_buffer_size, span=span)
 
 
 class _Task(EngineTask):
@@ -172,7 +172,7 @@ class _Task(EngineTask):
 
     async def prepare(self) -> None:
         request, clock = self._request, self.state.clock
-        seconds, phase = queue_deadline(request.timeouts, clock.elapsed(perf_counter()))
+        seconds, phase = queue_deadline(request.options.timeouts, clock.elapsed(perf_counter()))
         with move_on_after(seconds) as waiting:
             try:
                 # The raw response: the client's own stream leaves generators behind if it is not
@@ -208,13 +208,13 @@ class _Task(EngineTask):
         request = self._request
         parser = ResponseParser(
             self._row,
-            request.stop_strings,
-            logprobs=request.logprobs,
-            names_content=bool(request.parse_response),
+            request.options.stop_strings,
+            logprobs=request.options.logprobs,
+            names_content=bool(request.options.parse_response),
         )
         if request.is_chat:
             self._row.answer = parser
-        self.state.clock.set_deadlines(request.timeouts, perf_counter())
+        self.state.clock.set_deadlines(request.options.timeouts, perf_counter())
         try:
             await ResponseReader(self._response, parser, self.state).run()
         finally:

@@ -6,15 +6,10 @@ docs/remote.md has the table.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from .._bridge import validate_buffer_size
-from .._generation import Prompt, check_generate_kwargs, validate_prompt
-from .._streams import Timeouts, validate_timeouts
-from .._text import StopStrings
+from .._generation import Options, Prompt, check_generate_kwargs, validate_prompt
 
 __all__ = ["RemoteRequest"]
 
@@ -34,66 +29,47 @@ ALTERNATIVES = {
 _NEUTRAL = {"num_beams": 1, "num_return_sequences": 1}
 
 
-@dataclass
 class RemoteRequest:
     """A call of a remote engine's ``stream_text``. Arguments without counterpart are refused.
+
+    Args:
+        model: the server's name for it.
+        prompt: a text or chat messages.
+        arguments: all other arguments of the call, those for ``generate()`` among them.
 
     Raises:
         TypeError, ValueError: with the name of the argument that cannot be sent.
     """
 
-    model: str
-    prompt: Prompt
-    generate_kwargs: Mapping[str, Any]
-    _: KW_ONLY
-    stop: str | Iterable[str] = ()
-    timeout: float | Timeouts | None = None
-    max_buffer_size: float = math.inf
-    cancel_within: str = "step"
-    logprobs: bool = False
-    skip_special_tokens: bool = True
-    chat_template_kwargs: Mapping[str, Any] | None = None
-    parse_response: bool | Mapping[str, Any] = False
-    worker_context: object = None
-    extra_body: Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        self.timeouts = validate_timeouts(self.timeout)
-        self.max_buffer_size = validate_buffer_size(self.max_buffer_size)
-        validate_prompt(NAME, self.prompt)
-        if isinstance(self.prompt, Mapping):
+    def __init__(self, model: str, prompt: Prompt, arguments: Mapping[str, Any]) -> None:
+        self.model = model
+        self.prompt = prompt
+        self.options, others = Options.split(arguments)
+        self.extra_body: Mapping[str, Any] | None = others.pop("extra_body", None)
+        self.generate_kwargs = {key: value for key, value in others.items() if value is not None}
+        validate_prompt(NAME, prompt)
+        if isinstance(prompt, Mapping):
             raise ValueError(
                 "prompt: model inputs cannot be sent to a server; pass a str or chat messages"
             )
-        if isinstance(self.stop, Iterable) and not isinstance(self.stop, str | bytes):
-            self.stop = tuple(self.stop)
-        StopStrings(self.stop)
-        self.stop_strings = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         check_generate_kwargs(NAME, None, self.generate_kwargs, logprobs=False)
         self._refuse_unsupported()
-        self.is_chat = not isinstance(self.prompt, str)
-        if self.parse_response and not self.is_chat:
+        self.is_chat = not isinstance(prompt, str)
+        if self.options.parse_response and not self.is_chat:
             raise ValueError(
                 "parse_response: servers separate fields only in a chat; pass chat messages"
             )
         self.path = "/chat/completions" if self.is_chat else "/completions"
         self.body = self._body()
 
-    @classmethod
-    def of(cls, model: str, prompt: Prompt, arguments: Mapping[str, Any]) -> RemoteRequest:
-        """The request of a call with these keyword arguments, also those for ``generate()``."""
-        own = {field.name for field in fields(cls) if field.kw_only} & arguments.keys()
-        others = {
-            key: value for key, value in arguments.items() if key not in own and value is not None
-        }
-        return cls(model, prompt, others, **{key: arguments[key] for key in own})
-
     def _refuse_unsupported(self) -> None:
+        options = self.options
         given = {
-            "cancel_within": self.cancel_within != "step",
-            "worker_context": self.worker_context is not None,
-            "skip_special_tokens": not self.skip_special_tokens,
-            "parse_response": isinstance(self.parse_response, Mapping),
+            "cancel_within": options.cancel_within != "step",
+            "worker_context": options.worker_context is not None,
+            "skip_special_tokens": not options.skip_special_tokens,
+            "parse_response": isinstance(options.parse_response, Mapping),
+            "top_logprobs": options.top_logprobs > 0,
         }
         others = {
             name
@@ -116,16 +92,16 @@ class RemoteRequest:
         }
         if isinstance(self.prompt, str):
             body["prompt"] = self.prompt
-            if self.logprobs:
+            if self.options.logprobs:
                 body["logprobs"] = 0  # of no other tokens
         else:
             messages = cast("Sequence[Mapping[str, Any]]", self.prompt)
             body["messages"] = [_message(each) for each in messages]
             body |= self._tools()
-            if self.logprobs:
+            if self.options.logprobs:
                 body["logprobs"] = True
-        if self.stop_strings:
-            body["stop"] = list(self.stop_strings)
+        if self.options.stop_strings:
+            body["stop"] = list(self.options.stop_strings)
         for name, convert in BODY_FIELDS.items():
             if name in self.generate_kwargs:
                 body |= convert(self.generate_kwargs[name], self.generate_kwargs)
@@ -141,7 +117,7 @@ class RemoteRequest:
 
     def _tools(self) -> dict[str, Any]:
         """The tools of ``chat_template_kwargs``. Its other settings cannot be sent."""
-        settings = dict(self.chat_template_kwargs or {})
+        settings = dict(self.options.chat_template_kwargs or {})
         tools = settings.pop("tools", None)
         if settings:
             name = sorted(settings)[0]
@@ -161,7 +137,7 @@ class RemoteRequest:
         """The settings for the application's tracing."""
         return {
             "max_tokens": self.body.get("max_tokens"),
-            "stop_sequences": self.stop_strings,
+            "stop_sequences": self.options.stop_strings,
             **{name: self.body.get(name) for name in ("temperature", "top_k", "top_p")},
         }
 
