@@ -1,4 +1,4 @@
-"""Cancellation-safe token streams from ``generate()``: the public names, nothing else."""
+"""Cancellation-safe token streams from transformers' ``generate()``: the public names."""
 
 from anystreamer._bridge import (
     Statistics,

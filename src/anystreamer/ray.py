@@ -1,4 +1,4 @@
-"""The server as a Ray Serve application: one engine in each replica, on as many machines as it has.
+"""The server as a Ray Serve application: one engine in each replica, on any number of machines.
 
 serve run anystreamer.ray:app model=Qwen/Qwen3-0.6B batching=continuous
 """
@@ -31,59 +31,66 @@ from .server import create_app
 
 __all__ = ["Settings", "app", "application"]
 
-# What continuous batching runs at once if nobody says.
-_USUAL_RUNNING = 64
-# Seconds after which a client that was refused may ask again.
+# How many requests continuous batching runs at once by default.
+_DEFAULT_RUNNING = 64
+# How long a refused client should wait before it tries again (seconds).
 _RETRY_AFTER = 1
 
 
 class Settings(BaseModel, extra="forbid"):
-    """What a replica serves, and what it allows. See `anystreamer.server.create_app`.
+    """The model that a replica serves, and its limits. See `anystreamer.server.create_app`.
 
     Each is an argument of the application: ``serve run anystreamer.ray:app batching=continuous``,
     or ``args:`` in a config file.
     """
 
-    model: str | None = Field(None, description="A folder or a hub id; without, the embedded one.")
-    model_name: str | None = Field(None, description="What clients know it by.")
+    model: str | None = Field(
+        None, description="A folder or a hub id. By default the embedded model."
+    )
+    model_name: str | None = Field(None, description="The model's name in requests and responses.")
     batching: Literal["none", "continuous"] = "none"  #: as in `anystreamer.open_engine`
     max_running: PositiveInt | None = Field(
-        None, description="Requests that a model works on at once, with continuous batching."
+        None, description="How many requests run at once, with continuous batching."
     )
     max_waiting: PositiveInt = Field(
-        100, description="Requests that may wait at each of Serve's proxies; the next get 503."
+        100,
+        description="How many requests can wait at each of Serve's proxies. More get status 503.",
     )
-    #: What clients have to send, if anything; without, the environment's ``ANYSTREAMER_API_KEY``.
+    #: the key that clients must send; by default ``ANYSTREAMER_API_KEY`` of the environment, if set
     api_key: str | None = Field(
         default_factory=lambda: os.environ.get("ANYSTREAMER_API_KEY") or None, repr=False
     )
-    max_body_bytes: PositiveInt = 1024 * 1024  #: of a request
-    default_max_tokens: PositiveInt = 1024  #: of an answer to a request that sets no limit
-    max_tokens_limit: PositiveInt | None = None  #: that a request may ask for
+    max_body_bytes: PositiveInt = 1024 * 1024  #: size limit of a request's body
+    default_max_tokens: PositiveInt = 1024  #: token limit of an answer whose request sets none
+    max_tokens_limit: PositiveInt | None = None  #: the highest token limit that a request can set
     timeout: PositiveFloat | None = Field(
-        600.0, description="Seconds for a request once a replica has it; null sets no limit."
+        600.0,
+        description="Seconds for a request, once it has reached a replica. null means no limit.",
     )
-    allow_origins: list[str] = []  #: of pages elsewhere whose scripts may ask
-    allowed_hosts: list[str] | None = None  #: the names that it may be asked for by
-    trust_remote_code: bool = False  #: run the code that comes with a model
+    allow_origins: list[str] = []  #: sites whose pages can use the server from a browser
+    allowed_hosts: list[str] | None = None  #: host names that requests can use
+    trust_remote_code: bool = False  #: run Python code that comes with the model
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
-        """Refuse here what each replica would refuse, one after the other."""
+        """Refuse at once what each replica would refuse later."""
         if self.batching == "none" and self.max_running not in (None, 1):
-            raise ValueError("max_running= needs batching=continuous")
+            raise ValueError(
+                f"max_running={self.max_running} needs batching=continuous: without it one request "
+                "runs at a time"
+            )
         return self
 
     def running(self) -> int:
-        """How many requests a replica's model works on at once."""
+        """How many requests a replica runs at once."""
         if self.batching == "none":
             return 1
-        return self.max_running or _USUAL_RUNNING
+        return self.max_running or _DEFAULT_RUNNING
 
 
 @serve.ingress()
 class _Replica:
-    """A model, its engine for as long as the replica lives, and the application."""
+    """A model, an engine that lives as long as the replica, and the application."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -95,7 +102,7 @@ class _Replica:
 
     @asynccontextmanager
     async def _serving(self, outer: Starlette) -> AsyncIterator[None]:
-        """In a task of its own, from before the replica's first request to after its last."""
+        """Runs in a task of its own, from before the replica's first request to after its last."""
         settings = self._settings
         model, tokenizer = await to_thread.run_sync(
             partial(load, settings.model, trusts_code=settings.trust_remote_code)
@@ -122,26 +129,26 @@ class _Replica:
             yield
 
     def check_health(self) -> None:
-        """Called by Serve, which replaces a replica that raises: one whose engine has died."""
+        """Called by Serve. It replaces a replica whose check raises, as one with a dead engine."""
         state = getattr(self._engine, "state", "open")
         if state != "open":
-            raise RuntimeError(f"the engine is {state}")
+            raise RuntimeError(f"the engine is {state}: this replica has to be replaced")
 
 
 def app(settings: Settings) -> Any:
-    """Build the application, as ``serve run`` and Serve's config files want it built."""
+    """Build the application, for ``serve run`` and Serve's config files."""
     return application(settings)
 
 
 def application(settings: Settings, **options: Any) -> Any:
     """Build the application, for `ray.serve.run`.
 
-    A replica is given as many requests as its model works on at once. The others wait in Serve's
-    own queue, where the first free replica takes them; and Serve's autoscaling sees them.
+    A replica gets as many requests as it runs at once. The others wait in Serve's own queue, where
+    the next free replica takes them, and where Serve's autoscaling sees them.
 
     Args:
-        settings: what each replica serves.
-        options: of Serve's deployments, such as ``num_replicas=2`` and
+        settings: the settings of each replica.
+        options: options of Serve's deployments, such as ``num_replicas=2`` and
             ``ray_actor_options={"num_gpus": 1}``.
     """
     return (
@@ -157,7 +164,7 @@ def application(settings: Settings, **options: Any) -> Any:
 
 
 class _Named:
-    """Says in each response which replica it is of: its log and its metrics are its own."""
+    """Names the replica in each response: each replica has a log and metrics of its own."""
 
     def __init__(self, app: ASGIApp, replica: str) -> None:
         self._app = app

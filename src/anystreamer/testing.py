@@ -59,7 +59,7 @@ class ScriptedTokenizer:
     eos_token_id: int = _EOS  #: the last token of each script
 
     def __init__(self) -> None:
-        self._added: list[str] = []
+        self._pieces: list[str] = []
 
     def __call__(self, text: str | Sequence[str], **kwargs: Any) -> dict[str, list[list[int]]]:
         """Encode one text, or several."""
@@ -96,8 +96,8 @@ class ScriptedTokenizer:
 
     def add(self, text: str) -> int:
         """Add a token with this text. Returns its id."""
-        self._added.append(text)
-        return _FIRST_TOKEN + len(self._added) - 1
+        self._pieces.append(text)
+        return _FIRST_TOKEN + len(self._pieces) - 1
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Decode ids of characters and of the script's tokens."""
@@ -106,7 +106,7 @@ class ScriptedTokenizer:
     def _text(self, token_id: int, skip_special_tokens: bool) -> str:
         if token_id == _EOS:
             return "" if skip_special_tokens else "<eos>"
-        return self._added[token_id - _FIRST_TOKEN] if token_id > _EOS else chr(token_id)
+        return self._pieces[token_id - _FIRST_TOKEN] if token_id > _EOS else chr(token_id)
 
 
 class ScriptedModel:

@@ -302,7 +302,7 @@ IN_A_PHASE = """
         def generate(self, **kwargs):
             output = super().generate(**kwargs)
             if phase == "finishing":
-                gate._pass()
+                gate.wait()
             return output
 
     scripts = {"prefill": [gate], "queued": [gate], "decoding": ["a", "b", gate]}
@@ -311,7 +311,7 @@ IN_A_PHASE = """
     if phase == "encoding":
         class Tokenizer(type(model.tokenizer)):
             def __call__(self, *args, **kwargs):
-                gate._pass()
+                gate.wait()
                 return super().__call__(*args, **kwargs)
         model.tokenizer.__class__ = Tokenizer
 

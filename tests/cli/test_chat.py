@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 pytest.importorskip("rich")
 pytest.importorskip("typer")
 
-from anystreamer.cli.chat import PARSER, _settled
+from anystreamer.cli.chat import PARSER, _final_length
 
 if sys.platform == "win32":
     pytest.skip("there are no such terminals", allow_module_level=True)
@@ -89,7 +89,8 @@ def test_a_conversation(backend: str, tmp_path: Path) -> None:
     script = "['# Title\\n\\nSome **bold** ', 'words.\\n', 'A second line.\\n\\n- one\\n', '- two']"
     arguments = ("chat", "--backend", backend, "--system", "Be nice.")
     with terminal(scripted(script, told), *arguments) as chat:
-        chat.until("anystreamer-demo. Ctrl-C stops an answer, Ctrl-D leaves, /new starts anew.")
+        keys = "Ctrl-C stops an answer, Ctrl-D exits, /new starts a new conversation."
+        chat.until(f"anystreamer-demo. {keys}")
         chat.until(READY)
         chat.type("first\n")
         shown = chat.until(rf"eos, 5 tokens{FIGURES}\n{READY}")
@@ -340,7 +341,7 @@ def test_an_error_with_a_pipe() -> None:
 def test_a_narrow_encoding() -> None:
     code, output, errors = piped(scripted("['五']"), "one\n", PYTHONIOENCODING="ascii")
     assert (code, output) == (0, "?\n")
-    assert errors.startswith("Note: ? stands for what ascii cannot show.")
+    assert errors.startswith("Note: ? replaces characters that ascii cannot show.")
 
 
 def test_bytes_that_are_no_text() -> None:
@@ -442,12 +443,12 @@ MARKDOWN = st.lists(st.sampled_from([*PIECES.split("|"), *TABLE]), max_size=20).
 
 
 @given(MARKDOWN)
-def test_what_has_settled_does_not_change(text: str) -> None:
+def test_what_has_final_length_does_not_change(text: str) -> None:
     """Blocks that were parsed alone, as soon as they seemed whole, are those of the whole text."""
     found, rest = [], ""
     for character in text:
         rest += character
-        end = _settled(rest)
+        end = _final_length(rest)
         found += tokens_of(rest[:end])
         rest = rest[end:]
     assert found + tokens_of(rest) == tokens_of(text)

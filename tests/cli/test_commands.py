@@ -79,7 +79,7 @@ def test_tour() -> None:
         rf"asyncio, cancelled by move_on_after\(0\.2\)\n{COUNTING}[a-z, -]*\n"
         r"cancelled, \d+ tokens?(, the first after \d+\.\d ms(, then \d+ tokens/s)?)?\n"
         r"cancelled -?\d+\.\d ms after the deadline: the model took (0 steps|1 step) more, "
-        r"and its thread left in \d+\.\d ms\n"
+        r"and its thread ended in \d+\.\d ms\n"
     )
     assert re.fullmatch(expected, output), output
 
@@ -138,7 +138,7 @@ def test_narrow_encoding(encoding: str) -> None:
     assert code == 0
     assert re.match(r"An increasing sequence: \?{10,}\nlength, 40 tokens,", output)
     assert errors == (
-        f"Note: ? stands for what {encoding} cannot show. "
+        f"Note: ? replaces characters that {encoding} cannot show. "
         "Use a UTF-8 locale, or set PYTHONIOENCODING=utf-8.\n"
     )
 
@@ -158,7 +158,7 @@ def test_narrow_encoding_that_suffices() -> None:
     ("arguments", "message"),
     [
         (["demo", ""], "the prompt is empty: there is nothing to continue"),
-        (["demo", "\udce4"], "the prompt is no text in this locale: use a UTF-8 one"),
+        (["demo", "\udce4"], "the prompt is not valid text in this locale: use a UTF-8 locale"),
         (["demo", "--backend", "curio"], "Invalid value for '--backend': "),
         (["demo", "--max-new-tokens", "0"], "Invalid value for '--max-new-tokens': "),
         (["demo", "--max-new-tokens", "many"], "Invalid value for '--max-new-tokens': "),

@@ -35,7 +35,6 @@ from ..helpers.inside import (
     CROSSING,
     WAITING_FOR_SPACE,
     hold_back,
-    pass_gate,
     pieces_of,
     share_pieces,
     state_of,
@@ -133,7 +132,7 @@ class Model(ScriptedModel):
         try:
             output = super().generate(**kwargs)
             if self.at_end is not None:
-                pass_gate(self.at_end)
+                self.at_end.wait()
             if self.fails is not None:
                 raise self.fails
             return output
@@ -163,7 +162,7 @@ class Tokenizer(ScriptedTokenizer):
         self.inside = True
         try:
             if self.gate is not None:
-                pass_gate(self.gate)
+                self.gate.wait()
             if self.fails is not None:
                 raise self.fails
             return super().__call__(*args, **kwargs)

@@ -22,7 +22,6 @@ __all__ = [
     "is_idle",
     "is_receiving",
     "open_states",
-    "pass_gate",
     "pieces_of",
     "share_pieces",
     "stands_before",
@@ -133,11 +132,6 @@ def pieces_of(tokenizer: Any) -> list[str]:
 def share_pieces(tokenizer: Any, pieces: list[str]) -> None:
     """Make a scripted tokenizer decode these pieces."""
     tokenizer._pieces = pieces
-
-
-def pass_gate(gate: Gate) -> None:
-    """Stand before a gate until it is open, as a scripted model does."""
-    gate._pass()
 
 
 def stands_before(gate: Gate) -> bool:

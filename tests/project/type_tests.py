@@ -74,7 +74,7 @@ def real_models(
     anystreamer.stream_text(llama, tokenizer, "hi")
     anystreamer.open_engine(loaded, tokenizer)
     sync.open_engine(whisper, tokenizer)
-    anystreamer.stream_text(encoder, tokenizer, "hi")  # pyright: ignore[reportArgumentType]
+    anystreamer.stream_text(encoder, tokenizer, "hi")  # type: ignore[arg-type]
 
 
 async def batch(model: SupportsGenerate, tokenizer: SupportsDecode) -> None:

@@ -211,7 +211,7 @@ async def test_the_model_stops(browser: Browser, how: str) -> None:
             assert asked(model) == f"user: Talk\nassistant: {said}\nuser: More\nassistant: "
         else:
             await expect(page.locator(".question")).to_have_count(0)
-            await expect(page.get_by_text("Say something to the model.")).to_be_visible()
+            await expect(page.get_by_text("Send a message to the model.")).to_be_visible()
             await say(page, "Again")
             await expect(answer(page)).to_contain_text("word")
             assert asked(model) == "user: Again\nassistant: "
@@ -283,7 +283,7 @@ async def test_a_key(browser: Browser) -> None:
         assert (await Axe().run(page)).violations_count == 0
         await field.fill("wrong")
         await page.keyboard.press("Enter")
-        await expect(page.get_by_text("The server does not take this key.")).to_be_visible()
+        await expect(page.get_by_text("The server did not accept this key.")).to_be_visible()
         await field.fill(key)
         await page.keyboard.press("Enter")
         await expect(page.locator("#model")).to_have_text("anystreamer")
@@ -312,9 +312,9 @@ async def test_a_model_that_fails_in_the_middle(browser: Browser) -> None:
     script: Script = ["so ", "far ", RuntimeError("a secret")]
     async with chatting(browser, script) as (page, _, _):
         await say(page, "Hi")
-        await expect(problem(page)).to_have_text("The answer broke off: the model failed.")
+        await expect(problem(page)).to_have_text("The answer was interrupted: the model failed.")
         await expect(answer(page)).to_have_text("so far ")
-        await expect(figures(page)).to_have_text(re.compile("^broken off · at least "))
+        await expect(figures(page)).to_have_text(re.compile("^interrupted · at least "))
         await expect(page.get_by_role("button", name="Send")).to_be_visible()
         assert "secret" not in await page.content()
 
@@ -401,7 +401,9 @@ SO_FAR = f"data: {chunk(content='so far')}\n\ndata: {{".encode()
 async def test_an_answer_without_its_end(browser: Browser) -> None:
     async with answered_with(browser, SO_FAR) as page:
         await say(page, "Hi")
-        await expect(problem(page)).to_have_text("The answer broke off before its end.")
+        await expect(problem(page)).to_have_text(
+            "The answer ended early: the connection was closed."
+        )
         await expect(answer(page)).to_have_text("so far")
 
 
@@ -412,7 +414,7 @@ async def test_a_connection_that_breaks_off(browser: Browser) -> None:
         await say(page, "Hi")
         await expect(answer(page)).to_have_text("so far")
         cut.set()
-        await expect(problem(page)).to_have_text("The connection broke off.")
+        await expect(problem(page)).to_have_text("The connection was lost.")
         await expect(answer(page)).to_have_text("so far")
 
 

@@ -137,6 +137,8 @@ async def test_an_engine_that_knows_nothing_yet_says_so() -> None:
 
 @pytest.mark.parametrize(("seconds", "told"), [(None, "1"), (0.2, "1"), (1.5, "2"), (10**6, "60")])
 def test_when_to_come_again_is_sensible(seconds: float | None, told: str) -> None:
-    from anystreamer.server._errors import retry_after
+    from anystreamer.server._errors import engine_error
 
-    assert retry_after(EngineBusy(3, seconds)) == {"retry-after": told}
+    error = engine_error(EngineBusy(3, seconds))
+    assert error is not None
+    assert (error.status, error.headers) == (503, {"retry-after": told})

@@ -216,6 +216,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
 async def test_what_the_model_refuses_is_a_400_of_a_route(format: Any) -> None:
     async def say(request: Request) -> Response:
         prompt, arguments, _ = REFUSED[int(request.query_params["number"])]
+        arguments = {"max_new_tokens": 3, **arguments}
         return TextStreamResponse(lambda: engine.stream_text(prompt, **arguments), format)
 
     async with open_engine(*demo()) as engine:

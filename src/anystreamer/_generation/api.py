@@ -46,15 +46,15 @@ class TransformersModel(Protocol):
     """
 
     @property
-    def output_modalities(self) -> Any:
+    def output_modalities(self) -> Sequence[str]:
         """What it generates, such as ``("text",)``."""
 
 
 SupportsGenerate: TypeAlias = HasGenerate | TransformersModel
 """What a model must have: ``generate()``, as every generation model of transformers has it.
 
-Any other object with such a method can set ``uses_torch = False``: it then gets lists of ids, not
-tensors, and its stopping criteria return a bool.
+Any other object with such a method can set ``uses_torch = False``: it then gets lists of ids
+instead of tensors, and its stopping criteria return a bool.
 """
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``demo``, ``chat``, ``serve``. What is heavy is imported when one runs."""
+"""The command line: ``demo``, ``chat``, ``serve``. Heavy imports wait until a command runs."""
 
 import signal
 
@@ -10,8 +10,8 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line."""
-    # As a KeyboardInterrupt, Ctrl-C could strike a __del__ during an import, which swallows it; and
-    # a second one, a loop that is just ending.
+    # As a KeyboardInterrupt, Ctrl-C could hit a __del__ during an import, which swallows it; and a
+    # second one could hit an event loop that is just ending.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not so under nohup
         signal.signal(signal.SIGINT, exit_now)
     try:

@@ -1,4 +1,4 @@
-"""A conversation in the terminal: questions by keyboard or pipe, answers as they are made."""
+"""A chat in the terminal: questions from keyboard or pipe, answers as they are generated."""
 
 from __future__ import annotations
 
@@ -28,27 +28,28 @@ __all__ = ["Chat"]
 PROMPT = "> "
 NEW = "/new"
 
-# Redrawn more often, text is no easier to read, and a slow terminal cannot follow.
-DRAWING = 1 / 15  # seconds
+# How often to redraw an answer (seconds). More often is not easier to read, and too fast for a
+# slow terminal.
+DRAWING = 1 / 15
 
-# A terminal obeys these, and a model is nobody to give it orders. Each is shown as its picture.
+# Control characters. A terminal would obey them, so each is shown as its picture instead.
 CONTROLS = {code: 0x2400 + code for code in range(0x20)}
 CONTROLS |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 HARMLESS = {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
 NEUTRAL: dict[int, int | str] = {**CONTROLS, **HARMLESS}
 
-# What looks like HTML is text that somebody wants to read; rich would leave it out.
+# HTML in an answer is shown as text; rich would leave it out.
 PARSER = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
 
 
 class Chat:
-    """A conversation, until its reader leaves or the questions end."""
+    """A conversation, until the user exits or the questions end."""
 
-    def __init__(self, partner: ChatBackend, *, backend: str, system: str | None) -> None:
-        self._partner = partner
+    def __init__(self, chat_backend: ChatBackend, *, backend: str, system: str | None) -> None:
+        self._chat_backend = chat_backend
         self._backend = backend
-        self._told = [] if system is None else [{"role": "system", "content": system}]
-        self._messages = [*self._told]
+        self._first = [] if system is None else [{"role": "system", "content": system}]
+        self._messages = [*self._first]
         self._console = Console()
         self._screen = Screen()
         self._is_interactive = sys.stdin.isatty() and self._console.is_terminal
@@ -56,18 +57,18 @@ class Chat:
         self._is_plain = not self._is_interactive or self._console.is_dumb_terminal
 
     def run(self) -> None:
-        """Ask for questions and answer them. Ctrl-C stops an answer, or leaves if there is none."""
+        """Read questions and answer them. Ctrl-C stops an answer; without an answer it exits."""
         if not self._is_interactive:
             for question in _lines():
                 self._answer(question)
         else:
-            keys = f"Ctrl-C stops an answer, Ctrl-D leaves, {NEW} starts anew."
-            self._screen.write(f"{_neutral(self._partner.shown_as)}. {keys}", "dim", end="\n")
-            while (asked := _asked()) is not None:
-                if asked == NEW:
-                    self._messages = [*self._told]
-                elif asked:
-                    self._answer(asked)
+            keys = f"Ctrl-C stops an answer, Ctrl-D exits, {NEW} starts a new conversation."
+            self._screen.write(f"{_neutral(self._chat_backend.shown_as)}. {keys}", "dim", end="\n")
+            while (typed := _read_question()) is not None:
+                if typed == NEW:
+                    self._messages = [*self._first]
+                elif typed:
+                    self._answer(typed)
         self._screen.explain_replacements()
 
     def _answer(self, question: str) -> None:
@@ -79,27 +80,27 @@ class Chat:
             try:
                 stream = anyio.run(self._show, messages, view, interrupt, backend=self._backend)
             except Exception as exc:
-                said = _neutral(str(exc) or type(exc).__name__)
+                message = _neutral(str(exc) or type(exc).__name__)
                 if not self._is_interactive:
-                    fail(said)
-                return self._screen.write(f"Error: {said}", "red", end="\n")
+                    fail(message)
+                return self._screen.write(f"Error: {message}", "red", end="\n")
         if not self._is_interactive:
             if interrupt.came:
                 exit_now()
         else:
             self._screen.write(format_stats(stream), "dim", end="\n\n")
-        if stream.text:  # templates refuse a question without an answer
+        if stream.text:  # chat templates refuse a question without an answer
             self._messages = [*messages, {"role": "assistant", "content": stream.text}]
 
     async def _show(
         self, messages: list[dict[str, str]], view: _View, interrupt: _Interrupt
     ) -> TextStream:
         with view:
-            async with self._partner.answer(messages) as stream:
+            async with self._chat_backend.answer(messages) as stream:
                 interrupt.stops(stream)
                 with suppress(EndOfStream):
                     while True:
-                        with move_on_after(view.rests):
+                        with move_on_after(view.seconds_to_draw):
                             view.add(_neutral(await stream.receive()))
                         view.draw()
         return stream
@@ -108,13 +109,14 @@ class Chat:
 # -- questions
 
 
-def _asked() -> str | None:
-    """A line from the keyboard; None at its end, Ctrl-D."""
-    with suppress(ImportError):  # there is none on Windows
-        import readline  # noqa: F401  # input() then has a history, and a line can be changed
+def _read_question() -> str | None:
+    """A line from the keyboard; None at the end of input, Ctrl-D."""
+    with suppress(ImportError):  # it is missing on Windows
+        import readline  # noqa: F401  # gives input() a history and line editing
     handler = signal.getsignal(signal.SIGINT)
     try:
-        # As an exception: leaving at once would leave the terminal as readline has set it.
+        # Ctrl-C has to be an exception here: after exit_now the terminal would stay in readline's
+        # mode.
         if handler is exit_now:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         return input(PROMPT).strip()
@@ -137,7 +139,7 @@ def _lines() -> Iterator[str]:
 
 
 class _Interrupt:
-    """Ctrl-C while the model works: the first stops it, and a second one does not wait for that."""
+    """Ctrl-C while the model works: the first stops the model, a second one exits at once."""
 
     def __init__(self, console: Console) -> None:
         self.came = False
@@ -145,7 +147,7 @@ class _Interrupt:
         self._stream: TextStream | None = None
 
     def stops(self, stream: TextStream) -> None:
-        """From now on it stops *stream*; or at once, if it came before."""
+        """From now on Ctrl-C stops *stream*. If it came before, this stops the stream at once."""
         self._stream = stream
         if self.came:
             stream.stop()
@@ -163,7 +165,7 @@ class _Interrupt:
 def _interruptible(console: Console) -> Iterator[_Interrupt]:
     handler = signal.getsignal(signal.SIGINT)
     interrupt = _Interrupt(console)
-    if handler is exit_now:  # it is not under nohup
+    if handler is exit_now:  # not so under nohup
         signal.signal(signal.SIGINT, interrupt)
     try:
         yield interrupt
@@ -175,11 +177,11 @@ def _interruptible(console: Console) -> Iterator[_Interrupt]:
 
 
 class _View(Protocol):
-    """Where an answer is shown, for as long as it is entered."""
+    """Shows an answer, for as long as its block lasts."""
 
     @property
-    def rests(self) -> float:
-        """Seconds until it wants to draw."""
+    def seconds_to_draw(self) -> float:
+        """Seconds until it has to draw again."""
 
     def add(self, text: str) -> None: ...
 
@@ -191,9 +193,9 @@ class _View(Protocol):
 
 
 class _Plain:
-    """Text as it is."""
+    """Unchanged text."""
 
-    rests = math.inf
+    seconds_to_draw = math.inf
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
@@ -202,7 +204,7 @@ class _Plain:
         self._screen.write(text)
 
     def draw(self) -> None:
-        """It is always drawn."""
+        """Everything has been drawn already."""
 
     def __enter__(self) -> None: ...
 
@@ -213,15 +215,15 @@ class _Plain:
 class _Formatted:
     """Markdown, formatted while it grows.
 
-    A block that nothing can change any more is printed once and for all, and scrolls away as any
-    text. Only the last one is drawn again and again: its last lines, if it is higher than the
-    terminal, until it is printed whole. So nothing is cut, and little can flicker.
+    A block that further text cannot change is printed once, and scrolls away as any text. Only the
+    last block is redrawn: its last lines, if it is higher than the terminal, until it can be
+    printed whole. So no text is lost, and little flickers.
     """
 
     def __init__(self, console: Console, screen: Screen) -> None:
         self._console = console
         self._screen = screen
-        self._text = ""  # that may still change
+        self._text = ""  # the part that can still change
         self._has_printed = False
         self._drawn_at = -math.inf
         self._is_drawn = True
@@ -230,7 +232,7 @@ class _Formatted:
         )
 
     @property
-    def rests(self) -> float:
+    def seconds_to_draw(self) -> float:
         return math.inf if self._is_drawn else max(0.0, self._drawn_at + DRAWING - monotonic())
 
     def add(self, text: str) -> None:
@@ -239,15 +241,15 @@ class _Formatted:
         self._is_drawn = False
 
     def draw(self) -> None:
-        if self.rests > 0:
+        if self.seconds_to_draw > 0:
             return
-        end = _settled(self._text)
+        end = _final_length(self._text)
         whole, self._text = self._text[:end], self._text[end:]
         if whole:
             block = self._formatted(whole)
             self._has_printed = True
             self._live.update(_LastLines(self._formatted(self._text)))
-            self._console.print(block)  # above what is live, which it draws, too
+            self._console.print(block)  # above the live part, which it redraws
         else:
             self._live.update(_LastLines(self._formatted(self._text)), refresh=True)
         self._is_drawn = True
@@ -263,12 +265,12 @@ class _Formatted:
             self._console.print(self._formatted(self._text))
 
     def _formatted(self, text: str) -> RenderableType:
-        # Blocks are apart by a line.
+        # An empty line separates blocks.
         return Group(Text(""), _Markdown(text)) if self._has_printed else _Markdown(text)
 
 
 class _Markdown(Markdown):
-    """Markdown with the lines as they were broken, addresses to be seen, and HTML as text."""
+    """Markdown that keeps line breaks, shows URLs, and shows HTML as text."""
 
     def __init__(self, text: str) -> None:
         super().__init__("", hyperlinks=False)
@@ -280,9 +282,9 @@ class _Markdown(Markdown):
 
 
 class _LastLines:
-    """As many of the last lines of something as the terminal has, and a free one below.
+    """As many of the last lines of a renderable as the terminal can show, and an empty one below.
 
-    The terminal itself writes there what is typed, Ctrl-C's ^C too, and it is cleared away.
+    The terminal echoes typed keys there, Ctrl-C's ^C as well, and they are cleared away.
     """
 
     def __init__(self, renderable: RenderableType) -> None:
@@ -296,10 +298,10 @@ class _LastLines:
         yield Segment(" ")
 
 
-def _settled(text: str) -> int:
-    """How much of *text* is blocks that nothing that follows can change: all before the last one.
+def _final_length(text: str) -> int:
+    """The length of the blocks of *text* that further text cannot change: all but the last one.
 
-    A line that has not ended may still become anything, and belong to the block before it.
+    A line that has not ended can still change its meaning, and join the block before it.
     """
     lines = text[: text.rfind("\n") + 1]
     starts = [token.map[0] for token in PARSER.parse(lines) if token.level == 0 and token.map]

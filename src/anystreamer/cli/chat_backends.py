@@ -1,4 +1,4 @@
-"""Who answers in a conversation: a model of this process, or one that a server has."""
+"""What answers in a chat: a model in this process, or the model of a server."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Messages = Sequence[dict[str, str]]
 
 
 class ChatBackend(Protocol):
-    """Answers chat messages, in the event loop of the moment."""
+    """Answers chat messages, in the current event loop."""
 
     @property
     def shown_as(self) -> str:
         """The name of its model."""
 
     def answer(self, messages: Messages) -> AbstractAsyncContextManager[TextStream]:
-        """The block of an answer to these messages."""
+        """A block with the stream of an answer to these messages."""
 
 
 class LocalModel:
-    """A model of transformers, which has as much room as its positions."""
+    """A model of transformers. Its context limits the conversation."""
 
     def __init__(self, model: Any, tokenizer: Any, shown_as: str, max_new_tokens: int) -> None:
         self.shown_as = shown_as
@@ -40,7 +40,7 @@ class LocalModel:
         self._max_new_tokens = max_new_tokens
 
     def answer(self, messages: Messages) -> AbstractAsyncContextManager[TextStream]:
-        """Raises ValueError if the conversation leaves no room."""
+        """Raises ValueError if the conversation leaves no room for an answer."""
         return stream_text(
             self._model, self._tokenizer, messages, max_new_tokens=self._limit(messages)
         )
@@ -56,15 +56,15 @@ class LocalModel:
         if length >= most:
             raise ValueError(
                 f"the conversation has {length} tokens, and the model takes {most}, its answer "
-                "included: /new starts anew"
+                "included: start a new one with /new"
             )
         return min(self._max_new_tokens, most - length)
 
 
 class RemoteModel:
-    """A model that a server has which speaks as OpenAI's API does.
+    """The model of a server that has OpenAI's API.
 
-    Its connections last for one answer: each has an event loop of its own.
+    A connection lasts for one answer, because each answer has an event loop of its own.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class RemoteModel:
         self.shown_as = name
         self._base_url = base_url
         self._api_key = api_key
-        self._max_new_tokens = max_new_tokens  # None: as many as the server gives
+        self._max_new_tokens = max_new_tokens  # None: the server's own limit
 
     @asynccontextmanager
     async def answer(self, messages: Messages) -> AsyncIterator[TextStream]:
@@ -99,9 +99,9 @@ def local_model(name: str | None, max_new_tokens: int | None, trusts_code: bool)
 def remote_model(
     base_url: str, name: str | None, api_key: str | None, max_new_tokens: int | None
 ) -> RemoteModel:
-    """A server's model; its only one if *name* is None."""
+    """The model of a server with this name; or, if *name* is None, its only model."""
     try:
-        from .. import remote  # noqa: F401  # its extra is asked for before anything else
+        from .. import remote  # noqa: F401  # first: it can be missing
     except ImportError as exc:
         fail(str(exc))
     from openai import APIError
@@ -114,17 +114,15 @@ def remote_model(
 
 
 def only_model_of(base_url: str, api_key: str | None) -> str:
-    """The name of the model that a server has.
+    """The name of a server's only model.
 
     Raises:
-        ValueError: it has several, or *base_url* is no address.
-        openai.APIError: it cannot be asked.
+        ValueError: it has none or several, or *base_url* is not a URL.
+        openai.APIError: the request failed.
     """
     names = anyio.run(_model_names, base_url, api_key)
     if len(names) != 1:
-        raise ValueError(
-            f"name one of the server's models: {', '.join(names) or 'it tells of none'}"
-        )
+        raise ValueError(f"name one of the server's models: {', '.join(names) or 'it lists none'}")
     return names[0]
 
 
@@ -132,6 +130,6 @@ async def _model_names(base_url: str, api_key: str | None) -> list[str]:
     from ..remote import open_remote_engine
 
     async with open_remote_engine(base_url, "", api_key=api_key) as engine:
-        remote: Any = engine  # it has a client of OpenAI's, which sends no key but this one
+        remote: Any = engine  # its OpenAI client sends this key only
         models = await remote.client.models.list(extra_headers=remote.headers)
         return [each.id for each in models.data]

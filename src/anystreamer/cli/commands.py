@@ -1,4 +1,4 @@
-"""The commands and their options: what typer makes of ``anystreamer demo | chat | serve``."""
+"""The commands and their options: ``anystreamer demo | chat | serve``, built with typer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 from typing import Annotated
 
-import rich.console  # noqa: F401  # typer can do without it, the commands cannot
+import rich.console  # noqa: F401  # typer runs without it, the commands do not
 import typer
 
 from .common import KEY, Backend, Batching, Server, require_installed
@@ -101,12 +101,12 @@ def chat(
     from .chat import Chat
     from .chat_backends import ChatBackend, local_model, remote_model
 
-    partner: ChatBackend
+    chat_backend: ChatBackend
     if base_url is None:
-        partner = local_model(model, max_new_tokens, trust_remote_code)
+        chat_backend = local_model(model, max_new_tokens, trust_remote_code)
     else:
-        partner = remote_model(base_url, model, api_key or os.environ.get(KEY), max_new_tokens)
-    Chat(partner, backend=backend, system=system).run()
+        chat_backend = remote_model(base_url, model, api_key or os.environ.get(KEY), max_new_tokens)
+    Chat(chat_backend, backend=backend, system=system).run()
 
 
 @app.command()
@@ -176,7 +176,7 @@ def serve(
     """Serve a model through an OpenAI-compatible API."""
     if not (api_key or insecure or is_loopback(host)):
         raise typer.BadParameter(
-            f"{host} is a public address: anybody could use the model. "
+            f"{host} is a public address: anyone could use the model. "
             "Set --api-key, or confirm with --insecure"
         )
     if server is Server.UVICORN and backend is Backend.TRIO:

@@ -1,4 +1,4 @@
-"""What the commands share: their choices, and loading a model with errors that say what to do."""
+"""What the commands share: their choices, and loading a model with helpful errors."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ class Server(StrEnum):
 
 
 class Batching(StrEnum):
-    """How many requests the model works on at a time."""
+    """How many requests the model runs at a time."""
 
     NONE = "none"
     CONTINUOUS = "continuous"
 
 
 def require_installed(package: str, install: str = INSTALL) -> None:
-    """Exit with a message if *package* is not installed. asyncio always is."""
+    """Exit with a message if *package* is not installed. ``asyncio`` always is."""
     if find_spec(package) is None:
         fail(f"{package} is not installed: {install}")
 
 
 def load_embedded() -> tuple[Any, Any]:
-    """Load the embedded model. It takes seconds, nearly all of them to import torch."""
+    """Load the embedded model. It takes seconds, nearly all of them for importing torch."""
     from ..demo import load_demo
 
     notice = "Loading the model ..." if sys.stderr and sys.stderr.isatty() else ""
@@ -67,7 +67,7 @@ def load_embedded() -> tuple[Any, Any]:
     try:
         try:
             model, tokenizer = load_demo()
-            # A process's first generation is slower than all others.
+            # The first generation of a process is slower than the others.
             model.generate(**tokenizer(PROMPT, return_tensors="pt"), max_new_tokens=1)
             return model, tokenizer
         finally:
@@ -78,7 +78,7 @@ def load_embedded() -> tuple[Any, Any]:
 
 
 def load_model(name: str | None, trusts_code: bool) -> tuple[Any, Any]:
-    """Load a model of transformers, or the embedded one. Only if trusted it runs own code."""
+    """Load a model of transformers, or the embedded one. *trusts_code*: it can run its own code."""
     if name is None:
         return load_embedded()
     try:

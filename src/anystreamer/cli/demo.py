@@ -21,14 +21,14 @@ CANCEL_AFTER = 0.2  # seconds
 
 
 def run_demo(prompt: str | None, backend: Backend | None, max_new_tokens: int) -> None:
-    """Continue *prompt*; without one show a tour of both loops, and a cancellation."""
+    """Continue *prompt*. Without one, show a tour: both event loops, and a cancellation."""
     import typer
 
     if prompt == "":
         raise typer.BadParameter("the prompt is empty: there is nothing to continue")
     if prompt and any("\ud800" <= character <= "\udfff" for character in prompt):
         raise typer.BadParameter(
-            "the prompt is no text in this locale: use a UTF-8 one, or set PYTHONUTF8=1"
+            "the prompt is not valid text in this locale: use a UTF-8 locale, or set PYTHONUTF8=1"
         )
     if backend:
         require_installed(backend)
@@ -66,7 +66,7 @@ def run_demo(prompt: str | None, backend: Backend | None, max_new_tokens: int) -
 
 @asynccontextmanager
 async def _open(model: Any, tokenizer: Any, prompt: str, limit: int) -> AsyncIterator[TextStream]:
-    """Open a stream that Ctrl-C stops. The program then ends after the model's thread."""
+    """Open a stream that Ctrl-C stops. The program then exits once the model's thread has ended."""
     interrupted = False
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -97,7 +97,7 @@ async def _stream(screen: Screen, model: Any, tokenizer: Any, prompt: str, limit
 
 
 async def _cancel(screen: Screen, model: Any, tokenizer: Any, limit: int) -> None:
-    """Cancel a long generation, and measure what becomes of the model."""
+    """Cancel a long generation, and measure how long the model goes on."""
     steps = 0
 
     def count_step(*_: object) -> None:
@@ -112,7 +112,7 @@ async def _cancel(screen: Screen, model: Any, tokenizer: Any, limit: int) -> Non
             try:
                 async for text in stream:
                     screen.write(text)
-            finally:  # this is where the cancellation arrives
+            finally:  # the cancellation is raised here
                 cancelled, steps_then = perf_counter(), steps
     left = perf_counter()
     screen.write("\n")
@@ -121,7 +121,7 @@ async def _cancel(screen: Screen, model: Any, tokenizer: Any, limit: int) -> Non
         late, took = (cancelled - deadline) * 1e3, (left - cancelled) * 1e3
         screen.write(
             f"cancelled {late:.1f} ms after the deadline: the model took "
-            f"{counted(steps - steps_then, 'step')} more, and its thread left in {took:.1f} ms",
+            f"{counted(steps - steps_then, 'step')} more, and its thread ended in {took:.1f} ms",
             "dim",
             end="\n",
         )

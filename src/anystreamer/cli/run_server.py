@@ -1,4 +1,4 @@
-"""Running an application on uvicorn or hypercorn until a signal, and ending in order."""
+"""Runs an application on uvicorn or hypercorn until a signal, and then shuts it down."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from .._engine import Engine
 
 __all__ = ["listening", "run", "url_of"]
 
-# What a server may take to send what is left, once the engine has been closed (seconds).
+# How long a server may take to send the last parts, once the engine is closed (seconds).
 SHUTDOWN_SEND_TIMEOUT = 5.0
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
-# How often it is looked for a signal where the loop itself is not told of them (seconds).
+# How often to check for a signal where the event loop itself cannot handle them (seconds).
 SIGNAL_POLL = 0.1
 
-# Connections that a busy loop has not come to yet. One more has to try again, a second later.
+# Connections that wait until a busy loop accepts them. One more has to retry a second later.
 BACKLOG = 2048
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises OSError where it cannot."""
+    """A socket that listens on an address. Raises OSError if it cannot."""
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     return socket.create_server(address[:2], family=family, backlog=BACKLOG)
 
 
 def url_of(listener: socket.socket) -> str:
-    """The address of a listening socket."""
+    """The URL of a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -58,15 +58,17 @@ async def run(
 ) -> None:
     """Serve on *listener* until SIGINT or SIGTERM.
 
-    Then no new requests are taken. Open streams have *grace* seconds to end; what is open then ends
-    with an error event. A second signal calls *at_once*.
+    From then on no new requests are accepted. Open streams have *grace* seconds to end; the others
+    then end with an error event. A second signal calls *at_once*.
 
     Args:
-        engine_context: of the engine to serve.
-        new_app: makes its application.
+        engine_context: the unopened block of the engine to serve.
+        new_app: makes an application for the engine.
         server: ``"uvicorn"``, on asyncio only, or ``"hypercorn"``.
         backend: the event loop that this runs in, ``"asyncio"`` or ``"trio"``.
-        ready: called when requests are taken.
+        grace: seconds for open streams to end.
+        ready: called as soon as requests are accepted.
+        at_once: exits the process.
     """
     stop, served = Event(), Event()
     async with create_task_group() as tasks:
@@ -103,11 +105,11 @@ async def _at_each_signal(act: Callable[[], object]) -> None:
         with open_signal_receiver(*ENDING) as received:
             async for _ in received:
                 act()
-    except NotImplementedError:  # asyncio's loops on Windows take no handlers
-        await _look_for_signals(act)
+    except NotImplementedError:  # asyncio on Windows has no signal handlers
+        await _poll_signals(act)
 
 
-async def _look_for_signals(act: Callable[[], object]) -> None:
+async def _poll_signals(act: Callable[[], object]) -> None:
     received: list[int] = []
     before = {
         each: signal.signal(each, lambda number, _: received.append(number)) for each in ENDING
@@ -123,20 +125,20 @@ async def _look_for_signals(act: Callable[[], object]) -> None:
             signal.signal(each, handler)
 
 
-async def _uvicorn(app: Any, listener: socket.socket, stop: Event, most: float) -> None:
+async def _uvicorn(app: Any, listener: socket.socket, stop: Event, timeout: float) -> None:
     import uvicorn
 
     class Server(uvicorn.Server):
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            yield  # they are ours
+            yield  # we handle them
 
     config = uvicorn.Config(
         app,
         log_level="warning",
         access_log=False,
         lifespan="off",
-        timeout_graceful_shutdown=round(most),
+        timeout_graceful_shutdown=round(timeout),
     )
     server = Server(config)
 
@@ -146,29 +148,31 @@ async def _uvicorn(app: Any, listener: socket.socket, stop: Event, most: float) 
 
     async with create_task_group() as tasks:
         tasks.start_soon(end)
-        with CancelScope(shield=True):  # cancelled, it would leave its sockets open
+        with CancelScope(shield=True):  # if cancelled, it would leave its sockets open
             await server.serve(sockets=[listener])
         tasks.cancel_scope.cancel()
 
 
-async def _hypercorn_asyncio(app: Any, listener: socket.socket, stop: Event, most: float) -> None:
+async def _hypercorn_asyncio(
+    app: Any, listener: socket.socket, stop: Event, timeout: float
+) -> None:
     from hypercorn.asyncio import serve
 
-    await serve(app, _hypercorn_config(listener, most), shutdown_trigger=stop.wait)
+    await serve(app, _hypercorn_config(listener, timeout), shutdown_trigger=stop.wait)
 
 
-async def _hypercorn_trio(app: Any, listener: socket.socket, stop: Event, most: float) -> None:
+async def _hypercorn_trio(app: Any, listener: socket.socket, stop: Event, timeout: float) -> None:
     from hypercorn.trio import serve
 
-    await serve(app, _hypercorn_config(listener, most), shutdown_trigger=stop.wait)
+    await serve(app, _hypercorn_config(listener, timeout), shutdown_trigger=stop.wait)
 
 
-def _hypercorn_config(listener: socket.socket, most: float) -> Any:
+def _hypercorn_config(listener: socket.socket, timeout: float) -> Any:
     from hypercorn.config import Config
 
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]
-    config.graceful_timeout = most
+    config.graceful_timeout = timeout
     config.loglevel = "WARNING"
     config.backlog = BACKLOG  # it calls listen() again
     return config

@@ -16,7 +16,7 @@ __all__ = ["allowed_hosts", "is_loopback", "run_serve"]
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine can reach that address."""
+    """Whether only this machine can reach that address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -24,7 +24,7 @@ def is_loopback(host: str) -> bool:
 
 
 def allowed_hosts(host: str, more: list[str]) -> list[str] | None:
-    """The names that a server on *host* may be asked for by; None if nobody has to look."""
+    """The host names that requests to a server on *host* can use; None allows all."""
     if not (more or is_loopback(host)):
         return None
     own = f"[{host}]" if ":" in host else host
@@ -43,7 +43,7 @@ def run_serve(
     trusts_code: bool,
     **limits: Any,
 ) -> None:
-    """Load a model and serve it until a signal. *limits* are those of `create_app`."""
+    """Load a model and serve it until a signal. *limits* go to `create_app`."""
     try:
         from ..server import create_app
         from .run_server import listening, run, url_of
@@ -51,7 +51,7 @@ def run_serve(
         fail(f"{exc.__cause__ or exc}: {INSTALL_SERVER}")
     for package in (server, backend):
         require_installed(package, INSTALL_SERVER)
-    # First: loading takes long, to be told then that the port is taken.
+    # First, because loading takes long: a port that is in use is found out before.
     with listening(host, port) as listener:
         model, tokenizer = load_model(name, trusts_code)
         shown = shown_name(name)

@@ -1,4 +1,4 @@
-"""What the commands have in common on a terminal: text as it is, figures, and leaving at once."""
+"""What the commands do with a terminal: plain text, statistics, errors, and exiting at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Screen", "counted", "exit_now", "fail", "format_stats"]
 
 
 class Screen:
-    """Standard output: text as it is, and no escape codes but for a terminal."""
+    """Standard output: unchanged text, and escape codes only for a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -22,11 +22,11 @@ class Screen:
         self._console = Console()
         self._replaced = False
         if isinstance(sys.stdout, io.TextIOWrapper):
-            # A stream must not break off at a character that the terminal does not have.
+            # A stream must not fail at a character that the terminal cannot show.
             sys.stdout.reconfigure(errors="replace")
 
     def write(self, text: str, style: str = "", end: str = "") -> None:
-        """Show *text* at once, neither wrapped nor searched for markup."""
+        """Show *text* at once, without wrapping it or reading markup in it."""
         from rich.segment import Segment, Segments
         from rich.style import Style
 
@@ -35,50 +35,50 @@ class Screen:
         self._console.print(segments, end="", soft_wrap=True)
 
     def notice(self, text: str) -> None:
-        """Remember whether *text* has characters that cannot be shown."""
+        """Remember whether *text* has characters that the terminal cannot show."""
         try:
             text.encode(self._console.encoding)
         except UnicodeEncodeError:
             self._replaced = True
 
     def explain_replacements(self) -> None:
-        """Say what to do about characters that could not be shown."""
+        """Print what to do about characters that were replaced."""
         if self._replaced:
             print(
-                f"Note: ? stands for what {self._console.encoding} cannot show. "
+                f"Note: ? replaces characters that {self._console.encoding} cannot show. "
                 "Use a UTF-8 locale, or set PYTHONIOENCODING=utf-8.",
                 file=sys.stderr,
             )
 
 
 def format_stats(stream: TextStream) -> str:
-    """Say how a generation ended, and how quick it was."""
+    """How a generation ended, and how fast it was."""
     usage, timing = stream.usage, stream.timing
     assert timing is not None
-    told = [str(stream.finish_reason)]
-    if usage is not None:  # a server tells none of an answer that was stopped
-        told.append(counted(usage.completion_tokens, "token"))
+    stats = [str(stream.finish_reason)]
+    if usage is not None:  # a server sends none for an answer that was stopped
+        stats.append(counted(usage.completion_tokens, "token"))
     if timing.first_token is not None:
-        told.append(f"the first after {timing.first_token * 1e3:.1f} ms")
+        stats.append(f"the first after {timing.first_token * 1e3:.1f} ms")
         if usage is not None and usage.computed_tokens > 1:
             rate = (usage.computed_tokens - 1) / (timing.total - timing.first_token)
-            told.append(f"then {rate:.0f} tokens/s")
-    return ", ".join(told)
+            stats.append(f"then {rate:.0f} tokens/s")
+    return ", ".join(stats)
 
 
 def counted(number: int, noun: str) -> str:
-    """A number and what there is of it, such as "2 tokens"."""
+    """A number with its noun, such as "2 tokens"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def fail(message: str) -> NoReturn:
-    """Leave with any other error."""
+    """Print an error and exit."""
     print(f"Error: {message}", file=sys.stderr)
     raise SystemExit(1)
 
 
 def exit_now(*_: object) -> NoReturn:
-    """Leave at once. With torch loaded, the interpreter's own end can take seconds."""
+    """Exit at once. With torch loaded, the interpreter's own shutdown can take seconds."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if sys.stdout.isatty():

@@ -17,9 +17,9 @@ def load_demo() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Load the demo model and its tokenizer, without a network and in well under a second.
 
     The model has half a million parameters and can count: in English words, Chinese, Devanagari
-    and clock faces, upwards and downwards, and in a chat as far as it is asked to. It is there to
-    try this library on, and to test it: it ends answers with an end-of-sequence token, and
-    its Chinese, Devanagari and emoji characters take several tokens each.
+    and clock faces, up and down, and in a chat up to the number in the question. It is for trying
+    out this library and for its tests. It ends answers with an end-of-sequence token, and its
+    Chinese, Devanagari and emoji characters take several tokens each.
 
         model, tokenizer = load_demo()
         async with stream_text(
@@ -52,8 +52,8 @@ def load_demo() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
             'the demo model needs transformers and torch: pip install "anystreamer[transformers]"'
         ) from error
 
-    # Not from_pretrained(): its "Loading weights" bar can only be turned off for the whole
-    # process. On "meta" no weights are drawn, so the caller's random numbers stay theirs.
+    # Not from_pretrained(): its "Loading weights" bar can only be turned off for the whole process.
+    # On "meta" no weights are drawn at random, so the caller's random numbers do not change.
     config = LlamaConfig.from_pretrained(_MODEL_DIR, local_files_only=True)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
@@ -62,7 +62,7 @@ def load_demo() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
-    model.model.rotary_emb = LlamaRotaryEmbedding(config)  # computed, hence in no file
+    model.model.rotary_emb = LlamaRotaryEmbedding(config)  # computed, and not in the file
     model.generation_config = GenerationConfig.from_pretrained(_MODEL_DIR, local_files_only=True)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(_MODEL_DIR, local_files_only=True)
     return model.eval(), tokenizer

@@ -1,11 +1,11 @@
-// The chat page: one conversation with the model that answers beside it.
+// The chat page: one conversation with the model of its server.
 //
-// What a model or a server says becomes text in the document by textContent, and by nothing else.
+// Text from a model or a server enters the document as text nodes only, never as markup.
 
 import { eventsOf } from "./events.js";
 
-const KEY = `anystreamer key of ${location.pathname}`; // others may live on this host
-const DEMO = "anystreamer-demo"; // what `anystreamer serve` calls the model that comes along
+const KEY = `anystreamer key of ${location.pathname}`; // this host can have others
+const DEMO = "anystreamer-demo"; // the name that `anystreamer serve` gives to the embedded model
 
 const element = (id) => document.getElementById(id);
 const [conversation, turns, welcome, problem, status] =
@@ -13,10 +13,10 @@ const [conversation, turns, welcome, problem, status] =
 const [message, send, stop] = ["message", "send", "stop"].map(element);
 const [keyDialog, key, keyRefused] = ["key-dialog", "key", "key-refused"].map(element);
 
-let messages = []; // what the model is told: the turns that have an answer
+let messages = []; // sent with the next question: the turns that have an answer
 let running = null; // the AbortController of the answer that is being written
 
-/** Something went wrong that can be said in words for people. */
+/** An error with a message for the user. */
 class Problem extends Error {}
 
 // -- the server
@@ -29,7 +29,7 @@ function request(path, init = {}) {
   return fetch(path, { ...init, headers, cache: "no-store" });
 }
 
-/** The chunks of an answer. Raises a Problem if there is no answer, or not all of it. */
+/** The chunks of an answer. Throws a Problem if the answer is missing or incomplete. */
 async function* chunksOf(asked, signal) {
   let response;
   try {
@@ -51,13 +51,13 @@ async function* chunksOf(asked, signal) {
     for await (const { data } of eventsOf(response.body)) {
       if (data === "[DONE]") return;
       const chunk = JSON.parse(data);
-      if (chunk.error) throw new Problem(`The answer broke off: ${chunk.error.message}.`);
+      if (chunk.error) throw new Problem(`The answer was interrupted: ${chunk.error.message}.`);
       yield chunk;
     }
   } catch (error) {
-    throw error instanceof Problem ? error : new Problem("The connection broke off.");
+    throw error instanceof Problem ? error : new Problem("The connection was lost.");
   }
-  throw new Problem("The answer broke off before its end.");
+  throw new Problem("The answer ended early: the connection was closed.");
 }
 
 async function problemOf(response) {
@@ -65,19 +65,19 @@ async function problemOf(response) {
   const { code, message } = error ?? {};
   if (response.status === 401) {
     askForKey();
-    return new Problem("The server asks for a key.");
+    return new Problem("The server needs a key.");
   }
   if (code === "engine_busy") {
-    return new Problem("The model is busy, and too many are waiting already. Try again in a moment.");
+    return new Problem("The model is busy: too many requests are waiting. Try again in a moment.");
   }
   if (response.status === 503) return new Problem("The model is not available at the moment.");
   if (response.status === 413 || code === "context_length_exceeded") {
-    return new Problem("The conversation has become too long. Start a new chat, or say less.");
+    return new Problem("The conversation is too long. Start a new chat, or send a shorter message.");
   }
-  return new Problem(`The server answered with an error: ${message ?? response.status}.`);
+  return new Problem(`The server responded with an error: ${message ?? response.status}.`);
 }
 
-/** Show which model it is; and find out at once whether a key is needed. */
+/** Show the model's name. It also finds out at once whether a key is needed. */
 async function greet() {
   let response;
   try {
@@ -99,7 +99,7 @@ async function greet() {
 
 // -- the conversation
 
-/** Ask the model, and show what it answers as it comes. */
+/** Send a question, and show the answer while it arrives. */
 async function ask(question) {
   const abort = (running = new AbortController());
   const turn = new Turn(question);
@@ -126,12 +126,12 @@ async function ask(question) {
       { role: "user", content: question },
       { role: "assistant", content: turn.text },
     );
-    status.textContent = turn.text; // read out once, and not piece by piece
+    status.textContent = turn.text; // a screen reader reads it once, and not chunk by chunk
     return;
   }
   status.textContent = "";
   if (turn.ended) return;
-  // Nothing was answered, so nothing was said: the question can be sent again.
+  // Without an answer the question does not count: it can be sent again.
   turn.remove();
   if (message.value === "") {
     message.value = question;
@@ -146,7 +146,7 @@ class Turn {
   ended = false; // by the model
 
   #begun = performance.now();
-  #pieces = 0;
+  #chunks = 0;
   #finishReason = null;
   #usage = null;
   #node = element("turn").content.firstElementChild.cloneNode(true);
@@ -168,7 +168,7 @@ class Turn {
     if (!choice) return;
     const { content, reasoning_content: reasoning } = choice.delta;
     if (content || reasoning) {
-      this.#pieces += 1;
+      this.#chunks += 1;
       this.#node.classList.replace("waiting", "writing");
       this.#figures.textContent = "";
       keepEndInSight();
@@ -194,14 +194,14 @@ class Turn {
     const seconds = (performance.now() - this.#begun) / 1000;
     this.#figures.textContent = [
       this.problem
-        ? "broken off"
+        ? "interrupted"
         : stopped
           ? "stopped"
-          : { stop: "finished", length: "cut off: the answer has as many tokens as it may have" }[
+          : { stop: "finished", length: "cut off at the token limit" }[
               this.#finishReason
             ] ?? this.#finishReason,
-      // Of an answer that did not end nobody says how many; a piece is one, or several.
-      this.#usage ? tokens(this.#usage.completion_tokens) : `at least ${tokens(this.#pieces)}`,
+      // A server sends no usage for an unfinished answer. A chunk has one token, or several.
+      this.#usage ? tokens(this.#usage.completion_tokens) : `at least ${tokens(this.#chunks)}`,
       `${seconds.toFixed(1)} s`,
     ].join(" · ");
   }
@@ -216,7 +216,7 @@ const tokens = (number) => `${number.toLocaleString("en")} token${number === 1 ?
 
 let isScrolling = false;
 
-/** Stay at the end while the answer grows, unless the reader has gone elsewhere. */
+/** Stay at the end while the answer grows, unless the user has scrolled away. */
 function keepEndInSight() {
   const { scrollTop, scrollHeight, clientHeight } = conversation;
   if (isScrolling || scrollHeight - scrollTop - clientHeight > 80) return;
@@ -233,7 +233,7 @@ function showRunning() {
   stop.hidden = running === null;
 }
 
-/** Closing the connection is what stops the model. */
+/** Closes the connection, which stops the model. */
 function stopAnswer() {
   running?.abort();
 }
@@ -268,7 +268,7 @@ function submit() {
   ask(question);
 }
 
-/** Grow with the text, where the stylesheet cannot say so. */
+/** Grow with the text, in browsers where the stylesheet cannot do it. */
 function fit() {
   if (CSS.supports("field-sizing", "content")) return;
   message.style.height = "auto";
@@ -281,7 +281,7 @@ element("composer").addEventListener("submit", (event) => {
 });
 message.addEventListener("input", fit);
 message.addEventListener("keydown", (event) => {
-  // Enter also ends the composition of a character. Safari says so with the key code only.
+  // Enter also ends the composition of a character. Safari shows it in the key code only.
   const composes = event.isComposing || event.keyCode === 229;
   if (event.key !== "Enter" || event.shiftKey || composes) return;
   event.preventDefault();

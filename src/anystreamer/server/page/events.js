@@ -1,23 +1,23 @@
-// The events of a text/event-stream, as the HTML standard has them. Knows nothing of what they say.
+// Parses a text/event-stream by the HTML standard. It does not read what the events contain.
 
 /** The events of a response's body, each as `{type, data}`. Leaving the loop cancels the body. */
 export async function* eventsOf(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader(); // drops a byte order mark
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader(); // which drops a byte order mark
   const parser = new EventParser();
   try {
     for (;;) {
       const { value, done } = await reader.read();
-      if (done) return; // an event whose blank line did not come is none
+      if (done) return; // an event without its blank line does not count
       yield* parser.push(value);
     }
   } finally {
-    reader.cancel().catch(() => {}); // of a body that has failed there is nothing to cancel
+    reader.cancel().catch(() => {}); // it fails if the body has failed
   }
 }
 
 export class EventParser {
-  #line = ""; // that has not ended yet
-  #endedInReturn = false; // so a line feed that comes next belongs to it
+  #line = ""; // the line that has not ended yet
+  #endedInReturn = false; // a line feed that comes next belongs to it
   #type = "";
   #data = [];
 
@@ -41,7 +41,7 @@ export class EventParser {
 
   #field(line) {
     const colon = line.indexOf(":");
-    const name = colon < 0 ? line : line.slice(0, colon); // "" is a comment's
+    const name = colon < 0 ? line : line.slice(0, colon); // "" in a comment
     const value = colon < 0 ? "" : line.slice(colon + 1).replace(/^ /, "");
     if (name === "data") this.#data.push(value);
     else if (name === "event") this.#type = value;
