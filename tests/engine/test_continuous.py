@@ -34,7 +34,8 @@ from anystreamer import (
     Timeouts,
     open_engine,
 )
-from anystreamer._engine.cb_config import _whole_pages, validate_cb_config
+from anystreamer._engine.cb_config import validate_cb_config
+from anystreamer._engine.cb_manager import whole_pages
 from anystreamer._engine.continuous import ContinuousBatchingEngine
 from anystreamer._generation.request import GenerationRequest
 from anystreamer.demo import load_demo
@@ -220,8 +221,8 @@ async def test_nothing_is_sorted_for_who_does_not_sample(monkeypatch: pytest.Mon
         sorts.append(1)
         return sort(*args, **kwargs)
 
-    monkeypatch.setattr(torch, "sort", counted)
     async with engine_of(sampling=True) as engine:
+        monkeypatch.setattr(torch, "sort", counted)
         greedy = await read(engine, max_new_tokens=10)
         assert not sorts
         async with create_task_group() as tasks:  # a batch with both
@@ -401,9 +402,9 @@ def test_a_model_of_two_kinds_of_attention_has_fewer_pages_than_its_blocks() -> 
         "s": SimpleNamespace(blocks_per_sector=2),
     }
     cache = SimpleNamespace(num_blocks=7, num_sectors=6, cache_allocators=kinds)
-    assert _whole_pages(cache) == 6
+    assert whole_pages(cache) == 6
     del cache.cache_allocators
-    assert _whole_pages(cache) == 7
+    assert whole_pages(cache) == 7
 
 
 # -- faults of one
@@ -560,13 +561,13 @@ async def test_a_decoder_that_raises_ends_one_request(
     ],
 )
 async def test_what_it_cannot_do_is_refused_by_name(kwargs: dict[str, Any], name: str) -> None:
-    engine = ContinuousBatchingEngine(*demo(), None, settings(), sampling=False)
+    engine = ContinuousBatchingEngine(*demo(), None, settings())
     with pytest.raises(ValueError, match=name):
         engine.stream_text(**{"prompt": PROMPTS[0], "max_new_tokens": 5, **kwargs})
 
 
-def settings(**kwargs: Any) -> Any:
-    return validate_cb_config(demo()[0], None, None)
+def settings() -> Any:
+    return validate_cb_config(demo()[0], None, None, False)
 
 
 def test_a_model_that_it_cannot_serve_is_refused_at_once() -> None:
@@ -626,8 +627,8 @@ async def test_a_dead_manager_is_told_to_all(step: int, error: BaseException) ->
                 await stream.read()
             told.append((raised.value, stream))
 
-    with dies_at(step, error):
-        async with engine_of(max_running=4) as engine:
+    async with engine_of(max_running=4) as engine:
+        with dies_at(step, error):
             with fail_after(PATIENCE):
                 async with create_task_group() as tasks:
                     for prompt in PROMPTS[:6]:  # four that run, two that wait
@@ -726,8 +727,8 @@ async def test_its_cache_is_freed() -> None:
 
 def test_the_cache_is_made_to_measure() -> None:
     """Not ten gigabytes for a model of half a million parameters."""
-    config = settings().config
     model, _ = demo()
+    config = settings().for_manager(model)
     token = 2 * model.config.num_hidden_layers * model.config.hidden_size * 4
     assert config.num_blocks * config.page_size * token < 100 * 2**20
     assert config.num_blocks * config.page_size >= model.config.max_position_embeddings

@@ -110,11 +110,9 @@ def open_engine(
         from .cb_config import validate_cb_config
         from .continuous import ContinuousBatchingEngine
 
-        settings = validate_cb_config(model, max_running, continuous_batching_config)
+        settings = validate_cb_config(model, max_running, continuous_batching_config, sampling)
         return EngineContext(
-            lambda: ContinuousBatchingEngine(
-                model, tokenizer, max_waiting, settings, sampling=sampling
-            )
+            lambda: ContinuousBatchingEngine(model, tokenizer, max_waiting, settings)
         )
     if max_running not in (None, 1) or continuous_batching_config is not None:
         raise ValueError(

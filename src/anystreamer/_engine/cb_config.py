@@ -1,25 +1,24 @@
-"""The manager of continuous batching: its cache made to measure, and what it tells of itself."""
+"""What a manager of continuous batching is made of: checked settings, and a cache that fits."""
 
 from __future__ import annotations
 
 import math
 from copy import deepcopy
 from dataclasses import dataclass
-from time import sleep
-from typing import Any, cast
+from typing import Any
 
-__all__ = ["Settings", "validate_cb_config"]
+__all__ = ["SAMPLING", "Settings", "validate_cb_config"]
 
-# How many requests run at once if nobody says.
+# How many requests run at once by default.
 MAX_RUNNING = 64
 
-# What the cache is made for if nobody says: so many tokens for each request that runs, or one
-# request of the model's full length if that is more. Where attention has no kernel for pages it
-# reads through a mask as wide as the cache, so on a CPU that is kept smaller.
+# The default size of the cache: this many tokens for each request that runs, or one request of the
+# model's full length if that is more. Where attention has no kernel for pages it reads through a
+# mask as wide as the cache, so on a CPU the cache is smaller.
 TOKENS_EACH = 2048
 TOKENS_EACH_ON_CPU = 512
 
-# So many tokens of prompts, and of texts, go into one step; for the same reason.
+# This many tokens, of prompts and of texts, go into one step; smaller on a CPU for the same reason.
 BATCH_TOKENS = 2048
 BATCH_TOKENS_ON_CPU = 256
 
@@ -27,8 +26,16 @@ BATCH_TOKENS_ON_CPU = 256
 MEMORY_SHARE = 0.8
 MEMORY_SHARE_ON_CPU = 0.3
 
-# What the manager would leave out with a warning, and its neutral values.
-_LEFT_OUT: dict[str, tuple[Any, ...]] = {
+# The cache of a manager that only answers two short prompts. Each kind of attention takes its own
+# part of it.
+TRIAL_BLOCKS = 16
+TRIAL_BATCH_TOKENS = 64
+
+#: What each request can choose if the engine samples, with the defaults of transformers.
+SAMPLING: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
+
+# What the manager would ignore with a warning, and the values that change nothing.
+_IGNORED: dict[str, tuple[Any, ...]] = {
     "bad_words_ids": (None,),
     "begin_suppress_tokens": (None,),
     "dola_layers": (None,),
@@ -60,37 +67,66 @@ _LEFT_OUT: dict[str, tuple[Any, ...]] = {
     "watermarking_config": (None,),
 }
 
-# How long a manager that dies may take to say of what (seconds).
-DEATH_POLL = 0.1
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the manager of an engine is made of."""
+
+    max_running: int
+    config: Any  # transformers' ContinuousBatchingConfig, or None for one of a suitable size
+    sampling: bool
+
+    def for_manager(self, model: Any) -> Any:
+        """The config for one manager, which writes into it."""
+        config = (
+            _sized_config(model, self.max_running) if self.config is None else deepcopy(self.config)
+        )
+        config.max_requests_per_batch = self.max_running
+        # Unlimited: the engine's own queue is before it, and a full one blocks.
+        config.max_queue_size = 0
+        config.per_request_processors |= self.sampling
+        return config
+
+    def for_trial(self, model: Any) -> Any:
+        """The same with a small cache, for a manager whose steps run no compiled code."""
+        config = self.for_manager(model)
+        config.num_blocks = TRIAL_BLOCKS
+        config.max_batch_tokens = TRIAL_BATCH_TOKENS
+        config.use_cuda_graph = config.use_async_batching = False
+        config.varlen_compile_config = config.decode_compile_config = None
+        config.default_compile_level = 0
+        return config
+
+    def generation_config(self, model: Any) -> Any:
+        """The generation config for one manager, which writes into it."""
+        config = deepcopy(model.generation_config)
+        if self.sampling:
+            # Each request replaces these values. A processor whose value is neutral is not made.
+            config.update(do_sample=True, temperature=0.5, top_k=1, top_p=0.5)
+        if config.eos_token_id is None:
+            config.eos_token_id = -1  # as the manager would, with a warning
+        if config.do_sample and not self.sampling:
+            config.update(
+                **{key: value for key, value in SAMPLING.items() if getattr(config, key) is None}
+            )
+        return config
 
 
-def validate_cb_config(model: Any, max_running: int | None, config: Any) -> Settings:
+def validate_cb_config(
+    model: Any, max_running: int | None, config: Any, sampling: bool
+) -> Settings:
     """What a manager for *model* is made of. *config* is transformers' own, or None.
 
     Raises:
         ImportError: transformers is too old, or psutil is missing.
-        TypeError, ValueError: this model, or its generation config, is not for it.
+        TypeError, ValueError: this model, or its generation config, cannot be served.
     """
     import transformers
 
     new_config: Any = getattr(transformers, "ContinuousBatchingConfig", None)
     if not hasattr(new_config, "page_size"):
         raise ImportError("batching='continuous' needs transformers 5.17 or newer")
-    if not hasattr(model, "continuous_batching_context_manager"):
-        raise TypeError(
-            f"batching='continuous': {type(model).__name__} is no model of transformers that has "
-            "continuous batching; use batching='none'"
-        )
-    if model.config.is_encoder_decoder:
-        raise ValueError(
-            "batching='continuous': a model with an encoder has no paged cache; use batching='none'"
-        )
-    for name, neutral in _LEFT_OUT.items():
-        if (value := getattr(model.generation_config, name, None)) not in neutral:
-            raise ValueError(
-                f"batching='continuous' leaves out {name}={value!r}, which the model's generation "
-                "config asks for; change that, or use batching='none'"
-            )
+    _validate_model(model)
     if config is not None and not isinstance(config, new_config):
         raise TypeError(
             "continuous_batching_config must be a transformers.ContinuousBatchingConfig, "
@@ -106,15 +142,37 @@ def validate_cb_config(model: Any, max_running: int | None, config: Any) -> Sett
     max_running = (
         max_running or (None if config is None else config.max_requests_per_batch) or MAX_RUNNING
     )
-    if config is None:
-        config = _sized_cache_config(model, max_running, new_config)
-    return Settings(max_running=max_running, config=config)
+    return Settings(max_running, config, sampling)
 
 
-def _sized_cache_config(model: Any, max_running: int, new_config: Any) -> Any:
+def _validate_model(model: Any) -> None:
+    if not hasattr(model, "continuous_batching_context_manager"):
+        raise TypeError(
+            f"batching='continuous': {type(model).__name__} is not a model of transformers that "
+            "has continuous batching; use batching='none'"
+        )
+    if model.config.is_encoder_decoder:
+        raise ValueError(
+            "batching='continuous': a model with an encoder has no paged cache; use batching='none'"
+        )
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise ValueError(
+            "batching='continuous': a soft prompt of PEFT is lost there; use batching='none'"
+        )
+    for name, neutral in _IGNORED.items():
+        if (value := getattr(model.generation_config, name, None)) not in neutral:
+            raise ValueError(
+                f"batching='continuous' ignores {name}={value!r}, which the model's generation "
+                "config asks for; change that, or use batching='none'"
+            )
+
+
+def _sized_config(model: Any, max_running: int) -> Any:
+    from transformers import ContinuousBatchingConfig
+
     is_cpu = model.device.type == "cpu"
     text = model.config.get_text_config()
-    page = new_config().page_size
+    page = ContinuousBatchingConfig().page_size
     longest = getattr(text, "max_position_embeddings", None) or TOKENS_EACH
     each = min(longest, TOKENS_EACH_ON_CPU if is_cpu else TOKENS_EACH)
     wanted = max(longest, max_running * each)
@@ -123,7 +181,7 @@ def _sized_cache_config(model: Any, max_running: int, new_config: Any) -> Any:
     token_bytes = 2 * text.num_hidden_layers * heads * width * model.dtype.itemsize
     affordable = _free_bytes(model.device) * (MEMORY_SHARE_ON_CPU if is_cpu else MEMORY_SHARE)
     tokens = min(wanted, affordable / token_bytes)
-    return new_config(
+    return ContinuousBatchingConfig(
         num_blocks=max(1, math.ceil(tokens / page)),
         max_batch_tokens=max(BATCH_TOKENS_ON_CPU if is_cpu else BATCH_TOKENS, max_running),
     )
@@ -140,69 +198,3 @@ def _free_bytes(device: Any) -> float:
     if hasattr(module, "mem_get_info"):
         return float(module.mem_get_info(device)[0])
     return math.inf  # the manager looks for itself
-
-
-def _whole_pages(cache: Any) -> int:
-    """How many pages one request can have, in each kind of attention of the model.
-
-    The cache is dealt out in sectors, each to one kind.
-    """
-    pages = int(cache.num_blocks)
-    kinds = getattr(cache, "cache_allocators", None)
-    if not kinds or not hasattr(cache, "num_sectors"):
-        return pages
-    in_sector = [getattr(kind, "blocks_per_sector", 1) for kind in kinds.values()]
-    while pages and sum(math.ceil(pages / each) for each in in_sector) > cache.num_sectors:
-        pages -= 1
-    return pages
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a manager is made of, and how to read it."""
-
-    max_running: int
-    config: Any  # transformers' ContinuousBatchingConfig
-
-    def for_manager(self, *, sampling: bool) -> Any:
-        """The config for one manager, which writes into it."""
-        config = deepcopy(self.config)
-        config.max_requests_per_batch = self.max_running
-        config.max_queue_size = (
-            0  # no end: the engine's own line is before it, and a full one blocks
-        )
-        config.per_request_processors |= sampling
-        return config
-
-    def pages(self, manager: Any) -> tuple[int, int]:
-        """How many pages the manager's cache has, and the tokens of each; once it has been made.
-
-        Raises:
-            BaseException: what the manager's thread died of instead.
-        """
-        while manager.batch_processor is None:
-            if not manager.is_running():
-                raise self.cause_of_death(manager)
-            sleep(0.001)
-        config = manager.continuous_batching_config
-        return _whole_pages(manager.batch_processor.cache), int(config.page_size)
-
-    def cache_used(self, manager: Any) -> float | None:
-        """The share of the cache that is in use; None where that cannot be told."""
-        try:
-            free = manager.batch_processor.cache.compute_free_capacity(relative=True)
-        except AttributeError:
-            return None
-        return 1.0 - float(free)
-
-    def is_dying(self, manager: Any) -> bool:
-        """Whether a request failed because the manager's thread ends, which it does after that."""
-        return not manager.is_running() or bool(manager.background_thread_status.local_status)
-
-    def cause_of_death(self, manager: Any) -> BaseException:
-        """What the manager's thread died of."""
-        for _ in range(int(DEATH_POLL / 0.001)):  # it tells its requests first
-            if (cause := manager.background_thread_status.fatal_error) is not None:
-                return cast("BaseException", cause)
-            sleep(0.001)
-        return RuntimeError("the manager's thread has ended")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import deepcopy
 from time import perf_counter, sleep
 from typing import Any
 
@@ -14,12 +13,14 @@ from anyio.lowlevel import checkpoint
 
 from .._bridge import run_sync_joined
 from .._errors import wrap_control_flow_exception
-from .._generation import GenerationRequest, new_token_limit
+from .._generation import GenerationRequest, new_token_limit, tokenizer_of
 from .._streams import Row
 from .active_request import ActiveRequest, publish
 from .base import EngineTask, ThreadEngine
-from .cb_config import Settings
+from .cb_config import SAMPLING, Settings
 from .cb_greedy import skip_sort_when_greedy
+from .cb_manager import cache_size, cache_used, cause_of_death, is_dying
+from .cb_open import open_manager
 
 __all__ = ["ContinuousBatchingEngine"]
 
@@ -38,8 +39,6 @@ ENCODED_AT_ONCE = 16
 
 # What a request may say of the model's work. All else belongs to ``generate()``.
 _SETTINGS = ("eos_token_id", "max_length", "max_new_tokens")
-# ... and these, with transformers' defaults.
-SAMPLING = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
 
 
 class ContinuousBatchingEngine(ThreadEngine):
@@ -55,12 +54,9 @@ class ContinuousBatchingEngine(ThreadEngine):
         tokenizer: Any,
         max_waiting: int | None,
         settings: Settings,
-        *,
-        sampling: bool,
     ) -> None:
         super().__init__(model, tokenizer, settings.max_running, max_waiting)
         self._settings = settings
-        self._sampling = sampling
         self.manager: Any = None
         self.cancellation = get_cancelled_exc_class()
         self._page = 1  # tokens
@@ -80,7 +76,7 @@ class ContinuousBatchingEngine(ThreadEngine):
         self._has_work.set()
 
     def _cache_used(self) -> float | None:
-        return self._settings.cache_used(self.manager)
+        return cache_used(self.manager)
 
     def _check(self, request: GenerationRequest, prompts: Any) -> None:
         """Refuse what the manager cannot do. Raises ValueError or TypeError, with the name."""
@@ -88,7 +84,7 @@ class ContinuousBatchingEngine(ThreadEngine):
             name: value for name, value in request.generate_kwargs.items() if value is not None
         }
         own = self.model.generation_config
-        for name in () if self._sampling else SAMPLING:
+        for name in () if self._settings.sampling else SAMPLING:
             if name in given and given[name] != (getattr(own, name) or SAMPLING[name]):
                 raise ValueError(
                     f"{name}={given[name]!r}: all requests of this engine follow the model's "
@@ -154,7 +150,7 @@ class ContinuousBatchingEngine(ThreadEngine):
             max_new_tokens=active.max_new_tokens,
             streaming=True,
             eos_token_id=active.eos or -1,
-            **(self._choices(active.request) if self._sampling else {}),
+            **(self._choices(active.request) if self._settings.sampling else {}),
         )
         if active.id not in self.active_requests:
             # The drain was asked to stop it meanwhile, when the manager did not know of it.
@@ -163,7 +159,7 @@ class ContinuousBatchingEngine(ThreadEngine):
 
     def new_error(self, words: str) -> Exception:
         """Make an exception of the manager's words; a dead manager has none of its own."""
-        if self._settings.is_dying(self.manager):
+        if is_dying(self.manager):
             return self._death()
         return RuntimeError(words)
 
@@ -190,25 +186,13 @@ class ContinuousBatchingEngine(ThreadEngine):
     # -- in the drain's thread
 
     def _main(self) -> None:
-        config = deepcopy(self.model.generation_config)  # the manager writes into it
-        if self._sampling:
-            # Values that each request replaces: what is at its neutral value here is left out.
-            config.update(do_sample=True, temperature=0.5, top_k=1, top_p=0.5)
-        if config.eos_token_id is None:
-            config.eos_token_id = -1  # as the manager would, with a warning
-        if config.do_sample and not self._sampling:
-            config.update(
-                **{key: value for key, value in SAMPLING.items() if getattr(config, key) is None}
-            )
-        with self.model.continuous_batching_context_manager(
-            generation_config=config,
-            continuous_batching_config=self._settings.for_manager(sampling=self._sampling),
-            warmup=self.model.device.type != "cpu",
+        with open_manager(
+            self.model, tokenizer_of(self.tokenizer), self._settings, lambda: self._is_closed
         ) as manager:
             self.manager = manager
-            if self._sampling and self.model.device.type == "cpu":
+            if self._settings.sampling and self.model.device.type == "cpu":
                 skip_sort_when_greedy(manager)
-            self.queue.capacity, self._page = self._settings.pages(manager)
+            self.queue.capacity, self._page = cache_size(manager)
             from_thread.run_sync(self.ready.set)
             try:
                 self._drain(manager)
@@ -265,7 +249,7 @@ class ContinuousBatchingEngine(ThreadEngine):
 
     def _death(self) -> Exception:
         if self._died_of is None and not self._is_closed:
-            self._died_of = self._settings.cause_of_death(self.manager)
+            self._died_of = cause_of_death(self.manager)
         return self.unavailable_error()
 
 

@@ -1,0 +1,107 @@
+"""What is read from transformers' manager of continuous batching, and from the model it serves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import sleep
+from typing import Any, cast
+
+__all__ = [
+    "attention_of",
+    "cache_size",
+    "cache_used",
+    "cause_of_death",
+    "is_dying",
+    "runs_python",
+    "use_attention",
+]
+
+# How long to wait for the reason why a manager's thread has died (seconds).
+DEATH_POLL = 0.1
+
+# transformers has no public name for it.
+ATTENTION = "_attn_implementation"
+
+
+def cache_size(manager: Any) -> tuple[int, int]:
+    """How many pages the cache has for one request, and the tokens of each. Waits for the cache.
+
+    Raises:
+        BaseException: what the manager's thread died of instead.
+    """
+    while manager.batch_processor is None:
+        if not manager.is_running():
+            raise cause_of_death(manager)
+        sleep(0.001)
+    return whole_pages(manager.batch_processor.cache), manager.continuous_batching_config.page_size
+
+
+def whole_pages(cache: Any) -> int:
+    """How many pages one request can have, in each kind of attention of the model.
+
+    The cache is divided into sectors, and each of them belongs to one kind.
+    """
+    pages = int(cache.num_blocks)
+    kinds = getattr(cache, "cache_allocators", None)
+    if not kinds or not hasattr(cache, "num_sectors"):
+        return pages
+    in_sector = [getattr(kind, "blocks_per_sector", 1) for kind in kinds.values()]
+    while pages and sum(math.ceil(pages / each) for each in in_sector) > cache.num_sectors:
+        pages -= 1
+    return pages
+
+
+def cache_used(manager: Any) -> float | None:
+    """The share of the cache that is in use; None where it is not known."""
+    try:
+        free = manager.batch_processor.cache.compute_free_capacity(relative=True)
+    except AttributeError:
+        return None
+    return 1.0 - float(free)
+
+
+def runs_python(manager: Any) -> bool:
+    """Whether each of its steps runs the model's Python code: no CUDA graph, nothing compiled."""
+    config = manager.continuous_batching_config
+    return (
+        not any(config.cuda_graph_booleans)
+        and config.varlen_compile_config is None
+        and config.decode_compile_config is None
+    )
+
+
+def is_dying(manager: Any) -> bool:
+    """Whether a request failed because the manager's thread ends, which it does after that."""
+    return not manager.is_running() or bool(manager.background_thread_status.local_status)
+
+
+def cause_of_death(manager: Any) -> BaseException:
+    """What the manager's thread died of."""
+    for _ in range(int(DEATH_POLL / 0.001)):  # its requests fail before it is known
+        if (cause := manager.background_thread_status.fatal_error) is not None:
+            return cast("BaseException", cause)
+        sleep(0.001)
+    return RuntimeError("the manager's thread has ended")
+
+
+def attention_of(model: Any) -> Any:
+    """The name of the model's implementation of attention, which a manager can change."""
+    return getattr(model.config, ATTENTION)
+
+
+@contextmanager
+def use_attention(model: Any, implementation: Any) -> Iterator[None]:
+    """Use this implementation of attention within the block; after it, the one before."""
+    before = attention_of(model)
+    _set_attention(model, implementation)
+    try:
+        yield
+    finally:
+        _set_attention(model, before)
+
+
+def _set_attention(model: Any, implementation: Any) -> None:
+    if attention_of(model) != implementation:
+        model.set_attn_implementation(implementation)
