@@ -14,6 +14,7 @@ __all__ = [
     "EngineDied",
     "GenerationStopped",
     "GenerationTimeout",
+    "PromptTooLong",
     "add_note",
     "describe",
     "is_kind",
@@ -78,6 +79,20 @@ class EngineDied(Exception):
 
     def __init__(self) -> None:
         super().__init__("the engine has died")
+
+
+class PromptTooLong(ValueError):
+    """Raised at the entry of a stream's block: the model has no space left for an answer."""
+
+    def __init__(self, prompt_tokens: int, context_length: int) -> None:
+        super().__init__(
+            f"the model takes {context_length} tokens in all; the prompt has {prompt_tokens}"
+        )
+        self.prompt_tokens = prompt_tokens
+        self.context_length = context_length
+
+    def __reduce__(self) -> tuple[type[PromptTooLong], tuple[int, int]]:
+        return type(self), (self.prompt_tokens, self.context_length)
 
 
 # -- exceptions of other people's code: their classes can refuse whatever Python lets them refuse

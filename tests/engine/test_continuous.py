@@ -561,7 +561,7 @@ async def test_a_decoder_that_raises_ends_one_request(
     ],
 )
 async def test_what_it_cannot_do_is_refused_by_name(kwargs: dict[str, Any], name: str) -> None:
-    engine = ContinuousBatchingEngine(*demo(), None, settings())
+    engine = ContinuousBatchingEngine(*demo(), None, None, settings())
     with pytest.raises(ValueError, match=name):
         engine.stream_text(**{"prompt": PROMPTS[0], "max_new_tokens": 5, **kwargs})
 

@@ -8,10 +8,10 @@ import threading
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
-from weakref import WeakSet
+from weakref import ref
 
 from .join import active_threads
-from .state import Phase, StreamState
+from .state import Phase, StreamState, dropped
 
 __all__ = ["Statistics", "on_end", "on_open", "on_start", "statistics"]
 
@@ -29,9 +29,17 @@ class Statistics:
     delivered_tokens: int  #: tokens that consumers have received since the start
 
 
+class _OpenStream:
+    """A stream that is counted, without keeping it alive."""
+
+    def __init__(self, state: StreamState[Any]) -> None:
+        self.state = ref(state)
+        self.progress = 0, 0  # when it was last looked at
+
+
 _lock = threading.Lock()
 _numbers = count(1)
-_open: WeakSet[StreamState[Any]] = WeakSet()
+_open: dict[int, _OpenStream] = {}  # by number
 _computed = _delivered = 0  # tokens of the streams that have ended
 
 
@@ -39,7 +47,7 @@ def _forget_parent() -> None:
     """Begin anew in a forked child: no thread of the parent goes on there, not even to unlock."""
     global _lock, _open
     _lock = threading.Lock()
-    _open = WeakSet()
+    _open = {}
     active_threads.clear()
 
 
@@ -50,8 +58,10 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 def on_open(name: str, state: StreamState[Any]) -> None:
     """Count a stream whose block is entered."""
     state.number = next(_numbers)
+    state.is_counted = False
     with _lock:
-        _open.add(state)
+        _count_dropped()
+        _open[state.number] = _OpenStream(state)
     logger.debug("%s #%d waits for its turn", name, state.number)
 
 
@@ -62,14 +72,24 @@ def on_start(name: str, state: StreamState[Any]) -> None:
 
 def on_end(name: str, state: StreamState[Any]) -> None:
     """Count the tokens of a stream whose worker has exited and whose block is being left."""
-    global _computed, _delivered
     with _lock:
-        _open.discard(state)
-        computed, delivered = state.progress()
-        _computed += computed
-        _delivered += delivered
+        _count(state.number, state.progress())
+    state.is_counted = True
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug("%s #%d ended: %s", name, state.number, state.summary())
+
+
+def _count(number: int, progress: tuple[int, int]) -> None:
+    """Add the tokens of a stream that has ended. The lock is held."""
+    global _computed, _delivered
+    if _open.pop(number, None) is not None:
+        _computed += progress[0]
+        _delivered += progress[1]
+
+
+def _count_dropped() -> None:
+    while dropped:
+        _count(*dropped.popleft())
 
 
 def statistics() -> Statistics:
@@ -78,11 +98,15 @@ def statistics() -> Statistics:
     Streams of `AsyncTextIteratorStreamer` are not counted: it owns no thread. If *running* and
     *threads* do not fall to 0 when no task waits for text any more, a stream was left open.
     """
+    phases = []
     with _lock:
-        states = list(_open)
-        progress = [state.progress() for state in states]
+        _count_dropped()
+        for stream in _open.values():
+            if (state := stream.state()) is not None:  # else it is being collected right now
+                stream.progress = state.progress()
+                phases.append(state.phase)
+        progress = [stream.progress for stream in _open.values()]
         computed, delivered = _computed, _delivered
-    phases = [state.phase for state in states]
     return Statistics(
         waiting=phases.count(Phase.QUEUED),
         running=phases.count(Phase.RUNNING),

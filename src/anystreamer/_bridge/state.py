@@ -53,7 +53,7 @@ from anyio import CancelScope, Event, create_memory_object_stream
 from .._errors import describe
 from .join import SafeEvent
 
-__all__ = ["HOLDING_GUARD", "NO_WAITER", "Phase", "StreamState"]
+__all__ = ["HOLDING_GUARD", "NO_WAITER", "Phase", "StreamState", "dropped"]
 
 T = TypeVar("T")
 
@@ -61,6 +61,10 @@ T = TypeVar("T")
 # a waiting receive(), after this time (seconds) at the latest. Each look wakes the loop beside the
 # worker, which costs as much as a crossing: every 4 ms they took 4 to 8 % of a small model's time.
 HOLDING_GUARD = 0.02
+
+# Of streams that were dropped and not left, by number: the tokens computed and delivered. Appending
+# takes no lock: the garbage collector can run in any thread, wherever that is.
+dropped: deque[tuple[int, tuple[int, int]]] = deque()
 
 # Stands for the event of a waiter where none waits: setting it wakes no task.
 NO_WAITER = SafeEvent()
@@ -102,6 +106,7 @@ class StreamState(Generic[T]):
         self.guard_at = 0.0  # when the guard looks at `pending` for a waiting receive()
         self.guard_scope: CancelScope | None = None  # of the guard, while it runs
         self.number = 0  # in the log
+        self.is_counted = True  # in the statistics, or has no part in them
 
     # -- from any thread
 
@@ -234,6 +239,10 @@ class StreamState(Generic[T]):
         error = self.error
         self._errors.clear()  # their tracebacks lead back to this state: leave no cycle behind
         return None if self.error_raised else error
+
+    def __del__(self) -> None:
+        if not getattr(self, "is_counted", True):
+            dropped.append((self.number, self.progress()))
 
     def summary(self) -> str:
         """Describe how the stream ended, for the log."""

@@ -1,4 +1,4 @@
-"""A request that continuous batching works on: from its results to text."""
+"""A request that continuous batching works on: the manager's results become text."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _request_ids = count(1)
 
 
 class ActiveRequest:
-    """A request that the manager works on. Made on the loop; then the drain's alone.
+    """A request that the manager works on. Created on the loop, then used by the drain only.
 
     Args:
-        request: what was asked.
+        request: what was requested.
         state: of its stream.
-        max_new_tokens: how many tokens it may have.
-        cancel: called with it once nothing more of it is wanted.
-        new_error: makes an exception of the manager's words.
+        max_new_tokens: the limit of its tokens.
+        cancel: called with this object when no more results are needed.
+        new_error: turns the manager's message into an exception.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class ActiveRequest:
         self.id = f"anystreamer-{next(_request_ids)}"
         self.eos = eos_ids(request.setting("eos_token_id"))
         self.finished = False
-        self.finished_event = SafeEvent()  # on the loop
+        self.finished_event = SafeEvent()  # set on the loop
         self._detokenizer = request.row_detokenizer(0, self._row)
         self._already_seen = 0  # tokens
         state.clock.set_deadlines(request.options.timeouts, perf_counter())
 
     def process_result(self, result: Any, now: float) -> bool:
-        """Take its latest result. Returns whether there is anything to publish. Never raises."""
+        """Process its latest result. Returns whether there is anything to publish. Never raises."""
         if self.finished:
             return False
         detokenizer = self._detokenizer
@@ -63,14 +63,14 @@ class ActiveRequest:
                 if result.error is not None and detokenizer.ended is None:
                     raise self._new_error(result.error)
                 self.finish()
-        except BaseException as exc:  # Rust's panics are no Exception
+        except BaseException as exc:  # a panic of Rust is not an Exception
             self.finish(exc)
         return self.finished or self.sink.has_pending
 
     def _add_tokens(self, new: list[int], now: float) -> None:
         clock, detokenizer = self.state.clock, self._detokenizer
         self._already_seen += len(new)
-        clock.is_late(now, now)  # they may have come too late
+        clock.is_late(now, now)  # they can have come too late
         clock.tokens(len(new), now, now)
         elapsed = clock.elapsed(now)
         # A stop string ends it with the very token that completes it.
@@ -80,11 +80,11 @@ class ActiveRequest:
                 return
 
     def should_end(self, now: float) -> bool:
-        """Whether it was asked to stop, or is late."""
+        """Whether it was stopped, or is late."""
         return self.state.should_end or self.state.clock.is_late(now, now)
 
     def finish(self, error: BaseException | None = None) -> None:
-        """End it, with all that it has. Never raises."""
+        """End it, and publish the rest of its text. Never raises."""
         detokenizer, clock = self._detokenizer, self.state.clock
         self._cancel(self)
         try:
@@ -103,7 +103,7 @@ class ActiveRequest:
 
 
 def publish(changed: Iterable[ActiveRequest]) -> None:
-    """Publish what several requests have got. On the loop."""
+    """Publish the new text of several requests. On the loop."""
     for active in changed:
         active.sink.publish()
         if active.finished:

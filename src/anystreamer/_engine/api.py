@@ -23,7 +23,7 @@ __all__ = ["Engine", "EngineContext", "open_engine"]
 
 @runtime_checkable
 class Engine(Protocol):
-    """A model for many tasks. What `open_engine` gives, or anything that does the same."""
+    """A model for many tasks: an engine of `open_engine`, or any object that does the same."""
 
     def stream_text(
         self,
@@ -46,10 +46,10 @@ class Engine(Protocol):
         Use it as ``async with engine.stream_text(prompt) as stream:``, in any task of the event
         loop that the engine was opened in. The block may be held across a ``yield``: it opens no
         cancel scope. Leaving it, closing the generator that holds it, or collecting that, stops the
-        model. While it waits, `TextStream.queue_position` says how many are before it.
+        model. While it waits, `TextStream.queue_position` is how many are before it.
 
         Raises:
-            EngineBusy: when the block is entered, if as many wait as may.
+            EngineBusy: when the block is entered, if the queue is full.
             EngineClosed, EngineDied: when it is entered; or from the stream, after its text.
             RuntimeError: in another event loop.
             TypeError, ValueError: at once, or when it is entered, for what cannot be streamed.
@@ -68,6 +68,7 @@ def open_engine(
     max_running: int | None = None,
     sampling: bool = False,
     continuous_batching_config: Any = None,
+    context_length: int | None = None,
 ) -> EngineContext:
     """Own a model for a whole application, and serve many requests on it.
 
@@ -80,24 +81,31 @@ def open_engine(
         tokenizer: its tokenizer, or a processor that has one.
         batching: ``"none"`` runs one request after the other, each as `stream_text` would, all in
             one thread. ``"continuous"`` runs many at once, by transformers' continuous batching:
-            more tokens in all, with fewer of ``generate()``'s arguments.
-        max_waiting: how many requests may wait for their turn; one more raises `EngineBusy`.
-            Unbounded by default.
-        max_running: how many requests run at once; 64 by default with continuous batching, which
-            alone has more than one.
+            more tokens in all, with fewer of ``generate()``'s arguments, for fewer models.
+        max_waiting: how many requests can wait for their turn; one more raises `EngineBusy`.
+            Unlimited by default.
+        max_running: how many requests run at once, with continuous batching; 64 by default.
         sampling: with continuous batching, let each request choose ``do_sample``, ``temperature``,
             ``top_k`` and ``top_p``, at the cost of sorting the logits of each token. Otherwise all
             follow the model's own generation config.
         continuous_batching_config: transformers' own ``ContinuousBatchingConfig``, in place of one
-            whose cache is made to measure.
+            whose cache has a suitable size.
+        context_length: how many tokens the model takes, prompt and answer together. None reads it
+            from the model's config. A longer prompt raises ValueError when its block is entered.
 
     Raises:
-        TypeError, ValueError: at once, for an argument that cannot work.
+        TypeError, ValueError: at once, for an argument that cannot work; and when the block is
+            entered, for a model that continuous batching does not serve correctly. Two short
+            prompts are tried then: together, and each by ``generate()``.
         ImportError: transformers is not installed, or too old for continuous batching.
     """
     if batching not in ("none", "continuous"):
         raise ValueError(f"batching must be 'none' or 'continuous', not {batching!r}")
-    for name, number, least in (("max_waiting", max_waiting, 0), ("max_running", max_running, 1)):
+    for name, number, least in (
+        ("max_waiting", max_waiting, 0),
+        ("max_running", max_running, 1),
+        ("context_length", context_length, 1),
+    ):
         if number is None:
             continue
         if isinstance(number, bool) or not isinstance(number, int):
@@ -112,14 +120,16 @@ def open_engine(
 
         settings = validate_cb_config(model, max_running, continuous_batching_config, sampling)
         return EngineContext(
-            lambda: ContinuousBatchingEngine(model, tokenizer, max_waiting, settings)
+            lambda: ContinuousBatchingEngine(
+                model, tokenizer, max_waiting, context_length, settings
+            )
         )
     if max_running not in (None, 1) or continuous_batching_config is not None:
         raise ValueError(
             "max_running= and continuous_batching_config= need batching='continuous': "
             "without it one request runs at a time"
         )
-    return EngineContext(lambda: SequentialEngine(model, tokenizer, max_waiting))
+    return EngineContext(lambda: SequentialEngine(model, tokenizer, max_waiting, context_length))
 
 
 class EngineContext(SingleErrorContext, AbstractAsyncContextManager[Engine]):
@@ -154,8 +164,9 @@ class EngineContext(SingleErrorContext, AbstractAsyncContextManager[Engine]):
         engine.tasks.end_calls()
         raised = await self._tasks.close(body)
         if raised is None and is_kind(body, cancellation):
-            # Ours, and we did not ask for it: a request's task was cancelled natively before its
-            # first step, and took the others with it. The body must not end in silence.
+            # Raised by our own task group, which nothing of ours has cancelled: a request's task
+            # was cancelled natively before its first step, and took the others with it. The body
+            # must not end without an error.
             raised = EngineClosed()
         engine.finish_if_never_started()
         while not engine.left.is_set() or engine.tasks.has_calls:

@@ -1,4 +1,4 @@
-"""What all kinds of engine share: admission, the line, each request's block and task, the end."""
+"""What all kinds of engine share: admission, the queue, each request's block and task, the end."""
 
 from __future__ import annotations
 
@@ -20,15 +20,23 @@ from .._bridge import (
     close_if_unstarted,
     run_sync_joined,
 )
-from .._errors import EngineBusy, EngineClosed, EngineDied, is_kind, raise_preserving_context
+from .._errors import (
+    EngineBusy,
+    EngineClosed,
+    EngineDied,
+    PromptTooLong,
+    is_kind,
+    raise_preserving_context,
+)
 from .._generation import (
     GenerationRequest,
     Prompt,
     as_prompts,
     main_input_name,
+    max_context_length,
     validate_prompt,
 )
-from .._streams import GenerationState, TextStream
+from .._streams import GenerationState, Row, TextStream
 from .metrics import EngineMetrics, EngineStatistics
 from .queue import AdmissionQueue, Ticket
 
@@ -41,8 +49,8 @@ class BaseEngine:
     def __init__(self, max_running: float, max_waiting: int | None) -> None:
         self.queue = AdmissionQueue(max_running)
         self.metrics = EngineMetrics()
-        self.left = SafeEvent()  # once what it does has ended
-        self.ready = SafeEvent()  # once it takes requests, or never will
+        self.left = SafeEvent()  # its own task has ended
+        self.ready = SafeEvent()  # it accepts requests, or never will
         self.tasks: DetachedTasks[EngineTask]  #: of its requests, once it is open
         self._max_waiting = max_waiting
         self._coroutine: Coroutine[Any, Any, None] | None = None  # of its own task
@@ -53,10 +61,10 @@ class BaseEngine:
 
     @abstractmethod
     def stream_text(self, prompt: Prompt, **arguments: Any) -> StreamContext[TextStream]:
-        """As `Engine.stream_text` says."""
+        """See `Engine.stream_text`."""
 
     def statistics(self) -> EngineStatistics:
-        """As `Engine.statistics` says."""
+        """See `Engine.statistics`."""
         return self.metrics.statistics(
             waiting=len(self.queue.waiting),
             running=len(self.queue.running),
@@ -70,7 +78,7 @@ class BaseEngine:
 
     @property
     def is_closed(self) -> bool:
-        """Whether it takes no more requests."""
+        """Whether it accepts no more requests."""
         return self._is_closed
 
     def __repr__(self) -> str:
@@ -81,17 +89,17 @@ class BaseEngine:
 
     @abstractmethod
     async def _run(self) -> None:
-        """What the engine does, until `_wake` after `_is_closed`. It sets `ready`."""
+        """Serve requests until `_is_closed`. Sets `ready`."""
 
     @abstractmethod
     def _wake(self) -> None:
-        """Let `_run` see that the engine has been closed."""
+        """Make `_run` look at `_is_closed`."""
 
     def _cache_used(self) -> float | None:
         return None
 
     def _on_death(self, cause: BaseException) -> None:
-        """It can serve nobody any more. On the loop."""
+        """It can serve no request any more. On the loop."""
         self._died_of = cause
         for task in self.tasks:
             task.fail(self.unavailable_error())
@@ -99,7 +107,7 @@ class BaseEngine:
     # -- for its owner's block
 
     async def open(self, task_group: UngroupedTaskGroup) -> None:
-        """Start it, and wait until it takes requests. Raises what it could not start of."""
+        """Start it, and wait until it accepts requests. Raises the error if it could not start."""
         self.tasks = DetachedTasks(task_group)
         self._coroutine = self._serve()
         task_group.start(self._coroutine)
@@ -111,7 +119,7 @@ class BaseEngine:
             await checkpoint()  # it was cancelled, and so are we
 
     def close(self) -> None:
-        """Take no more requests, and end those that are open."""
+        """Accept no more requests, and end those that are open."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -121,7 +129,7 @@ class BaseEngine:
         self._wake()
 
     def finish_if_never_started(self) -> None:
-        """As `WorkerTask.finish_if_never_started`, for the engine's own task."""
+        """See `WorkerTask.finish_if_never_started`: the same for the engine's own task."""
         if self._coroutine is None or close_if_unstarted(self._coroutine):
             self.left.set()
 
@@ -136,7 +144,7 @@ class BaseEngine:
                 raise  # a Ctrl-C that struck while a thread was crossing
         finally:
             self.close()
-            for task in self.tasks:  # those that nobody else can end any more
+            for task in self.tasks:  # nothing else can end them any more
                 task.fail(self.unavailable_error())
                 task.state.scope.cancel()
             self.ready.set()
@@ -153,7 +161,7 @@ class BaseEngine:
             )
 
     def admit(self, new_task: Callable[[], EngineTask]) -> EngineTask:
-        """Let a request join the line.
+        """Let a request join the queue.
 
         Raises:
             EngineBusy, EngineClosed, EngineDied
@@ -161,23 +169,24 @@ class BaseEngine:
         self.check_loop()
         if self._is_closed or self._died_of is not None:
             raise self.unavailable_error()
-        most = None if self._max_waiting is None else self.queue.max_running + self._max_waiting
-        if most is not None and len(self.tasks) >= most:
-            raise self._busy(len(self.queue.waiting))
+        if self._max_waiting is not None:
+            limit = self.queue.max_running + self._max_waiting
+            if len(self.tasks) >= limit:
+                raise self._busy_error(len(self.queue.waiting))
         task = new_task()
         self.tasks.add(task)
         return task
 
-    def check_room(self, ticket: Ticket) -> None:
-        """Raises EngineBusy if it would have to wait, and as many wait as may."""
+    def check_queue_limit(self, ticket: Ticket) -> None:
+        """Raises EngineBusy if it would have to wait, and the queue is full."""
         if self._max_waiting is None:
             return
         queue = self.queue
         waiting = sum(each.is_ready for each in queue.waiting)
         if waiting >= self._max_waiting and (waiting or not queue.has_capacity_for(ticket)):
-            raise self._busy(waiting)
+            raise self._busy_error(waiting)
 
-    def _busy(self, waiting: int) -> EngineBusy:
+    def _busy_error(self, waiting: int) -> EngineBusy:
         return EngineBusy(waiting, self.metrics.estimated_wait(waiting, len(self.queue.running)))
 
     def forget(self, task: EngineTask) -> None:
@@ -185,7 +194,7 @@ class BaseEngine:
         self.tasks.discard(task)
 
     def unavailable_error(self) -> Exception:
-        """What is raised in place of serving a request."""
+        """The error for a request that cannot be served."""
         if self._died_of is None:
             return EngineClosed()
         died = EngineDied()
@@ -197,12 +206,19 @@ class ThreadEngine(BaseEngine):
     """An engine whose model works in a thread of this process."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, max_running: int, max_waiting: int | None
+        self,
+        model: Any,
+        tokenizer: Any,
+        max_running: int,
+        max_waiting: int | None,
+        context_length: int | None,
     ) -> None:
         super().__init__(max_running, max_waiting)
         self.model = model
         self.tokenizer = tokenizer
-        self.encoding: CapacityLimiter  # one at a time: so do tokenizers, and each takes a thread
+        #: how many tokens the model takes, prompt and answer together; None where it is not known
+        self.context_length = context_length or max_context_length(model)
+        self.encoding: CapacityLimiter  # one at a time, as tokenizers do; each takes a thread
 
     def stream_text(self, prompt: Prompt, **arguments: Any) -> StreamContext[TextStream]:
         request = GenerationRequest("stream_text", self.model, self.tokenizer, arguments)
@@ -211,11 +227,26 @@ class ThreadEngine(BaseEngine):
 
     @abstractmethod
     def _new_task_for(self, request: GenerationRequest, prompts: Any) -> Callable[[], EngineTask]:
-        """Refuse what this kind of engine cannot do. Returns what makes the request's task."""
+        """Refuse what this kind of engine cannot do. Returns a function that makes the task."""
 
     @abstractmethod
     def _main(self) -> None:
-        """What the engine's thread does, until `_wake` after `_is_closed`. It sets `ready`."""
+        """Run in the engine's thread until `_is_closed`. Sets `ready`."""
+
+    def check_context_length(self, rows: Iterable[Row]) -> None:
+        """Refuse a prompt that leaves no token of the model's context for an answer.
+
+        Raises:
+            PromptTooLong
+        """
+        if self.context_length is None:
+            return
+        config = getattr(self.model, "config", None)
+        # The answer of an encoder-decoder has a context of its own.
+        reserved = 0 if getattr(config, "is_encoder_decoder", False) else 1
+        for row in rows:
+            if len(row.prompt_token_ids) + reserved > self.context_length:
+                raise PromptTooLong(len(row.prompt_token_ids), self.context_length)
 
     async def open(self, task_group: UngroupedTaskGroup) -> None:
         self.encoding = CapacityLimiter(1)
@@ -226,7 +257,7 @@ class ThreadEngine(BaseEngine):
 
 
 class EngineTask(WorkerTask[TextStream]):
-    """A request's task, in the engine's task group: its consumer may be any task, or none."""
+    """A request's task, in the engine's task group: any task can be its consumer, or none."""
 
     state: GenerationState
 
@@ -238,14 +269,14 @@ class EngineTask(WorkerTask[TextStream]):
         state.clock.metrics = engine.metrics
 
     def fail(self, error: Exception) -> None:
-        """End it with an error, after the text that has been made."""
+        """End it with an error, after the text that was generated."""
         self.state.fail(error)
         self.state.stop_requested = True
         if self.is_watched:
             self.state.scope.cancel()
 
     def close(self) -> None:
-        """Its engine closes: end it so. From any thread."""
+        """End it because its engine closes. From any thread."""
         self.fail(EngineClosed())
 
     def turns(self) -> Iterable[AbstractAsyncContextManager[object]]:

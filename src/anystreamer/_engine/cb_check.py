@@ -135,11 +135,11 @@ class _Recorded:
 
     def before_pass(self, _: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Record which layers use the cache. The pass can be that of another user of the model."""
-        cache: Any = getattr(self._manager.batch_processor, "cache", None)
-        if self._cache is not None or cache is None or kwargs.get("cache") is not cache:
+        batches = self._manager.batch_processor
+        if self._cache is not None or batches is None or kwargs.get("cache") is not batches.cache:
             return
-        self._cache = cache
-        update = cache.update
+        self._cache = batches.cache
+        update = self._cache.update
 
         @functools.wraps(update)
         def recording(
@@ -148,7 +148,7 @@ class _Recorded:
             self._layers.add(layer_idx)
             return update(key_states, value_states, layer_idx, *args, **kwargs)
 
-        cache.update = recording
+        self._cache.update = recording
 
     def after_pass(self, _: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
         """Record the logits of the tokens that come next."""

@@ -1,4 +1,4 @@
-"""Sampling that costs nothing while nobody samples: the manager's processors, for a CPU."""
+"""Sampling that costs nothing while no request samples: the manager's processors, for a CPU."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ["skip_sort_when_greedy"]
 
 
 def skip_sort_when_greedy(manager: Any) -> None:
-    """Let *manager* sort no logits for a batch whose requests all take the best token.
+    """Sort no logits for a batch whose requests all take the likeliest token.
 
-    Its processors sort all logits at each step, and for each request, to take the first. On a
-    device to look at the batch's settings would mean to wait for it; on a CPU it costs nothing.
+    The manager's processors sort all logits at each step, for each request. On an accelerator,
+    looking at the batch's settings first would mean waiting for it; on a CPU it costs nothing.
     """
     try:
         from transformers.generation.continuous_batching.cb_logits_processors import (
@@ -20,7 +20,7 @@ def skip_sort_when_greedy(manager: Any) -> None:
         )
 
         processors: list[Any] = manager.logit_processor.logits_processor
-    except (ImportError, AttributeError):  # another release: then it takes its time
+    except (ImportError, AttributeError):  # another release of transformers: it works, slower
         return
 
     class TopK(ContinuousBatchingTopKLogitsWarper):
@@ -36,7 +36,7 @@ def skip_sort_when_greedy(manager: Any) -> None:
 
             if (tensor_arg[: scores.size(0)].view(dtype=torch.float32) < 1).any():
                 return super().__call__(scores, tensor_arg)
-            return scores  # all of it
+            return scores  # all tokens
 
     kinds: dict[type, Any] = {
         ContinuousBatchingTopKLogitsWarper: TopK,
@@ -44,4 +44,4 @@ def skip_sort_when_greedy(manager: Any) -> None:
     }
     for index, processor in enumerate(processors):
         if (kind := kinds.get(type(processor))) is not None:
-            processors[index] = kind(processor)  # which takes over its settings
+            processors[index] = kind(processor)  # with the same settings

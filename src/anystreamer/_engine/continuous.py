@@ -24,28 +24,36 @@ from .cb_open import open_manager
 
 __all__ = ["ContinuousBatchingEngine"]
 
-# The drain lets results gather for so long before it takes all that are ready (seconds). Each time
-# that it wakes, the model's thread has to share the interpreter with it.
+# The drain lets results gather for this long before it takes all that are ready (seconds). Each
+# time that it wakes, the model's thread has to share the interpreter with it.
 DRAIN_INTERVAL = 0.005
 
 # How long the drain waits for a result before it looks for stops and deadlines (seconds).
 RESULT_POLL = 0.01
 
-# A crossing delivers to so many streams at the most, so that it does not hold the loop for long.
+# A crossing delivers to this many streams at most, so that it does not block the loop for long.
 STREAMS_AT_ONCE = 32
 
-# So many prompts at the most are encoded in one go.
+# This many prompts at most are encoded in one call of a worker thread.
 ENCODED_AT_ONCE = 16
 
-# What a request may say of the model's work. All else belongs to ``generate()``.
+# How many results the drain takes before it delivers.
+RESULTS_AT_ONCE = 10_000
+
+# The arguments of generate() that a request can have, beside those of sampling.
 _SETTINGS = ("eos_token_id", "max_length", "max_new_tokens")
+
+# Model inputs that are only the ids of a prompt.
+_INPUTS = {"attention_mask", "input_ids"}
+# These tell what kind each token is of. All 0 is plain text.
+_TOKEN_KINDS = {"token_type_ids", "mm_token_type_ids"}
 
 
 class ContinuousBatchingEngine(ThreadEngine):
     """Hands requests to a manager of transformers, and drains its results in a thread of its own.
 
-    The manager's thread makes tokens; the drain takes what is ready, makes text of it, and crosses
-    to the loop for all streams together.
+    The manager's thread computes tokens. The drain takes those that are ready, turns them into
+    text, and crosses to the loop for all streams together.
     """
 
     def __init__(
@@ -53,9 +61,10 @@ class ContinuousBatchingEngine(ThreadEngine):
         model: Any,
         tokenizer: Any,
         max_waiting: int | None,
+        context_length: int | None,
         settings: Settings,
     ) -> None:
-        super().__init__(model, tokenizer, settings.max_running, max_waiting)
+        super().__init__(model, tokenizer, settings.max_running, max_waiting, context_length)
         self._settings = settings
         self.manager: Any = None
         self.cancellation = get_cancelled_exc_class()
@@ -64,7 +73,7 @@ class ContinuousBatchingEngine(ThreadEngine):
         self.to_encode: list[_Task] = []
         self._has_work = threading.Event()
         self._lock = threading.Lock()
-        self._is_drained = False  # nobody takes results any more
+        self._is_drained = False  # no thread takes results any more
 
     # -- on the loop
 
@@ -98,52 +107,49 @@ class ContinuousBatchingEngine(ThreadEngine):
             "max_buffer_size": request.options.max_buffer_size < float("inf"),
         }
         unknown += [name for name, is_given in others.items() if is_given]
-        if isinstance(prompts, Mapping):
-            unknown += sorted(f"prompt[{name!r}]" for name in prompts.keys() - _INPUTS)
-            mask = prompts.get("attention_mask")
-            if mask is not None and 0 in (mask.tolist() if hasattr(mask, "tolist") else mask)[0]:
-                raise ValueError("prompt['attention_mask'] leaves tokens out: pass the others only")
         if unknown:
             raise ValueError(
                 f"{unknown[0]} is not for batching='continuous', where one forward pass serves "
                 "many requests; use batching='none'"
             )
+        if isinstance(prompts, Mapping):
+            check_inputs(prompts)
 
     def cost_of(self, request: GenerationRequest, row: Row) -> tuple[int, int]:
-        """How many new tokens a request may have, and pages of the cache come to take.
+        """The limit of a request's new tokens, and how many pages of the cache it can need.
 
-        It waits for its turn until they are free. The manager would take it at once, and pages
-        from one for another when they run out; but then it may wait for a request to end that has
-        been cancelled, and that is for ever.
+        It waits for its turn until that many are free. The manager would take it at once, and take
+        pages from one request for another when they run out. But then it can wait for a request to
+        end that has been cancelled, which never happens.
 
         Raises:
-            ValueError: more than there are, were it alone.
+            ValueError: the whole cache has fewer.
         """
         prompt = len(row.prompt_token_ids)
         if not prompt:
             raise ValueError("prompt has no tokens: there is nothing to continue")
-        most = int(new_token_limit(self.model, request.generate_kwargs, prompt))
-        if most < 1:
+        limit = int(new_token_limit(self.model, request.generate_kwargs, prompt))
+        if limit < 1:
             raise ValueError(
-                f"max_new_tokens={most}: there is nothing to generate after {prompt} tokens"
+                f"max_new_tokens={limit}: there is nothing to generate after {prompt} tokens"
             )
-        pages = math.ceil((prompt + most) / self._page)
+        pages = math.ceil((prompt + limit) / self._page)
         if pages > self.queue.capacity:
             raise ValueError(
-                f"a prompt of {prompt} tokens and max_new_tokens={most} do not fit into the "
+                f"a prompt of {prompt} tokens and max_new_tokens={limit} do not fit into the "
                 f"engine's cache of {self.queue.capacity * self._page:.0f} tokens"
             )
-        return most, pages
+        return limit, pages
 
     def submit(self, active: ActiveRequest) -> None:
-        """Hand a request to the manager. It does not block, as its queue has no end."""
+        """Hand a request to the manager. It does not block: its queue is unlimited."""
         (row,) = active.state.rows
         with self._lock:
             if self._is_drained:
                 raise self.unavailable_error()
             # First, so that no result is missed.
             self.active_requests[active.id] = active
-        # One that dies takes none, which is for the drain to find.
+        # A manager that dies ignores it; the drain finds that out.
         self.manager.add_request(
             row.prompt_token_ids,
             request_id=active.id,
@@ -153,15 +159,15 @@ class ContinuousBatchingEngine(ThreadEngine):
             **(self._choices(active.request) if self._settings.sampling else {}),
         )
         if active.id not in self.active_requests:
-            # The drain was asked to stop it meanwhile, when the manager did not know of it.
+            # The drain has cancelled it meanwhile, before the manager knew of it.
             self.manager.cancel_request(active.id)
         self._has_work.set()
 
-    def new_error(self, words: str) -> Exception:
-        """Make an exception of the manager's words; a dead manager has none of its own."""
+    def new_error(self, message: str) -> Exception:
+        """The exception for a request that the manager failed with this message."""
         if is_dying(self.manager):
             return self._death()
-        return RuntimeError(words)
+        return RuntimeError(message)
 
     def _choices(self, request: GenerationRequest) -> dict[str, float | int]:
         """A request's sampling settings, in the manager's terms."""
@@ -170,7 +176,7 @@ class ContinuousBatchingEngine(ThreadEngine):
             SAMPLING[name] if chosen[name] is None else chosen[name] for name in list(SAMPLING)[1:]
         )
         vocabulary = self.model.config.get_text_config().vocab_size
-        if not chosen["do_sample"]:  # then the best one it is
+        if not chosen["do_sample"]:  # always the likeliest token
             temperature, top_k, top_p = 1.0, 1, 1.0
         return {
             "temperature": float(temperature),
@@ -179,7 +185,7 @@ class ContinuousBatchingEngine(ThreadEngine):
         }
 
     def cancel(self, active: ActiveRequest) -> None:
-        """Nothing more of it is wanted: free its pages. From any thread."""
+        """Free the pages of a request: no more results are needed. From any thread."""
         if self.active_requests.pop(active.id, None) is not None:
             self.manager.cancel_request(active.id)
 
@@ -197,7 +203,7 @@ class ContinuousBatchingEngine(ThreadEngine):
             try:
                 self._drain(manager)
             finally:
-                # Leaving waits for whatever is open.
+                # Closing the manager waits for open requests.
                 for active in list(self.active_requests.values()):
                     self.cancel(active)
 
@@ -206,22 +212,28 @@ class ContinuousBatchingEngine(ThreadEngine):
             if not self.active_requests:
                 self._has_work.wait()
                 self._has_work.clear()
-                continue
-            sleep(DRAIN_INTERVAL)
-            result, latest = manager.get_result(timeout=RESULT_POLL), {}
-            while result is not None:
-                latest[result.request_id] = result  # each has all tokens so far
-                result = manager.get_result(timeout=0) if len(latest) < 10_000 else None
-            self._publish(self._process(latest.values()))
-            if not latest and not manager.is_running():
+            elif not self._drain_once(manager) and not manager.is_running():
                 self._death()
                 break
         self._finish_all()
         if self._died_of is not None:
             from_thread.run_sync(self._on_death, self._died_of)
 
+    def _drain_once(self, manager: Any) -> bool:
+        """Deliver the results that are ready. Returns whether there were any.
+
+        Not within `_drain`: its variables would keep requests alive while it waits for new ones.
+        """
+        sleep(DRAIN_INTERVAL)
+        result, latest = manager.get_result(timeout=RESULT_POLL), {}
+        while result is not None:
+            latest[result.request_id] = result  # each has all tokens so far
+            result = manager.get_result(timeout=0) if len(latest) < RESULTS_AT_ONCE else None
+        self._publish(self._process(latest.values()))
+        return bool(latest)
+
     def _process(self, results: Iterable[Any]) -> list[ActiveRequest]:
-        """Take results, and look for stops and deadlines. Returns whose stream has changed."""
+        """Process results, stops and deadlines. Returns the requests with something to publish."""
         now = perf_counter()
         changed = {}
         for result in results:
@@ -240,7 +252,7 @@ class ContinuousBatchingEngine(ThreadEngine):
             self._is_drained = True
         open_ones = list(self.active_requests.values())
         for active in open_ones:
-            active.finish(self.unavailable_error())  # to each its own
+            active.finish(self.unavailable_error())  # each has an error of its own
         self._publish(open_ones)
 
     def _publish(self, changed: list[ActiveRequest]) -> None:
@@ -253,8 +265,28 @@ class ContinuousBatchingEngine(ThreadEngine):
         return self.unavailable_error()
 
 
-# Model inputs that are nothing but the ids of a prompt.
-_INPUTS = {"attention_mask", "input_ids"}
+def check_inputs(inputs: Mapping[str, Any]) -> None:
+    """Refuse model inputs that are more than the ids of a prompt, such as images: by their name.
+
+    Raises:
+        ValueError
+    """
+    for name in sorted(inputs.keys() - _INPUTS):
+        if inputs[name] is None or (name in _TOKEN_KINDS and not _has(inputs[name], nonzero=True)):
+            continue
+        raise ValueError(
+            f"prompt[{name!r}] is not for batching='continuous', which takes only the ids of a "
+            "prompt; use batching='none'"
+        )
+    mask = inputs.get("attention_mask")
+    if mask is not None and _has(mask, nonzero=False):
+        raise ValueError("prompt['attention_mask'] leaves tokens out: pass the others only")
+
+
+def _has(values: Any, *, nonzero: bool) -> bool:
+    """Whether the first row of a tensor or a list has an item that is not 0, or one that is."""
+    row = (values.tolist() if hasattr(values, "tolist") else values)[0]
+    return any(bool(each) is nonzero for each in row)
 
 
 class _Task(EngineTask):
@@ -276,13 +308,13 @@ class _Task(EngineTask):
         try:
             async with engine.encoding:
                 if not self.is_encoded:
-                    # With those that have come meanwhile: beside a model that runs, each switch
-                    # to a thread and back takes its time.
+                    # Together with those that came meanwhile: beside a running model, each switch
+                    # to a thread and back takes time.
                     batch = [self, *(each for each in engine.to_encode if each is not self)]
                     await run_sync_joined(_encode, engine, batch[:ENCODED_AT_ONCE])
         finally:
             engine.to_encode.remove(self)
-        await checkpoint()  # a cancellation that came meanwhile must not be missed
+        await checkpoint()  # raises a cancellation that came meanwhile
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
@@ -291,12 +323,14 @@ class _Task(EngineTask):
         self.state.rows = self._rows
         (row,) = self._rows
         self._max_new_tokens, self.ticket.cost = engine.cost_of(self._request, row)
-        engine.check_room(self.ticket)
+        engine.check_queue_limit(self.ticket)
 
     def encode(self) -> None:
         """Encode its prompt. Never raises."""
         try:
-            _, self._rows = self._request.encode(self._prompts)
+            inputs, self._rows = self._request.encode(self._prompts)
+            check_inputs(inputs)  # the keys, and not the form of the prompt, tell of images
+            self._engine.check_context_length(self._rows)
         except BaseException as exc:
             self._failure = wrap_control_flow_exception(exc, self.cancellation)
         self.is_encoded = True
@@ -318,9 +352,9 @@ class _Task(EngineTask):
 
 
 def _encode(engine: ContinuousBatchingEngine, tasks: Sequence[_Task]) -> None:
-    """Encode several prompts, that of the first on behalf of whom it is done."""
+    """Encode several prompts, for as long as the first task waits for it."""
     for task in tasks:
         if engine.is_closed or tasks[0].state.abandoned:
-            return  # the others see to themselves
+            return  # each of the others starts this again
         if not task.is_encoded and not task.state.abandoned:
             task.encode()

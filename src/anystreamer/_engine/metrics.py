@@ -14,21 +14,21 @@ from .._streams import Timing
 
 __all__ = ["EngineMetrics", "EngineStatistics", "Histogram"]
 
-# The rate of tokens is that of the last seconds, counted in bins.
+# The rate of tokens is measured over the last seconds, in bins.
 RATE_SECONDS = 5.0
 BIN_SECONDS = 0.25
 
-# How much the latest request counts in how long requests take.
-LATEST = 0.2
+# The weight of the latest request in the moving average of how long requests take.
+LATEST_WEIGHT = 0.2
 
-# Upper bounds in seconds. From a tiny model's step to what nobody would wait for.
+# Upper bounds in seconds, from a tiny model's step to more than anyone waits for.
 BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5)
 REQUEST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Histogram:
-    """How often a time was at most so long, as Prometheus and OpenTelemetry take it."""
+    """How many times were at most this long, in the form of Prometheus and OpenTelemetry."""
 
     bounds: tuple[float, ...]  #: upper bounds in seconds, rising
     counts: tuple[int, ...]  #: times up to each bound (cumulative), and last all of them
@@ -42,7 +42,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStatistics:
-    """Numbers of one engine, since it was opened where nothing else is said."""
+    """Numbers of one engine, since it was opened unless stated otherwise."""
 
     waiting: int  #: requests whose turn has not come
     running: int  #: requests that the model works on
@@ -52,7 +52,7 @@ class EngineStatistics:
     queued: Histogram  #: from the call to the turn
     first_token: Histogram  #: from the call to the first token
     between_tokens: Histogram  #: from one token of a request to its next
-    total: Histogram  #: from the call to the end; its `count` is that of requests that have ended
+    total: Histogram  #: from the call to the end; `count` is the number of requests that ended
 
 
 class EngineMetrics:
@@ -62,15 +62,15 @@ class EngineMetrics:
         self._lock = threading.Lock()
         self._opened_at = perf_counter()
         self._tokens = 0
-        self._bins: deque[list[float]] = deque()  # of [when it began, tokens]
+        self._bins: deque[list[float]] = deque()  # [start, tokens] each
         self._queued = _Counts(REQUEST)
         self._first_token = _Counts(REQUEST)
         self._between = _Counts(BETWEEN)
         self._total = _Counts(REQUEST)
-        self._turn: float | None = None  # how long a turn takes lately
+        self._average_turn: float | None = None  # seconds
 
     def tokens(self, count: int, now: float, before: float | None) -> None:
-        """A request has got tokens, and had the one before them then, or is at its first."""
+        """A request has got tokens; *before* is the time of those before, None for the first."""
         with self._lock:
             self._tokens += count
             bins = self._bins
@@ -84,7 +84,7 @@ class EngineMetrics:
                 self._between.add((now - before) / count, count)
 
     def observe_gap(self, seconds: float) -> None:
-        """A request has got more, of nobody knows how many tokens, so long after the last time."""
+        """A request has got an unknown number of tokens, this many seconds after the last ones."""
         with self._lock:
             self._between.add(seconds)
 
@@ -94,16 +94,15 @@ class EngineMetrics:
             if timing.queued is not None:
                 self._queued.add(timing.queued)
                 turn = timing.total - timing.queued
-                self._turn = (
-                    turn if self._turn is None else self._turn + LATEST * (turn - self._turn)
-                )
+                average = turn if self._average_turn is None else self._average_turn
+                self._average_turn = average + LATEST_WEIGHT * (turn - average)
             if timing.first_token is not None:
                 self._first_token.add(timing.first_token)
             self._total.add(timing.total)
 
     def estimated_wait(self, waiting: int, running: int) -> float | None:
-        """An estimate of the seconds until all who wait, and one more, have had their turn."""
-        turn = self._turn
+        """An estimate of the seconds until all that wait, and one more, have had their turn."""
+        turn = self._average_turn
         return None if turn is None else turn * (waiting + 1) / max(running, 1)
 
     def statistics(self, *, waiting: int, running: int, used: float | None) -> EngineStatistics:

@@ -1,4 +1,4 @@
-"""Who waits for an engine, in the order in which they came."""
+"""The requests that wait for an engine, in order of arrival."""
 
 from __future__ import annotations
 
@@ -10,51 +10,51 @@ __all__ = ["AdmissionQueue", "Ticket"]
 
 
 class AdmissionQueue:
-    """Gives a number of slots to those who wait, first come, first served. The loop's alone.
+    """Admits requests up to two limits, first come, first served. Used on the loop only.
 
-    Who came first and is still encoding its prompt does not hold up the others.
+    A request whose prompt is still being encoded does not hold up the others.
     """
 
     def __init__(self, max_running: float, capacity: float = math.inf) -> None:
         self.max_running = max_running
-        self.capacity = capacity  # for the sizes of all that run
+        self.capacity = capacity  # for the costs of all that run
         self.waiting: list[Ticket] = []
         self.running: set[Ticket] = set()
 
     def enqueue(self) -> Ticket:
-        """Wait from now on."""
+        """Join the queue."""
         ticket = Ticket(self)
         self.waiting.append(ticket)
         return ticket
 
     def has_capacity_for(self, ticket: Ticket) -> bool:
-        """Whether it could run beside those that do."""
+        """Whether it could run beside those that already run."""
         used = sum(each.cost for each in self.running)
         return len(self.running) < self.max_running and used + ticket.cost <= self.capacity
 
     def admit_ready(self) -> None:
-        """Give free slots to those whose turn it is."""
+        """Admit those whose turn it is."""
         while True:
             ticket = next((each for each in self.waiting if each.is_ready), None)
             if ticket is None or not self.has_capacity_for(ticket):
-                return  # nor may a smaller one go before it: it might wait for ever
+                return  # a smaller one does not go before it, or it could wait for ever
             self.waiting.remove(ticket)
             self.running.add(ticket)
-            ticket.turn.set()
+            ticket.admitted.set()
 
 
 class Ticket:
-    """A place in the line, and later the turn: entered to wait for it, left to give it up."""
+    """A place in the queue, and later the turn: entered to wait for it, left to give it up."""
 
     def __init__(self, queue: AdmissionQueue) -> None:
         self._queue = queue
-        self.is_ready = False  # to have its turn
-        self.cost = 0  # the room that it takes
-        self.turn = SafeEvent()
+        self.is_ready = False  # to be admitted
+        self.cost = 0  # its share of the capacity
+        self.admitted = SafeEvent()
 
     @property
     def position(self) -> int | None:
-        """How many are before it in the line; None once it waits no more."""
+        """How many are before it in the queue; None once it does not wait any more."""
         try:
             return self._queue.waiting.index(self)
         except ValueError:
@@ -63,13 +63,13 @@ class Ticket:
     async def __aenter__(self) -> None:
         self.is_ready = True
         self._queue.admit_ready()
-        await self.turn.wait()
+        await self.admitted.wait()
 
     async def __aexit__(self, *exc_info: object) -> None:
         self.leave()
 
     def leave(self) -> None:
-        """Wait no more, or end the turn. Calling it again changes nothing."""
+        """Leave the queue, or end the turn. Calling it again changes nothing."""
         queue = self._queue
         if self in queue.waiting:
             queue.waiting.remove(self)

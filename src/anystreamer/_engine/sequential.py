@@ -1,4 +1,4 @@
-"""An engine that serves one request after the other, in one thread for all of its life."""
+"""An engine that serves one request after the other, in a single thread."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ class SequentialEngine(ThreadEngine):
     Compiled models and CUDA graphs keep state for each thread.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, max_waiting: int | None) -> None:
-        super().__init__(model, tokenizer, 1, max_waiting)
+    def __init__(
+        self, model: Any, tokenizer: Any, max_waiting: int | None, context_length: int | None
+    ) -> None:
+        super().__init__(model, tokenizer, 1, max_waiting, context_length)
         self.work_items: SimpleQueue[WorkItem | None] = SimpleQueue()
 
     def _new_task_for(self, request: GenerationRequest, prompts: Any) -> Callable[[], EngineTask]:
@@ -36,6 +38,7 @@ class SequentialEngine(ThreadEngine):
         from_thread.run_sync(self.ready.set)
         while (item := self.work_items.get()) is not None:
             item.run()
+            del item  # or the stream would live until the next request
 
     def _wake(self) -> None:
         self.work_items.put(None)
@@ -76,10 +79,11 @@ class _Task(EngineTask):
             await checkpoint()
 
     def _encode(self) -> None:
-        # The caller's: the task was started with them. Here, and not on the loop, where they would
-        # say that the event loop runs in this thread.
+        # The context variables of the caller, with which the task was started. Copied in this
+        # thread: on the loop they also contain that the event loop runs in the current thread.
         self._context = copy_context()
         self._call.prepare()
+        self._engine.check_context_length(self.state.rows)
 
     def queue_deadline(self) -> tuple[float, str]:
         return self._request.queue_deadline(self.state)
@@ -90,7 +94,7 @@ class _Task(EngineTask):
 
     async def work(self) -> None:
         engine = self._engine
-        if engine.is_closed:  # nobody is there to call it
+        if engine.is_closed:  # no thread is there to call it
             return
         others_wait = has_waiters(self._limiter, current_token())
         producer = Producer[Any](
@@ -99,5 +103,5 @@ class _Task(EngineTask):
         item = WorkItem(self._context, producer.run, self._call.run)
         engine.tasks.start(guard(self.state))
         engine.work_items.put(item)
-        # Not awaited by an event: a Ctrl-C can strike what would set it, and the thread hold on.
+        # Not awaited by an event: a Ctrl-C can strike the code that would set it.
         await run_sync_joined(item.wait, when_cancelled=self.close, is_tracked=False)

@@ -55,5 +55,6 @@ def special_ids(tokenizer: Any) -> Iterable[int]:
     """The ids that a tokenizer calls special: what `skip_special_tokens` is about."""
     if (ids := getattr(tokenizer, "all_special_ids", None)) is not None:
         return [each for each in ids if each is not None]
-    added = getattr(tokenizer, "get_added_tokens_decoder", dict)()  # of the tokenizers library
+    get_added: Any = getattr(tokenizer, "get_added_tokens_decoder", dict)  # of tokenizers
+    added: dict[int, Any] = get_added()
     return [token_id for token_id, token in added.items() if getattr(token, "special", False)]

@@ -101,7 +101,9 @@ def create_app(
     limits = Limits(
         default_max_tokens=default_max_tokens,
         max_tokens=max_tokens_limit,
-        context=context_length or max_context_length(getattr(engine, "model", None)),
+        context=context_length
+        or getattr(engine, "context_length", None)
+        or max_context_length(getattr(engine, "model", None)),
         keep_alive=keep_alive,
         timeout=timeout,
         response_template=_response_template_of(engine),

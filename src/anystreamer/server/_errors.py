@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from .._errors import EngineBusy, EngineClosed, EngineDied, GenerationTimeout
+from .._errors import EngineBusy, EngineClosed, EngineDied, GenerationTimeout, PromptTooLong
 from ._asgi import log
 
 __all__ = [
@@ -95,6 +95,8 @@ def is_about_request(exc: Exception) -> bool:
 def in_clients_terms(exc: Exception, param: str) -> APIError:
     """A refusal with OpenAI's name of the parameter; *param* if the message names none."""
     message = str(exc)
+    if isinstance(exc, PromptTooLong):
+        return APIError(message, param=param, code="context_length_exceeded")
     for name, known_as in _PARAMS.items():
         if name in message:
             message, param = message.replace(name, known_as), known_as
