@@ -76,3 +76,22 @@ async def test_a_stop_string_completed_by_the_very_end_of_the_text() -> None:
     _, stream = await collect(stream_llama(**says("a", *ids_of("é")[:1]), stop="\ufffd"))
     assert stream.text == "a"
     assert (stream.finish_reason, stream.stop_string) == (FinishReason.STOP_STRING, "\ufffd")
+
+
+# -- generate()'s own, where special tokens are
+
+
+async def test_a_stop_string_of_generate_that_is_a_special_token_is_named() -> None:
+    """`generate()` searches the text with its special tokens, whatever of it is shown."""
+    say = says("ab", MARK, "cd")
+    _, stream = await collect(stream_llama(**say, stop_strings=["<mark>"]))
+    assert (stream.text, stream.token_ids[-1]) == ("ab", MARK)
+    assert (stream.finish_reason, stream.stop_string) == (FinishReason.STOP_STRING, "<mark>")
+
+
+async def test_a_stop_string_of_generate_is_not_completed_across_a_special_token() -> None:
+    say = says("ab", MARK, "cd")
+    kwargs: dict[str, Any] = {**say, "stop_strings": ["bc"], "max_new_tokens": 5}
+    _, stream = await collect(stream_llama(**kwargs))
+    assert (stream.text, stream.stop_string) == ("abcd", None)
+    assert stream.finish_reason is FinishReason.LENGTH

@@ -12,10 +12,12 @@ from typing import Any
 from .._bridge import Producer
 from .._errors import GenerationStopped, GenerationTimeout, is_kind
 from .._streams import FinishReason, GenerationState, TextChunk
+from .detokenizer import eos_ids
 from .generate_kwargs import is_assisted, new_token_limit
 from .model import is_encoder_decoder, uses_torch
 from .prompts import Prompt
 from .request import GenerationRequest
+from .returned_tokens import returned_tokens
 from .token_streamer import TokenStreamer
 from .whisper import uses_windows
 
@@ -108,6 +110,8 @@ class _Run:
                 self._rows[0].begin_window()
         seconds = perf_counter() - started
         producer.check_also(None)
+        if not streamer.was_called and not producer.should_stop():
+            self._take_returned(output)
         streamer.finish()
         self._note_ends(output, seconds, is_cut)
         return output
@@ -164,12 +168,30 @@ class _Run:
         )
         return stopped
 
+    def _take_returned(self, output: Any) -> None:
+        """Deliver the tokens that ``generate()`` returned and did not stream."""
+        request, kwargs = self._request, self._kwargs
+        has_decoder_alone = not is_encoder_decoder(request.model)
+        rows = returned_tokens(
+            output,
+            len(self._rows),
+            kwargs.get("input_ids", kwargs.get("inputs")) if has_decoder_alone else None,
+            None if has_decoder_alone else request.setting("decoder_start_token_id"),
+        )
+        eos = set(eos_ids(request.setting("eos_token_id")))
+        if len(rows) > 1:  # what follows the end of a row fills it up to the length of the others
+            rows = [
+                row[: 1 + next((i for i, each in enumerate(row) if each in eos), len(row))]
+                for row in rows
+            ]
+        self._streamer.take_returned(rows)
+
     def _note_ends(self, output: Any, seconds: float, is_cut: bool) -> None:
         """Note how each row ended. Raises GenerationTimeout if a deadline ended one."""
         request, state, streamer = self._request, self._state, self._streamer
-        reached_limit = streamer.steps >= new_token_limit(
-            request.model, self._kwargs, streamer.prompt_length
-        )
+        limit = new_token_limit(request.model, self._kwargs, streamer.prompt_length)
+        # A model that does not stream can have no limit of tokens, and make more.
+        reached_limit = streamer.steps >= limit if streamer.was_called else streamer.steps == limit
         max_time = request.setting("max_time")
         out_of_time = max_time is not None and seconds >= max_time
         stopped = rows_stopped(self._criteria, len(self._rows))

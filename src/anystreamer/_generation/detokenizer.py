@@ -9,6 +9,7 @@ from typing import Any
 
 from .._streams import FinishReason, Logprob, Row, TextChunk
 from .._text import ContinuationDecoder, Delta, StopStrings, TextDecoder
+from .shown_stop_strings import ShownStopStrings
 from .whisper import WhisperWindowBuffer
 
 __all__ = ["RowDetokenizer", "eos_ids"]
@@ -25,7 +26,7 @@ class RowDetokenizer:
         row: its state.
         new_decoder: makes a decoder of its tokens.
         stop_strings: end the text, and are not part of it.
-        shown_stop_strings: those of ``generate()`` itself, which are part of the text.
+        shown_stop_strings: those of ``generate()`` itself, which are part of the text, if any.
         eos_token_ids: end the row.
         skipped_token_ids: are never text, whatever the decoder makes of them.
         window: of a model that transcribes a recording in windows.
@@ -37,7 +38,7 @@ class RowDetokenizer:
         row: Row,
         new_decoder: Callable[[], TextDecoder],
         stop_strings: StopStrings,
-        shown_stop_strings: StopStrings,
+        shown_stop_strings: ShownStopStrings | None,
         eos_token_ids: Collection[int],
         skipped_token_ids: Collection[int] = (),
         window: WhisperWindowBuffer | None = None,
@@ -98,11 +99,14 @@ class RowDetokenizer:
         self._pending.extend(token_ids)
         if logprobs:
             self._logprobs = [*(self._logprobs or ()), *logprobs]
+        if self._shown_stop_strings is not None:
+            self._shown_stop_strings.add_tokens(token_ids)
         if self._skipped_token_ids:
             skipped = self._skipped_token_ids
             self._skipped += [each for each in token_ids if each in skipped]
             token_ids = [each for each in token_ids if each not in skipped]
         text = self._apply_stop_strings(self._decoder.decode(token_ids))
+        self._note_stop_strings()
         if not text:
             return []
         if (response := self._row.response) is not None:
@@ -113,6 +117,9 @@ class RowDetokenizer:
         """Return what is still held back, and the ids that no chunk has taken along."""
         chunks = [] if self.window is None else self._process(*self.window.flush(), elapsed)
         text = self._apply_stop_strings(self._decoder.flush()) + self._take_held_text()
+        if self._shown_stop_strings is not None:
+            self._shown_stop_strings.finish()
+        self._note_stop_strings()
         if (response := self._row.response) is not None:
             deltas = response.feed(text)
             deltas += response.finish(
@@ -139,16 +146,13 @@ class RowDetokenizer:
         return held
 
     def _apply_stop_strings(self, text: str) -> str:
-        if not text:
-            return text
-        shown = self._stop_strings.feed(text) if self._stop_strings else text
-        if self._shown_stop_strings:
-            self._shown_stop_strings.feed(text)
+        return self._stop_strings.feed(text) if text and self._stop_strings else text
+
+    def _note_stop_strings(self) -> None:
         for strings in (self._stop_strings, self._shown_stop_strings):
-            if strings.matched is not None:
+            if strings is not None and strings.matched is not None:
                 self.ended = FinishReason.STOP_STRING
                 self._row.matched_stop_string = strings.matched
-        return shown
 
     def _chunk(
         self, text: str, elapsed: float, field: str | None = None, value: Any = None

@@ -14,6 +14,7 @@ from .generate_kwargs import check_cancel_within, check_generate_kwargs, effecti
 from .model import check_model, is_encoder_decoder, main_input_name, uses_torch
 from .options import Options
 from .prompts import Prompt, encode, prompt_rows, tokenizer_of
+from .shown_stop_strings import ShownStopStrings
 from .whisper import (
     check_whisper_fallback,
     check_whisper_rows,
@@ -119,13 +120,19 @@ class GenerationRequest:
             row,
             self.decoder,
             StopStrings(self.options.stop_strings),
-            StopStrings(self.setting("stop_strings") or ()),
+            self._shown_stop_strings(),
             eos,
             # Not every tokenizer calls every EOS special, nor does every response template know of
             # it in every field: it would become text.
             eos if self.options.skip_special_tokens else (),
             whisper_window_buffer(self.model, self.generate_kwargs, eos),
         )
+
+    def _shown_stop_strings(self) -> ShownStopStrings | None:
+        if not (strings := self.setting("stop_strings")):
+            return None
+        decoder = text_decoder(self.decoding, skip_special_tokens=False)
+        return ShownStopStrings(StopStrings(strings), decoder)
 
     def encode(
         self, prompts: Sequence[Prompt] | Mapping[str, Any]

@@ -48,6 +48,7 @@ class TokenStreamer:
         self._rows = rows
         self._token_healing = token_healing
         self._has_windows = has_windows
+        self.was_called = False  # by generate(), with a prompt
         self.logprobs_of: Callable[[list[int]], list[Logprob]] | None = None
         self._next_is_prompt = True
         self.is_over = False  # the answer has ended, though generate() can go on
@@ -82,6 +83,7 @@ class TokenStreamer:
         self._take([row[already_seen:] for row in ids] if already_seen else ids)
 
     def _take_prompts(self, prompts: Sequence[list[int]]) -> None:
+        self.was_called = True
         if len(prompts) != len(self._rows):
             raise ValueError(f"generate() makes {len(prompts)} rows, not {len(self._rows)}")
         for row, prompt in zip(self._rows, prompts, strict=True):
@@ -94,6 +96,18 @@ class TokenStreamer:
         self.prompt_length = len(prompts[0])
         self.steps = 0
         self.all_rows_finished = False
+
+    def put_draft(self, value: Any) -> None:
+        """End a block of tokens that is no longer wanted, between two passes over it.
+
+        Models that diffuse text make a whole block of tokens in many passes, and call this after
+        each of them.
+
+        Raises:
+            GenerationStopped: nothing more is wanted.
+        """
+        if self.is_to_stop():
+            raise GenerationStopped
 
     def end(self) -> None:
         """Deliver what the end of the answer makes final; of Whisper's, the end of a window."""
@@ -121,6 +135,16 @@ class TokenStreamer:
             new = [row[start:] for row in sequences]
         self._taken_in_advance += len(new[0])
         self._take(new)
+
+    def take_returned(self, rows: Sequence[list[int]]) -> None:
+        """Take all tokens of each row, which ``generate()`` returned and did not stream."""
+        now = perf_counter()
+        self.steps = max(map(len, rows))
+        self._state.clock.tokens(self.steps, now, self._producer.busy_clock())
+        elapsed = self._state.clock.elapsed(now)
+        self._deliver(
+            row.add_tokens(ids, None, elapsed) for row, ids in zip(self._rows, rows, strict=True)
+        )
 
     def mark_row_finished(self, number: int, sequences: Any) -> None:
         """End a row with the step that a criterion is being asked about."""
