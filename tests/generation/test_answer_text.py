@@ -124,12 +124,12 @@ async def test_the_answer_of_an_encoder_decoder_begins_a_text() -> None:
 
 async def test_each_row_of_a_batch_goes_on_from_its_own_prompt() -> None:
     answer = saying("▁fox", "es")
-    prompts = ["the", CHAT, "the quick brown"]
+    prompts: list[Any] = ["the", CHAT, "the quick brown"]
     async with stream_batch(llama(), words(), prompts, **answer) as stream:
         await stream.read()
     assert list(stream.text) == [" foxes", "foxes", " foxes"]
     answer = saying("▁fox", "es")
-    copies = {"num_return_sequences": 2, "do_sample": True}
+    copies: dict[str, Any] = {"num_return_sequences": 2, "do_sample": True}
     async with stream_batch(llama(), words(), ["the", CHAT], **answer, **copies) as stream:
         await stream.read()
     assert list(stream.text) == [" foxes"] * 2 + ["foxes"] * 2

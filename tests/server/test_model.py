@@ -190,7 +190,7 @@ def test_the_texts_of_tokens_are_the_text(kind: str) -> None:
         piece = TextChunk("", [token_id], logprobs=[-1.0], top_logprobs=[((ids[-1], -2.0),)])
         said += texts.of(piece)
     assert "".join(token.text for token in said) == tokenizer.decode(ids)
-    assert len({token.top[0][0] for token in said[1:]}) == 1
+    assert len({token.top[0].text for token in said[1:]}) == 1
 
 
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [

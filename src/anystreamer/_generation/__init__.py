@@ -2,7 +2,7 @@
 
 from .api import SupportsGenerate, stream_batch, stream_text
 from .call import GenerationCall
-from .detokenizer import eos_ids
+from .detokenizer import continues_prompt, eos_ids
 from .drop_in import AsyncTextIteratorStreamer
 from .generate_kwargs import check_generate_kwargs, new_token_limit
 from .limiters import model_limiter
@@ -22,6 +22,7 @@ __all__ = [
     "as_prompts",
     "check_generate_kwargs",
     "check_model",
+    "continues_prompt",
     "eos_ids",
     "main_input_name",
     "max_context_length",

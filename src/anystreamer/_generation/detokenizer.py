@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from .._streams import FinishReason, Logprob, Row, TextChunk
 from .._text import ContinuationDecoder, Delta, StopStrings, TextDecoder
+from .model import is_encoder_decoder
+from .prompts import Prompt
 from .shown_stop_strings import ShownStopStrings
 from .whisper import WhisperWindowBuffer
 
-__all__ = ["RowDetokenizer", "eos_ids"]
+__all__ = ["RowDetokenizer", "continues_prompt", "eos_ids"]
 
 
 class RowDetokenizer:
@@ -179,6 +181,21 @@ class RowDetokenizer:
         chunk = self._chunk(value if is_answer else "", elapsed, delta.field, value)
         chunk.is_complete_value = delta.is_complete
         return chunk
+
+
+def continues_prompt(
+    model: Any, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> bool:
+    """Whether an answer's text goes on from the prompt's, and is not a text of its own.
+
+    An answer to chat messages is one of its own, unless it is the rest of the last message. So is
+    an answer to model inputs, since they do not show what they were made of, and the answer of an
+    encoder-decoder, whose decoder has not seen the prompt.
+    """
+    if isinstance(prompt, Mapping) or is_encoder_decoder(model):
+        return False
+    kwargs = chat_template_kwargs or {}
+    return isinstance(prompt, str) or bool(kwargs.get("continue_final_message"))
 
 
 def eos_ids(value: Any) -> list[int]:

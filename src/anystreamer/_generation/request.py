@@ -9,7 +9,7 @@ from typing import Any
 
 from .._streams import GenerationSpan, GenerationState, Row, queue_deadline
 from .._text import ResponseParser, StopStrings, TextDecoder, text_decoder, validate_template
-from .detokenizer import RowDetokenizer, eos_ids
+from .detokenizer import RowDetokenizer, continues_prompt, eos_ids
 from .generate_kwargs import check_cancel_within, check_generate_kwargs, effective_setting
 from .model import check_model, is_encoder_decoder, main_input_name, uses_torch
 from .options import Options
@@ -106,13 +106,6 @@ class GenerationRequest:
             row.response = ResponseParser(self.decoding, self.template, prompt_ids, tools)
         return row
 
-    def continues_prompt(self, prompt: Prompt) -> bool:
-        """Whether the answer's text goes on from the prompt's, and is not a text of its own."""
-        if isinstance(prompt, Mapping) or is_encoder_decoder(self.model):
-            return False
-        kwargs = self.options.chat_template_kwargs or {}
-        return isinstance(prompt, str) or bool(kwargs.get("continue_final_message"))
-
     def row_detokenizer(self, number: int, row: Row) -> RowDetokenizer:
         eos = eos_ids(self.setting("eos_token_id"))
         return RowDetokenizer(
@@ -155,7 +148,12 @@ class GenerationRequest:
         else:
             sources = [each for each in prompts for _ in range(copies)]
         rows = [
-            self.new_row(row, continues_prompt=self.continues_prompt(prompt))
+            self.new_row(
+                row,
+                continues_prompt=continues_prompt(
+                    self.model, prompt, self.options.chat_template_kwargs
+                ),
+            )
             for row, prompt in zip(ids, sources, strict=True)
         ]
         self._check_rows(encoded, rows)

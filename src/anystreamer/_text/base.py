@@ -1,7 +1,7 @@
 """What a decoder needs of a tokenizer, and what all decoders have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from operator import index
 from typing import Any, Protocol
 
@@ -51,10 +51,15 @@ def common_prefix(one: str, other: str) -> int:
     return next(n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
 
 
-def special_ids(tokenizer: Any) -> Iterable[int]:
+def rust_backend(tokenizer: Any) -> Any:
+    """The tokenizer of the tokenizers library that does the work; None if there is none."""
+    is_one = type(tokenizer).__module__ == "tokenizers"
+    return tokenizer if is_one else getattr(tokenizer, "backend_tokenizer", None)
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
     """The ids that a tokenizer calls special: what `skip_special_tokens` is about."""
-    if (ids := getattr(tokenizer, "all_special_ids", None)) is not None:
-        return [each for each in ids if each is not None]
-    get_added: Any = getattr(tokenizer, "get_added_tokens_decoder", dict)  # of tokenizers
+    named = getattr(tokenizer, "all_special_ids", None) or ()
+    get_added: Any = getattr(rust_backend(tokenizer), "get_added_tokens_decoder", dict)
     added: dict[int, Any] = get_added()
-    return [token_id for token_id, token in added.items() if getattr(token, "special", False)]
+    return frozenset(named) | {each for each, token in added.items() if token.special}

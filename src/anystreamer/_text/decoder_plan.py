@@ -30,7 +30,7 @@ class DecoderPlan:
             first, later = step(first, True), step(later, False)
         if self.core == "text":
             return first, later
-        convert = _level_bytes if self.core == "bytes" else _fallback_byte
+        convert = _level_bytes if self.core == "bytes" else fallback_byte
         return convert(first), convert(later)
 
     def decode_pair(self, first: Any, later: Any) -> str:
@@ -137,7 +137,7 @@ def _level_bytes(token: str) -> bytes:
         return token.encode("utf-8")
 
 
-def _fallback_byte(token: str) -> str | bytes:
+def fallback_byte(token: str) -> str | bytes:
     match = _BYTE_TOKEN.fullmatch(token)
     return bytes([int(match[1], 16)]) if match else token
 

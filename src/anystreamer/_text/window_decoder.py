@@ -120,7 +120,7 @@ class WindowDecoder(TextDecoder):
     def _special_ids(self) -> frozenset[int]:
         """The special tokens, if they are to be skipped."""
         is_skipping = self._kwargs.get("skip_special_tokens")
-        return frozenset(special_ids(self._tokenizer) if is_skipping else ())
+        return special_ids(self._tokenizer) if is_skipping else frozenset()
 
     def _slide(self, repeated: str) -> None:
         text, is_forced = self._text, len(self._window) > self.LIMIT

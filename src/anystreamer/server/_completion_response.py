@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from .._engine import Engine
-from .._generation import Prompt, uses_torch
+from .._generation import Prompt, continues_prompt, uses_torch
 from .._streams import TextChunk, TextStream, Timeouts, Usage
 from ._asgi import EVENT_STREAM, BodySender, run_all
 from ._errors import APIError, in_clients_terms
@@ -77,10 +77,9 @@ class CompletionResponse(StreamResponse):
                     stream = await self._open_choice(stack, choice, prompt, room)
                 self._choices.append(stream)
                 self._builder.add_choice()
+                if self._request.top_logprobs_asked is not None:
+                    self._token_texts.append(self._new_token_texts(stream, prompt))
                 choice += 1
-        if self._request.top_logprobs_asked is not None:
-            tokenizer = getattr(self._engine, "tokenizer", None)
-            self._token_texts = [TokenTexts(tokenizer) for _ in self._choices]
         self.is_accepted = True
 
     def _token_limit(self) -> int:
@@ -115,6 +114,13 @@ class CompletionResponse(StreamResponse):
                 code="context_length_exceeded",
             )
         return min(room, limit)
+
+    def _new_token_texts(self, stream: TextStream, prompt: Prompt) -> TokenTexts:
+        is_continued = continues_prompt(getattr(self._engine, "model", None), prompt)
+        return TokenTexts(
+            getattr(self._engine, "tokenizer", None),
+            stream.prompt_token_ids if is_continued else (),
+        )
 
     async def _open_choice(
         self, stack: AsyncExitStack, choice: int, prompt: Prompt, limit: int

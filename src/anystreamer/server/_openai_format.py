@@ -8,7 +8,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 from .._streams import TextChunk, Usage
@@ -39,11 +38,13 @@ def event(data: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token as a text, its log-probability, and the likeliest tokens in its place with theirs."""
+    """A token as a text of its own, and the likeliest tokens in its place."""
 
     text: str
     logprob: float
-    top: Sequence[tuple[str, float]] = ()
+    utf8: bytes | None  # None where they are not known
+    start: int = 0  # of its text, in characters from the beginning of the choice's
+    top: Sequence[Token] = ()
 
 
 class ChoiceBuilder(ABC):
@@ -54,18 +55,16 @@ class ChoiceBuilder(ABC):
 
     def __init__(self, top: int | None) -> None:
         self._top = top
-        self._length = 0
-        self.logprobs = None if top is None else self._logprobs((), 0)
+        self.logprobs = None if top is None else self._logprobs(())
 
     def take(self, chunk: TextChunk, tokens: Sequence[Token]) -> dict[str, Any]:
         """Take a chunk and its tokens. Returns both as a part of an event."""
         logprobs = None
         if self.logprobs is not None:
-            logprobs = self._logprobs(tokens, self._length)
+            logprobs = self._logprobs(tokens)
             for name, values in logprobs.items():
                 if values is not None:
                     self.logprobs[name] += values
-        self._length += len(chunk)
         return {**self._delta(chunk), "logprobs": logprobs}
 
     def first_delta(self, delta: dict[str, Any]) -> dict[str, Any] | None:
@@ -91,8 +90,8 @@ class ChoiceBuilder(ABC):
         """All chunks together, in a whole response."""
 
     @abstractmethod
-    def _logprobs(self, tokens: Sequence[Token], offset: int) -> dict[str, Any]:
-        """Tokens with their log-probabilities. The text of the first begins at *offset*."""
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        """Tokens with their log-probabilities."""
 
 
 class ChatChoiceBuilder(ChoiceBuilder):
@@ -142,11 +141,11 @@ class ChatChoiceBuilder(ChoiceBuilder):
         message = {"role": "assistant", "content": content, "refusal": None, **texts, **calls}
         return {"message": message}
 
-    def _logprobs(self, tokens: Sequence[Token], offset: int) -> dict[str, Any]:
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
         content = [
             {
-                **_logprob_entry(token.text, token.logprob),
-                "top_logprobs": [_logprob_entry(*each) for each in token.top],
+                **_logprob_entry(token),
+                "top_logprobs": [_logprob_entry(each) for each in token.top],
             }
             for token in tokens
         ]
@@ -172,16 +171,15 @@ class TextChoiceBuilder(ChoiceBuilder):
     def message(self) -> dict[str, Any]:
         return {"text": "".join(self._chunks)}
 
-    def _logprobs(self, tokens: Sequence[Token], offset: int) -> dict[str, Any]:
-        lengths = [len(token.text) for token in tokens]
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
         tops = None
         if self._top:
             # By their texts, which several may have: the likelier one counts. The chosen one is
             # always among them.
             tops = [
                 {
-                    text: max(logprob, MIN_LOGPROB)
-                    for text, logprob in [(token.text, token.logprob), *reversed(token.top)]
+                    each.text: max(each.logprob, MIN_LOGPROB)
+                    for each in [token, *reversed(token.top)]
                 }
                 for token in tokens
             ]
@@ -189,7 +187,7 @@ class TextChoiceBuilder(ChoiceBuilder):
             "tokens": [token.text for token in tokens],
             "token_logprobs": [max(token.logprob, MIN_LOGPROB) for token in tokens],
             "top_logprobs": tops,
-            "text_offset": list(accumulate(lengths[:-1], initial=offset)) if tokens else [],
+            "text_offset": [token.start for token in tokens],
         }
 
 
@@ -320,7 +318,6 @@ def _call(value: Any) -> dict[str, Any] | None:
     }
 
 
-def _logprob_entry(text: str, logprob: float) -> dict[str, Any]:
-    # The bytes of an incomplete character cannot be read from its text.
-    known = None if "\ufffd" in text else list(text.encode(errors="replace"))
-    return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": known}
+def _logprob_entry(token: Token) -> dict[str, Any]:
+    utf8 = None if token.utf8 is None else list(token.utf8)
+    return {"token": token.text, "logprob": max(token.logprob, MIN_LOGPROB), "bytes": utf8}

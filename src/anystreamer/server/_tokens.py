@@ -1,42 +1,64 @@
-"""Tokens as clients are told of them, each as a text of its own."""
+"""Tokens with their log-probabilities, each as a text of its own: what ``logprobs`` asks for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from .._generation import tokenizer_of
 from .._streams import TextChunk
+from .._text import ContinuationDecoder, TokenBytes, special_ids, text_decoder
 from ._openai_format import Token
 
 __all__ = ["TokenTexts"]
 
 
 class TokenTexts:
-    """The texts of the tokens of one choice."""
+    """The texts of the tokens of one choice.
 
-    def __init__(self, tokenizer: Any) -> None:
+    Args:
+        tokenizer: of the engine.
+        continued_ids: the tokens of the prompt, if the text goes on from it.
+    """
+
+    def __init__(self, tokenizer: Any, continued_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer_of(tokenizer)
-        self._known: dict[int, str] = {}  # of tokens that are not the first
-        self._is_first = True
+        self._bytes = TokenBytes(self._tokenizer)
+        self._special_ids = special_ids(self._tokenizer)
+        self._known: dict[int, tuple[str, bytes | None]] = {}  # of tokens that are not the first
+        self._is_first = all(token_id in self._special_ids for token_id in continued_ids)
+        new_decoder = partial(text_decoder, self._tokenizer, skip_special_tokens=True)
+        self._decoder = ContinuationDecoder(new_decoder, continued_ids)
+        self._length = 0  # of the text that the tokens so far have made final
 
-    def of(self, piece: TextChunk) -> list[Token]:
-        """The tokens of a piece."""
-        assert piece.logprobs is not None
-        assert piece.top_logprobs is not None
+    def of(self, chunk: TextChunk) -> list[Token]:
+        """The tokens of a chunk."""
+        assert chunk.logprobs is not None
+        assert chunk.top_logprobs is not None
         tokens = []
         for token_id, logprob, top in zip(
-            piece.token_ids, piece.logprobs, piece.top_logprobs, strict=True
+            chunk.token_ids, chunk.logprobs, chunk.top_logprobs, strict=True
         ):
-            likeliest = [(self._text(each), number) for each, number in top]
-            tokens.append(Token(self._text(token_id), logprob, likeliest))
-            self._is_first = False
+            likeliest = [self._token(each, number) for each, number in top]
+            tokens.append(self._token(token_id, logprob, likeliest))
+            # By what the text has become, and not by the texts of the tokens: several that are
+            # parts of one character begin where it begins, and a skipped one adds nothing.
+            self._length += len(self._decoder.decode([token_id]))
+            self._is_first &= token_id in self._special_ids
         return tokens
 
-    def _text(self, token_id: int) -> str:
+    def _token(self, token_id: int, logprob: float, top: Sequence[Token] = ()) -> Token:
+        text, utf8 = self._text(token_id)
+        return Token(text, logprob, utf8, self._length, top)
+
+    def _text(self, token_id: int) -> tuple[str, bytes | None]:
         """What it adds to a text: many tokenizers drop the space of a text's first token."""
         if self._is_first:
-            return str(self._tokenizer.decode([token_id]))
+            text = str(self._tokenizer.decode([token_id]))
+            return text, self._bytes.of(token_id, text)
         if token_id not in self._known:
             once, twice = (str(self._tokenizer.decode([token_id] * times)) for times in (1, 2))
-            self._known[token_id] = twice[len(once) :] if twice.startswith(once) else once
+            text = twice[len(once) :] if twice.startswith(once) else once
+            self._known[token_id] = text, self._bytes.of(token_id, text)
         return self._known[token_id]

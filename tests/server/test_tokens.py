@@ -1,0 +1,184 @@
+"""Tokens with their log-probabilities: their bytes, and where their texts begin."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anystreamer import TextChunk, open_engine
+from anystreamer.server import create_app
+from anystreamer.server._openai_format import TextCompletionBuilder, Token
+from anystreamer.server._tokens import TokenTexts
+
+from ..helpers import tokenizer_families as families
+from ..helpers.serving import client_of, data_of, serving
+from ..helpers.tiny_models import EOS, Say, new_llama, new_tokenizer
+
+pytestmark = pytest.mark.torch
+
+REPLACEMENT = "\ufffd"
+TEXT = "Größe 👍🏽 京, naïve ! 👩‍👩‍👧 x"
+
+FAMILIES = {family.name: family for family in families.FAMILIES}
+# Those that spell a character by its bytes where they have no token for it.
+SPELLING = [
+    "byte level",
+    "byte fallback",
+    "byte fallback, strip",
+    "byte fallback, nested",
+    "raw tokenizer",
+    "own decode",
+    "own _decode",
+]
+
+
+@cache
+def made(name: str) -> Any:
+    return FAMILIES[name].make()
+
+
+def bytes_first(name: str, text: str) -> list[int]:
+    """A text with all but its ASCII letters spelled by bytes."""
+    return [token_id for character in text for token_id in character.encode()]
+
+
+def tokens_of(texts: TokenTexts, ids: Sequence[int], size: int = 1) -> list[Token]:
+    tokens: list[Token] = []
+    for start in range(0, len(ids), size):
+        part = ids[start : start + size]
+        top = [((ids[-1], -2.0),)] * len(part)
+        tokens += texts.of(TextChunk("", part, logprobs=[-1.0] * len(part), top_logprobs=top))
+    return tokens
+
+
+@pytest.mark.parametrize("name", SPELLING)
+def test_the_bytes_of_half_a_character_are_known(name: str) -> None:
+    """Joined, they are the text's; those of the likeliest tokens are known as well."""
+    ids = bytes_first(name, TEXT)
+    tokens = tokens_of(TokenTexts(made(name)), ids)
+    assert any(token.text == REPLACEMENT for token in tokens)
+    known = [token.utf8 for token in tokens if token.utf8 is not None]
+    assert len(known) == len(ids)
+    assert b"".join(known).decode() == TEXT
+    assert all(token.top[0].utf8 is not None for token in tokens)
+
+
+def test_the_bytes_of_a_slow_tokenizer() -> None:
+    """It has no decoder to be read, but names its byte tokens as all do."""
+    slow = families.PythonSentencePiece([*families.byte_tokens(), "▁a"])
+    token_id: Any = slow.convert_tokens_to_ids("<0xE4>")
+    (half,) = tokens_of(TokenTexts(Halves(slow)), [token_id])
+    assert (half.text, half.utf8) == (REPLACEMENT, b"\xe4")
+
+
+class Halves:
+    """Decodes byte tokens, which transformers' slow tokenizers leave to their subclasses."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def convert_ids_to_tokens(self, token_id: int) -> str:
+        return str(self._tokenizer.convert_ids_to_tokens(token_id))
+
+    def decode(self, ids: Sequence[int], **kwargs: Any) -> str:
+        tokens = [self.convert_ids_to_tokens(token_id) for token_id in ids]
+        return "".join(REPLACEMENT if "<0x" in token else token for token in tokens)
+
+
+def test_bytes_that_nothing_shows_are_not_known() -> None:
+    class Opaque:
+        def decode(self, ids: Sequence[int], **kwargs: Any) -> str:
+            return bytes(ids).decode(errors="replace")
+
+    tokens = tokens_of(TokenTexts(Opaque()), "é!".encode())
+    assert [token.utf8 for token in tokens] == [None, None, b"!"]
+
+
+def test_a_token_that_has_the_replacement_character_in_it() -> None:
+    """It is a character like any other there, with bytes of its own."""
+    tokenizer = made("byte fallback")
+    (token,) = tokens_of(TokenTexts(tokenizer), [tokenizer.convert_tokens_to_ids(REPLACEMENT)])
+    assert (token.text, token.utf8) == (REPLACEMENT, REPLACEMENT.encode())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@given(data=st.data())
+def test_tokens_never_begin_before_those_before_them(name: str, data: st.DataObject) -> None:
+    """Whatever tokens, in whatever chunks, after whatever prompt."""
+    tokenizer = made(name)
+    size = tokenizer.get_vocab_size() if name == "raw tokenizer" else len(tokenizer)
+    ids = st.lists(st.integers(0, size - 1), max_size=20)
+    texts = TokenTexts(tokenizer, data.draw(ids))
+    tokens = tokens_of(texts, data.draw(ids), data.draw(st.integers(1, 5)))
+    starts = [token.start for token in tokens]
+    assert starts == sorted(starts)
+    assert not starts or starts[0] == 0
+
+
+@pytest.mark.parametrize("name", ["byte level", "byte fallback, strip"])
+def test_a_token_begins_where_its_text_does(name: str) -> None:
+    """Parts of one character all begin where it does, and skipped tokens take no place."""
+    tokenizer = made(name)
+    special = tokenizer.convert_tokens_to_ids("<s>")
+    ids = [special, *bytes_first(name, "a👍b"), special, *bytes_first(name, "é!")]
+    tokens = tokens_of(TokenTexts(tokenizer), ids)
+    assert [token.start for token in tokens] == [0, 0, 1, 1, 1, 1, 2, 3, 3, 3, 4]
+    assert tokens[0].text == "<s>"
+
+
+@pytest.mark.parametrize("name", ["byte fallback, strip", "unigram", "python, sentencepiece"])
+def test_the_first_token_of_a_continuation_has_its_space(name: str) -> None:
+    """Joined, the texts are what is sent: with the space after a prompt, without it at a start."""
+    tokenizer = made(name)
+    words = [token for token in tokenizer.get_vocab() if re.fullmatch("▁[a-z]+", token)]
+    the, dog = tokenizer.convert_tokens_to_ids(sorted(words)[:2])
+    alone, after = TokenTexts(tokenizer), TokenTexts(tokenizer, [the])
+    assert tokens_of(after, [dog])[0].text == " " + tokens_of(alone, [dog])[0].text
+    special = tokenizer.convert_tokens_to_ids("<s>")
+    begun = TokenTexts(tokenizer, [special])
+    assert tokens_of(begun, [dog])[0].text == tokens_of(TokenTexts(tokenizer), [dog])[0].text
+
+
+async def test_offsets_and_bytes_through_the_edge() -> None:
+    """A character may come in four tokens and in several chunks; clients can put it together."""
+    model, tokenizer = new_llama(), new_tokenizer()
+    text = "a 👍, é!"
+    ids = tokenizer.encode(text)
+    generate = model.generate
+    model.generate = lambda **kwargs: generate(
+        **{
+            **kwargs,
+            "logits_processor": [Say(*ids, EOS), *kwargs.get("logits_processor", ())],
+        }
+    )
+    async with open_engine(model, tokenizer) as engine:
+        async with serving(create_app(engine)) as url, client_of(url) as client:
+            body = {"prompt": "go", "logprobs": 1, "max_tokens": 40}
+            (choice,) = (await client.post("/v1/completions", json=body)).json()["choices"]
+            response = await client.post("/v1/completions", json={**body, "stream": True})
+            chunks = [chunk["choices"][0] for chunk in data_of(response.text)[:-1]]
+            chat = {"messages": [{"role": "user", "content": "go"}], "logprobs": True}
+            (said,) = (await client.post("/v1/chat/completions", json=chat)).json()["choices"]
+    assert choice["text"] == text
+    offsets = choice["logprobs"]["text_offset"]
+    assert offsets == [0, 1, 2, 2, 2, 2, 3, 4, 5, 5, 6]
+    parts = [chunk["logprobs"]["text_offset"] for chunk in chunks if chunk["logprobs"]]
+    assert [offset for part in parts for offset in part] == offsets
+    tokens = said["logprobs"]["content"][: len(ids)]
+    assert b"".join(bytes(token["bytes"]) for token in tokens).decode() == text
+
+
+def test_a_builder_takes_the_offsets_of_the_tokens() -> None:
+    """And not the lengths of chunks: text that is held back has tokens in the chunk before."""
+    builder = TextCompletionBuilder("model", includes_usage=False, top=0)
+    builder.add_choice()
+    builder.take(0, TextChunk("a"), [Token("a", -1.0, b"a", 0), Token("b", -1.0, b"b", 1)])
+    builder.take(0, TextChunk("bc"), [Token("c", -1.0, b"c", 2)])
+    (choice,) = builder.full_response(["stop"], {})["choices"]
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2]
