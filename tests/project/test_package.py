@@ -46,7 +46,7 @@ def test_import_loads_nothing_heavy(loaded: set[str]) -> None:
 def test_import_is_quick(loaded: set[str]) -> None:
     """Well under 0.1 s: 38 ms with 43 modules. Modules are counted, since a machine can be busy."""
     own = {name for name in loaded if name.partition(".")[0] == "anystreamer"}
-    assert len(own) <= 45
+    assert len(own) <= 50
     assert len(loaded - own) <= 40
 
 

@@ -89,8 +89,11 @@ def stream_text(
     Args:
         model: a generation model of transformers, in evaluation mode.
         tokenizer: its tokenizer, or a processor that has one.
-        prompt: a text; or chat messages (``{"role": ..., "content": ...}``), which go through the
-            chat template; or a mapping of model inputs, which goes to ``generate()`` unchanged.
+        prompt: a text, which the answer continues; or chat messages
+            (``{"role": ..., "content": ...}``), which go through the chat template; or a mapping of
+            model inputs, which goes to ``generate()`` unchanged. An answer to chat messages or to
+            model inputs is a text of its own: if a decoder drops the first space of a text, it
+            drops the answer's.
         stop: strings that end the text. They, and parts of them, are never in the text.
         timeout: seconds in all, or `Timeouts` for each phase. After it the model stops at the end
             of its step. The text so far is delivered before `GenerationTimeout` is raised.
@@ -104,7 +107,8 @@ def stream_text(
             temperature, top-k and similar settings. Not with assisted decoding.
         top_logprobs: with *logprobs*, also give this many of the most likely tokens at each
             position, as `TextChunk.top_logprobs`.
-        skip_special_tokens: leave special tokens out of the text; their ids are delivered.
+        skip_special_tokens: leave special tokens, and the token that ended the text, out of it;
+            their ids are delivered.
         chat_template_kwargs: more arguments for the chat template, such as ``tools``.
         parse_response: split the answer into reasoning, content and tool calls, with the response
             template of the tokenizer (True) or with this one (a dict). Iterating then gives the
