@@ -56,40 +56,80 @@ def read_plan(backend: Any) -> DecoderPlan | None:
 
 
 def _build_plan(steps: list[dict[str, Any]]) -> DecoderPlan | None:
-    plan = DecoderPlan()
-    joined = positional = False
-    for position, step in enumerate(steps):
-        kind = step["type"]
-        if kind == "Fuse":
-            joined = True
-        elif kind == "Replace" and step["pattern"].get("String"):
-            old, new = step["pattern"]["String"], step["content"]
-            if joined:
-                plan.text_stages.append(partial(Replacing, {old: new}))
-            else:
-                plan.token_steps.append(partial(_replace, old, new))
-        elif kind == "Strip" and not step["stop"]:
-            if joined:
-                plan.text_stages.append(partial(StrippingStart, step["content"], step["start"]))
-            else:
-                plan.token_steps.append(partial(_strip, step["content"], step["start"]))
-        elif kind == "Metaspace" and not joined:
-            positional = True
-            drops_first = step["prepend_scheme"] != "never"
-            plan.token_steps.append(partial(_metaspace, step["replacement"], drops_first))
-        elif kind == "WordPiece" and not joined:
-            positional = True
-            plan.token_steps.append(partial(_word_piece, step["prefix"], step["cleanup"]))
-        elif kind == "ByteLevel" and not joined and not positional:
-            plan.core, joined = "bytes", True
-        elif kind == "ByteFallback" and not joined:
-            # Without Fuse the next step would see the run's text as one token, or one per byte.
-            if steps[position + 1 :] and steps[position + 1]["type"] != "Fuse":
-                return None
-            plan.core, joined = "runs", True
+    builder = _PlanBuilder()
+    is_known = all(builder.add(step, steps[n + 1 :]) for n, step in enumerate(steps))
+    return builder.plan if is_known else None
+
+
+# Each method returns False where its step is not known in this place: after a step that has joined
+# the tokens, or before one that would see them joined.
+class _PlanBuilder:
+    def __init__(self) -> None:
+        self.plan = DecoderPlan()
+        self._joined = self._positional = False
+
+    def add(self, step: dict[str, Any], later: list[dict[str, Any]]) -> bool:
+        """Add a step; *later* are those after it. Returns whether it is known."""
+        match step["type"]:
+            case "Fuse":
+                self._joined = True
+                return True
+            case "Replace":
+                return self._replace(step)
+            case "Strip":
+                return self._strip(step)
+            case "Metaspace" | "WordPiece":
+                return self._add_positional(step)
+            case "ByteLevel":
+                return self._byte_level()
+            case "ByteFallback":
+                return self._byte_fallback(later)
+        return False
+
+    def _replace(self, step: dict[str, Any]) -> bool:
+        old, new = step["pattern"].get("String"), step["content"]
+        if not old:  # a regular expression
+            return False
+        if self._joined:
+            self.plan.text_stages.append(partial(Replacing, {old: new}))
         else:
-            return None
-    return plan
+            self.plan.token_steps.append(partial(_replace, old, new))
+        return True
+
+    def _strip(self, step: dict[str, Any]) -> bool:
+        content, count = step["content"], step["start"]
+        if step["stop"]:
+            return False
+        if self._joined:
+            self.plan.text_stages.append(partial(StrippingStart, content, count))
+        else:
+            self.plan.token_steps.append(partial(_strip, content, count))
+        return True
+
+    def _add_positional(self, step: dict[str, Any]) -> bool:
+        """Add a step that treats the first token in another way than the others."""
+        if self._joined:
+            return False
+        self._positional = True
+        if step["type"] == "Metaspace":
+            drops_first = step["prepend_scheme"] != "never"
+            self.plan.token_steps.append(partial(_metaspace, step["replacement"], drops_first))
+        else:
+            self.plan.token_steps.append(partial(_word_piece, step["prefix"], step["cleanup"]))
+        return True
+
+    def _byte_level(self) -> bool:
+        if self._joined or self._positional:
+            return False
+        self.plan.core, self._joined = "bytes", True
+        return True
+
+    def _byte_fallback(self, later: list[dict[str, Any]]) -> bool:
+        # Without Fuse the next step would see the run's text as one token, or one per byte.
+        if self._joined or (later and later[0]["type"] != "Fuse"):
+            return False
+        self.plan.core, self._joined = "runs", True
+        return True
 
 
 def _flatten_steps(step: dict[str, Any]) -> list[dict[str, Any]]:
