@@ -63,7 +63,7 @@ class RowDetokenizer:
 
     @cached_property
     def _decoder(self) -> TextDecoder:
-        # Made when the first tokens come: until then token healing may change the prompt.
+        # Made when the first tokens come: until then token healing can change the prompt.
         prompt = self._row.prompt_token_ids
         if self._row.continues_prompt and prompt:
             return ContinuationDecoder(self._new_decoder, prompt)

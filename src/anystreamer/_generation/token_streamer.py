@@ -147,7 +147,7 @@ class TokenStreamer:
         )
 
     def mark_row_finished(self, number: int, sequences: Any) -> None:
-        """End a row with the step that a criterion is being asked about."""
+        """End a row with the step that a criterion was called for."""
         row = self._rows[number]
         row.last_step = min(row.last_step, len(sequences[number]) - self.prompt_length)
 

@@ -9,19 +9,19 @@ from typing import Any, Protocol
 class SupportsDecode(Protocol):
     """What a tokenizer must have: `decode(token_ids, **kwargs) -> str`."""
 
-    # So loosely typed, transformers' and tokenizers' both match: these take and return more.
+    # Typed loosely, so that both transformers' and tokenizers' match: they take and return more.
     def decode(self, *args: Any, **kwargs: Any) -> Any:
-        """The text of the ids of one sequence, a list of ints."""
+        """Return the text of the ids of one sequence, a list of ints."""
 
 
 class TextDecoder(ABC):
     """Turns the ids of one sequence into text as they come; made by `text_decoder`.
 
-    Not to be shared between threads; any number of decoders may share a tokenizer.
+    Do not share it between threads. Any number of decoders can share a tokenizer.
     """
 
     exact: bool | None = None
-    """Whether the pieces joined are what `tokenizer.decode` makes of all the ids.
+    """Whether the texts joined are what `tokenizer.decode` makes of all the ids.
 
     None until `flush`. False is rare, and never silent: see `text_decoder`.
     """
@@ -36,16 +36,18 @@ class TextDecoder(ABC):
 
 
 def validated_ids(token_ids: Sequence[int]) -> list[int]:
+    """The ids as ints. TypeError where they are not a flat list."""
     try:
         return [index(token_id) for token_id in token_ids]
     except TypeError:
         raise TypeError(
             "decode() takes the token ids of one sequence, a flat list of ints,"
-            f" not {token_ids!r:.80}"
+            f" got {token_ids!r:.80}; decode each sequence with a decoder of its own"
         ) from None
 
 
 def common_prefix(one: str, other: str) -> int:
+    """The number of characters that two texts have in common at their beginnings."""
     if one.startswith(other) or other.startswith(one):
         return min(len(one), len(other))
     return next(n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)

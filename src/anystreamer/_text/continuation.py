@@ -10,7 +10,7 @@ CONTEXT = 16
 
 # The beginning of a text is decoded in its own way: many decoders drop a space there. So the
 # prompt's last tokens are decoded first, and their text is left out. What the decoder holds of it
-# (half a character, a space before a mark) may still change: it is left out as far as it comes.
+# (half a character, a space before a mark) can still change: it is left out if it comes unchanged.
 class ContinuationDecoder(TextDecoder):
     """Joined, its texts are what the answer adds to `decode(prompt)` in `decode(prompt + answer)`.
 
@@ -46,7 +46,7 @@ def _context(
     """The prompt's last tokens, and their text. More of them where these have none, or half of it.
 
     A text of special tokens and spaces alone does not show what a decoder does after a text, and
-    one that begins with U+FFFD may have lost the beginning of a character.
+    one that begins with U+FFFD can have lost the beginning of a character.
     """
     decoder, count = new_decoder(), CONTEXT
     while True:

@@ -52,7 +52,7 @@ def text_decoder(
         TypeError: *tokenizer* has no `decode`.
     """
     if not callable(getattr(tokenizer, "decode", None)):
-        raise TypeError(f"text_decoder() needs an object with decode(), not {tokenizer!r:.80}")
+        raise TypeError(f"text_decoder() needs an object with decode(), got {tokenizer!r:.80}")
     kwargs = dict(decode_kwargs)
     backend, stages = _known_parts(tokenizer, kwargs)
     plan = None if backend is None else read_plan(backend)
@@ -66,7 +66,7 @@ def text_decoder(
 
 
 # The modules whose `decode` and `_decode` were read: what they do beyond the Rust decoder is to
-# clean up, and nothing else. A method from anywhere else may do anything.
+# clean up, and nothing else. A method from anywhere else can do anything.
 _BASE = "transformers.tokenization_utils_base"
 _RUST_BACKED = "transformers.tokenization_utils_tokenizers"
 _INNER_DECODES = {

@@ -1,4 +1,4 @@
-"""What a tokenizer's Rust decoder does, read from its own description, token by token."""
+"""What a tokenizer's Rust decoder does to each token, read from its own description."""
 
 import codecs
 import json
@@ -184,7 +184,7 @@ def fallback_byte(token: str) -> str | bytes:
 
 # What a tokenizer's ids add to a text, learnt one by one as they come, shared by its decoders.
 # Invariant: every entry of the table was compared with the reference; ids outside the vocabulary
-# have none. Threads may race to write an entry: they write the same one. Nothing in `_tables`
+# have none. Threads can race to write an entry: they write the same one. Nothing in `_tables`
 # refers to a tokenizer, so it keeps none alive.
 _tables: weakref.WeakKeyDictionary[Any, dict[bool, tuple[Any, dict[int, Any]]]]
 _tables = weakref.WeakKeyDictionary()
@@ -228,16 +228,16 @@ class Vocabulary:
             entry = later if self._plan.core == "bytes" else (first, later)
             return self.table.setdefault(token_id, entry)
         if not self.doubted:
-            logger.warning("Token %r decodes in an unknown way: the text may be inexact", token)
+            logger.warning("Token %r decodes in an unknown way: the text can be inexact", token)
         self.doubted = True
         text = self._backend.decode([token_id], skip_special_tokens=self._skip)
         return text.encode() if self._plan.core == "bytes" else (text, text)
 
 
 class Utf8Decoder:
-    """The codec's incremental decoder, but for one thing: it holds no half of a surrogate.
+    """The codec's incremental decoder, except that it does not hold half of a surrogate.
 
-    CPython's waits for the third byte of one, which can never become a character.
+    CPython's waits for the third byte of one, though it can never become a character.
     """
 
     def __init__(self, errors: str) -> None:
@@ -278,7 +278,7 @@ class ByteRun:
         return self._take(self._codec.decode(byte))
 
     def join(self, pieces: list[str | bytes]) -> str:
-        """The text of pieces some of which may be of a run."""
+        """The text of pieces, of which some are bytes of a run."""
         text = ""
         for piece in pieces:
             if isinstance(piece, bytes):
@@ -295,7 +295,7 @@ class ByteRun:
             return shown
         if self._broken:
             return "\ufffd"
-        if escaped:  # now nothing can save the run
+        if escaped:  # now the run is invalid, whatever follows
             self._broken = True
             return "\ufffd" * self.length
         self._held.append(text)

@@ -7,8 +7,8 @@ from .decoder_plan import ByteRun, Utf8Decoder, Vocabulary
 from .text_stages import TextStage, end_stages
 
 
-# Invariant: the text given so far is that of all bytes so far, except at most three, which the
-# codec holds because they begin a character.
+# Invariant: the text returned so far is the text of all bytes so far, except at most three, which
+# the codec holds because they begin a character.
 class ByteLevelDecoder(TextDecoder):
     def __init__(self, vocabulary: Vocabulary, stages: list[TextStage]) -> None:
         self._vocabulary, self._stages = vocabulary, stages
@@ -19,7 +19,7 @@ class ByteLevelDecoder(TextDecoder):
         table = self._table
         try:
             data = b"".join([table[token_id] for token_id in token_ids])
-        except (KeyError, TypeError):  # not learnt yet, or no flat list of ints
+        except (KeyError, TypeError):  # not learnt yet, or not a flat list of ints
             data = b"".join([self._vocabulary.entry(i) for i in validated_ids(token_ids)])
         text = self._codec.decode(data)
         for stage in self._stages:
@@ -32,8 +32,8 @@ class ByteLevelDecoder(TextDecoder):
         return end_stages(self._stages, self._codec.decode(b"", True))
 
 
-# Invariant: the text given so far is the pieces of all tokens so far, except what the current run
-# of byte tokens holds and, after the joining, the stages.
+# Invariant: the text returned so far is the pieces of all tokens so far, except what the current
+# run of byte tokens holds and, after the joining, the stages.
 class PieceDecoder(TextDecoder):
     def __init__(self, vocabulary: Vocabulary, stages: list[TextStage], hold: bool) -> None:
         self._vocabulary, self._stages = vocabulary, stages
@@ -45,7 +45,7 @@ class PieceDecoder(TextDecoder):
         table = self._table
         try:
             entries = [table[token_id] for token_id in token_ids]
-        except (KeyError, TypeError):  # not learnt yet, or no flat list of ints
+        except (KeyError, TypeError):  # not learnt yet, or not a flat list of ints
             entries = [self._vocabulary.entry(i) for i in validated_ids(token_ids)]
         pieces = []
         for entry in entries:

@@ -1,14 +1,14 @@
-"""Tells an answer's reasoning, content and tool calls apart, with transformers' response parser.
+"""Splits an answer into reasoning, content and tool calls, with transformers' response parser.
 
-The parser is the one of ``tokenizer.get_response_parser()``; only its public side is used. What is
-added here is what a live stream needs and a parser of complete answers does not:
+The parser is that of ``tokenizer.get_response_parser()``; only its public methods are used. A live
+stream needs more than a parser of complete answers, and this module adds it:
 
-- A tool call counts once its end has been seen. Of one that was cut off some arguments may parse,
-  and a call that lacks the others must not be made. Nor is half a marker told as text then.
-- A value that does not parse, though the model closed it, raises in the parser. Here it is told as
-  the text that it is, and left out of the message; what comes after it is parsed as before.
-- Text is told without the white space around it that the parser takes away in the end, so that the
-  deltas of a field joined are its value.
+- A tool call counts when its end has been parsed. If a call was cut off, some of its arguments can
+  parse, but a call without the others must not be made. Half a marker does not become text either.
+- If a value does not parse although the model closed it, the parser raises. Here its text is
+  emitted as it is, and left out of the message; the text after it is parsed as before.
+- Text is emitted without the white space around it that the parser removes at the end, so the
+  deltas of a field, joined, are its value.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any
 
 __all__ = ["Delta", "ResponseParser", "response_template_of", "validate_template"]
 
-# The content parsers whose value is the text itself: it can be told as it is said.
+# The content parsers whose value is the text itself: it is emitted while it is generated.
 STREAMED = frozenset({"text", "int", "float", "bool"})
 _NO_MARKER = "\0"  # ends what a marker could still grow by, and is part of none
 
 
 @dataclass(slots=True)
 class Delta:
-    """Something said in one field: a part of its text, or a whole value."""
+    """What was parsed in one field: a part of its text, or a complete value."""
 
     field: str
     value: Any
@@ -36,16 +36,16 @@ class Delta:
 
 
 def validate_template(tokenizer: Any, processor: Any, parse_response: Any) -> dict[str, Any] | None:
-    """The template that a ``parse_response`` argument asks for; None for False.
+    """The template that a ``parse_response`` argument selects; None for False.
 
     Raises:
-        TypeError, ValueError: there is none, or it is malformed.
+        TypeError, ValueError: there is no template, or it is malformed.
     """
     if parse_response is False:
         return None
     if parse_response is not True and not isinstance(parse_response, Mapping):
         kind = type(parse_response).__name__
-        raise TypeError(f"parse_response must be a bool or a response template (dict), not {kind}")
+        raise TypeError(f"parse_response must be a bool or a response template (dict), got {kind}")
     if not callable(getattr(tokenizer, "get_response_parser", None)):
         raise ValueError(
             "parse_response: the tokenizer has no get_response_parser(); "
@@ -67,13 +67,13 @@ def validate_template(tokenizer: Any, processor: Any, parse_response: Any) -> di
 
 
 def response_template_of(tokenizer: Any, processor: Any) -> Any:
-    """The response template that a processor or its tokenizer brings; None if neither has one."""
+    """The response template of a processor or of its tokenizer; None if neither has one."""
     templates = (getattr(each, "response_template", None) for each in (processor, tokenizer))
     return next((each for each in templates if each is not None), None)
 
 
 class ResponseParser:
-    """One answer: its text goes in as it is made, deltas of its fields come out."""
+    """Parses one answer: takes its text as it is generated, returns deltas of its fields."""
 
     def __init__(
         self, tokenizer: Any, template: dict[str, Any], prompt_ids: Sequence[int], tools: Any
@@ -84,9 +84,10 @@ class ResponseParser:
         self._closed = deepcopy(self._defaults)  # the message, of the fields that are complete
         self._is_exact = True  # whether the parser's own message has everything, and no more
         self._message: dict[str, Any] | None = None
-        self._open: str | None = None  # the field that is being said
-        self._field_text: list[str] = []  # in it
-        self._spaces: str | None = None  # in it, after what was told of it; None: nothing was
+        self._open: str | None = None  # the field that the text is in
+        self._field_text: list[str] = []  # of that field
+        # White space of that field that was not emitted yet; None before its first other text.
+        self._spaces: str | None = None
 
         def new_parser(prefix: str) -> Any:
             return tokenizer.get_response_parser(template, prefix=prefix, tools=tools)
@@ -99,16 +100,16 @@ class ResponseParser:
         opened = tokenizer.get_response_parser({**anchors, "fields": {"rest": rest}}, prefix=prompt)
         has_anchor = opened.finalize()[0].get("rest", "") != prompt
         self._parser = new_parser(prompt if has_anchor else "")
-        self._take(self._parser.initial_events, [])  # the prompt's: known, but not told
+        self._take(self._parser.initial_events, [])  # of the prompt: not emitted
         self._spaces = self._spaces and ""
 
     def feed(self, text: str) -> list[Delta]:
-        """Take more of the answer, and return what that makes known."""
+        """Take more of the answer, and return the deltas that it completes."""
         deltas: list[Delta] = []
         before = copy(self._parser)
         try:
             self._take(self._parser.feed(text), deltas)
-        except Exception:  # it keeps its events to itself: find out which character it was
+        except Exception:  # the events before it are lost with it: find the character that raises
             if len(text) == 1:
                 return self._after_failure(text)
             self._parser = before
@@ -119,9 +120,13 @@ class ResponseParser:
     def finish(
         self, *, has_ended: bool, end_ids: Sequence[int] = (), stop_string: str | None = None
     ) -> list[Delta]:
-        """Return what was held back. *has_ended*: by the model's own will, not cut off.
+        """End the answer, and return what was held back.
 
-        What ended the answer and is no part of it was kept from `feed`; it may close a field.
+        Args:
+            has_ended: the model ended it; it was not cut off.
+            end_ids: tokens that ended it and were not fed, since they are not part of it. They can
+                close a field all the same.
+            stop_string: ended it, and was not fed either.
         """
         deltas: list[Delta] = []
         end = self._tokenizer.decode(end_ids) if end_ids else ""
@@ -135,11 +140,11 @@ class ResponseParser:
                     self._take([event], deltas)
                     if event["type"] == "region_close":
                         break
-            # What the parser holds back of an answer that was cut is the beginning of a marker, or
-            # looks like one, and is left out. What a stop string ended has gone on otherwise.
+            # If the answer was cut, the parser holds back the beginning of a marker, or what looks
+            # like one, and it is left out. If a stop string ended it, no marker can have followed.
             elif has_ended or stop_string or "transform" in self._fields.get(self._open or "", ()):
                 message, events = self._parser.finalize()
-                if not has_ended:  # then a value among them was only opened
+                if not has_ended:  # then a value among them is not complete
                     events = [event for event in events if not self._is_value(event["field"])]
                 self._take(events, deltas)
                 if self._is_exact:
@@ -154,14 +159,14 @@ class ResponseParser:
 
     @property
     def message(self) -> dict[str, Any]:
-        """The answer as a chat message. Asking for it ends the answer."""
+        """The answer as a chat message. Reading it ends the answer."""
         if self._message is None:
             self.finish(has_ended=False)
         assert self._message is not None
         return self._message
 
     def _is_marker(self, end: str) -> bool:
-        """Whether an end-of-sequence token closes what is open, and does not become its text."""
+        """Whether an end-of-sequence token closes the open field, and does not become its text."""
         trial = deepcopy(self._parser)
         try:
             events = trial.feed(end)
@@ -216,7 +221,7 @@ class ResponseParser:
             self._closed[field] = value
 
     def _close_text(self) -> None:
-        """Keep the text of a field that the parser has not come to close."""
+        """Keep the text of a field that the parser has not closed."""
         spec = self._fields.get(self._open or "", {"content": None})
         if self._open and spec.get("content", "text") == "text" and "transform" not in spec:
             text = "".join(self._field_text)
@@ -225,7 +230,7 @@ class ResponseParser:
         self._open = None
 
     def _failed(self) -> list[Delta]:
-        """The value that is open does not parse."""
+        """Emit the open value as text: it does not parse."""
         field, self._open, self._is_exact = self._open, None, False
         return (
             [Delta(field, "".join(self._field_text), is_complete=True)] if field is not None else []
@@ -237,7 +242,7 @@ class ResponseParser:
             self._close_text()
         deltas = self._failed()
         self._parser = self._new_parser("")
-        # The end of a pattern is only known from what comes after it, which is not part of it.
+        # A pattern's end is only known from the character after it, which is not part of it.
         if field is not None and "close" not in self._fields[field]:
             deltas += self.feed(character)
         return deltas

@@ -1,4 +1,4 @@
-"""Stop strings: what of a growing text may be shown, and where it ends."""
+"""Stop strings: which part of a growing text can be shown, and where the text ends."""
 
 from collections.abc import Iterable
 
@@ -9,13 +9,15 @@ def validate_stop_strings(stop: object) -> tuple[str, ...]:
         stop = [stop]
     # Bytes are an iterable too: of int, which would make for a puzzling message below.
     if not isinstance(stop, Iterable) or isinstance(stop, bytes | bytearray):
-        raise TypeError(f"stop must be a str or an iterable of str, not {type(stop).__name__}")
+        raise TypeError(f"stop must be a str or an iterable of str, got {type(stop).__name__}")
     strings: list[str] = []
     for string in stop:
         if not isinstance(string, str):
-            raise TypeError(f"a stop string must be a str, not {type(string).__name__}")
+            raise TypeError(f"a stop string must be a str, got {type(string).__name__}")
         if not string:
-            raise ValueError("a stop string must not be empty")
+            raise ValueError(
+                "a stop string must not be empty: it would match at once; leave it out"
+            )
         strings.append(string)
     return tuple(strings)
 
@@ -24,10 +26,10 @@ def validate_stop_strings(stop: object) -> tuple[str, ...]:
 # CACM 1975). A node stands for the prefix on the way to it. The invariant, for any text walked
 # from the root (node 0): the node reached is the longest suffix of the text that is a prefix of
 # some string. A character takes the walk at most one level down and each fallback at least one
-# up, so there are fewer fallbacks than characters, whatever the strings and however many.
+# up, so there are fewer fallbacks than characters, for any number of any strings.
 #
 # Nodes are indices into lists, not objects: objects that point at each other would leave every
-# request's trie to the garbage collector, and overflow the stack of whoever copies a deep one.
+# request's trie to the garbage collector, and a copy of a deep one would overflow the stack.
 class _Automaton:
     def __init__(self, strings: Iterable[str]) -> None:
         self.children: list[dict[str, int]] = [{}]
@@ -48,7 +50,7 @@ class _Automaton:
                     self.complete.append(None)
             self.complete[node] = string
 
-        breadth_first = [*self.children[0].values()]  # so that fallbacks, being shorter, are ready
+        breadth_first = [*self.children[0].values()]  # so shorter ones, the fallbacks, come first
         for node in breadth_first:
             for character, child in self.children[node].items():
                 self.fallback[child] = self.step(self.fallback[node], character)
@@ -69,17 +71,17 @@ class _Automaton:
         return False
 
 
-# The node is the whole memory. Its prefix is the text held back, in full: everything before it
-# has been shown, and nothing before it can be part of a match any more.
+# The node is the whole memory. Its prefix is all the text that is held back: everything before it
+# has been shown, and can no longer be part of a match.
 class StopStrings:
     """Finds the first of several stop strings in a text that arrives in pieces.
 
     The match is the one that ends first, since generation stops there; of several that end at
     the same character it is the longest, so that no part of any of them is shown. Both are
     properties of the text alone: neither how it was cut into pieces nor the order of the stop
-    strings changes what is shown or which one is told. (So of `"abcd"` and `"bc"` only the second
-    can ever match, and the `"a"` before it is ordinary text.) Characters are compared as they
-    are, without case folding or Unicode normalisation.
+    strings changes what is shown or which one is reported. (So of `"abcd"` and `"bc"` only the
+    second can ever match, and the `"a"` before it is ordinary text.) Characters are compared as
+    they are, without case folding or Unicode normalisation.
     """
 
     matched: str | None
@@ -103,15 +105,15 @@ class StopStrings:
 
     @property
     def held(self) -> str:
-        """What is held back: the longest end of the text that may yet be part of a match."""
+        """The text held back: the longest end of the text that can still become a match."""
         node = self._node
         return self._automaton.on_the_way_to[node][: self._automaton.depth[node]]
 
     def feed(self, text: str) -> str:
-        """Take the next piece and return what may be shown now.
+        """Take more text, and return what can be shown now.
 
-        In the piece that completes a stop string that is the text before it, and `matched` is
-        set; what follows the stop string, in this piece and later, is dropped.
+        When a stop string is completed, that is the text before it, and `matched` is set; all text
+        after the stop string, in this call and later, is dropped.
         """
         if self.matched is not None:
             return ""
@@ -131,7 +133,7 @@ class StopStrings:
         return automaton.on_the_way_to[before][: min(shown, held)] + text[: max(shown - held, 0)]
 
     def flush(self) -> str:
-        """Return what is held back, when the text ends without a match."""
+        """Return the text held back, when the text ends without a match."""
         held = self.held
         self._node = 0
         return held

@@ -1,12 +1,12 @@
-"""What happens to text after its tokens have been joined: replace, strip, clean up."""
+"""What a decoder does to text after its tokens have been joined: replace, strip, clean up."""
 
 import re
 from typing import Protocol
 
 
-# What may still be done to the joined text, each stage on what the one before it lets through.
-# Invariant of a stage: `feed` and `end` joined are the whole text transformed, and what is held
-# between two calls is the shortest suffix that the transformation may still touch.
+# One transformation of the joined text; each stage takes what the one before it returns.
+# Invariant of a stage: `feed` and `end` joined are the whole text transformed, and between two
+# calls it holds only the shortest suffix that the transformation can still change.
 class TextStage(Protocol):
     def feed(self, text: str) -> str: ...
 
@@ -46,7 +46,7 @@ class Replacing:
         return held
 
 
-# Holds nothing: whether a leading character goes is known when it comes.
+# Holds nothing: when a leading character comes, it is known whether it is removed.
 class StrippingStart:
     def __init__(self, content: str, count: int) -> None:
         self._content, self._count = content, count

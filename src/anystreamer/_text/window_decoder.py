@@ -12,7 +12,7 @@ from .text_stages import TextStage, end_stages
 logger = logging.getLogger("anystreamer")
 
 
-# Text that may change at its end: the beginning of a character, and of what a clean-up removes.
+# Text that can change at its end: the beginning of a character, and of what a clean-up removes.
 _INCOMPLETE = re.compile(r"\ufffd*\Z")
 _UNCLEAN = re.compile(r"(?: (?:n'?|'[vr ]?)?)?\ufffd*\Z")
 
@@ -20,7 +20,7 @@ _UNCLEAN = re.compile(r"(?: (?:n'?|'[vr ]?)?)?\ufffd*\Z")
 # Decodes the latest tokens again with each one that comes, and returns what they have added.
 # Invariant: `_shown` is what was returned of the window's text, and what follows it there is
 # returned next. Text counts as final if it stays the same when the last token is repeated, up to a
-# trailing U+FFFD, which may be the beginning of a character, or a run of bytes with one.
+# trailing U+FFFD, which can be the beginning of a character, or a run of bytes with one.
 #
 # A `decode` can break this: a token comes, and text differs that was shown before. That can not be
 # taken back. So the window's new text counts as shown, and what is returned is what the token adds
@@ -28,7 +28,7 @@ _UNCLEAN = re.compile(r"(?: (?:n'?|'[vr ]?)?)?\ufffd*\Z")
 class WindowDecoder(TextDecoder):
     CONTEXT = 16  # tokens that are decoded along with new ones; decoders look back two or three
     SLIDE = 32  # drop older ones from here on, if that changes nothing
-    LIMIT = 256  # drop them whatever it changes, and show all text: nothing may take for ever
+    LIMIT = 256  # drop them whatever it changes, and show all text: no token can take for ever
 
     def __init__(
         self, tokenizer: Any, kwargs: dict[str, Any], stages: list[TextStage], *, cleans_up: bool
@@ -47,7 +47,7 @@ class WindowDecoder(TextDecoder):
     def _decode(self, token_ids: list[int]) -> str:
         text = self._tokenizer.decode(token_ids, **self._kwargs)
         if not isinstance(text, str):
-            raise TypeError(f"the tokenizer's decode() must return a str, not {text!r:.80}")
+            raise TypeError(f"the tokenizer's decode() must return a str, got {text!r:.80}")
         return text
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -82,7 +82,7 @@ class WindowDecoder(TextDecoder):
             self._slide(repeated)
 
     def _show(self, final: str, addition: str | None) -> None:
-        """Return text up to the end of *final*; if older text changed, that of the *addition*."""
+        """Return text up to the end of *final*; if older text changed, return the *addition*."""
         if addition is not None:
             old = len(self._text) - len(addition)
             self._shown = self._text[: max(old, len(final))]
@@ -108,7 +108,7 @@ class WindowDecoder(TextDecoder):
     def _is_skipped(self, token_id: int) -> bool:
         """Whether a token is left out wherever it stands, so that the window does not need it.
 
-        Not every token that decodes to nothing by itself: a lone word boundary may be a space.
+        Not every token that decodes to nothing by itself: a lone word boundary can be a space.
         """
         if token_id not in self._special_ids:
             return False
