@@ -117,9 +117,9 @@ async def test_from_the_body_beside_a_failing_worker(
             raise error
 
     assert await outcome(leave) is error
-    notes: Any = []
+    notes: list[str] = []
     with suppress(BaseException):
-        notes = error.__notes__
+        notes = [*error.__notes__]
     warnings = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
     (note,) = [*notes, *warnings]
     assert note == "The worker of stream_from_thread() failed as well: OSError: no memory"

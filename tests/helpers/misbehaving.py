@@ -20,26 +20,26 @@ def _refuse(*_: object) -> NoReturn:
 class NoText(Exception):
     """Cannot be shown."""
 
-    __repr__ = __str__ = _refuse  # type: ignore[assignment]
+    __repr__ = __str__ = _refuse
 
 
 class NoContext(Exception):
     """Can have no context and no cause."""
 
-    __context__ = property(_refuse, _refuse)  # type: ignore[assignment]
-    __cause__ = property(_refuse, _refuse)  # type: ignore[assignment]
+    __context__ = property(_refuse, _refuse)
+    __cause__ = property(_refuse, _refuse)
 
 
 class NoNotes(Exception):
     """Takes no notes."""
 
-    add_note = _refuse  # type: ignore[assignment]
+    add_note = _refuse
 
 
 class NotesThatAreNoList(Exception):
     """Has notes to which none can be added."""
 
-    __notes__ = ()
+    __notes__ = ()  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)

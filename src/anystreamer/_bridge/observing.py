@@ -45,9 +45,9 @@ _computed = _delivered = 0  # tokens of the streams that have ended
 
 def _forget_parent() -> None:
     """Begin anew in a forked child: no thread of the parent goes on there, not even to unlock."""
-    global _lock, _open
+    global _lock
     _lock = threading.Lock()
-    _open = {}
+    _open.clear()
     active_threads.clear()
 
 
