@@ -1,42 +1,40 @@
-"""How soon a cancel stops the model, in each phase, and what being able to stop costs.
+"""How soon a cancel stops the model, in each phase, and what the controls cost.
 
-    python benchmarks/cancellation.py [--quick] [--out benchmarks/results/cancellation.json]
-
-A scope is cancelled in a known phase, many times on each loop: forward passes and layers begun
-after it, and milliseconds until the block has been left and its thread with it. Peers, where they
-can stop: transformers' streamers cannot, and generate to the end; raising from a streamer's
-``put()``, as ``transformers serve`` does, can while tokens come. Costs are ratios of the time per
-token to the same call without the control, both in each round, in an order that changes.
+A scope is cancelled in a known phase, many times on each loop: the forward passes that begin after
+it, and the milliseconds until the block has ended and its thread too. The peers: transformers'
+streamers cannot stop a model, and it continues to the end. A streamer that raises from ``put()``,
+as in ``transformers serve``, can stop it while tokens come. Costs are ratios of the time per token
+to the same call without the control, in the same round.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import random
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import anyio
 import torch
 from anyio import to_thread
-from common import LOOPS, environment, options_of, percentile, quartiles, write
-from models import TORCH_THREADS, make_model, make_tokenizer
-from tables import show
 from transformers import AsyncTextIteratorStreamer, LlamaForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 import anystreamer
-from anystreamer._generation.layer_hooks import StopBetweenLayers
+
+from .method import ALL_LOOPS, ON_ASYNCIO, Table, percentiles, ratio, run_on, take_turns
+from .models import make_model, make_tokenizer
 
 PROMPT = 3_000  # tokens of a long prefill
 
 
 class Passes:
-    """Counts a model's forward passes, and those of its layers."""
+    """Counts the forward passes of a model and of its layers."""
 
     def __init__(self, model: LlamaForCausalLM) -> None:
         self.passes = self.layers = 0
@@ -51,39 +49,36 @@ class Passes:
         self.layers += 1
 
 
+@dataclass(frozen=True)
 class Cancelled:
-    """One cancel: what ran after it, and for how long."""
+    """One cancel: the forward passes that began after it, and the time that the block took."""
 
-    def __init__(self) -> None:
-        self.passes = self.layers = 0
-        self.milliseconds = 0.0
+    passes: int
+    milliseconds: float
 
 
-async def cancel(begin: Callable[..., Any], counts: Passes, is_time: Callable[[], bool]) -> Any:
-    """Run *begin* and cancel it once *is_time*."""
-    result = Cancelled()
-    at = 0.0
+async def cancel(
+    begin: Callable[..., Any], counts: Passes, is_time: Callable[[], bool]
+) -> Cancelled:
+    """Run *begin*, and cancel it a random moment after *is_time*."""
+    passes, at = 0, 0.0
 
     async def watch() -> None:
-        nonlocal at
+        nonlocal passes, at
         while not is_time():
             await anyio.sleep(0.0005)
         await anyio.sleep(random.uniform(0, 0.003))
-        result.passes, result.layers = counts.passes, counts.layers
-        at = time.perf_counter()
+        passes, at = counts.passes, time.perf_counter()
         group.cancel_scope.cancel()
 
     async with anyio.create_task_group() as group:
         group.start_soon(watch)
         await begin()
-    result.milliseconds = 1e3 * (time.perf_counter() - at)
-    result.passes = counts.passes - result.passes
-    result.layers = counts.layers - result.layers
-    return result
+    return Cancelled(counts.passes - passes, 1e3 * (time.perf_counter() - at))
 
 
 class Bench:
-    """A model, its counts, and the phases that it can be cancelled in."""
+    """A model, its counts, and the phases in which it can be cancelled."""
 
     def __init__(self, model: LlamaForCausalLM, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -111,71 +106,64 @@ class Bench:
         return await cancel(self.read, self.counts, lambda: self.counts.passes > start + 5)
 
     async def queued(self) -> Cancelled:
-        """Another generation has the turn, and goes on; it is not counted."""
+        """The model works on another generation, whose one pass is not counted."""
         gate = threading.Event()
-
-        def wait(*_: Any) -> None:
-            gate.wait()
-
-        hook = self.model.register_forward_pre_hook(wait)
+        hook = self.model.register_forward_pre_hook(lambda *_: gate.wait() and None)
         async with self.stream(max_new_tokens=1) as first:
             start = self.counts.passes
             result = await cancel(self.read, self.counts, lambda: True)
-            result.passes = self.counts.passes - start - (self.counts.passes > start)
+            passes = self.counts.passes - start - (self.counts.passes > start)
             gate.set()
             await first.read()
         hook.remove()
-        return result
+        return Cancelled(passes, result.milliseconds)
 
     async def full_buffer(self) -> Cancelled:
-        start, told = self.counts.passes, time.perf_counter()
+        start, called = self.counts.passes, time.perf_counter()
 
         async def hold() -> None:
             async with self.stream(max_buffer_size=1):
                 await anyio.sleep_forever()
 
         def is_time() -> bool:
-            return self.counts.passes > start and time.perf_counter() > told + 0.05
+            return self.counts.passes > start and time.perf_counter() > called + 0.05
 
         return await cancel(hold, self.counts, is_time)
 
     async def raising_put(self) -> Cancelled:
-        """As transformers serve: the streamer raises out of generate() when it sees the flag."""
-        stopped = False
+        """Like ``transformers serve``: after the cancel, the streamer raises in generate()."""
+        is_cancelled = threading.Event()
 
         class Raising(BaseStreamer):
             def put(self, value: torch.Tensor) -> None:
-                if stopped:
+                if is_cancelled.is_set():
                     raise RuntimeError("cancelled")
 
             def end(self) -> None:
                 pass
 
-        async def run() -> None:
-            nonlocal stopped
-            thread = threading.Thread(target=generate, args=(self.model, Raising()))
-            thread.start()
-            try:
-                await anyio.sleep_forever()
-            finally:
-                stopped = True
-                with anyio.CancelScope(shield=True):
-                    await to_thread.run_sync(thread.join)
-
-        start = self.counts.passes
-        return await cancel(run, self.counts, lambda: self.counts.passes > start + 5)
+        return await self.in_a_thread(Raising(), anyio.sleep_forever, is_cancelled.set)
 
     async def never_stopped(self) -> Cancelled:
-        """transformers' AsyncTextIteratorStreamer: nobody can tell it."""
+        """transformers' AsyncTextIteratorStreamer: it has no way to stop."""
         streamer = AsyncTextIteratorStreamer(self.tokenizer, skip_prompt=True)
 
+        async def read() -> None:
+            async for _ in streamer:
+                pass
+
+        return await self.in_a_thread(streamer, read, lambda: None)
+
+    async def in_a_thread(
+        self, streamer: Any, read: Callable[[], Any], stop: Callable[[], None]
+    ) -> Cancelled:
         async def run() -> None:
             thread = threading.Thread(target=generate, args=(self.model, streamer))
             thread.start()
             try:
-                async for _ in streamer:
-                    pass
+                await read()
             finally:
+                stop()
                 with anyio.CancelScope(shield=True):
                     await to_thread.run_sync(thread.join)
 
@@ -188,30 +176,19 @@ def generate(model: Any, streamer: Any) -> None:
         model.generate(torch.arange(1, 9)[None], streamer=streamer, max_new_tokens=500)
 
 
-def on_each_loop(
-    phase: Callable[[], Any], times: int, loops: tuple[str, ...] = tuple(LOOPS)
-) -> dict[str, Any]:
-    results: dict[str, Any] = {}
+def on_each_loop(phase: Callable[[], Any], times: int, loops: tuple[str, ...] = ALL_LOOPS) -> Table:
+    results: Table = {}
     for loop in loops:
-        backend, options = LOOPS[loop]
 
         async def main() -> list[Cancelled]:
             return [await phase() for _ in range(times)]
 
-        each = anyio.run(main, backend=backend, backend_options=options)
-        milliseconds = [one.milliseconds for one in each]
+        each = run_on(loop, main)
+        passes = [one.passes for one in each]
         results[loop] = {
             "times": times,
-            "passes_after": {
-                "median": statistics.median(one.passes for one in each),
-                "max": max(one.passes for one in each),
-            },
-            "layers_after": {"max": max(one.layers for one in each)},
-            "ms_until_joined": {
-                "median": statistics.median(milliseconds),
-                "p99": percentile(milliseconds, 0.99),
-                "max": max(milliseconds),
-            },
+            "passes_after": {"median": statistics.median(passes), "max": max(passes)},
+            "ms_until_joined": percentiles([one.milliseconds for one in each], 99, 100),
         }
     return results
 
@@ -224,100 +201,88 @@ CONTROLS: dict[str, dict[str, Any]] = {
 }
 
 
-def costs(bench: Bench, tokens: int, rounds: int) -> dict[str, Any]:
-    """The time per token with each control, over that of the same round without."""
-    ratios: dict[str, list[float]] = {name: [] for name in CONTROLS}
-    best = dict.fromkeys(CONTROLS, math.inf)
+def costs(bench: Bench, tokens: int, rounds: int) -> Table:
+    """The time per token with each control, and its ratio to the time without one."""
 
-    async def seconds(kwargs: dict[str, Any]) -> float:
+    async def stream(kwargs: dict[str, Any]) -> float:
         async with bench.stream(max_new_tokens=tokens, **kwargs) as stream:
             await stream.read()
         assert stream.timing.first_token is not None
-        return float(stream.timing.total - stream.timing.first_token)
+        return 1e3 * float(stream.timing.total - stream.timing.first_token) / tokens
 
-    for round_ in range(rounds + 1):  # the first one warms up
-        names = random.sample(list(CONTROLS), len(CONTROLS))
-        took = {name: anyio.run(seconds, CONTROLS[name]) / tokens for name in names}
-        if round_:
-            for name in names:
-                ratios[name].append(took[name] / took["none"])
-                best[name] = min(best[name], took[name])
+    ways = {name: partial(anyio.run, stream, kwargs) for name, kwargs in CONTROLS.items()}
+    took = take_turns(ways, rounds, warm_up=1)
     return {
         name: {
-            "ratio": quartiles(ratios[name]),
-            "ratio_of_best": best[name] / best["none"],
-            "ms_per_token_best": 1e3 * best[name],
+            "ratio": ratio(ms, took["none"]),
+            "ratio_of_best": min(ms) / min(took["none"]),
+            "ms_per_token_best": min(ms),
         }
-        for name in CONTROLS
+        for name, ms in took.items()
     }
 
 
 class Identity(torch.nn.Module):
-    """A layer that costs nothing, so that what is measured is the asking."""
+    """A layer that costs nothing, so that only the check before it is measured."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
 
-def asking() -> dict[str, float]:
-    """Microseconds that ``cancel_within="layer"`` adds to each call of a layer."""
-    layer, x = Identity(), torch.zeros(1)
+class OneLayer(torch.nn.Module):
+    """A model whose ``generate()`` measures the microseconds of a call of its one layer."""
 
-    def best() -> float:
+    _no_split_modules = ("Identity",)
+    us_of_a_layer = 0.0
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        super().__init__()
+        self.config, self.generation_config = model.config, model.generation_config
+        self.device, self.layer = model.device, Identity()
+
+    def generate(self, **kwargs: Any) -> Any:
+        layer, x = self.layer, torch.zeros(1)
+
         def once() -> float:
-            started = time.perf_counter()
+            started = time.thread_time()
             for _ in range(20_000):
                 layer(x)
-            return (time.perf_counter() - started) / 20_000
+            return (time.thread_time() - started) / 20_000
 
-        return 1e6 * min(once() for _ in range(10))
-
-    def produce(emit: Callable[[float], None], should_stop: Callable[[], bool]) -> None:
-        emit(best())
-        with StopBetweenLayers([layer], should_stop):
-            emit(best())
-
-    async def run() -> list[float]:
-        async with anystreamer.stream_from_thread(produce) as stream:
-            return [each async for each in stream]
-
-    without, with_it = anyio.run(run)
-    return {"us_added_per_layer": with_it - without}
+        self.us_of_a_layer = 1e6 * min(once() for _ in range(10))
+        return kwargs["input_ids"]
 
 
-def main() -> None:
-    options = options_of(__doc__).parse_args()
-    many, few = (30, 2) if options.quick else (200, 5)
-    torch.set_num_threads(TORCH_THREADS)
+def checking_between_layers() -> dict[str, float]:
+    """Microseconds that ``cancel_within="layer"`` adds to each call of a layer."""
+    model, tokenizer = OneLayer(make_model(1, 8)).eval(), make_tokenizer()
+
+    async def us_of_a_layer(within: Any) -> float:
+        async with anystreamer.stream_text(
+            model, tokenizer, {"input_ids": torch.arange(1, 9)[None]}, cancel_within=within
+        ) as stream:
+            await stream.read()
+        return model.us_of_a_layer
+
+    without, checked = (anyio.run(us_of_a_layer, within) for within in ("step", "layer"))
+    return {"us_added_per_layer": checked - without}
+
+
+def measure(is_quick: bool) -> Iterator[Table]:
+    many, few = (30, 2) if is_quick else (200, 5)
     tokenizer = make_tokenizer()
-    results: dict[str, Any] = {"environment": environment(options)}
-
-    def record(name: str, result: dict[str, Any]) -> None:
-        results[name] = result
-        write(results, options.out)
-
     small = Bench(make_model(2, 128), tokenizer)
-    record("waiting for its turn", on_each_loop(small.queued, many))
-    record("decoding", on_each_loop(small.decoding, many))
-    record("decoding, a streamer that raises from `put()`", on_each_loop(small.raising_put, many))
-    peer = ("asyncio", "uvloop")
-    record("decoding, transformers' async streamer", on_each_loop(small.never_stopped, few, peer))
-    record("held by a full buffer", on_each_loop(small.full_buffer, many // 2))
+    raising, peer = "a streamer that raises from `put()`", "transformers' async streamer"
+    yield {"waiting for its turn": on_each_loop(small.queued, many)}
+    yield {"decoding": on_each_loop(small.decoding, many)}
+    yield {f"decoding, {raising}": on_each_loop(small.raising_put, many)}
+    yield {f"decoding, {peer}": on_each_loop(small.never_stopped, few, ON_ASYNCIO)}
+    yield {"held by a full buffer": on_each_loop(small.full_buffer, many // 2)}
     large = Bench(make_model(24, 512), tokenizer)
     for within in ("step", "layer"):
-
-        async def prefill(within: str = within) -> Cancelled:
-            return await large.prefill(within)
-
         name = f'prefill of {PROMPT:,} tokens, `cancel_within="{within}"`'
-        record(name, on_each_loop(prefill, few))
-    record("asking between layers", asking())
-    rounds = 8 if options.quick else 25
-    record("cost of controls, small", costs(small, 400, rounds))
-    middle = Bench(make_model(8, 512), tokenizer)
-    record("cost of controls, larger", costs(middle, 100, rounds))
-    show("cancellation", results)
-
-
-if __name__ == "__main__":
-    main()
+        yield {name: on_each_loop(partial(large.prefill, within), few)}
+    yield {"asking between layers": checking_between_layers()}
+    rounds = 8 if is_quick else 25
+    yield {"cost of controls, small": costs(small, 400, rounds)}
+    yield {"cost of controls, larger": costs(Bench(make_model(8, 512), tokenizer), 100, rounds)}

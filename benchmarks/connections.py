@@ -1,42 +1,31 @@
-"""What an open stream and a token of it cost the server, without a model.
+"""What an open stream, and a token of it, cost the server without a model.
 
-    python benchmarks/connections.py [--quick] [--out benchmarks/results/connections.json]
-
-The server is a process of its own, with an engine whose model is scripted: what it uses is what
-the engine, the application and uvicorn use. Memory is the growth of its resident set by as many
-requests for event streams, all but one of which wait for their turn, for each of them. CPU time
-is that of one stream whose model makes a token every two milliseconds, for each token: its thread
-and its way into the loop, the text, the event and the socket are in it.
+The server is a separate process, with a scripted model: it uses what the engine, the application
+and uvicorn use. Memory is the growth of its resident set by 1,000 requests for event streams, all
+of which except one wait for their turn. CPU time is that of one stream, whose model makes a token
+every two milliseconds. It includes the worker thread, the crossing to the event loop, the text, the
+event and the socket.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import socket
-import subprocess
-import sys
-from argparse import SUPPRESS
+from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from statistics import median
-from typing import Any
 
-from common import environment, options_of, write
-from tables import show
+import psutil
+
+from .clients import encoded
+from .method import ON_ASYNCIO, Table, run_on, serve_with_uvicorn, server_process
 
 STREAMS = 1_000
-WARM = 50  # streams before the first look: what there is once is there by then
+WARM = 50  # streams before the first look, so that what is allocated once is there
 PROMPTS = (16, 4_000)  # tokens
 STEP = 0.002
-LOOPS = ("asyncio", "uvloop")
 
 
-def server(loop: str) -> None:
-    """The process that is measured."""
-    import anyio
-    import uvicorn
-
+def serve(listener: socket.socket, loop: str) -> None:
     from anystreamer import open_engine
     from anystreamer.server import create_app
     from anystreamer.testing import ScriptedModel
@@ -44,97 +33,55 @@ def server(loop: str) -> None:
     async def main() -> None:
         model = ScriptedModel(["word "] * 100_000, delay=STEP)
         async with open_engine(model, model.tokenizer, max_waiting=10 * STREAMS) as engine:
-            app = create_app(engine, context_length=1_000_000)
-            listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
-            print(listener.getsockname()[1], flush=True)
-            config = uvicorn.Config(app, log_config=None, lifespan="off")
-            await uvicorn.Server(config).serve(sockets=[listener])
+            await serve_with_uvicorn(create_app(engine, context_length=1_000_000), listener)
 
-    anyio.run(main, backend_options={"use_uvloop": loop == "uvloop"})
+    run_on(loop, main)
 
 
-class Server:
-    def __init__(self, loop: str) -> None:
-        command = [sys.executable, __file__, "--serve", loop]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        self._address = ("127.0.0.1", int(self._process.stdout.readline()))
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-    def ask(self, prompt: str, tokens: int) -> socket.socket:
-        """Ask for an event stream. Its headers have come when this returns."""
-        body = json.dumps({"prompt": prompt, "stream": True, "max_tokens": tokens})
-        head = "POST /v1/completions HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
-        client = socket.create_connection(self._address)
-        client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
-        begin = b""
-        while b"\r\n\r\n" not in begin:
-            begin += client.recv(4096)
-        assert b" 200 " in begin
-        return client
-
-    def resident(self) -> int:
-        pages = Path(f"/proc/{self._process.pid}/statm").read_text(encoding="ascii").split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-    def cpu_seconds(self) -> float:
-        stat = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii")
-        user, system = stat.rpartition(")")[2].split()[11:13]
-        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+def open_stream(port: int, prompt: str, tokens: int) -> socket.socket:
+    """Request an event stream, and return when its headers have come."""
+    client = socket.create_connection(("127.0.0.1", port))
+    client.sendall(encoded({"prompt": prompt, "stream": True, "max_tokens": tokens}))
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += client.recv(4096)
+    assert b" 200 " in head
+    return client
 
 
 def kib_of_each_stream(loop: str, prompt: int) -> float:
-    with Server(loop) as server, ExitStack() as clients:
-        for _ in range(WARM):
-            clients.enter_context(server.ask("x" * prompt, 100_000))
-        before = server.resident()
-        for _ in range(STREAMS):
-            clients.enter_context(server.ask("x" * prompt, 100_000))
-        return (server.resident() - before) / STREAMS / 1024
+    with server_process(serve, loop) as (port, process), ExitStack() as streams:
+        server, resident = psutil.Process(process.pid), []
+        for count in (WARM, STREAMS):
+            for _ in range(count):
+                streams.enter_context(open_stream(port, "x" * prompt, 100_000))
+            resident.append(server.memory_info().rss)
+        return float(resident[1] - resident[0]) / STREAMS / 1024
 
 
-def us_of_each_token(loop: str, tokens: int) -> dict[str, float]:
-    with Server(loop) as server:
-        asked, received = 0.0, b""
-        for count in (50, tokens):  # the first is to warm up
-            used = server.cpu_seconds()
-            client, received = server.ask("x", count), b""
-            with client:
+def cost_of_each_token(loop: str, tokens: int) -> Table:
+    with server_process(serve, loop) as (port, process):
+        server, used, received = psutil.Process(process.pid), 0.0, b""
+        for count in (50, tokens):  # the first one warms up
+            before, received = sum(server.cpu_times()[:2]), b""
+            with open_stream(port, "x", count) as client:
                 while b"[DONE]" not in received:
                     received += client.recv(65_536)
-            asked = server.cpu_seconds() - used
-        chunks = received.count(b"data: ") - 2  # the finish reason and [DONE]
-        return {"cpu_us": asked / tokens * 1e6, "tokens_per_chunk": tokens / chunks}
+            used = sum(server.cpu_times()[:2]) - before
+        chunks = received.count(b"data: ") - 2  # without the finish reason and [DONE]
+        return {"cpu_us_of_each_token": used / tokens * 1e6, "tokens_per_chunk": tokens / chunks}
 
 
-def main() -> None:
-    parser = options_of(__doc__)
-    parser.add_argument("--serve", choices=LOOPS, help=SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        return server(options.serve)
-    results: dict[str, Any] = {
-        "environment": environment(options),
-        "requests": {"streams": STREAMS, "step_ms": STEP * 1e3},
-    }
-    rounds, tokens = (1, 1_000) if options.quick else (3, 3_000)
-    for loop in LOOPS:
-        kib = {n: median(kib_of_each_stream(loop, n) for _ in range(rounds)) for n in PROMPTS}
-        each = [us_of_each_token(loop, tokens) for _ in range(rounds)]
-        results[loop] = {
-            "kib_of_each_stream": {f"prompt of {n} tokens": kib[n] for n in PROMPTS},
-            "cpu_us_of_each_token": median(one["cpu_us"] for one in each),
-            "tokens_per_chunk": median(one["tokens_per_chunk"] for one in each),
+def measure(is_quick: bool) -> Iterator[Table]:
+    rounds, tokens = (1, 1_000) if is_quick else (3, 3_000)
+    yield {"requests": {"streams": STREAMS, "step_ms": STEP * 1e3}}
+    for loop in ON_ASYNCIO:
+        each = [cost_of_each_token(loop, tokens) for _ in range(rounds)]
+        kib = {
+            f"prompt of {prompt} tokens": median(
+                kib_of_each_stream(loop, prompt) for _ in range(rounds)
+            )
+            for prompt in PROMPTS
         }
-        write(results, options.out)
-    show("connections", results)
-
-
-if __name__ == "__main__":
-    main()
+        figures = {name: median(one[name] for one in each) for name in each[0]}
+        yield {loop: {"kib_of_each_stream": kib} | figures}

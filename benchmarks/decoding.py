@@ -1,85 +1,54 @@
-"""Incremental decoding: microseconds per token, and texts that came out wrong.
+"""Incremental decoding: microseconds of CPU time per token, and texts that came out wrong.
 
-    python benchmarks/decoding.py [--quick] [--out benchmarks/results/decoding.json]
-
-Compares `anystreamer.text_decoder` with transformers' `TextStreamer` and with tokenizers'
-`DecodeStream`, family by family, on text without a newline (which would let TextStreamer forget
-what it has). One id per call. The ways take turns in every round of one run, and CPU time is what
-counts, so that other work on the machine disturbs little. TextStreamer decodes everything again at
-every token, so it is run up to 8,000 tokens only.
+Compares `anystreamer.text_decoder` with transformers' ``TextStreamer`` and tokenizers'
+``DecodeStream`` for each family of tokenizers: one id per call, on text without a newline, at which
+TextStreamer forgets what it has. The ways take turns, and CPU time is counted, so other work on the
+machine disturbs little. TextStreamer decodes everything again at each token, so it does not run
+beyond 8,000 tokens. A text is wrong if it differs from ``tokenizer.decode`` of all ids; an error
+counts as wrong. A way has no more rounds at a size after `BUDGET` seconds.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import logging
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
-import transformers
-from common import environment, options_of, write
-from tables import show
+from tests.helpers import tokenizer_families as families
 from tokenizers import decoders
 from tokenizers.decoders import DecodeStream
-from transformers import TextStreamer
+from transformers import PreTrainedTokenizerFast, TextStreamer
 
-from anystreamer._text.decoder import text_decoder
+import anystreamer
 
-HERE = Path(__file__).parent
-
-
-def load_families() -> Any:
-    """The tests' tokenizers, from wherever this is run."""
-    path = HERE.parent / "tests" / "helpers" / "tokenizer_families.py"
-    spec = importlib.util.spec_from_file_location("tokenizer_families", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-families = load_families()
+from .method import Table, take_turns
 
 SIZES = [1_000, 8_000, 32_000, 128_000]
 TEXT_STREAMER_LIMIT = 8_000
-BUDGET = 4.0  # seconds after which a way gets no further round at a size
+BUDGET = 4.0
 TEXT = families.SAMPLE.replace("\n", " ")
+
+TIMED_FAMILIES = (
+    *("byte level", "byte fallback", "byte fallback, strip", "unigram", "word piece"),
+    *("word piece, clean-up", "own decode", "python, sentencepiece", "python, word piece"),
+)
+COLD = "byte level, 128,000 ids at random, first use"
 
 
 def large_byte_level() -> Any:
-    """128,000 tokens in random order: an id is hardly ever met twice in a short text."""
+    """A tokenizer with 128,000 tokens in random order: a short text has hardly any id twice."""
     rng = random.Random(0)
     data = TEXT.encode()
     cuts = {data[i : i + n] + b"%d" % k for k in range(128_000) for i, n in [(k % len(data), 5)]}
     tokenizer = families.bpe(sorted(map(families.to_byte_level, cuts), key=lambda _: rng.random()))
     tokenizer.decoder = decoders.ByteLevel()
-    return families.fast(tokenizer)
-
-
-MAKERS: dict[str, Callable[[], Any]] = {
-    family.name: family.make
-    for family in families.FAMILIES
-    if family.name
-    in {
-        "byte level",
-        "byte fallback",
-        "byte fallback, strip",
-        "unigram",
-        "word piece",
-        "word piece, clean-up",
-        "own decode",
-        "python, sentencepiece",
-        "python, word piece",
-    }
-}
+    return tokenizer
 
 
 class Collecting(TextStreamer):
@@ -91,23 +60,20 @@ class Collecting(TextStreamer):
         self.pieces.append(text)
 
 
-# Each way takes the ids and a tokenizer, and gives the text's pieces.
+# Each way takes a tokenizer and ids, and returns the parts of the text.
 
 
-def ours(tokenizer: Any, ids: list[int]) -> list[str]:
-    decoder = text_decoder(tokenizer, skip_special_tokens=True)
+def ours(tokenizer: Any, ids: list[int], hold_byte_runs: bool = False) -> list[str]:
+    decoder = anystreamer.text_decoder(
+        tokenizer, hold_byte_runs=hold_byte_runs, skip_special_tokens=True
+    )
     decode = decoder.decode
     return [*[decode([token_id]) for token_id in ids], decoder.flush()]
 
 
-def ours_held(tokenizer: Any, ids: list[int]) -> list[str]:
-    decoder = text_decoder(tokenizer, hold_byte_runs=True, skip_special_tokens=True)
-    return [*[decoder.decode([token_id]) for token_id in ids], decoder.flush()]
-
-
 def text_streamer(tokenizer: Any, ids: list[int]) -> list[str]:
     streamer = Collecting(tokenizer, skip_special_tokens=True)
-    for value in np.array(ids).reshape(-1, 1):  # as a tensor would be, without torch's own cost
+    for value in np.array(ids).reshape(-1, 1):  # like a tensor, without torch's own cost
         streamer.put(value)
     streamer.end()
     return streamer.pieces
@@ -118,73 +84,79 @@ def decode_stream(tokenizer: Any, ids: list[int]) -> list[str]:
     return [stream.step(backend, token_id) or "" for token_id in ids]
 
 
-WAYS: dict[str, Callable[[Any, list[int]], list[str]]] = {
+Way = Callable[[Any, list[int]], list[str]]
+WAYS: dict[str, Way] = {
     "anystreamer": ours,
     "TextStreamer": text_streamer,
     "DecodeStream": decode_stream,
 }
 
 
-def can(way: str, tokenizer: Any) -> bool:
+def supports(way: str, tokenizer: Any) -> bool:
     return way != "DecodeStream" or hasattr(tokenizer, "backend_tokenizer")
 
 
-def timed(way: str, tokenizer: Any, ids: list[int]) -> float | str:
-    began = time.process_time()
-    try:
-        WAYS[way](tokenizer, ids)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return (time.process_time() - began) / len(ids) * 1e6
+class Timed:
+    """A way, a tokenizer and ids. Calls return microseconds per token, or None."""
 
-
-def speed(sizes: list[int], rounds: int) -> dict[str, Any]:
-    """Microseconds per token, by family, way and size."""
-    made = {name: make() for name, make in MAKERS.items()}
-    texts = {}
-    for name, tokenizer in made.items():
-        ids = list(tokenizer.encode(TEXT, add_special_tokens=False))
-        texts[name] = list(itertools.islice(itertools.cycle(ids), max(sizes)))
-        for way in WAYS:
-            if can(way, tokenizer):
-                timed(way, tokenizer, texts[name][: min(sizes)])  # warms caches, ours too
-    taken: dict[tuple[str, str, int], list[Any]] = {}
-    for _ in range(rounds):
-        for (name, tokenizer), size, way in itertools.product(made.items(), sizes, WAYS):
-            times = taken.setdefault((name, way, size), [])
-            if way == "TextStreamer" and size > TEXT_STREAMER_LIMIT:
-                continue
-            if not can(way, tokenizer) or (times and isinstance(times[-1], str)):
-                continue
-            if sum(times) * size / 1e6 < BUDGET:
-                times.append(timed(way, tokenizer, texts[name][:size]))
-    cold = large_byte_level()
-    rng = random.Random(1)
-    ids = [rng.randrange(128_000) for _ in range(max(sizes))]
-    name = "byte level, 128,000 ids at random, first use"
-    for _, size in itertools.product(range(rounds), sizes):
-        fresh = transformers.PreTrainedTokenizerFast(tokenizer_object=cold._tokenizer)
-        taken.setdefault((name, "anystreamer", size), []).append(
-            timed("anystreamer", fresh, ids[:size])
+    def __init__(self, way: str, make: Callable[[], Any], ids: list[int]) -> None:
+        self.decode, self.make, self.ids = WAYS[way], make, ids
+        self.can_run = supports(way, make()) and not (
+            way == "TextStreamer" and len(ids) > TEXT_STREAMER_LIMIT
         )
-    result: dict[str, Any] = {}
-    for (name, way, size), times in taken.items():
-        entry: Any = None
-        if times and isinstance(times[-1], str):
-            entry = {"error": times[-1]}
-        elif times:
-            entry = {
-                "median": round(statistics.median(times), 3),
-                "min": round(min(times), 3),
-                "max": round(max(times), 3),
-                "rounds": len(times),
-            }
-        result.setdefault(name, {}).setdefault(way, {})[str(size)] = entry
+        self.error: str | None = None
+        self.spent = 0.0
+
+    def __call__(self) -> float | None:
+        if not self.can_run or self.error or self.spent > BUDGET:
+            return None
+        tokenizer = self.make()
+        began = time.process_time()
+        try:
+            self.decode(tokenizer, self.ids)
+        except Exception as error:
+            self.error = f"{type(error).__name__}: {error}"
+            return None
+        taken = time.process_time() - began
+        self.spent += taken
+        return taken / len(self.ids) * 1e6
+
+    def entry(self, times: list[float | None]) -> Table | None:
+        if self.error:
+            return {"error": self.error}
+        if not (taken := [each for each in times if each is not None]):
+            return None
+        figures = {"median": statistics.median(taken), "min": min(taken), "max": max(taken)}
+        return {name: round(value, 3) for name, value in figures.items()} | {"rounds": len(taken)}
+
+
+def speed(sizes: list[int], rounds: int) -> Table:
+    """Microseconds per token, by family, way and size."""
+    jobs: dict[tuple[str, str, int], Timed] = {}
+    for family in families.FAMILIES:
+        if family.name in TIMED_FAMILIES:
+            tokenizer = family.make()
+            ids = tokenizer.encode(TEXT, add_special_tokens=False)
+            text = list(itertools.islice(itertools.cycle(ids), max(sizes)))
+            for way, size in itertools.product(WAYS, sizes):
+                jobs[family.name, way, size] = Timed(way, lambda made=tokenizer: made, text[:size])
+    for (_, _, size), job in jobs.items():
+        if size == min(sizes):
+            job()  # warms up caches, ours too
+    large, rng = large_byte_level(), random.Random(1)
+    for size in sizes:
+        ids = [rng.randrange(128_000) for _ in range(size)]
+        new = partial(PreTrainedTokenizerFast, tokenizer_object=large)
+        jobs[COLD, "anystreamer", size] = Timed("anystreamer", new, ids)
+    result: Table = {}
+    for (family_name, way, size), times in take_turns(jobs, rounds).items():
+        entry = jobs[family_name, way, size].entry(times)
+        result.setdefault(family_name, {}).setdefault(way, {})[str(size)] = entry
     return result
 
 
 def cases(tokenizer: Any, count: int) -> Iterator[list[int]]:
-    """Texts, texts cut off, and any ids at all."""
+    """Ids of texts, of texts that are cut off, and random ids, a third of each."""
     rng = random.Random(2)
     for _ in range(count):
         start = rng.randrange(len(families.SAMPLE))
@@ -197,52 +169,33 @@ def cases(tokenizer: Any, count: int) -> Iterator[list[int]]:
         yield ids
 
 
-def mismatches(count: int) -> dict[str, Any]:
-    """How many of `count` texts differ from the full decode, by family and way."""
-    ways = {"anystreamer": ours, "anystreamer, runs held": ours_held} | {
-        way: WAYS[way] for way in ("TextStreamer", "DecodeStream")
-    }
-    result: dict[str, Any] = {}
+def is_wrong(decode: Way, tokenizer: Any, ids: list[int]) -> bool:
+    try:
+        text = "".join(decode(tokenizer, ids))
+    except Exception:  # DecodeStream's "Invalid prefix"
+        return True
+    return text != tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def mismatches(count: int) -> Table:
+    """The number of wrong texts of *count*, by family and way."""
+    held: dict[str, Way] = {"anystreamer, runs held": partial(ours, hold_byte_runs=True)}
+    ways = {"anystreamer": ours} | held | WAYS
+    result: Table = {"of": count}
     for family in families.FAMILIES:
-        if family.name == "raw tokenizer":
-            continue
-        tokenizer = family.make()
-        wrong: dict[str, int | None] = {way: 0 if can(way, tokenizer) else None for way in ways}
-        for ids in cases(tokenizer, count):
-            reference = tokenizer.decode(ids, skip_special_tokens=True)
-            for way, decode in ways.items():
-                before = wrong[way]
-                if before is None:
-                    continue
-                try:
-                    right = "".join(decode(tokenizer, ids)) == reference
-                except Exception:  # DecodeStream's "Invalid prefix": no text is no right text
-                    right = False
-                wrong[way] = before + (not right)
-        result[family.name] = wrong
+        if family.name != "raw tokenizer":
+            tokenizer = family.make()
+            result[family.name] = {
+                way: sum(is_wrong(decode, tokenizer, ids) for ids in cases(tokenizer, count))
+                if supports(way, tokenizer)
+                else None
+                for way, decode in ways.items()
+            }
     return result
 
 
-def main() -> None:
-    options = options_of(__doc__).parse_args()
+def measure(is_quick: bool) -> Iterator[Table]:
     logging.getLogger("anystreamer").setLevel(logging.CRITICAL)  # the mismatches are counted
-    sizes, rounds, count = (SIZES[:2], 2, 100) if options.quick else (SIZES, 3, 1_000)
-    results = {
-        "environment": environment(options),
-        "notes": [
-            "microseconds of CPU time per token, one id per call, text without a newline",
-            f"TextStreamer is quadratic: not run beyond {TEXT_STREAMER_LIMIT} tokens",
-            f"no further round at a size after {BUDGET:g} s",
-            "mismatches: texts that differ from tokenizer.decode of all ids; errors count",
-            "anystreamer's with byte fallback are invalid or cut runs whose characters it shows;"
-            " held runs do without; 'own _decode' has byte fallback behind a decode of its own",
-        ],
-        "microseconds per token": speed(sizes, rounds),
-        "mismatches": {"of": count, **mismatches(count)},
-    }
-    write(results, options.out)
-    show("decoding", results)
-
-
-if __name__ == "__main__":
-    main()
+    sizes, rounds, count = (SIZES[:2], 2, 100) if is_quick else (SIZES, 3, 1_000)
+    yield {"microseconds per token": speed(sizes, rounds)}
+    yield {"mismatches": mismatches(count)}

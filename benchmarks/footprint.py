@@ -1,33 +1,28 @@
-"""What an import takes, and what a stream that waits keeps of memory and threads.
+"""What an import takes, and the memory and threads of a stream that waits.
 
-    python benchmarks/footprint.py [--quick] [--out benchmarks/results/footprint.json]
-
-Each import in an interpreter of its own, in rounds in which each has a turn; the ratio is that to
-``import anyio`` in the same round. Memory is the growth of the resident set of a process by 200
-streams, for each of them: those of one model wait for their turn, all but one, and a thread of
-transformers' streamer waits in ``generate()`` for what the model makes. A model that is scripted
-takes nothing itself.
+Each import runs in a new interpreter. Its ratio is to ``import anyio`` in the same round. Memory is
+the growth of a process (resident set) by 200 streams, divided by them: streams of one model, of
+which all except one wait for their turn, and threads with transformers' streamer that wait in
+``generate()``. The models are scripted, and need no memory.
 """
 
 from __future__ import annotations
 
-import json
-import random
 import subprocess
 import sys
 import threading
-from argparse import SUPPRESS
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 import anyio
 import psutil
-from common import LOOPS, Table, environment, options_of, quartiles, write
-from tables import show
+
+from .method import ALL_LOOPS, Table, in_new_process, quartiles, ratio, run_on, take_turns
 
 STREAMS = 200
-WARM = 5  # streams before the first look: what there is once is there by then
+WARM = 5  # streams before the first look, so that what is allocated once is there
 
 IMPORTS = (
     "import anyio",
@@ -38,51 +33,40 @@ IMPORTS = (
 TIMED = "import time; started = time.perf_counter(); {}; print(time.perf_counter() - started)"
 
 
+def milliseconds(statement: str) -> float:
+    command = [sys.executable, "-c", TIMED.format(statement)]
+    return 1e3 * float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
 def imports(rounds: int) -> Table:
-    took: dict[str, list[float]] = {program: [] for program in IMPORTS}
-    for round_ in range(rounds + 1):
-        for program in random.sample(IMPORTS, len(IMPORTS)):
-            output = subprocess.run(
-                [sys.executable, "-c", TIMED.format(program)], check=True, stdout=subprocess.PIPE
-            ).stdout
-            if round_:  # the first one reads the files
-                took[program].append(1e3 * float(output))
-    base = took[IMPORTS[0]]
+    ways = {statement: partial(milliseconds, statement) for statement in IMPORTS}
+    took = take_turns(ways, rounds, warm_up=1)  # the first one reads the files
     return {
-        program: {
-            "ms": quartiles(values),
-            "ratio": quartiles([one / other for one, other in zip(values, base, strict=True)]),
-        }
-        for program, values in took.items()
+        name: {"ms": quartiles(values), "ratio": ratio(values, took["import anyio"])}
+        for name, values in took.items()
     }
 
 
-class Growth:
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self._before = self._now()
-
-    def _now(self) -> tuple[int, int]:
-        return self._process.memory_info().rss, self._process.num_threads()
-
-    def of_each(self) -> dict[str, float]:
-        memory, threads = (
-            now - before for now, before in zip(self._now(), self._before, strict=True)
-        )
-        return {"kib": memory / STREAMS / 1024, "threads": threads / STREAMS}
+def look() -> tuple[int, int]:
+    process = psutil.Process()
+    return process.memory_info().rss, process.num_threads()
 
 
-async def grown(open_one: Callable[[], Any], let_go: Callable[[], None]) -> dict[str, float]:
+async def growth(open_one: Callable[[], Any], release: Callable[[], None]) -> dict[str, float]:
+    """What each of `STREAMS` streams adds. *release* lets their threads end."""
     async with AsyncExitStack() as stack:
-        for _ in range(WARM):
-            await stack.enter_async_context(open_one())
-        await anyio.wait_all_tasks_blocked()
-        growth = Growth()
-        for _ in range(STREAMS):
-            await stack.enter_async_context(open_one())
-        await anyio.wait_all_tasks_blocked()
-        stack.callback(let_go)  # before the streams are left, which wait for their threads
-        return growth.of_each()
+        looks = []
+        for count in (WARM, STREAMS):
+            for _ in range(count):
+                await stack.enter_async_context(open_one())
+            await anyio.wait_all_tasks_blocked()
+            looks.append(look())
+        stack.callback(release)  # it is called before the streams are left
+        (memory, threads), (more_memory, more_threads) = looks
+        return {
+            "kib": (more_memory - memory) / STREAMS / 1024,
+            "threads": (more_threads - threads) / STREAMS,
+        }
 
 
 async def stream_text() -> dict[str, float]:
@@ -91,7 +75,7 @@ async def stream_text() -> dict[str, float]:
 
     gate = Gate()
     model = ScriptedModel([gate])
-    return await grown(lambda: stream_text(model, model.tokenizer, "a prompt"), gate.open)
+    return await growth(lambda: stream_text(model, model.tokenizer, "a prompt"), gate.open)
 
 
 async def engine() -> dict[str, float]:
@@ -101,22 +85,18 @@ async def engine() -> dict[str, float]:
     gate = Gate()
     model = ScriptedModel([gate])
     async with open_engine(model, model.tokenizer) as opened:
-        return await grown(lambda: opened.stream_text("a prompt"), gate.open)
+        return await growth(lambda: opened.stream_text("a prompt"), gate.open)
 
 
 async def bridge() -> dict[str, float]:
     from anystreamer import stream_from_thread
 
     end = threading.Event()
-
-    def produce(emit: Any, should_stop: Any) -> None:
-        end.wait()
-
-    return await grown(lambda: stream_from_thread(produce), end.set)
+    return await growth(lambda: stream_from_thread(lambda emit, should_stop: end.wait()), end.set)
 
 
-async def theirs() -> dict[str, float]:
-    """As transformers' documentation has it: a thread for each, and a streamer to iterate."""
+async def transformers_streamer() -> dict[str, float]:
+    """A thread and a streamer for each, as in transformers' documentation."""
     from transformers import AsyncTextIteratorStreamer
 
     from anystreamer.demo import load_demo
@@ -127,61 +107,37 @@ async def theirs() -> dict[str, float]:
     def generate(streamer: object) -> None:
         end.wait()
 
-    def open_one() -> None:
+    def open_one() -> Any:
         streamer = AsyncTextIteratorStreamer(tokenizer)
         threading.Thread(target=generate, args=(streamer,)).start()
+        return nullcontext()
 
-    try:
-        for _ in range(WARM):
-            open_one()
-        growth = Growth()
-        for _ in range(STREAMS):
-            open_one()
-        return growth.of_each()
-    finally:
-        end.set()
+    return await growth(open_one, end.set)
 
 
 WAITING: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
-    "stream_text": (stream_text, tuple(LOOPS)),
-    "an engine's": (engine, tuple(LOOPS)),
-    "stream_from_thread": (bridge, tuple(LOOPS)),
-    "a thread with transformers' streamer": (theirs, ("asyncio",)),
+    "stream_text": (stream_text, ALL_LOOPS),
+    "an engine's": (engine, ALL_LOOPS),
+    "stream_from_thread": (bridge, ALL_LOOPS),
+    "a thread with transformers' streamer": (transformers_streamer, ("asyncio",)),
 }
 
 
 def memory(rounds: int) -> Table:
-    result: Table = {}
-    for name, (_, loops) in WAITING.items():
-        for loop in loops:
-            command = [sys.executable, __file__, "--waiting", name, loop]
-            each = [
-                json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-                for _ in range(rounds)
-            ]
-            result[f"{name} on {loop}"] = {
-                "kib": quartiles([one["kib"] for one in each]),
-                "threads": each[0]["threads"],
-            }
-    return result
+    ways = {
+        f"{name} on {loop}": partial(in_new_process, run_on, loop, grow)
+        for name, (grow, loops) in WAITING.items()
+        for loop in loops
+    }
+    return {
+        name: {
+            "kib": quartiles([one["kib"] for one in each]),
+            "threads": each[0]["threads"],
+        }
+        for name, each in take_turns(ways, rounds).items()
+    }
 
 
-def main() -> None:
-    parser = options_of(__doc__)
-    parser.add_argument("--waiting", nargs=2, help=SUPPRESS)
-    options = parser.parse_args()
-    if options.waiting:
-        name, loop = options.waiting
-        backend, kwargs = LOOPS[loop]
-        figures = anyio.run(WAITING[name][0], backend=backend, backend_options=kwargs)
-        print(json.dumps(figures))
-        return
-    results: Table = {"environment": environment(options)}
-    results["import"] = imports(5 if options.quick else 25)
-    results["memory"] = memory(1 if options.quick else 5)
-    write(results, options.out)
-    show("footprint", results)
-
-
-if __name__ == "__main__":
-    main()
+def measure(is_quick: bool) -> Iterator[Table]:
+    yield {"import": imports(5 if is_quick else 25)}
+    yield {"memory": memory(1 if is_quick else 5)}

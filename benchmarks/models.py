@@ -1,15 +1,15 @@
-"""Models of a size, whose weights are random, and a tokenizer that any streamer can follow."""
+"""Models with random weights, on one thread, and a tokenizer that every streamer can follow."""
 
 from __future__ import annotations
 
-import common  # noqa: F401  # first: it keeps the hub out
 import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-# Two of torch's threads on two cores wait for each other whenever the loop takes one of them: the
-# spread is then many times the effect. So the model has one core, and the loop another.
-TORCH_THREADS = 1
+# With two threads on two cores, torch's threads wait for each other whenever the loop takes a core.
+# The spread is then many times the effect. So the model has one core, and the loop the other.
+torch.set_num_threads(1)
+
 VOCABULARY = 512
 
 
@@ -32,7 +32,7 @@ def make_model(layers: int, hidden: int) -> LlamaForCausalLM:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Every token is a word with its space: any streamer can show it as soon as it has come."""
+    """Each token is a word with its space, so that every streamer can show it at once."""
     backend = Tokenizer(models.WordLevel({f"word{i}Ġ": i for i in range(VOCABULARY)}, "word0Ġ"))
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=backend)

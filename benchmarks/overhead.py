@@ -1,44 +1,35 @@
 """What streaming costs per token, and how late text arrives.
 
-    python benchmarks/overhead.py [--quick] [--out benchmarks/results/overhead.json]
-
-Models of three sizes, with one of torch's threads; a loop that idles, and one that other work
-keeps busy half the time; and eight streams at once, each in a thread of its own. Ratios as
-per_item.py says, to ``generate()`` in a worker thread with a streamer that does nothing. Latency is
-counted from the moment that a streamer has a piece of text; for this library from ``put()`` on,
-decoding included.
+Models of three sizes, with an idle loop and with one that other work keeps busy half of the time,
+and eight streams at once, each in its own thread. `per_item.py` describes the ratios; ``silent`` is
+``generate()`` in a worker thread with a streamer that does nothing. Latency begins when a streamer
+has a part of the text, and for this library at ``put()``, so it includes decoding.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from anyio import CapacityLimiter, to_thread
-from common import LOOPS, Table, environment, options_of, write
-from models import TORCH_THREADS, make_model, make_tokenizer
-from per_item import Run, Ways, compare
-from tables import show
 from transformers import AsyncTextIteratorStreamer, LlamaForCausalLM, TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
 import anystreamer
 
-# Layers and width: about 1, 3 and 10 ms per token. And how many tokens are measured.
+from .method import ALL_LOOPS, ON_ASYNCIO, Table
+from .models import make_model, make_tokenizer
+from .per_item import Run, Ways, compare
+
+# Layers and width, for about 1, 3 and 10 ms per token, and the tokens of a stream.
 SIZES = {"small": (2, 128, 400), "middle": (4, 384, 150), "large": (8, 512, 60)}
 AT_ONCE = 8
 
-ALL = tuple(LOOPS)
-ON_ASYNCIO = ("asyncio", "uvloop")
-
 
 class Silent(BaseStreamer):
-    """Does nothing."""
-
     def put(self, value: torch.Tensor) -> None:
         pass
 
@@ -47,7 +38,7 @@ class Silent(BaseStreamer):
 
 
 class Stamped:
-    """A model whose streamer's ``put()`` is stamped with the time, for streamers made inside."""
+    """A model that notes the time at each ``put()`` of the streamer that it gets."""
 
     def __init__(self, model: LlamaForCausalLM, run: Run) -> None:
         self.generation_config = model.generation_config
@@ -71,7 +62,7 @@ class Stamped:
 
 
 def stamps(run: Run, streamer: Any) -> Any:
-    """Stamp what one of transformers' streamers hands over."""
+    """Note the time when one of transformers' streamers hands over text."""
     finalized = streamer.on_finalized_text
 
     def stamped(text: str, stream_end: bool = False) -> None:
@@ -84,7 +75,7 @@ def stamps(run: Run, streamer: Any) -> Any:
 
 @dataclass(frozen=True)
 class Bench:
-    """A model, and what it is asked for, in each of the ways."""
+    """A model, and the ways to stream from it."""
 
     model: LlamaForCausalLM
     tokenizer: Any
@@ -109,7 +100,7 @@ class Bench:
         await to_thread.run_sync(self._generate, run, Silent())
 
     async def ours(self, run: Run) -> None:
-        # A limiter of its own: at once with others.
+        # Its own limiter lets it run at the same time as others.
         async with anystreamer.stream_text(
             Stamped(self.model, run),
             self.tokenizer,
@@ -139,7 +130,7 @@ class Bench:
         await to_thread.run_sync(thread.join)
 
     async def theirs_sync(self, run: Run) -> None:
-        """Without a loop to be quick for: the most that a queue can do."""
+        """A thread that only reads the queue, without a loop."""
 
         def consume() -> None:
             for _ in streamer:
@@ -151,7 +142,7 @@ class Bench:
         thread.join()
 
     async def theirs_in_threadpool(self, run: Run) -> None:
-        """As iterate_in_threadpool of Starlette has it in an async application."""
+        """Like Starlette's ``iterate_in_threadpool``."""
         streamer = stamps(run, TextIteratorStreamer(self.tokenizer, skip_prompt=True))
         thread = self._in_a_thread(run, streamer)
         end = object()
@@ -163,45 +154,25 @@ class Bench:
     def ways(self) -> Ways:
         return {
             "silent": (self.silent, ("asyncio",)),
-            "stream_text": (self.ours, ALL),
-            "AsyncTextIteratorStreamer (ours)": (self.drop_in, ALL),
+            "stream_text": (self.ours, ALL_LOOPS),
+            "AsyncTextIteratorStreamer (ours)": (self.drop_in, ALL_LOOPS),
             "AsyncTextIteratorStreamer (transformers')": (self.theirs_async, ON_ASYNCIO),
             "TextIteratorStreamer, a thread": (self.theirs_sync, ("asyncio",)),
-            "TextIteratorStreamer, threadpool": (self.theirs_in_threadpool, ALL),
+            "TextIteratorStreamer, threadpool": (self.theirs_in_threadpool, ALL_LOOPS),
         }
 
 
-def main() -> None:
-    parser = options_of(__doc__)
-    parser.add_argument("--only", nargs="*", default=[], help="ways whose names contain these")
-    parser.add_argument("--sizes", nargs="*", choices=list(SIZES))
-    options = parser.parse_args()
-    rounds = 3 if options.quick else 8
-    torch.set_num_threads(TORCH_THREADS)
+def measure(is_quick: bool) -> Iterator[Table]:
+    rounds = 3 if is_quick else 8
     tokenizer = make_tokenizer()
-    results: Table = {"environment": environment(options)}
-
-    def measure(name: str, bench: Bench, **kwargs: Any) -> None:
-        ways = {
-            way: each
-            for way, each in bench.ways.items()
-            if way == "silent" or not options.only or any(word in way for word in options.only)
-        }
-        results[name] = compare(ways, bench.tokens, rounds=rounds, **kwargs)
-        write(results, options.out)
-
-    for size in options.sizes or list(SIZES)[: 2 if options.quick else None]:
+    for size in list(SIZES)[: 2 if is_quick else None]:
         layers, hidden, tokens = SIZES[size]
         model = make_model(layers, hidden)
-        bench = partial(Bench, model, tokenizer)
-        few = bench(tokens // (2 if options.quick else 1))
-        measure(f"{size} model, idle loop", few)
-        measure(f"{size} model, loop busy half the time", few, is_busy=True)
+        bench = Bench(model, tokenizer, tokens // (2 if is_quick else 1))
+        for busy, name in ((False, "idle loop"), (True, "loop busy half the time")):
+            results = compare(bench.ways, bench.tokens, rounds=rounds, is_busy=busy)
+            yield {f"{size} model, {name}": results}
         if size == "small":
-            eight = bench(few.tokens // 4)
-            measure(f"{size} model, {AT_ONCE} at once", eight, streams=AT_ONCE)
-    show("overhead", results)
-
-
-if __name__ == "__main__":
-    main()
+            few = Bench(model, tokenizer, bench.tokens // 4)
+            results = compare(few.ways, few.tokens, rounds=rounds, streams=AT_ONCE)
+            yield {f"{size} model, {AT_ONCE} at once": results}

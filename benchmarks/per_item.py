@@ -1,26 +1,26 @@
-"""The time per item of ways that take turns, over that of nobody listening; and how late items are.
+"""The time per item of streams, as a ratio to a silent one, and how late items arrive.
 
-Each round runs every way once, in an order that changes. A way's cost is its time per item divided
-by that of ``silent`` in the same round: a worker thread that makes the same and hands nothing over.
-Medians over the rounds, with the quartiles. An item is late from the moment that its thread has it
-until its consumer does.
+``silent`` is a worker thread that makes the same items and hands nothing over. The time of each way
+is divided by its time in the same round. An item is late from the moment when its thread has it
+until its consumer has it.
 """
 
 from __future__ import annotations
 
-import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import anyio
-from common import LOOPS, Table, percentile, quartiles
 
-BUSY = 0.001  # seconds of work, and of rest. uvloop knows no shorter one.
+from .method import Table, percentiles, quartiles, ratio, run_on, take_turns
+
+BUSY = 0.001  # seconds of work, and of rest; uvloop cannot wait for a shorter time
 
 
 class Run:
-    """What one stream of one go does and when."""
+    """One stream of one turn: when it started and ended, and the latencies of its items."""
 
     def __init__(self) -> None:
         self.started = self.ended = 0.0
@@ -28,7 +28,7 @@ class Run:
         self._sent: deque[float] = deque()
 
     def __enter__(self) -> None:
-        """In the thread: without the thread's start."""
+        """In the worker thread, so that starting the thread is not measured."""
         self.started = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
@@ -44,11 +44,11 @@ class Run:
 
 
 Way = Callable[[Run], Awaitable[None]]
-Ways = dict[str, tuple[Way, tuple[str, ...]]]  # with the loops that each can do with
+Ways = dict[str, tuple[Way, tuple[str, ...]]]  # each with the loops that it runs on
 
 
 async def busy_half_the_time() -> None:
-    """Other work on the loop, with the GIL."""
+    """Other work on the loop, which holds the GIL."""
     while True:
         until = time.perf_counter() + BUSY
         while time.perf_counter() < until:
@@ -56,7 +56,7 @@ async def busy_half_the_time() -> None:
         await anyio.sleep(BUSY)
 
 
-def go(way: Way, loop: str, streams: int, is_busy: bool) -> list[Run]:
+def turn(way: Way, loop: str, streams: int, is_busy: bool) -> list[Run]:
     runs = [Run() for _ in range(streams)]
 
     async def main() -> None:
@@ -68,45 +68,46 @@ def go(way: Way, loop: str, streams: int, is_busy: bool) -> list[Run]:
                     tasks.start_soon(way, run)
             work.cancel_scope.cancel()
 
-    backend, options = LOOPS[loop]
-    anyio.run(main, backend=backend, backend_options=options)
+    run_on(loop, main)
     return runs
 
 
 def compare(
     ways: Ways, items: int, *, rounds: int, streams: int = 1, is_busy: bool = False
 ) -> Table:
-    """*items* are those of each stream; one of the ways is ``silent``."""
-    jobs = [(name, loop, way) for name, (way, loops) in ways.items() for loop in loops]
-    times: dict[str, list[float]] = {}
-    latencies: dict[str, list[float]] = {}
-    for round_ in range(rounds + 1):
-        for name, loop, way in random.sample(jobs, len(jobs)):
-            runs = go(way, loop, streams, is_busy)
-            if round_ == 0:
-                continue  # it has warmed up
-            seconds = max(run.ended for run in runs) - min(run.started for run in runs)
-            key = name if name == "silent" else f"{name} on {loop}"
-            times.setdefault(key, []).append(seconds / (items * streams))
-            latencies.setdefault(key, []).extend(late for run in runs for late in run.latencies)
-    base = times["silent"]
+    """Compare *ways* with one of them, ``silent``. Each stream has *items*."""
+    turns = take_turns(
+        {
+            name if name == "silent" else f"{name} on {loop}": partial(
+                turn, way, loop, streams, is_busy
+            )
+            for name, (way, loops) in ways.items()
+            for loop in loops
+        },
+        rounds,
+        warm_up=1,
+    )
+    times = {
+        name: [
+            1e3
+            * (max(run.ended for run in runs) - min(run.started for run in runs))
+            / (items * streams)
+            for runs in rounds_
+        ]
+        for name, rounds_ in turns.items()
+    }
+    late = {
+        name: [1e3 * each for runs in rounds_ for run in runs for each in run.latencies]
+        for name, rounds_ in turns.items()
+    }
     return {
-        key: {
+        name: {
             "rounds": rounds,
-            "ms_per_item": quartiles([1e3 * each for each in times[key]]),
-            "ratio_to_silent": quartiles(
-                [one / other for one, other in zip(times[key], base, strict=True)]
-            ),
-            # The best of all rounds is what a noisy machine disturbs least.
-            "ratio_of_best": min(times[key]) / min(base),
-            "latency_ms": {
-                "median": 1e3 * percentile(late, 0.5),
-                "p99": 1e3 * percentile(late, 0.99),
-                "max": 1e3 * max(late),
-            }
-            if (late := latencies[key])
-            else None,
+            "ms_per_item": quartiles(ms),
+            "ratio_to_silent": ratio(ms, times["silent"]),
+            # Other work on the machine disturbs the best of all rounds least.
+            "ratio_of_best": min(ms) / min(times["silent"]),
+            "latency_ms": percentiles(late[name], 99, 100) if late[name] else None,
         }
-        for name, loop, _ in jobs
-        for key in [name if name == "silent" else f"{name} on {loop}"]
+        for name, ms in times.items()
     }

@@ -1,12 +1,11 @@
-"""What it costs to stream from a producer that holds the GIL, and how late its items are.
+"""What it costs to stream from a producer that holds the GIL, and how late its items arrive.
 
-    python benchmarks/producers.py [--quick] [--out benchmarks/results/producers.json]
-
-A generator computes each item in Python, and lets the interpreter go only when it has to; one alone
-and eight at once. No model: what is measured is the way from a thread to a task. Ratios as
-per_item.py says. The peers are what people write: Starlette's ``iterate_in_threadpool``, a queue
-that a worker thread waits for, asyncio's ``call_soon_threadsafe`` into a queue, as transformers'
-streamer has it, and anyio's ``from_thread.run`` with a memory object stream.
+A generator computes each item in Python, and releases the interpreter only when it must. One runs
+alone, and eight at once. There is no model: the way from a thread to a task is measured.
+`per_item.py` describes the ratios. The peers are the usual ways: Starlette's
+``iterate_in_threadpool``, a queue that a worker thread waits for, asyncio's
+``call_soon_threadsafe`` into a queue, as in transformers' streamer, and anyio's ``from_thread.run``
+with a memory object stream.
 """
 
 from __future__ import annotations
@@ -18,18 +17,17 @@ from functools import partial
 
 import anyio
 from anyio import from_thread, to_thread
-from common import LOOPS, Table, environment, options_of, write
-from per_item import Run, Ways, compare
 from starlette.concurrency import iterate_in_threadpool
-from tables import show
 
 import anystreamer
 
+from .method import ALL_LOOPS, ON_ASYNCIO, Table
+from .per_item import Run, Ways, compare
+
 ITEMS = 400
-WORK = 12_000  # turns of an empty loop: some 0.3 ms
+WORK = 12_000  # iterations of an empty loop: about 0.3 ms
 AT_ONCE = 8
 
-ALL = tuple(LOOPS)
 END = object()
 
 
@@ -108,28 +106,17 @@ async def memory_stream(count: int, run: Run) -> None:
 def ways(count: int) -> Ways:
     return {
         "silent": (partial(silent, count), ("asyncio",)),
-        "stream_iterable": (partial(ours, count), ALL),
-        "iterate_in_threadpool": (partial(in_threadpool, count), ALL),
-        "thread and queue": (partial(thread_and_queue, count), ALL),
-        "call_soon_threadsafe": (partial(call_soon, count), ("asyncio", "uvloop")),
-        "from_thread.run(send)": (partial(memory_stream, count), ALL),
+        "stream_iterable": (partial(ours, count), ALL_LOOPS),
+        "iterate_in_threadpool": (partial(in_threadpool, count), ALL_LOOPS),
+        "thread and queue": (partial(thread_and_queue, count), ALL_LOOPS),
+        "call_soon_threadsafe": (partial(call_soon, count), ON_ASYNCIO),
+        "from_thread.run(send)": (partial(memory_stream, count), ALL_LOOPS),
     }
 
 
-def main() -> None:
-    options = options_of(__doc__).parse_args()
-    rounds, count = (3, ITEMS // 2) if options.quick else (10, ITEMS)
-    results: Table = {"environment": environment(options)}
-
-    def measure(name: str, count: int, **kwargs: int) -> None:
-        results[name] = compare(ways(count), count, rounds=rounds, **kwargs)
-        write(results, options.out)
-
-    measure("one, idle loop", count)
-    measure("one, loop busy half the time", count, is_busy=True)
-    measure(f"{AT_ONCE} at once", count // 4, streams=AT_ONCE)
-    show("producers", results)
-
-
-if __name__ == "__main__":
-    main()
+def measure(is_quick: bool) -> Iterator[Table]:
+    rounds, count = (3, ITEMS // 2) if is_quick else (10, ITEMS)
+    few = count // 4
+    yield {"one, idle loop": compare(ways(count), count, rounds=rounds)}
+    yield {"one, loop busy half the time": compare(ways(count), count, rounds=rounds, is_busy=True)}
+    yield {f"{AT_ONCE} at once": compare(ways(few), few, rounds=rounds, streams=AT_ONCE)}

@@ -1,79 +1,57 @@
-"""What two replicas under Ray Serve make of many clients, and one process; and of one who leaves.
+"""Two replicas under Ray Serve, and one process, with many clients and with one that disconnects.
 
-    python benchmarks/ray_serve.py [--quick] [--out benchmarks/results/ray_serve.json]
-
-The same requests go to `anystreamer serve` and to two replicas on one node of Ray, each one by one
-and with continuous batching, on the embedded model, greedily. The server and each replica have one
-of torch's threads; the clients, and Ray's own processes, take their part of the same cores. Clients
-and definitions are those of benchmarks/edge.py. What is measured is alone: Ray is started when the
-server has ended.
+The same requests go to ``anystreamer serve`` and to two replicas on one node of Ray, each one by
+one and with continuous batching, on the embedded model, greedily. The server and each replica have
+one torch thread. The clients and Ray's own processes share their cores. `clients.py` has the
+clients and the definitions. Ray starts after the servers have ended.
 """
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import secrets
 import tempfile
-import time
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
 import ray
-from common import Table, environment, options_of, percentile, quartiles, write
-from edge import OURS, OURS_BATCHED, REQUESTS, STEPS, TOKENS, Clients, Server, figures
 from ray import serve
-from tables import show
 
 from anystreamer.ray import Settings, application
+
+from . import clients
+from .edge import OURS, OURS_BATCHED, saved_model, started
+from .method import Table, new_process, percentiles, quartiles
 
 CLIENTS = (1, 8, 32)
 PORT = 8711
 
 
-class Counting(Settings):
-    """Settings are unpickled in each replica: that is where the model's steps can be counted."""
+class CountingSettings(Settings):
+    """Each replica unpickles its settings. From then on it counts the model's steps."""
 
     steps: str
 
     def __setstate__(self, state: Table) -> None:
         super().__setstate__(state)
-        count_steps(self.steps)
-
-
-def count_steps(path: str) -> None:
-    """Write down the model's steps, as the server of edge.py does. One client asks one replica."""
-    from transformers import LlamaForCausalLM
-
-    with Path(path).open("r+b") as file:
-        memory = memoryview(mmap.mmap(file.fileno(), 8 * STEPS)).cast("d")
-    forward = LlamaForCausalLM.forward
-
-    def counted(*args: object, **kwargs: object) -> object:
-        output = forward(*args, **kwargs)
-        memory[1] = time.monotonic()
-        memory[0] += 1
-        return output
-
-    LlamaForCausalLM.forward = counted
+        clients.count_steps(self.steps)
 
 
 @contextlib.contextmanager
 def one_process(batching: str, model: Path, folder: Path) -> Iterator[tuple[int, Path]]:
-    server = Server(OURS if batching == "none" else OURS_BATCHED, model, folder)
-    try:
+    with started(OURS if batching == "none" else OURS_BATCHED, model, folder) as server:
         server.wait()
         yield server.port, server.steps
-    finally:
-        server.end()
 
 
 @contextlib.contextmanager
 def two_replicas(batching: str, model: Path, folder: Path) -> Iterator[tuple[int, Path]]:
-    steps = folder / "replicas.steps"
-    steps.write_bytes(bytes(8 * STEPS))
-    settings = Counting(model=str(model), batching=batching, steps=str(steps))
+    steps = clients.new_steps(folder / "replicas.steps")
+    settings = CountingSettings(model=str(model), batching=batching, steps=str(steps))
     serve.run(application(settings, num_replicas=2, ray_actor_options={"num_cpus": 1}))
     try:
         yield PORT, steps
@@ -82,9 +60,9 @@ def two_replicas(batching: str, model: Path, folder: Path) -> Iterator[tuple[int
 
 
 @contextlib.contextmanager
-def ray_here() -> Iterator[None]:
+def local_ray() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
-        # Ray's ports ask for it. By default it would be put into the home folder, and stay.
+        # Ray's ports need a token. By default, Ray would leave one in the home folder.
         token = Path(folder) / "token"
         token.write_text(secrets.token_hex(32))
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
@@ -103,56 +81,42 @@ def ray_here() -> Iterator[None]:
             ray.shutdown()
 
 
-def measured(port: int, steps: Path, clients: Clients, rounds: int, times: int) -> Table:
-    def leaving() -> Table:
-        return clients.do(port=port, steps=str(steps), stream=True)
+def measured(process: Executor, port: int, steps: Path, rounds: int, times: int) -> Table:
+    def load(number: int) -> clients.Round:
+        return process.submit(clients.load, port, number).result()
 
-    for number in (1, 8):  # warm up
-        clients.do(port=port, clients=number)
-    result: Table = {"load": {}}
+    for number in (1, 8):  # warms up
+        load(number)
+    table: Table = {"load": {}}
     for number in CLIENTS:
-        runs = [figures(clients.do(port=port, clients=number)) for _ in range(rounds)]
-        ttft = [1e3 * each for run in runs for each in run["ttft"]]
-        result["load"][str(number)] = {
-            "tokens_per_second": quartiles([run["tokens_per_second"] for run in runs]),
-            "ttft_ms": {"median": percentile(ttft, 0.5), "p95": percentile(ttft, 0.95)},
+        turns = [load(number) for _ in range(rounds)]
+        speeds = [each.figures()["tokens_per_second"] for each in turns]
+        first = [1e3 * answer.ttft for each in turns for answer in each.all()]
+        table["load"][str(number)] = {
+            "tokens_per_second": quartiles(speeds),
+            "ttft_ms": percentiles(first, 95),
         }
-    found = [leaving() for _ in range(times)]
-    ms = [1e3 * each["seconds"] for each in found]
-    result["leaving"] = {
+    left = [process.submit(clients.leave, port, steps, True).result() for _ in range(times)]
+    ms = [each["ms"] for each in left]
+    table["leaving"] = {
         "ms": quartiles(ms) | {"max": max(ms)},
-        "steps_after": max(each["steps"] for each in found),
+        "steps_after": max(each["steps"] for each in left),
     }
-    return result
+    return table
 
 
-def main() -> None:
-    options = options_of(__doc__).parse_args()
-    from anystreamer.demo import load_demo
-
-    results: Table = {
-        "environment": environment(options),
-        "requests": {"new_tokens": TOKENS, "of_each_client": REQUESTS},
-    }
-    results["environment"]["torch_threads"] = 1  # of the server, and of each replica
-    rounds, times = (2, 3) if options.quick else (3, 20)
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for part in load_demo():
-            part.save_pretrained(folder / "model")
-        clients = Clients()
-        stack.callback(clients.end)
+def measure(is_quick: bool) -> Iterator[Table]:
+    yield {"requests": {"new_tokens": clients.TOKENS, "of_each_client": clients.REQUESTS}}
+    with (
+        saved_model() as (model, folder),
+        new_process() as process,
+        contextlib.ExitStack() as stack,
+    ):
         for name, way in (("one process", one_process), ("two replicas", two_replicas)):
             if way is two_replicas:
-                stack.enter_context(ray_here())
+                stack.enter_context(local_ray())
             for batching in ("none", "continuous"):
-                with way(batching, folder / "model", folder) as (port, steps):
-                    result = measured(port, steps, clients, rounds, times)
-                results[f"{name}, {batching}"] = result
-                write(results, options.out)
-    show("ray_serve", results)
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    main()
+                with way(batching, model, folder) as (port, steps):
+                    rounds, times = (2, 3) if is_quick else (3, 20)
+                    result = measured(process, port, steps, rounds, times)
+                yield {f"{name}, {batching}": result}

@@ -1,77 +1,61 @@
-"""What the wire costs: an engine behind a server on loopback, beside the same one in this process.
+"""What the wire costs: an engine behind a server on loopback, and the same one in this process.
 
-    python benchmarks/remote.py [--quick] [--out benchmarks/results/remote.json]
-
-The server is a process of its own, with the same model and continuous batching, on uvicorn. Each
-round runs both, with 1, 8 and 32 requests at once on each loop, in an order that changes; figures
-are medians over the rounds, with quartiles. What a token costs more is the difference of the times
-that the same round took, divided by its tokens. The two do not work at the same time, but the
-server's loop and this one do: they are two processes on two cores.
+The server is a separate process, with the same model and continuous batching, on uvicorn. Each
+round runs both, with 1, 8 and 32 requests at once on each loop. What a token costs more is the
+difference of the two times of a round, divided by its tokens. The two engines do not work at the
+same time, but the server's loop and this one do, on two cores.
 """
 
 from __future__ import annotations
 
 import gc
-import random
-import subprocess
-import sys
+import socket
 import time
-from argparse import SUPPRESS
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import anyio
 import httpx2
-import torch
-from common import LOOPS, environment, options_of, quartiles, write
-from models import TORCH_THREADS, make_model, make_tokenizer
-from tables import show
+from anyio.from_thread import start_blocking_portal
 
 import anystreamer
-from anystreamer.cli.run_server import listening, run, url_of
 from anystreamer.remote import open_remote_engine
 from anystreamer.server import create_app
+
+from .method import LOOPS, Table, quartiles, ratio, serve_with_uvicorn, server_process, take_turns
+from .models import make_model, make_tokenizer
 
 LAYERS, HIDDEN = 4, 128
 STREAMS = (1, 8, 32)
 TOKENS = 100
 PROMPT = "word1 word2 word3 word4"
-WAYS = ("local", "remote")
 
 
-def engine() -> Any:
-    torch.set_num_threads(TORCH_THREADS)
+def new_engine() -> Any:
     return anystreamer.open_engine(
         make_model(LAYERS, HIDDEN), make_tokenizer(), batching="continuous"
     )
 
 
-def serve() -> None:
-    """Be the server, until the other process closes the pipe."""
-    listener = listening("127.0.0.1", 0)
-    anyio.run(
-        lambda: run(
-            engine(),
-            lambda opened: create_app(opened, keep_alive=None),
-            listener,
-            "uvicorn",
-            "asyncio",
-            grace=1,
-            ready=lambda: print(url_of(listener), flush=True),
-            at_once=sys.exit,
-        )
-    )
+def serve(listener: socket.socket) -> None:
+    async def main() -> None:
+        async with new_engine() as engine:
+            await serve_with_uvicorn(create_app(engine, keep_alive=None), listener)
+
+    anyio.run(main)
 
 
-async def go(opened: Any, streams: int) -> dict[str, float]:
-    """Seconds of one go, and until the first tokens."""
+async def turn(engine: Any, streams: int) -> dict[str, float]:
+    """Seconds of one turn, and the median time until a first token."""
     firsts: list[float] = []
     received = 0
+    gc.collect()
     started = time.perf_counter()
 
-    async def ask() -> None:
+    async def read() -> None:
         nonlocal received
-        async with opened.stream_text(PROMPT, max_new_tokens=TOKENS) as stream:
+        async with engine.stream_text(PROMPT, max_new_tokens=TOKENS) as stream:
             async for piece in stream:
                 if len(stream.text) == len(piece):
                     firsts.append(time.perf_counter() - started)
@@ -80,7 +64,7 @@ async def go(opened: Any, streams: int) -> dict[str, float]:
 
     async with anyio.create_task_group() as tasks:
         for _ in range(streams):
-            tasks.start_soon(ask)
+            tasks.start_soon(read)
     seconds = time.perf_counter() - started
     assert received == streams * TOKENS, received
     return {
@@ -90,72 +74,48 @@ async def go(opened: Any, streams: int) -> dict[str, float]:
     }
 
 
-async def one_loop(url: str, rounds: int, rng: random.Random) -> dict[str, Any]:
-    client = httpx2.AsyncClient(trust_env=False, timeout=600)
-    table: dict[str, Any] = {}
-    async with AsyncExitStack() as stack:
-        opened = {
-            "local": await stack.enter_async_context(engine()),
-            "remote": await stack.enter_async_context(
-                open_remote_engine(url, "anystreamer", http_client=client)
-            ),
-        }
-        for each in opened.values():
-            for streams in STREAMS:
-                await go(each, streams)  # to warm up
-        for streams in STREAMS:
-            told: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-            for _ in range(rounds):
-                for way in rng.sample(WAYS, len(WAYS)):
-                    gc.collect()
-                    told[way].append(await go(opened[way], streams))
-            pairs = list(zip(told["local"], told["remote"], strict=True))
-            table[str(streams)] = {
-                way: {
-                    name: quartiles([each[name] for each in told[way]])
-                    for name in ("tokens_per_second", "first_token_ms")
-                }
-                for way in WAYS
-            } | {
-                "ratio": quartiles(
-                    [b["tokens_per_second"] / a["tokens_per_second"] for a, b in pairs]
-                ),
-                "more_per_token_us": quartiles(
-                    [1e6 * (b["seconds"] - a["seconds"]) / (streams * TOKENS) for a, b in pairs]
-                ),
-            }
-    return table
+def compare(ways: dict[str, Any], streams: int, rounds: int) -> Table:
+    turns = take_turns(ways, rounds, warm_up=1)
 
+    def of(way: str, figure: str) -> list[float]:
+        return [each[figure] for each in turns[way]]
 
-def main() -> None:
-    parser = options_of(__doc__)
-    parser.add_argument("--serve", action="store_true", help=SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        return serve()
-    rounds = 3 if options.quick else 9
-    rng = random.Random(0)
-    with subprocess.Popen(
-        [sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdout is not None
-        try:
-            url = server.stdout.readline().strip()
-            tables = {
-                name: anyio.run(one_loop, url, rounds, rng, backend=backend, backend_options=kwargs)
-                for name, (backend, kwargs) in LOOPS.items()
-            }
-        finally:
-            server.terminate()
-    results = {
-        "environment": environment(options),
-        "rounds": rounds,
-        "tokens": TOKENS,
-        "loops": tables,
+    pairs = zip(of("local", "seconds"), of("remote", "seconds"), strict=True)
+    more = [1e6 * (remote - local) / (streams * TOKENS) for local, remote in pairs]
+    return {
+        way: {name: quartiles(of(way, name)) for name in ("tokens_per_second", "first_token_ms")}
+        for way in ways
+    } | {
+        "ratio": ratio(of("remote", "tokens_per_second"), of("local", "tokens_per_second")),
+        "more_per_token_us": quartiles(more),
     }
-    write(results, options.out)
-    show("remote", results)
 
 
-if __name__ == "__main__":
-    main()
+def on_loop(loop: str, url: str, rounds: int) -> Table:
+    backend, options = LOOPS[loop]
+    client = httpx2.AsyncClient(trust_env=False, timeout=600)
+    remote_engine = open_remote_engine(url, "anystreamer", http_client=client)
+    with (
+        start_blocking_portal(backend, options) as portal,
+        portal.wrap_async_context_manager(new_engine()) as local,
+        portal.wrap_async_context_manager(remote_engine) as remote,
+    ):
+        engines = {"local": local, "remote": remote}
+        return {
+            str(streams): compare(
+                {way: partial(portal.call, turn, each, streams) for way, each in engines.items()},
+                streams,
+                rounds,
+            )
+            for streams in STREAMS
+        }
+
+
+def measure(is_quick: bool) -> Iterator[Table]:
+    rounds = 3 if is_quick else 9
+    yield {"rounds": rounds, "tokens": TOKENS}
+    loops: Table = {}
+    with server_process(serve) as (port, _):
+        for loop in LOOPS:
+            loops[loop] = on_loop(loop, f"http://127.0.0.1:{port}", rounds)
+            yield {"loops": loops}

@@ -1,0 +1,162 @@
+"""The method of all programs: rounds in which each way has a turn, figures, loops, processes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+import platform
+import random
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import anyio
+
+from . import report
+
+Key = TypeVar("Key")
+Result = TypeVar("Result")
+Table: TypeAlias = dict[str, Any]  # a part of the results, as it is in the JSON
+
+LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
+    "asyncio": ("asyncio", {}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+    "trio": ("trio", {}),
+}
+ALL_LOOPS = tuple(LOOPS)
+ON_ASYNCIO = ("asyncio", "uvloop")
+
+PACKAGES = (
+    *("anystreamer", "anyio", "trio", "uvloop", "torch", "transformers", "tokenizers"),
+    *("starlette", "uvicorn", "fastapi", "pydantic", "openai", "ray"),
+)
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+# -- rounds and their figures
+
+
+def take_turns(
+    ways: Mapping[Key, Callable[[], Result]], rounds: int, *, warm_up: int = 0
+) -> dict[Key, list[Result]]:
+    """Call each way once in each round, in an order that changes: the results by way and round."""
+    results: dict[Key, list[Result]] = {name: [] for name in ways}
+    for round_ in range(-warm_up, rounds):
+        for name in random.sample(list(ways), len(ways)):
+            result = ways[name]()
+            if round_ >= 0:
+                results[name].append(result)
+    return results
+
+
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """The median and the quartiles, of a single value too."""
+    first, median, third = statistics.quantiles(
+        values if len(values) > 1 else [*values, *values], n=4, method="inclusive"
+    )
+    return {"median": median, "q1": first, "q3": third}
+
+
+def ratio(values: Sequence[float], peer: Sequence[float]) -> dict[str, float]:
+    """The quartiles of the ratios to a peer in the same rounds, for as many rounds as both have."""
+    return quartiles([one / other for one, other in zip(values, peer, strict=False)])
+
+
+def percentiles(values: Sequence[float], *shares: int) -> dict[str, float]:
+    """The median, percentiles (95 is named p95) and, as 100, the maximum."""
+    ordered = sorted(values)
+
+    def at(share: int) -> float:
+        return ordered[min(len(ordered) - 1, len(ordered) * share // 100)]
+
+    names = {50: "median", 100: "max"}
+    return {names.get(share, f"p{share}"): at(share) for share in (50, *shares)}
+
+
+def environment(is_quick: bool) -> Table:
+    """When, where and with what it was measured."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    torch = sys.modules.get("torch")
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "is_quick": is_quick,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "torch_threads": torch.get_num_threads() if torch else None,
+        "versions": versions,
+    }
+
+
+def record(program: str, is_quick: bool, path: Path) -> None:
+    """Run one program. Its results are written after each part, because a run takes long."""
+    module = importlib.import_module(f"{__package__}.{program}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results: Table = {"environment": environment(is_quick)}
+    for part in module.measure(is_quick):
+        results |= part
+        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    for name, table in report.tables(program, results).items():
+        print(f"\n{program}: {name}\n\n{table}", end="", flush=True)
+
+
+# -- loops and processes
+
+
+def run_on(loop: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Run a coroutine function on one of `LOOPS`."""
+    backend, options = LOOPS[loop]
+    return anyio.run(function, *args, backend=backend, backend_options=options)
+
+
+def new_process() -> ProcessPoolExecutor:
+    """A new interpreter. It runs the functions of modules that are submitted, one by one."""
+    return ProcessPoolExecutor(1, SPAWN)
+
+
+def in_new_process(function: Callable[..., Result], *args: Any) -> Result:
+    with new_process() as process:
+        return process.submit(function, *args).result()
+
+
+@contextmanager
+def server_process(
+    serve: Callable[..., object], *args: Any
+) -> Iterator[tuple[int, multiprocessing.process.BaseProcess]]:
+    """A process that serves on a listening socket, its first argument: the port and the process.
+
+    Connections wait in the socket's backlog until it accepts them.
+    """
+    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+        port = listener.getsockname()[1]
+        process = SPAWN.Process(target=serve, args=(listener, *args), daemon=True)
+        process.start()
+    try:
+        yield port, process
+    finally:
+        process.kill()
+        process.join()
+
+
+async def serve_with_uvicorn(app: Any, listener: socket.socket) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(app, log_config=None, lifespan="off")
+    await uvicorn.Server(config).serve(sockets=[listener])
