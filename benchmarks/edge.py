@@ -26,10 +26,6 @@ from typing import Any
 from . import clients
 from .method import SPAWN, Table, new_process, percentiles, quartiles, ratio, take_turns
 
-# The targets.
-TIMES_FIRST_TOKEN = 10
-TIMES_TOKENS = 4
-
 OURS, OURS_BATCHED, PEER = "anystreamer, none", "anystreamer, continuous", "transformers, default"
 # Options of each server. With its defaults, continuous batching of transformers serve reserves
 # gigabytes on a CPU, and takes a tenth of a second for each token.
@@ -180,20 +176,6 @@ def leaving(servers: dict[str, Server], process: Executor, times: int) -> Table:
     return table
 
 
-def goals(results: Table) -> list[Table]:
-    what = "times sooner than transformers serve: the last first token of 4 clients"
-    first = ("4", "ttft_of_the_last_to_transformers", TIMES_FIRST_TOKEN, what)
-    what = "times transformers serve's tokens per second, 16 clients"
-    tokens = ("16", "tokens_per_second_to_transformers", TIMES_TOKENS, what)
-    found = []
-    for name in (OURS, OURS_BATCHED):
-        for number, figure, limit, what in (first, tokens):
-            measured = results[number][name][figure]["median"]
-            goal = {"goal": what, "way": name, "sign": ">=", "limit": limit}
-            found.append(goal | {"measured": measured, "is_met": measured >= limit})
-    return found
-
-
 def measure(is_quick: bool) -> Iterator[Table]:
     yield {"requests": {"new_tokens": clients.TOKENS, "of_each_client": clients.REQUESTS}}
     with contextlib.ExitStack() as stack:
@@ -212,4 +194,3 @@ def measure(is_quick: bool) -> Iterator[Table]:
             results[str(number)] = load(servers, process, number, 2 if is_quick else 6)
             yield {"load": results}
         yield {"leaving": leaving(servers, process, 3 if is_quick else 10)}
-    yield {"goals": goals(results)}

@@ -60,14 +60,6 @@ LIMIT_INTERVAL = 0.005
 
 BEAT = 0.001  # seconds that the heartbeat of the loop sleeps
 
-# The targets for an engine with continuous batching.
-OF_THE_LIMIT = 0.95
-TIMES_ONE_BY_ONE = 5
-LATEST_MS = 10
-LOOP_LATE_MS = 5
-OPENING_MIB = 200
-OPENING_SECONDS = 1
-
 
 class Run:
     """One turn of one way: the tokens of each stream, and when they came."""
@@ -422,34 +414,6 @@ def opening(times: int, loops: tuple[str, ...]) -> Table:
     }
 
 
-def goals(results: Table) -> Iterator[Table]:
-    """The targets for an engine with continuous batching, and what was measured."""
-
-    def goal(what: str, measured: float, sign: str, limit: float) -> Table:
-        is_met = measured >= limit if sign == ">=" else measured <= limit
-        return {"goal": what, "sign": sign, "limit": limit, "measured": measured, "is_met": is_met}
-
-    for loop in ("asyncio", "trio"):
-        name = f"{CONTINUOUS.name} on {loop}"
-        for streams in ("16", "64"):
-            share = results["speed"][streams][name]["ratio_to_limit"]["median"]
-            what = f"of the streaming manager's tokens per second, {streams} streams on {loop}"
-            yield goal(what, share, ">=", OF_THE_LIMIT)
-        for peer in ("stream_text each", "transformers serve"):
-            times = results["speed"]["16"][name][f"ratio_to_{peer.replace(' ', '_')}"]["median"]
-            yield goal(f"times {peer}, 16 streams on {loop}", times, ">=", TIMES_ONE_BY_ONE)
-        for streams, each in results["watched"].items():
-            late = each[name]["token_late_ms"]["max"]
-            yield goal(f"ms late at most, {streams} streams on {loop}", late, "<=", LATEST_MS)
-        late = results["watched"]["64"][name]["loop_late_ms"]["p99"]
-        what = f"ms that the loop is late (p99), 64 streams on {loop}"
-        yield goal(what, late, "<=", LOOP_LATE_MS)
-        opened = {figure: each["median"] for figure, each in results["opening"][loop].items()}
-        yield goal(f"MiB to open it, on {loop}", opened["mib"], "<=", OPENING_MIB)
-        what = f"seconds to its first answer, on {loop}"
-        yield goal(what, opened["seconds_to_answer"], "<=", OPENING_SECONDS)
-
-
 def measure(is_quick: bool) -> Iterator[Table]:
     loops = ("asyncio", "trio") if is_quick else ALL_LOOPS
     # By the number of streams: rounds, those of them with all ways, and times that are watched.
@@ -473,4 +437,3 @@ def measure(is_quick: bool) -> Iterator[Table]:
         results["speed"][str(streams)] = speeds(bench, streams, rounds, few, loops)
         results["watched"][str(streams)] = watched(bench, streams, times, loops)
         yield results
-    yield {"goals": list(goals(results))}

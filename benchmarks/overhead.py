@@ -9,7 +9,8 @@ has a part of the text, and for this library at ``put()``, so it includes decodi
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,40 +38,44 @@ class Silent(BaseStreamer):
         pass
 
 
-class Stamped:
+def note_puts(run: Run, streamer: Any) -> Any:
+    """Note the time at each ``put()`` except the first, which has the prompt."""
+    put, is_prompt = streamer.put, True
+
+    def noted(value: Any) -> None:
+        nonlocal is_prompt
+        if not is_prompt:
+            run.sent()
+        is_prompt = False
+        put(value)
+
+    streamer.put = noted
+    return streamer
+
+
+def note_texts(run: Run, streamer: Any) -> Any:
+    """Note the time when one of transformers' streamers hands over text."""
+    hand_over = streamer.on_finalized_text
+
+    def noted(text: str, stream_end: bool = False) -> None:
+        run.sent()
+        hand_over(text, stream_end=stream_end)
+
+    streamer.on_finalized_text = noted
+    return streamer
+
+
+class NotingModel:
     """A model that notes the time at each ``put()`` of the streamer that it gets."""
 
     def __init__(self, model: LlamaForCausalLM, run: Run) -> None:
-        self.generation_config = model.generation_config
-        self.device = model.device
+        self.generation_config, self.device = model.generation_config, model.device
         self._model, self._run = model, run
 
     def generate(self, **kwargs: Any) -> Any:
-        put, run = kwargs["streamer"].put, self._run
-        is_prompt = True
-
-        def stamped(value: Any) -> None:
-            nonlocal is_prompt
-            if not is_prompt:
-                run.sent()
-            is_prompt = False
-            put(value)
-
-        kwargs["streamer"].put = stamped
-        with run:
+        note_puts(self._run, kwargs["streamer"])
+        with self._run:
             return self._model.generate(**kwargs)
-
-
-def stamps(run: Run, streamer: Any) -> Any:
-    """Note the time when one of transformers' streamers hands over text."""
-    finalized = streamer.on_finalized_text
-
-    def stamped(text: str, stream_end: bool = False) -> None:
-        run.sent()
-        finalized(text, stream_end=stream_end)
-
-    streamer.on_finalized_text = stamped
-    return streamer
 
 
 @dataclass(frozen=True)
@@ -81,74 +86,63 @@ class Bench:
     tokenizer: Any
     tokens: int
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return {"input_ids": torch.arange(1, 9)[None], "max_new_tokens": self.tokens}
-
     def _generate(self, run: Run, streamer: Any) -> None:
+        input_ids = torch.arange(1, 9)[None]
         with run:
-            self.model.generate(**self.arguments, streamer=streamer)
+            self.model.generate(input_ids, streamer=streamer, max_new_tokens=self.tokens)
 
-    def _in_a_thread(
-        self, run: Run, streamer: Any, generate: Callable[..., Any] | None = None
-    ) -> threading.Thread:
-        thread = threading.Thread(target=generate or self._generate, args=(run, streamer))
+    @asynccontextmanager
+    async def _generating(self, run: Run, streamer: Any) -> AsyncIterator[None]:
+        """In a thread, as in transformers' documentation."""
+        thread = threading.Thread(target=self._generate, args=(run, streamer))
         thread.start()
-        return thread
+        yield
+        await to_thread.run_sync(thread.join)
 
     async def silent(self, run: Run) -> None:
         await to_thread.run_sync(self._generate, run, Silent())
 
     async def ours(self, run: Run) -> None:
-        # Its own limiter lets it run at the same time as others.
         async with anystreamer.stream_text(
-            Stamped(self.model, run),
+            NotingModel(self.model, run),
             self.tokenizer,
-            {"input_ids": self.arguments["input_ids"]},
+            {"input_ids": torch.arange(1, 9)[None]},
             max_new_tokens=self.tokens,
-            limiter=CapacityLimiter(1),
+            limiter=CapacityLimiter(1),  # its own, so that it runs at the same time as others
         ) as stream:
             async for chunk in stream:
                 run.arrived(len(chunk.token_ids))
         assert len(stream.token_ids) == self.tokens
 
     async def drop_in(self, run: Run) -> None:
-        def generate(run: Run, streamer: Any) -> None:
-            Stamped(self.model, run).generate(**self.arguments, streamer=streamer)
-
         streamer = anystreamer.AsyncTextIteratorStreamer(self.tokenizer, skip_prompt=True)
-        thread = self._in_a_thread(run, streamer, generate)
-        async for _ in streamer:
-            run.arrived()
-        await to_thread.run_sync(thread.join)
+        async with self._generating(run, note_puts(run, streamer)):
+            async for _ in streamer:
+                run.arrived()
 
     async def theirs_async(self, run: Run) -> None:
-        streamer = stamps(run, AsyncTextIteratorStreamer(self.tokenizer, skip_prompt=True))
-        thread = self._in_a_thread(run, streamer)
-        async for _ in streamer:
-            run.arrived()
-        await to_thread.run_sync(thread.join)
+        streamer = AsyncTextIteratorStreamer(self.tokenizer, skip_prompt=True)
+        async with self._generating(run, note_texts(run, streamer)):
+            async for _ in streamer:
+                run.arrived()
 
     async def theirs_sync(self, run: Run) -> None:
         """A thread that only reads the queue, without a loop."""
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True)
 
         def consume() -> None:
             for _ in streamer:
                 run.arrived()
 
-        streamer = stamps(run, TextIteratorStreamer(self.tokenizer, skip_prompt=True))
-        thread = self._in_a_thread(run, streamer)
-        await to_thread.run_sync(consume)
-        thread.join()
+        async with self._generating(run, note_texts(run, streamer)):
+            await to_thread.run_sync(consume)
 
     async def theirs_in_threadpool(self, run: Run) -> None:
         """Like Starlette's ``iterate_in_threadpool``."""
-        streamer = stamps(run, TextIteratorStreamer(self.tokenizer, skip_prompt=True))
-        thread = self._in_a_thread(run, streamer)
-        end = object()
-        while await to_thread.run_sync(next, iter(streamer), end) is not end:
-            run.arrived()
-        await to_thread.run_sync(thread.join)
+        streamer, end = TextIteratorStreamer(self.tokenizer, skip_prompt=True), object()
+        async with self._generating(run, note_texts(run, streamer)):
+            while await to_thread.run_sync(next, iter(streamer), end) is not end:
+                run.arrived()
 
     @property
     def ways(self) -> Ways:
@@ -167,12 +161,11 @@ def measure(is_quick: bool) -> Iterator[Table]:
     tokenizer = make_tokenizer()
     for size in list(SIZES)[: 2 if is_quick else None]:
         layers, hidden, tokens = SIZES[size]
-        model = make_model(layers, hidden)
-        bench = Bench(model, tokenizer, tokens // (2 if is_quick else 1))
+        bench = Bench(make_model(layers, hidden), tokenizer, tokens // (2 if is_quick else 1))
         for busy, name in ((False, "idle loop"), (True, "loop busy half the time")):
             results = compare(bench.ways, bench.tokens, rounds=rounds, is_busy=busy)
             yield {f"{size} model, {name}": results}
         if size == "small":
-            few = Bench(model, tokenizer, bench.tokens // 4)
+            few = Bench(bench.model, tokenizer, bench.tokens // 4)
             results = compare(few.ways, few.tokens, rounds=rounds, streams=AT_ONCE)
             yield {f"{size} model, {AT_ONCE} at once": results}

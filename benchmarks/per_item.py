@@ -72,33 +72,29 @@ def turn(way: Way, loop: str, streams: int, is_busy: bool) -> list[Run]:
     return runs
 
 
+def milliseconds(runs: list[Run]) -> float:
+    return 1e3 * (max(run.ended for run in runs) - min(run.started for run in runs))
+
+
 def compare(
     ways: Ways, items: int, *, rounds: int, streams: int = 1, is_busy: bool = False
 ) -> Table:
     """Compare *ways* with one of them, ``silent``. Each stream has *items*."""
-    turns = take_turns(
-        {
-            name if name == "silent" else f"{name} on {loop}": partial(
-                turn, way, loop, streams, is_busy
-            )
-            for name, (way, loops) in ways.items()
-            for loop in loops
-        },
-        rounds,
-        warm_up=1,
-    )
+    jobs = {
+        name if name == "silent" else f"{name} on {loop}": partial(
+            turn, way, loop, streams, is_busy
+        )
+        for name, (way, loops) in ways.items()
+        for loop in loops
+    }
+    turns = take_turns(jobs, rounds, warm_up=1)
     times = {
-        name: [
-            1e3
-            * (max(run.ended for run in runs) - min(run.started for run in runs))
-            / (items * streams)
-            for runs in rounds_
-        ]
-        for name, rounds_ in turns.items()
+        name: [milliseconds(runs) / (items * streams) for runs in each]
+        for name, each in turns.items()
     }
     late = {
-        name: [1e3 * each for runs in rounds_ for run in runs for each in run.latencies]
-        for name, rounds_ in turns.items()
+        name: [1e3 * latency for runs in each for run in runs for latency in run.latencies]
+        for name, each in turns.items()
     }
     return {
         name: {

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 MARKED = re.compile(r"(<!-- table: (?P<name>[^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Part = dict[str, Any]  # of the results
-Cell = Callable[[Part], object]
+Tables = dict[str, str]
+Rows = Iterable[tuple[Any, ...]]  # each its keys, and then a part of the results
 
 
 def read(results: str | Path) -> Part:
@@ -29,7 +31,7 @@ def read(results: str | Path) -> Part:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
-def rows(part: Part, levels: int) -> Iterator[tuple[str, ...]]:
+def rows(part: Part, levels: int = 1) -> Iterator[tuple[Any, ...]]:
     """The parts that many levels down, each after its keys."""
     for key, value in part.items():
         if levels == 1:
@@ -38,76 +40,93 @@ def rows(part: Part, levels: int) -> Iterator[tuple[str, ...]]:
             yield from ((key, *row) for row in rows(value, levels - 1))
 
 
+def by_way(results: Part) -> dict[str, Part]:
+    """Results by way and number instead of by number and way."""
+    names = dict.fromkeys(name for ways in results.values() for name in ways)
+    return {name: {n: ways.get(name) for n, ways in results.items()} for name in names}
+
+
 def is_ours(name: str) -> bool:
     """Whether a way, or a statement, is this library's and not a peer's."""
     ours = ("stream_text", "stream_iterable", "AsyncTextIteratorStreamer (ours)", "open_engine")
     return name.startswith(ours) or "anystreamer" in name
 
 
-# -- cells of tables
+# -- tables
 
 
-def number(value: float) -> str:
-    """With about three significant figures."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{1 if abs(value) >= 10 else 2}f}"
+def table(head: str, body: Rows) -> str:
+    """A table in Markdown. In *head*, each column has a name and ``=`` a cell, without it a key.
 
-
-def spread(figure: dict[str, float], digits: int = 2) -> str:
-    """The median, and the quartiles in parentheses."""
-    median, first, third = (f"{figure[name]:,.{digits}f}" for name in ("median", "q1", "q3"))
-    return median if first == third else f"{median} ({first}-{third})"
-
-
-def field(path: str, text: Callable[[Any], object] = number) -> Cell:
-    """A cell with a part of the row, and a dash if the row does not have it."""
-
-    def cell(row: Part) -> object:
-        value: Any = row
-        for name in path.split("."):
-            value = value.get(name) if value else None
-        return "–" if value is None else text(value)
-
-    return cell
-
-
-def pair(path: str, first: str = "median", second: str = "p95") -> Cell:
-    return field(path, lambda value: f"{number(value[first])} / {number(value[second])}")
-
-
-def table(keys: Iterable[str], columns: dict[str, Cell], body: Iterable[Any]) -> str:
-    """A table in Markdown. Each row of the body is its keys and a part of the results."""
-    head = [*keys, *columns]
-    lines = [head, ["---"] * len(head)]
-    lines += [[*names, *(cell(part) for cell in columns.values())] for *names, part in body]
+    A cell is text with figures, such as ``{ms.p99:.1f}``: a path in the row, and a format.
+    """
+    columns = [column.partition("=") for column in head.split("|")]
+    names = [name.strip() for name, *_ in columns]
+    cells = [cell.strip() for _, is_cell, cell in columns if is_cell]
+    lines: list[Iterable[Any]] = [names, ["---"] * len(names)]
+    lines += [[*keys, *(filled_in(cell, part) for cell in cells)] for *keys, part in body]
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
-# -- tables, by program
+def filled_in(cell: str, row: Part) -> str:
+    """The cell with the row's figures, or a dash if the row does not have one."""
+    figures = {found[0]: figure_at(found["path"], row) for found in FIGURE.finditer(cell)}
+    if None in figures.values():
+        return "–"
+    return FIGURE.sub(lambda found: shown(figures[found[0]], found["format"]), cell)
 
 
-def decoding(results: Part) -> dict[str, str]:
-    speed, mismatches = results["microseconds per token"], results["mismatches"]
-    sizes = list(next(iter(speed.values()))["anystreamer"])
-    columns = {f"{int(n) // 1000}k tokens": field(f"anystreamer.{n}.median") for n in sizes}
-    columns["TextStreamer, 8k"] = field("TextStreamer.8000.median")
-    columns["DecodeStream"] = field(f"DecodeStream.{sizes[-1]}.median")
-    wrong = {name: row for name, row in mismatches.items() if name != "of"}
-    ways = {way: field(way, str) for way in next(iter(wrong.values()))}
+FIGURE = re.compile(r"\{(?P<path>[^}:]+):?(?P<format>[^}]*)\}")
+
+
+def figure_at(path: str, row: Part) -> Any:
+    value: Any = row
+    for name in path.split("."):
+        value = value.get(name) if value else None
+    return value
+
+
+def shown(value: Any, form: str) -> str:
+    """A number with about three significant figures, or in a format of Python's or one of these."""
+    match form:
+        case "" if isinstance(value, float):
+            digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+            return f"{value:,.{digits}f}"
+        case "quartiles" | "whole quartiles":
+            digits = 2 if form == "quartiles" else 0
+            median, q1, q3 = (f"{value[name]:,.{digits}f}" for name in ("median", "q1", "q3"))
+            return median if q1 == q3 else f"{median} ({q1}-{q3})"
+    return format(value, form)
+
+
+def plural(number: str, what: str) -> str:
+    return f"{number} {what}{'s' if number != '1' else ''}"
+
+
+def decoding(results: Part) -> Tables:
+    speed = results["microseconds per token"]
+    wrong = {name: row for name, row in results["mismatches"].items() if name != "of"}
+    sizes, ways = speed["byte level"]["anystreamer"], wrong["byte level"]
+    ours = " | ".join(f"{int(n) // 1000}k tokens = {{anystreamer.{n}.median}}" for n in sizes)
+    theirs = f"DecodeStream = {{DecodeStream.{list(sizes)[-1]}.median}}"
     return {
-        "speed": table(["tokenizer"], columns, rows(speed, 1)),
-        "mismatches": table(["tokenizer"], ways, rows(wrong, 1)),
+        "speed": table(
+            f"tokenizer | {ours} | TextStreamer, 8k = {{TextStreamer.8000.median}} | {theirs}",
+            rows(speed),
+        ),
+        "mismatches": table(
+            " | ".join(["tokenizer", *(f"{way} = {{{way}}}" for way in ways)]), rows(wrong)
+        ),
     }
 
 
-def per_item(results: Part) -> dict[str, str]:
-    columns = {
-        "ratio (quartiles)": field("ratio_to_silent", spread),
-        "of the best": field("ratio_of_best", "{:.2f}".format),
-        "latency, ms: median": field("latency_ms.median"),
-        "p99": field("latency_ms.p99"),
-    }
+def per_item(results: Part) -> Tables:
+    head = (
+        "| ratio (quartiles) = {ratio_to_silent:quartiles} | of the best = {ratio_of_best:.2f}"
+        "| latency, ms: median = {latency_ms.median} | p99 = {latency_ms.p99}"
+    )
     return {
-        scenario: table([""], columns, (row for row in rows(ways, 1) if row[0] != "silent"))
+        scenario: table(head, (row for row in rows(ways) if row[0] != "silent"))
         for scenario, ways in results.items()
         if scenario != "environment"
     }
@@ -118,7 +137,7 @@ def phases(results: Part) -> Part:
     return {name: part for name, part in results.items() if "ms_until_joined" in str(part)}
 
 
-def cancellation(results: Part) -> dict[str, str]:
+def cancellation(results: Part) -> Tables:
     costs = (
         (f"`{control}`", name.removeprefix("cost of controls, "), row)
         for name, controls in results.items()
@@ -126,173 +145,198 @@ def cancellation(results: Part) -> dict[str, str]:
         for control, row in controls.items()
         if control != "none"
     )
-    columns = {
-        "times": field("times", str),
-        "passes after, max": field("passes_after.max", str),
-        "ms, median": field("ms_until_joined.median"),
-        "p99": field("ms_until_joined.p99"),
-    }
-    cost_columns = {
-        "ratio (quartiles)": field("ratio", spread),
-        "of the best": field("ratio_of_best", "{:.2f}".format),
-    }
     return {
-        "phases": table(["phase", "loop"], columns, rows(phases(results), 2)),
-        "costs": table(["control", "model"], cost_columns, costs),
+        "phases": table(
+            "phase | loop | times = {times} | passes after, max = {passes_after.max}"
+            "| ms, median = {ms_until_joined.median} | p99 = {ms_until_joined.p99}",
+            rows(phases(results), 2),
+        ),
+        "costs": table(
+            "control | model | ratio (quartiles) = {ratio:quartiles}"
+            "| of the best = {ratio_of_best:.2f}",
+            costs,
+        ),
     }
 
 
-def engines(results: Part) -> dict[str, str]:
-    speed = results["speed"]
-    ways = by_way(speed)
+def engines(results: Part) -> Tables:
+    speed, watched = results["speed"], results["watched"]
 
-    def by_streams(path: str, text: Callable[[str], Cell]) -> dict[str, Cell]:
-        return {f"{n} stream{'s' if n != '1' else ''}": text(f"{n}.{path}") for n in speed}
+    def by_streams(cell: str) -> str:
+        columns = (f"{plural(n, 'stream')} = {cell.replace('*', n)}" for n in speed)
+        return " | ".join(["", *columns])
 
-    late = {
-        "token late, ms: median": field("token_late_ms.median"),
-        "p99": field("token_late_ms.p99"),
-        "max": field("token_late_ms.max"),
-        "loop late, ms: p99": field("loop_late_ms.p99"),
-        "apart": field("tokens_apart.max", "{:.0f}".format),
-        "in the manager": field("tokens_apart.max_in_manager", str),
-    }
-    opening = {
-        "MiB": field("mib.median"),
-        "seconds to the first piece": field("seconds_to_first_piece.median"),
-        "to the answer": field("seconds_to_answer.median"),
-    }
-    shares = by_streams("ratio_to_limit", lambda path: field(path, spread))
-    streaming = (
-        (name, row) for name, row in ways.items() if not name.startswith("manager, silent")
-    )
-    watched = (
-        (streams, name.removeprefix("open_engine, "), row)
-        for streams, name, row in rows(results["watched"], 2)
-        if "token_late_ms" in row
-    )
+    first = "{*.first_token_ms.median} / {*.first_token_ms.p95}"
+    late = ((n, name.removeprefix("open_engine, "), row) for n, name, row in rows(watched, 2))
     return {
-        "share": table([""], shares, rows(ways, 1)),
-        "first tokens": table([""], by_streams("first_token_ms", pair), streaming),
-        "late": table(["streams", ""], late, watched),
-        "opening": table(["loop"], opening, rows(results["opening"], 1)),
-        "goals": goals(results),
+        "share": table(by_streams("{*.ratio_to_limit:quartiles}"), rows(by_way(speed))),
+        "first tokens": table(
+            by_streams(first),
+            (row for row in rows(by_way(speed)) if not row[0].startswith("manager, silent")),
+        ),
+        "late": table(
+            "streams | | token late, ms: median = {token_late_ms.median}"
+            "| p99 = {token_late_ms.p99} | max = {token_late_ms.max}"
+            "| loop late, ms: p99 = {loop_late_ms.p99} | apart = {tokens_apart.max:.0f}"
+            "| in the manager = {tokens_apart.max_in_manager}",
+            (row for row in late if "token_late_ms" in row[2]),
+        ),
+        "opening": table(
+            "loop | MiB = {mib.median} | seconds to the first piece ="
+            "{seconds_to_first_piece.median} | to the answer = {seconds_to_answer.median}",
+            rows(results["opening"]),
+        ),
+        "goals": goals(
+            results,
+            ENGINE_TARGETS,
+            [
+                {"loop": loop, "way": f'open_engine, "continuous" on {loop}'}
+                for loop in ("asyncio", "trio")
+            ],
+        ),
     }
 
 
-def goals(results: Part) -> str:
-    columns: dict[str, Cell] = {
-        "target": lambda row: f"{row['sign']} {row['limit']:g}",
-        "measured": field("measured"),
-        "": lambda row: "met" if row["is_met"] else "**missed**",
-    }
-    named = (
-        (": ".join(filter(None, (row.get("way"), row["goal"]))), row) for row in results["goals"]
+# Targets: what is measured, its path in the results, and the limit.
+ENGINE_TARGETS = {
+    **{
+        f"of the streaming manager's tokens per second, {n} streams on {{loop}}": (
+            f"speed.{n}.{{way}}.ratio_to_limit.median >= 0.95"
+        )
+        for n in (16, 64)
+    },
+    **{
+        f"times {peer}, 16 streams on {{loop}}": f"speed.16.{{way}}.ratio_to_{name}.median >= 5"
+        for peer, name in (
+            ("stream_text each", "stream_text_each"),
+            ("transformers serve", "transformers_serve"),
+        )
+    },
+    **{
+        f"ms late at most, {n} streams on {{loop}}": f"watched.{n}.{{way}}.token_late_ms.max <= 10"
+        for n in (1, 4, 16, 64)
+    },
+    "ms that the loop is late (p99), 64 streams on {loop}": (
+        "watched.64.{way}.loop_late_ms.p99 <= 5"
+    ),
+    "MiB to open it, on {loop}": "opening.{loop}.mib.median <= 200",
+    "seconds to its first answer, on {loop}": "opening.{loop}.seconds_to_answer.median <= 1",
+}
+EDGE_TARGETS = {
+    "{way}: times sooner than transformers serve: the last first token of 4 clients": (
+        "load.4.{way}.ttft_of_the_last_to_transformers.median >= 10"
+    ),
+    "{way}: times transformers serve's tokens per second, 16 clients": (
+        "load.16.{way}.tokens_per_second_to_transformers.median >= 4"
+    ),
+}
+
+
+def goals(results: Part, targets: dict[str, str], of: list[dict[str, str]]) -> str:
+    """A table of targets, for each of some names, and whether they were reached."""
+    body = []
+    for names, (what, target) in product(of, targets.items()):
+        path, sign, limit = target.format(**names).rsplit(" ", 2)
+        value = figure_at(path, results)
+        is_met = value >= float(limit) if sign == ">=" else value <= float(limit)
+        state = "met" if is_met else "**missed**"
+        body.append(
+            (what.format(**names), {"limit": f"{sign} {limit}", "value": value, "state": state})
+        )
+    return table("goal | target = {limit} | measured = {value} | = {state}", body)
+
+
+def edge(results: Part) -> Tables:
+    latencies = " | ".join(
+        f"{name.upper()}, ms = {{{name}_ms.median}} / {{{name}_ms.p95}}"
+        for name in ("ttft", "itl", "tpot")
     )
-    return table(["goal"], columns, named)
-
-
-def edge(results: Part) -> dict[str, str]:
-    load = {
-        "tokens/s": field("tokens_per_second", lambda figure: spread(figure, 0)),
-        "ratio": field("tokens_per_second_to_transformers.median", "{:.2f}".format),
-        "TTFT, ms": pair("ttft_ms"),
-        "ITL, ms": pair("itl_ms"),
-        "TPOT, ms": pair("tpot_ms"),
-        "tokens in a chunk": field("tokens_per_chunk.median", "{:.1f}".format),
-        "last first token, ms": field("ttft_of_the_last_ms.median"),
-        "ratio of it": field("ttft_of_the_last_to_transformers.median", "{:.1f}".format),
-    }
-    leaving = {
-        "ms, median": field("ms.median"),
-        "ms, max": field("ms.max"),
-        "steps, median": field("steps.median", str),
-        "steps, max": field("steps.max", str),
-    }
+    ours = [{"way": "anystreamer, none"}, {"way": "anystreamer, continuous"}]
     return {
-        "load": table(["clients", "server"], load, rows(results["load"], 2)),
-        "leaving": table(["server", "answer"], leaving, rows(results["leaving"], 2)),
-        "goals": goals(results),
+        "load": table(
+            "clients | server | tokens/s = {tokens_per_second:whole quartiles}"
+            "| ratio = {tokens_per_second_to_transformers.median:.2f}"
+            f"| {latencies} | tokens in a chunk = {{tokens_per_chunk.median:.1f}}"
+            "| last first token, ms = {ttft_of_the_last_ms.median}"
+            "| ratio of it = {ttft_of_the_last_to_transformers.median:.1f}",
+            rows(results["load"], 2),
+        ),
+        "leaving": table(
+            "server | answer | ms, median = {ms.median} | ms, max = {ms.max}"
+            "| steps, median = {steps.median} | steps, max = {steps.max}",
+            rows(results["leaving"], 2),
+        ),
+        "goals": goals(results, EDGE_TARGETS, ours),
     }
 
 
-def connections(results: Part) -> dict[str, str]:
+def connections(results: Part) -> Tables:
     loops = {name: row for name, row in results.items() if "cpu_us_of_each_token" in row}
-    prompts = next(iter(loops.values()))["kib_of_each_stream"]
-    columns = {f"KiB of a stream, {each}": field(f"kib_of_each_stream.{each}") for each in prompts}
-    columns["µs of CPU for a token"] = field("cpu_us_of_each_token")
-    columns["tokens in a chunk"] = field("tokens_per_chunk")
-    return {"each": table(["loop"], columns, rows(loops, 1))}
+    memory = " | ".join(
+        f"KiB of a stream, {each} = {{kib_of_each_stream.{each}}}"
+        for each in next(iter(loops.values()))["kib_of_each_stream"]
+    )
+    rest = "µs of CPU for a token = {cpu_us_of_each_token} | tokens in a chunk = {tokens_per_chunk}"
+    return {"each": table(f"loop | {memory} | {rest}", rows(loops))}
 
 
-def remote(results: Part) -> dict[str, str]:
-    firsts = [field(f"{way}.first_token_ms.median") for way in ("local", "remote")]
-    columns = {
-        "local, tokens/s": field("local.tokens_per_second.median"),
-        "remote": field("remote.tokens_per_second.median"),
-        "ratio (quartiles)": field("ratio", spread),
-        "more per token, µs": field("more_per_token_us", lambda figure: spread(figure, 0)),
-        "first token, ms": lambda row: " / ".join(str(first(row)) for first in firsts),
-    }
-    return {"wire": table(["loop", "streams"], columns, rows(results["loops"], 2))}
+def remote(results: Part) -> Tables:
+    head = (
+        "loop | streams | local, tokens/s = {local.tokens_per_second.median}"
+        "| remote = {remote.tokens_per_second.median} | ratio (quartiles) = {ratio:quartiles}"
+        "| more per token, µs = {more_per_token_us:whole quartiles}"
+        "| first token, ms = {local.first_token_ms.median} / {remote.first_token_ms.median}"
+    )
+    return {"wire": table(head, rows(results["loops"], 2))}
 
 
-def ray_serve(results: Part) -> dict[str, str]:
+def ray_serve(results: Part) -> Tables:
     ways = {name: row for name, row in results.items() if "load" in row}
-
-    def load(clients: str) -> Cell:
-        def cell(row: Part) -> str:
-            figures = row["load"][clients]
-            speed, first = figures["tokens_per_second"]["median"], figures["ttft_ms"]["median"]
-            return f"{number(speed)}, {number(first)} ms"
-
-        return cell
-
-    columns = {
-        f"{clients} client{'s' if clients != '1' else ''}": load(clients)
-        for clients in next(iter(ways.values()))["load"]
-    }
-    columns["a client leaves: ms until the model stops"] = field("leaving.ms.median")
-    columns["max"] = field("leaving.ms.max")
-    return {"load": table([""], columns, rows(ways, 1))}
+    cell = "{load.*.tokens_per_second.median}, {load.*.ttft_ms.median} ms"
+    load = " | ".join(
+        f"{plural(n, 'client')} = {cell.replace('*', n)}" for n in next(iter(ways.values()))["load"]
+    )
+    left = "a client leaves: ms until the model stops = {leaving.ms.median}"
+    return {"load": table(f"| {load} | {left} | max = {{leaving.ms.max}}", rows(ways))}
 
 
-def footprint(results: Part) -> dict[str, str]:
-    imports = {
-        "ms (quartiles)": field("ms", lambda figure: spread(figure, 0)),
-        "ratio to anyio": field("ratio", spread),
-    }
-    memory = {
-        "KiB of each (quartiles)": field("kib", lambda figure: spread(figure, 0)),
-        "threads of each": field("threads"),
-    }
+def footprint(results: Part) -> Tables:
     statements = ((f"`{statement}`", row) for statement, row in results["import"].items())
     return {
-        "import": table(["program"], imports, statements),
-        "memory": table(["streams that wait"], memory, rows(results["memory"], 1)),
+        "import": table(
+            "program | ms (quartiles) = {ms:whole quartiles}| ratio to anyio = {ratio:quartiles}",
+            statements,
+        ),
+        "memory": table(
+            "streams that wait | KiB of each (quartiles) = {kib:whole quartiles}"
+            "| threads of each = {threads}",
+            rows(results["memory"]),
+        ),
     }
 
 
 def runs() -> str:
     """When each program was run, and with what."""
-    columns: dict[str, Cell] = {
-        "day": field("date", str),
-        "rounds": lambda row: "few (`quick`)" if row["is_quick"] else "all",
-        "load before": field("load_average", str),
-        "Python": field("python", str),
-    }
-    columns |= {name: field(f"versions.{name}", str) for name in ("torch", "transformers", "anyio")}
-    recorded = ((f"`{path.stem}.py`", read(path)["environment"]) for path in all_results())
-    return table(["program"], columns, recorded)
+    body = []
+    for path in all_results():
+        run = read(path)["environment"]
+        run["rounds"] = "few (`--quick`)" if run["is_quick"] else "all"
+        body.append((f"`{path.stem}`", run))
+    return table(
+        "program | day = {date} | rounds = {rounds} | load before = {load_average}"
+        "| Python = {python} | torch = {versions.torch}"
+        "| transformers = {versions.transformers} | anyio = {versions.anyio}",
+        body,
+    )
 
 
-TABLES: dict[str, Callable[[Part], dict[str, str]]] = {
+TABLES: dict[str, Callable[[Part], Tables]] = {
     each.__name__: each
     for each in (decoding, cancellation, engines, edge, connections, remote, ray_serve, footprint)
 } | {"overhead": per_item, "producers": per_item}
 
 
-def tables(program: str, results: Part) -> dict[str, str]:
+def tables(program: str, results: Part) -> Tables:
     return TABLES[program](results)
 
 
@@ -379,6 +423,7 @@ def _ratios_to_text_streamer(results: Part) -> Iterator[tuple[str, Ratio]]:
 
 # Colours by their role, on light and on dark pages: Okabe and Ito's, which most people with colour
 # blindness can tell apart. The SVG follows the reader's system.
+PHASES = ("waiting", "decoding", "held", "prefill")  # how names of `phases` begin
 INK, OURS, PEER, LIMIT = "#1f2328", "#0072b2", "#d55e00", "#7f7f7f"
 ON_DARK = {INK: "#d1d7e0", OURS: "#56b4e9", PEER: "#e69f00"}
 
@@ -386,7 +431,8 @@ ON_DARK = {INK: "#d1d7e0", OURS: "#56b4e9", PEER: "#e69f00"}
 def colour_of(name: str) -> str:
     if name.startswith("manager, s"):
         return LIMIT
-    return OURS if is_ours(name) else PEER
+    is_peer = not is_ours(name) and not name.startswith(PHASES)
+    return PEER if is_peer or "raises" in name or "transformers" in name else OURS
 
 
 def new_axes(width: float, height: float, columns: int = 1) -> list[Any]:
@@ -423,12 +469,6 @@ def curves(axes: Any, lines: dict[str, Part], what: str) -> None:
     axes.set_xticks(numbers, map(str, numbers))
 
 
-def by_way(results: Part) -> dict[str, Part]:
-    """Results by way and number instead of by number and way."""
-    names = dict.fromkeys(name for ways in results.values() for name in ways)
-    return {name: {n: ways.get(name) for n, ways in results.items()} for name in names}
-
-
 def plot_per_item(program: str, *scenarios: str) -> list[Any]:
     results = read(program)
     all_axes = new_axes(3.1 * len(scenarios) + 2.4, 4, len(scenarios))
@@ -459,7 +499,7 @@ def plot_engines() -> list[Any]:
     names += ("stream_text each on asyncio", "as transformers serve on asyncio")
     curves(axes, {name: all_ways[name] for name in names}, "tokens_per_second")
     axes.set(xlabel="streams at once", ylabel="tokens per second, of all")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center right")
     return [axes]
 
 
