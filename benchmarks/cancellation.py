@@ -15,7 +15,6 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -32,57 +31,48 @@ from .models import make_model, make_tokenizer
 
 PROMPT = 3_000  # tokens of a long prefill
 
-
-class Passes:
-    """Counts the forward passes of a model and of its layers."""
-
-    def __init__(self, model: LlamaForCausalLM) -> None:
-        self.passes = self.layers = 0
-        model.register_forward_pre_hook(self._pass)
-        for layer in model.model.layers:
-            layer.register_forward_pre_hook(self._layer)
-
-    def _pass(self, *_: Any) -> None:
-        self.passes += 1
-
-    def _layer(self, *_: Any) -> None:
-        self.layers += 1
-
-
-@dataclass(frozen=True)
-class Cancelled:
-    """One cancel: the forward passes that began after it, and the time that the block took."""
-
-    passes: int
-    milliseconds: float
-
-
-async def cancel(
-    begin: Callable[..., Any], counts: Passes, is_time: Callable[[], bool]
-) -> Cancelled:
-    """Run *begin*, and cancel it a random moment after *is_time*."""
-    passes, at = 0, 0.0
-
-    async def watch() -> None:
-        nonlocal passes, at
-        while not is_time():
-            await anyio.sleep(0.0005)
-        await anyio.sleep(random.uniform(0, 0.003))
-        passes, at = counts.passes, time.perf_counter()
-        group.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(watch)
-        await begin()
-    return Cancelled(counts.passes - passes, 1e3 * (time.perf_counter() - at))
+Cancelled = tuple[int, float]  # passes that began after the cancel, milliseconds until the end
 
 
 class Bench:
-    """A model, its counts, and the phases in which it can be cancelled."""
+    """A model that counts its forward passes, and the phases in which it can be cancelled."""
 
     def __init__(self, model: LlamaForCausalLM, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.counts = Passes(model)
+        self.passes = self.layers = 0
+        model.register_forward_pre_hook(self._count_pass)
+        for layer in model.model.layers:
+            layer.register_forward_pre_hook(self._count_layer)
+
+    def _count_pass(self, *_: Any) -> None:
+        self.passes += 1
+
+    def _count_layer(self, *_: Any) -> None:
+        self.layers += 1
+
+    async def cancel(
+        self,
+        begin: Callable[..., Any],
+        *,
+        after_passes: int = 0,
+        after_layers: int = 0,
+        after_seconds: float = 0.0,
+    ) -> Cancelled:
+        """Run *begin*, and cancel it at a random moment after that many passes, and seconds."""
+        passes, layers, at = self.passes + after_passes, self.layers + after_layers, 0.0
+
+        async def watch() -> None:
+            nonlocal passes, at
+            while self.passes < passes or self.layers < layers:
+                await anyio.sleep(0.0005)
+            await anyio.sleep(after_seconds + random.uniform(0, 0.003))
+            passes, at = self.passes, time.perf_counter()
+            group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch)
+            await begin()
+        return self.passes - passes, 1e3 * (time.perf_counter() - at)
 
     def stream(self, prompt: int = 8, **kwargs: Any) -> Any:
         ids = torch.randint(1, 500, (1, prompt))
@@ -93,42 +83,36 @@ class Bench:
         async with self.stream(**kwargs) as stream:
             await stream.read()
 
-    async def prefill(self, cancel_within: str) -> Cancelled:
-        start = self.counts.layers
-        return await cancel(
-            lambda: self.read(prompt=PROMPT, cancel_within=cancel_within),
-            self.counts,
-            lambda: self.counts.layers > start + 1,
-        )
+    async def prefill(self, within: str) -> Cancelled:
+        read = partial(self.read, prompt=PROMPT, cancel_within=within)
+        return await self.cancel(read, after_layers=2)
 
     async def decoding(self) -> Cancelled:
-        start = self.counts.passes
-        return await cancel(self.read, self.counts, lambda: self.counts.passes > start + 5)
+        return await self.cancel(self.read, after_passes=6)
 
     async def queued(self) -> Cancelled:
         """The model works on another generation, whose one pass is not counted."""
-        gate = threading.Event()
-        hook = self.model.register_forward_pre_hook(lambda *_: gate.wait() and None)
+        may_run = threading.Event()
+
+        def wait(*_: Any) -> None:
+            may_run.wait()
+
+        hook = self.model.register_forward_pre_hook(wait)
         async with self.stream(max_new_tokens=1) as first:
-            start = self.counts.passes
-            result = await cancel(self.read, self.counts, lambda: True)
-            passes = self.counts.passes - start - (self.counts.passes > start)
-            gate.set()
+            start = self.passes
+            _, milliseconds = await self.cancel(self.read)
+            passes = self.passes - start - (self.passes > start)
+            may_run.set()
             await first.read()
         hook.remove()
-        return Cancelled(passes, result.milliseconds)
+        return passes, milliseconds
 
     async def full_buffer(self) -> Cancelled:
-        start, called = self.counts.passes, time.perf_counter()
-
         async def hold() -> None:
             async with self.stream(max_buffer_size=1):
                 await anyio.sleep_forever()
 
-        def is_time() -> bool:
-            return self.counts.passes > start and time.perf_counter() > called + 0.05
-
-        return await cancel(hold, self.counts, is_time)
+        return await self.cancel(hold, after_passes=1, after_seconds=0.05)
 
     async def raising_put(self) -> Cancelled:
         """Like ``transformers serve``: after the cancel, the streamer raises in generate()."""
@@ -142,7 +126,7 @@ class Bench:
             def end(self) -> None:
                 pass
 
-        return await self.in_a_thread(Raising(), anyio.sleep_forever, is_cancelled.set)
+        return await self._in_a_thread(Raising(), anyio.sleep_forever, is_cancelled.set)
 
     async def never_stopped(self) -> Cancelled:
         """transformers' AsyncTextIteratorStreamer: it has no way to stop."""
@@ -152,13 +136,18 @@ class Bench:
             async for _ in streamer:
                 pass
 
-        return await self.in_a_thread(streamer, read, lambda: None)
+        return await self._in_a_thread(streamer, read, lambda: None)
 
-    async def in_a_thread(
+    async def _in_a_thread(
         self, streamer: Any, read: Callable[[], Any], stop: Callable[[], None]
     ) -> Cancelled:
+        def generate() -> None:
+            with contextlib.suppress(RuntimeError):
+                ids = torch.arange(1, 9)[None]
+                self.model.generate(ids, streamer=streamer, max_new_tokens=500)
+
         async def run() -> None:
-            thread = threading.Thread(target=generate, args=(self.model, streamer))
+            thread = threading.Thread(target=generate)
             thread.start()
             try:
                 await read()
@@ -167,28 +156,20 @@ class Bench:
                 with anyio.CancelScope(shield=True):
                     await to_thread.run_sync(thread.join)
 
-        start = self.counts.passes
-        return await cancel(run, self.counts, lambda: self.counts.passes > start + 5)
-
-
-def generate(model: Any, streamer: Any) -> None:
-    with contextlib.suppress(RuntimeError):
-        model.generate(torch.arange(1, 9)[None], streamer=streamer, max_new_tokens=500)
+        return await self.cancel(run, after_passes=6)
 
 
 def on_each_loop(phase: Callable[[], Any], times: int, loops: tuple[str, ...] = ALL_LOOPS) -> Table:
+    async def main() -> list[Cancelled]:
+        return [await phase() for _ in range(times)]
+
     results: Table = {}
     for loop in loops:
-
-        async def main() -> list[Cancelled]:
-            return [await phase() for _ in range(times)]
-
-        each = run_on(loop, main)
-        passes = [one.passes for one in each]
+        passes, milliseconds = zip(*run_on(loop, main), strict=True)
         results[loop] = {
             "times": times,
             "passes_after": {"median": statistics.median(passes), "max": max(passes)},
-            "ms_until_joined": percentiles([one.milliseconds for one in each], 99, 100),
+            "ms_until_joined": percentiles(milliseconds, 99, 100),
         }
     return results
 
@@ -204,13 +185,13 @@ CONTROLS: dict[str, dict[str, Any]] = {
 def costs(bench: Bench, tokens: int, rounds: int) -> Table:
     """The time per token with each control, and its ratio to the time without one."""
 
-    async def stream(kwargs: dict[str, Any]) -> float:
+    async def ms_per_token(kwargs: dict[str, Any]) -> float:
         async with bench.stream(max_new_tokens=tokens, **kwargs) as stream:
             await stream.read()
         assert stream.timing.first_token is not None
         return 1e3 * float(stream.timing.total - stream.timing.first_token) / tokens
 
-    ways = {name: partial(anyio.run, stream, kwargs) for name, kwargs in CONTROLS.items()}
+    ways = {name: partial(anyio.run, ms_per_token, kwargs) for name, kwargs in CONTROLS.items()}
     took = take_turns(ways, rounds, warm_up=1)
     return {
         name: {
@@ -222,26 +203,13 @@ def costs(bench: Bench, tokens: int, rounds: int) -> Table:
     }
 
 
-class Identity(torch.nn.Module):
-    """A layer that costs nothing, so that only the check before it is measured."""
+def checking_between_layers(bench: Bench) -> dict[str, float]:
+    """Microseconds that ``cancel_within="layer"`` adds to each call of a layer."""
+    layer, x, best = bench.model.model.layers[0], torch.zeros(1), []
+    layer.forward = lambda x: x  # it costs nothing, so that only the check is measured
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-
-class OneLayer(torch.nn.Module):
-    """A model whose ``generate()`` measures the microseconds of a call of its one layer."""
-
-    _no_split_modules = ("Identity",)
-    us_of_a_layer = 0.0
-
-    def __init__(self, model: LlamaForCausalLM) -> None:
-        super().__init__()
-        self.config, self.generation_config = model.config, model.generation_config
-        self.device, self.layer = model.device, Identity()
-
-    def generate(self, **kwargs: Any) -> Any:
-        layer, x = self.layer, torch.zeros(1)
+    def generate(**kwargs: Any) -> Any:
+        """In place of the model's, with the same hooks."""
 
         def once() -> float:
             started = time.thread_time()
@@ -249,23 +217,13 @@ class OneLayer(torch.nn.Module):
                 layer(x)
             return (time.thread_time() - started) / 20_000
 
-        self.us_of_a_layer = 1e6 * min(once() for _ in range(10))
+        best.append(1e6 * min(once() for _ in range(10)))
         return kwargs["input_ids"]
 
-
-def checking_between_layers() -> dict[str, float]:
-    """Microseconds that ``cancel_within="layer"`` adds to each call of a layer."""
-    model, tokenizer = OneLayer(make_model(1, 8)).eval(), make_tokenizer()
-
-    async def us_of_a_layer(within: Any) -> float:
-        async with anystreamer.stream_text(
-            model, tokenizer, {"input_ids": torch.arange(1, 9)[None]}, cancel_within=within
-        ) as stream:
-            await stream.read()
-        return model.us_of_a_layer
-
-    without, checked = (anyio.run(us_of_a_layer, within) for within in ("step", "layer"))
-    return {"us_added_per_layer": checked - without}
+    bench.model.generate = generate
+    for within in ("step", "layer"):
+        anyio.run(partial(bench.read, cancel_within=within))
+    return {"us_added_per_layer": best[1] - best[0]}
 
 
 def measure(is_quick: bool) -> Iterator[Table]:
@@ -282,7 +240,7 @@ def measure(is_quick: bool) -> Iterator[Table]:
     for within in ("step", "layer"):
         name = f'prefill of {PROMPT:,} tokens, `cancel_within="{within}"`'
         yield {name: on_each_loop(partial(large.prefill, within), few)}
-    yield {"asking between layers": checking_between_layers()}
     rounds = 8 if is_quick else 25
     yield {"cost of controls, small": costs(small, 400, rounds)}
     yield {"cost of controls, larger": costs(Bench(make_model(8, 512), tokenizer), 100, rounds)}
+    yield {"asking between layers": checking_between_layers(small)}
