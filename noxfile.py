@@ -224,6 +224,6 @@ def screenshots(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def benchmarks(session: nox.Session) -> None:
-    """Measure all that is claimed, beside its peers: `-- quick`, `-- check`, `-- overhead edge`."""
+    """Measure what the pages claim, beside peers: `-- --quick`, `-- --check`, `-- overhead edge`."""
     session.install(*CONSTRAINTS, "--group", "benchmarks", f".[transformers,{EXTRAS},ray]")
-    session.run("python", "benchmarks/run.py", *session.posargs, env=ENV)
+    session.run("python", "-m", "benchmarks", *session.posargs, env=ENV)

@@ -1,9 +1,10 @@
-"""The measured page says what the recorded results say, and a loss of speed is noticed."""
+"""The pages have the recorded results of the benchmarks, and a loss of speed is noticed."""
 
 from __future__ import annotations
 
+import ast
 import importlib
-import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,51 +12,77 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+each_result = pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 
 
 @pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("tables")
+def report(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(ROOT)
+    return importlib.import_module("benchmarks.report")
 
 
-@pytest.fixture
-def ratios(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("ratios")
+def pages() -> dict[Path, str]:
+    return {path: path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md")}
 
 
-def test_tables_are_those_of_the_results(tables: Any) -> None:
-    """After a change of either: `python benchmarks/tables.py`."""
+def test_tables_are_those_of_the_results(report: Any) -> None:
+    """After a change of either: `python -m benchmarks.report`."""
     filled = 0
-    for path in (ROOT / "docs").rglob("*.md"):
-        page = path.read_text(encoding="utf-8")
-        filled += len(tables.MARKED.findall(page))
-        assert tables.filled(page) == page, path.name
+    for path, page in pages().items():
+        filled += len(report.MARKED.findall(page))
+        assert report.filled(page) == page, path.name
     assert filled > 10
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
-def test_every_result_is_on_a_page(path: Path, tables: Any) -> None:
-    """None is kept back because it looks bad."""
-    pages = "".join(each.read_text(encoding="utf-8") for each in (ROOT / "docs").rglob("*.md"))
-    shown = {found["name"] for found in tables.MARKED.finditer(pages)}
-    made = tables.TABLES[path.stem](json.loads(path.read_text(encoding="utf-8")))
+@each_result
+def test_every_result_is_on_a_page(path: Path, report: Any) -> None:
+    """None is left out because it looks bad."""
+    shown = {found["name"] for page in pages().values() for found in report.MARKED.finditer(page)}
+    made = report.tables(path.stem, report.read(path))
     assert {f"{path.stem}, {name}" for name in made} <= shown
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
-def test_recorded_ratios_are_not_worse_than_themselves(path: Path, ratios: Any) -> None:
-    results = json.loads(path.read_text(encoding="utf-8"))
-    for ratio in ratios.ratios(path.stem, results).values():
+def programs() -> set[str]:
+    """Modules that have the function that the command line calls."""
+    return {
+        path.stem
+        for path in (ROOT / "benchmarks").glob("*.py")
+        if any(
+            isinstance(node, ast.FunctionDef) and node.name == "measure"
+            for node in ast.parse(path.read_text(encoding="utf-8")).body
+        )
+    }
+
+
+def test_every_result_has_its_program_and_its_command_on_a_page() -> None:
+    commands = re.findall(r"`python -m benchmarks (\w+)`", "".join(pages().values()))
+    assert {path.stem for path in RESULTS} == programs() == set(commands)
+
+
+def test_every_plot_is_on_a_page(report: Any) -> None:
+    """The build of the site makes them, and fails if a page has another one."""
+    shown = re.findall(r"images/measured/(\w+)\.svg", "".join(pages().values()))
+    assert sorted(shown) == sorted(report.PLOTS)
+
+
+@each_result
+def test_recorded_ratios_are_not_worse_than_themselves(path: Path, report: Any) -> None:
+    ratios = report.ratios(path.stem, report.read(path))
+    assert ratios or path.stem in ("connections", "ray_serve")  # they have no peer
+    for ratio in ratios.values():
         assert ratio.q1 <= ratio.median <= ratio.q3
         assert not ratio.is_worse_than(ratio)
 
 
-def test_a_loss_beyond_the_spread_is_worse(ratios: Any) -> None:
-    cost, speed = ratios.Ratio(1.2, 1.15, 1.25), ratios.Ratio(0.9, 0.88, 0.92, more_is_better=True)
-    assert ratios.Ratio(1.5, 1.45, 1.55).is_worse_than(cost)
-    assert not ratios.Ratio(1.3, 1.25, 1.35).is_worse_than(cost)
-    assert not ratios.Ratio(0.5, 0.45, 0.55).is_worse_than(cost)
-    assert ratios.Ratio(0.7, 0.68, 0.72, more_is_better=True).is_worse_than(speed)
-    assert not ratios.Ratio(1.4, 1.38, 1.42, more_is_better=True).is_worse_than(speed)
+def test_a_loss_beyond_the_spread_is_worse(report: Any) -> None:
+    cost, speed = report.Ratio(1.2, 1.15, 1.25), report.Ratio(0.9, 0.88, 0.92, more_is_better=True)
+    assert report.Ratio(1.5, 1.45, 1.55).is_worse_than(cost)
+    assert not report.Ratio(1.3, 1.25, 1.35).is_worse_than(cost)
+    assert not report.Ratio(0.5, 0.45, 0.55).is_worse_than(cost)
+    assert report.Ratio(0.7, 0.68, 0.72, more_is_better=True).is_worse_than(speed)
+    assert not report.Ratio(1.4, 1.38, 1.42, more_is_better=True).is_worse_than(speed)
+
+
+def test_a_peers_ratio_is_not_compared(report: Any) -> None:
+    for program, peer in (("overhead", "threadpool"), ("edge", "transformers, default")):
+        assert not [name for name in report.ratios(program, report.read(program)) if peer in name]
