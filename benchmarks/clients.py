@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from .method import Table
+from .method import Table, percentiles
 
 TOKENS = 100  # of an answer
 # The requests of each client, one after the other, by the number of clients at once. A round with
@@ -53,39 +53,36 @@ class Answer:
     tokens: int
     text: str
 
-    @property
-    def ttft(self) -> float:
-        return self.chunks[0] - self.sent
-
-    @property
-    def itl(self) -> list[float]:
-        return [after - before for before, after in pairwise(self.chunks)]
-
-    @property
-    def tpot(self) -> float:
-        return (self.chunks[-1] - self.chunks[0]) / max(1, self.tokens - 1)
-
-
-@dataclass
-class Round:
-    """The answers of all clients in one round, of each client in their order."""
-
-    answers: list[list[Answer]]
-
-    def all(self) -> list[Answer]:
-        return [answer for answers in self.answers for answer in answers]
-
-    def figures(self) -> Table:
-        answers = self.all()
-        seconds = max(one.ended for one in answers) - min(one.sent for one in answers)
-        tokens = sum(one.tokens for one in answers)
+    def figures(self) -> dict[str, list[float]]:
+        """Milliseconds, as defined above."""
+        ttft, whole = self.chunks[0] - self.sent, self.chunks[-1] - self.chunks[0]
         return {
-            "tokens_per_second": tokens / seconds,
-            "requests_per_second": len(answers) / seconds,
-            "tokens_per_chunk": tokens / sum(len(one.chunks) for one in answers),
-            # Of the requests that began together.
-            "ttft_of_the_last": max(one[0].ttft for one in self.answers),
+            "ttft_ms": [1e3 * ttft],
+            "itl_ms": [1e3 * (after - before) for before, after in pairwise(self.chunks)],
+            "tpot_ms": [1e3 * whole / max(1, self.tokens - 1)],
         }
+
+
+Round = list[list[Answer]]  # by client, in their order
+
+
+def figures_of(round_: Round) -> dict[str, float]:
+    answers = [answer for answers in round_ for answer in answers]
+    seconds = max(one.ended for one in answers) - min(one.sent for one in answers)
+    tokens = sum(one.tokens for one in answers)
+    return {
+        "tokens_per_second": tokens / seconds,
+        "requests_per_second": len(answers) / seconds,
+        "tokens_per_chunk": tokens / sum(len(one.chunks) for one in answers),
+        # Of the requests that began together.
+        "ttft_of_the_last_ms": max(one[0].figures()["ttft_ms"][0] for one in round_),
+    }
+
+
+def latencies(rounds: list[Round]) -> dict[str, dict[str, float]]:
+    """The median and p95 of each latency, over all answers."""
+    each = [answer.figures() for round_ in rounds for answers in round_ for answer in answers]
+    return {name: percentiles([ms for one in each for ms in one[name]], 95) for name in each[0]}
 
 
 def load(port: int, clients: int) -> Round:
@@ -97,7 +94,7 @@ def load(port: int, clients: int) -> Round:
     async def main() -> list[list[Any]]:
         return await asyncio.gather(*map(client, range(clients)))
 
-    return Round([[decoded(*one) for one in answers] for answers in asyncio.run(main())])
+    return [[decoded(*one) for one in answers] for answers in asyncio.run(main())]
 
 
 def question(number: int) -> Table:

@@ -4,8 +4,8 @@ Compares `anystreamer.text_decoder` with transformers' ``TextStreamer`` and toke
 ``DecodeStream`` for each family of tokenizers: one id per call, on text without a newline, at which
 TextStreamer forgets what it has. The ways take turns, and CPU time is counted, so other work on the
 machine disturbs little. TextStreamer decodes everything again at each token, so it does not run
-beyond 8,000 tokens. A text is wrong if it differs from ``tokenizer.decode`` of all ids; an error
-counts as wrong. A way has no more rounds at a size after `BUDGET` seconds.
+beyond 8,000 tokens. A text is wrong if it differs from ``tokenizer.decode`` of all ids. An error
+counts as wrong.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from .method import Table, take_turns
 
 SIZES = [1_000, 8_000, 32_000, 128_000]
 TEXT_STREAMER_LIMIT = 8_000
-BUDGET = 4.0
 TEXT = families.SAMPLE.replace("\n", " ")
 
 TIMED_FAMILIES = (
@@ -96,62 +95,50 @@ def supports(way: str, tokenizer: Any) -> bool:
     return way != "DecodeStream" or hasattr(tokenizer, "backend_tokenizer")
 
 
-class Timed:
-    """A way, a tokenizer and ids. Calls return microseconds per token, or None."""
+def microseconds(way: str, new_tokenizer: Callable[[], Any], ids: list[int]) -> float | str | None:
+    """CPU time per token. An error instead, or None if the way does not run on this."""
+    tokenizer = new_tokenizer()
+    is_too_long = way == "TextStreamer" and len(ids) > TEXT_STREAMER_LIMIT
+    if is_too_long or not supports(way, tokenizer):
+        return None
+    began = time.process_time()
+    try:
+        WAYS[way](tokenizer, ids)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return (time.process_time() - began) / len(ids) * 1e6
 
-    def __init__(self, way: str, make: Callable[[], Any], ids: list[int]) -> None:
-        self.decode, self.make, self.ids = WAYS[way], make, ids
-        self.can_run = supports(way, make()) and not (
-            way == "TextStreamer" and len(ids) > TEXT_STREAMER_LIMIT
-        )
-        self.error: str | None = None
-        self.spent = 0.0
 
-    def __call__(self) -> float | None:
-        if not self.can_run or self.error or self.spent > BUDGET:
-            return None
-        tokenizer = self.make()
-        began = time.process_time()
-        try:
-            self.decode(tokenizer, self.ids)
-        except Exception as error:
-            self.error = f"{type(error).__name__}: {error}"
-            return None
-        taken = time.process_time() - began
-        self.spent += taken
-        return taken / len(self.ids) * 1e6
-
-    def entry(self, times: list[float | None]) -> Table | None:
-        if self.error:
-            return {"error": self.error}
-        if not (taken := [each for each in times if each is not None]):
-            return None
-        figures = {"median": statistics.median(taken), "min": min(taken), "max": max(taken)}
-        return {name: round(value, 3) for name, value in figures.items()} | {"rounds": len(taken)}
+def entry(times: list[Any]) -> Table | None:
+    if times[-1] is None:
+        return None
+    if errors := [each for each in times if isinstance(each, str)]:
+        return {"error": errors[0]}
+    figures = {"median": statistics.median(times), "min": min(times), "max": max(times)}
+    return {name: round(value, 3) for name, value in figures.items()} | {"rounds": len(times)}
 
 
 def speed(sizes: list[int], rounds: int) -> Table:
     """Microseconds per token, by family, way and size."""
-    jobs: dict[tuple[str, str, int], Timed] = {}
+    jobs: dict[tuple[str, str, int], Callable[[], Any]] = {}
     for family in families.FAMILIES:
         if family.name in TIMED_FAMILIES:
             tokenizer = family.make()
             ids = tokenizer.encode(TEXT, add_special_tokens=False)
             text = list(itertools.islice(itertools.cycle(ids), max(sizes)))
             for way, size in itertools.product(WAYS, sizes):
-                jobs[family.name, way, size] = Timed(way, lambda made=tokenizer: made, text[:size])
-    for (_, _, size), job in jobs.items():
-        if size == min(sizes):
-            job()  # warms up caches, ours too
+                same = partial(lambda made: made, tokenizer)
+                jobs[family.name, way, size] = partial(microseconds, way, same, text[:size])
+                if size == min(sizes):
+                    jobs[family.name, way, size]()  # warms up caches, ours too
     large, rng = large_byte_level(), random.Random(1)
     for size in sizes:
         ids = [rng.randrange(128_000) for _ in range(size)]
         new = partial(PreTrainedTokenizerFast, tokenizer_object=large)
-        jobs[COLD, "anystreamer", size] = Timed("anystreamer", new, ids)
+        jobs[COLD, "anystreamer", size] = partial(microseconds, "anystreamer", new, ids)
     result: Table = {}
-    for (family_name, way, size), times in take_turns(jobs, rounds).items():
-        entry = jobs[family_name, way, size].entry(times)
-        result.setdefault(family_name, {}).setdefault(way, {})[str(size)] = entry
+    for (name, way, size), times in take_turns(jobs, rounds).items():
+        result.setdefault(name, {}).setdefault(way, {})[str(size)] = entry(times)
     return result
 
 

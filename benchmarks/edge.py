@@ -120,42 +120,32 @@ def awake(server: Server, process: Executor, function: Callable[..., Any], *args
 
 
 def load(servers: dict[str, Server], process: Executor, number: int, rounds: int) -> Table:
-    turns = take_turns(
-        {
-            name: partial(awake, each, process, clients.load, number)
-            for name, each in servers.items()
-        },
-        rounds,
-    )
+    ways = {
+        name: partial(awake, each, process, clients.load, number) for name, each in servers.items()
+    }
+    turns = take_turns(ways, rounds)
     texts = {
-        str([[answer.text for answer in answers] for answers in each.answers])
+        tuple(answer.text for answers in round_ for answer in answers)
         for every in turns.values()
-        for each in every
+        for round_ in every
     }
     assert len(texts) == 1, "the servers gave different answers"
-    figures = {name: [each.figures() for each in every] for name, every in turns.items()}
+    figures = {name: [clients.figures_of(each) for each in every] for name, every in turns.items()}
 
     def of(name: str, figure: str) -> list[float]:
         return [each[figure] for each in figures[name]]
 
-    table: Table = {}
-    for name, every in turns.items():
-        answers = [answer for each in every for answer in each.all()]
-        first = of(name, "ttft_of_the_last")
-        table[name] = {
-            "ttft_ms": percentiles([1e3 * each.ttft for each in answers], 95),
-            "itl_ms": percentiles([1e3 * gap for each in answers for gap in each.itl], 95),
-            "tpot_ms": percentiles([1e3 * each.tpot for each in answers], 95),
-            "ttft_of_the_last_ms": quartiles([1e3 * each for each in first]),
-            "tokens_per_second_to_transformers": ratio(
-                of(name, "tokens_per_second"), of(PEER, "tokens_per_second")
-            ),
-            "ttft_of_the_last_to_transformers": ratio(of(PEER, "ttft_of_the_last"), first),
-        } | {
-            figure: quartiles(of(name, figure))
-            for figure in ("tokens_per_second", "requests_per_second", "tokens_per_chunk")
+    speed, last = "tokens_per_second", "ttft_of_the_last_ms"
+    return {
+        name: clients.latencies(every)
+        | {figure: quartiles(of(name, figure)) for figure in figures[name][0]}
+        | {
+            "tokens_per_second_to_transformers": ratio(of(name, speed), of(PEER, speed)),
+            # The other way round: more is better.
+            "ttft_of_the_last_to_transformers": ratio(of(PEER, last), of(name, last)),
         }
-    return table
+        for name, every in turns.items()
+    }
 
 
 def leaving(servers: dict[str, Server], process: Executor, times: int) -> Table:

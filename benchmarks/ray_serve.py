@@ -25,7 +25,7 @@ from anystreamer.ray import Settings, application
 
 from . import clients
 from .edge import OURS, OURS_BATCHED, saved_model, started
-from .method import Table, new_process, percentiles, quartiles
+from .method import Table, new_process, quartiles
 
 CLIENTS = (1, 8, 32)
 PORT = 8711
@@ -90,12 +90,9 @@ def measured(process: Executor, port: int, steps: Path, rounds: int, times: int)
     table: Table = {"load": {}}
     for number in CLIENTS:
         turns = [load(number) for _ in range(rounds)]
-        speeds = [each.figures()["tokens_per_second"] for each in turns]
-        first = [1e3 * answer.ttft for each in turns for answer in each.all()]
-        table["load"][str(number)] = {
-            "tokens_per_second": quartiles(speeds),
-            "ttft_ms": percentiles(first, 95),
-        }
+        speeds = [clients.figures_of(each)["tokens_per_second"] for each in turns]
+        speed = {"tokens_per_second": quartiles(speeds)}
+        table["load"][str(number)] = clients.latencies(turns) | speed
     left = [process.submit(clients.leave, port, steps, True).result() for _ in range(times)]
     ms = [each["ms"] for each in left]
     table["leaving"] = {
