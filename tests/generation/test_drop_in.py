@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import queue
 import threading
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -14,6 +16,7 @@ import transformers
 from anyio import to_thread
 
 from anystreamer import AsyncTextIteratorStreamer, GenerationStopped
+from anystreamer._generation.text_queue import TextQueue
 
 from ..helpers.tiny_models import generated, llama, seeded, steps_of, tokenizer
 
@@ -215,6 +218,46 @@ async def test_a_model_that_raises_in_a_plain_thread_does_not_hang_the_consumer(
                 pass
         await joined(thread)
     assert ended == [ZeroDivisionError]
+
+
+@pytest.mark.parametrize("when", ["while it waits", "after it has looked"])
+async def test_text_from_just_before_the_thread_ended_is_received(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The delivery thread finds no text, and then the generating thread puts its last and ends."""
+
+    class LateQueue(queue.SimpleQueue[Any]):
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            if timeout and thread.is_alive():
+                if when == "while it waits":
+                    go_on.set()
+                    thread.join()
+                raise queue.Empty
+            return super().get(block, timeout)
+
+        def empty(self) -> bool:
+            was_empty = super().empty()
+            if was_empty and when == "after it has looked":
+                go_on.set()
+                thread.join()
+            return was_empty
+
+    def produce() -> None:
+        streamer.put(torch.tensor([[1, 2]]))  # the prompt
+        go_on.wait()
+        streamer.text_queue._submitted.put("the last")  # as put() does, after its look at the text
+
+    go_on = threading.Event()
+    names = SimpleNamespace(SimpleQueue=LateQueue, Empty=queue.Empty)
+    monkeypatch.setattr(f"{TextQueue.__module__}.queue", names)
+    streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True)
+    thread = Thread(target=produce)
+    thread.start()
+    received = []
+    with pytest.raises(RuntimeError, match="in a thread that has ended"):
+        async for text in streamer:
+            received.append(text)
+    assert received == ["the last"]
 
 
 async def test_closing_it_wakes_a_waiting_consumer() -> None:

@@ -198,10 +198,12 @@ class TextQueue:
     def _watch(self, items: list[Any]) -> bool:
         """Look whether the text can still be ended. Returns whether the thread is to go on."""
         with self._lock:
+            # First: a thread that has ended puts nothing more, but it can have put something last.
+            is_alive = self._producer.is_alive()
             if not self._submitted.empty():
                 return True
             call = self._ended_call
-            if call is None and self._text_is_open and not self._producer.is_alive():
+            if call is None and self._text_is_open and not is_alive:
                 call = _EndedCall.unseen(self._producer)
             if call is not None and self._getters and call.is_over:
                 items.append(_Failure(call.failure))
