@@ -224,6 +224,6 @@ def screenshots(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def benchmarks(session: nox.Session) -> None:
-    """Measure the claims of the pages, beside peers: `-- --quick`, `-- --check`, `-- overhead`."""
+    """Measure what the pages claim, beside peers: `-- --quick`, `-- --check`, `-- edge`."""
     session.install(*CONSTRAINTS, "--group", "benchmarks", f".[transformers,{EXTRAS},ray]")
     session.run("python", "-m", "benchmarks", *session.posargs, env=ENV)

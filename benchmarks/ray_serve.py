@@ -17,6 +17,8 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# A proxy that is not ready after 5 seconds would be killed.
+os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
 
 import ray
 from ray import serve

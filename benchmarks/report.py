@@ -1,4 +1,4 @@
-"""From recorded results to a report: the tables and plots of the pages, and ratios to compare.
+"""The report of recorded results: the tables and plots of the pages, and the ratios to compare.
 
 ``python -m benchmarks.report`` fills the tables of ``docs/`` again: the text between
 ``<!-- table: PROGRAM, NAME -->`` and ``<!-- end -->``. The build of the documentation makes the
@@ -132,9 +132,12 @@ def per_item(results: Part) -> Tables:
     }
 
 
+PHASES = ("waiting", "decoding", "held", "prefill")  # how their names begin
+
+
 def phases(results: Part) -> Part:
     """The phases that a generation was cancelled in."""
-    return {name: part for name, part in results.items() if "ms_until_joined" in str(part)}
+    return {name: part for name, part in results.items() if name.startswith(PHASES)}
 
 
 def cancellation(results: Part) -> Tables:
@@ -423,7 +426,6 @@ def _ratios_to_text_streamer(results: Part) -> Iterator[tuple[str, Ratio]]:
 
 # Colours by their role, on light and on dark pages: Okabe and Ito's, which most people with colour
 # blindness can tell apart. The SVG follows the reader's system.
-PHASES = ("waiting", "decoding", "held", "prefill")  # how names of `phases` begin
 INK, OURS, PEER, LIMIT = "#1f2328", "#0072b2", "#d55e00", "#7f7f7f"
 ON_DARK = {INK: "#d1d7e0", OURS: "#56b4e9", PEER: "#e69f00"}
 
