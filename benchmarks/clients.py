@@ -1,10 +1,10 @@
 """Clients of a server, in their own process: many at once, and one that disconnects.
 
 They use plain sockets. Each notes when bytes come, and decodes them after the last one, because
-every decoded event takes time from the server on the same two cores. No well-kept load generator
-fits here. hey, wrk, oha and locust do not see the events of a stream. GuideLLM, AIPerf and ``vllm
-bench serve`` do, but they decode each event when it comes and start a new interpreter for each
-round, and none of them notices when the model stops after a client has left.
+decoding takes time from the server on the same two cores. No well-kept load generator fits here.
+hey, oha, wrk and locust measure requests, not the events in a response. GuideLLM and ``vllm bench
+serve`` measure events, but they decode them while the server works, and need a CUDA build of torch
+or all of vLLM. None of them sees when the model stops after a client has left.
 
 The definitions are those of ``vllm bench serve``:
 
