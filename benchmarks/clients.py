@@ -3,8 +3,8 @@
 They use plain sockets. Each notes when bytes come, and decodes them after the last one, because
 decoding takes time from the server on the same two cores. No well-kept load generator fits here.
 hey, oha, wrk and locust measure requests, not the events in a response. GuideLLM and ``vllm bench
-serve`` measure events, but they decode them while the server works, and need a CUDA build of torch
-or all of vLLM. None of them sees when the model stops after a client has left.
+serve`` measure events, but they decode them while the server works, and the latter needs vLLM. None
+of them sees when the model stops after a client has left.
 
 The definitions are those of ``vllm bench serve``:
 
