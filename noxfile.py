@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nox
 
-nox.needs_version = ">=2025.5.1"
-nox.options.default_venv_backend = "virtualenv"
+nox.needs_version = ">=2025.10.16"
+# uv makes in a second or two what takes pip a minute or more, in each session.
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
 nox.options.error_on_external_run = True
 nox.options.stop_on_first_error = False
@@ -40,35 +46,99 @@ if shown := [
 # All but what brings torch along.
 EXTRAS = "trio,uvloop,cli,server,remote"
 
-# Tests mostly wait, for servers, deadlines and loops that end: three of them fill two cores. A file
-# stays together, for it may share a server. A worker that dies ends the run: with
-# a replacement, xdist can wait for ever.
-SIDE_BY_SIDE = ("-n", "3", "--dist", "loadfile", "--max-worker-restart=0")
+# Tests often wait, for servers, deadlines and loops that end: one more than there are cores. A file
+# stays together, for it may share a server. Those with slow tests come first: tests/conftest.py. A
+# worker that dies ends the run: with a replacement, xdist can wait for ever.
+SIDE_BY_SIDE = (
+    *("-n", str(min(os.cpu_count() or 1, 8) + 1)),
+    *("--dist", "loadfile", "--no-loadscope-reorder", "--max-worker-restart=0"),
+)
+
+# `tests` runs all three loops. With other Pythons and with the oldest releases uvloop waits for the
+# night: it is a loop that runs asyncio's own tasks and futures, and those are tested with asyncio.
+WITHOUT_UVLOOP = ("-k", "not uvloop")
+UVLOOP_ONLY = ("-k", "uvloop")
 
 # In seconds. Nightly runs take hours, longer than the limit for a whole run.
 NO_LIMIT = "--session-timeout=86400"
 
 ENV = {
-    # 200 examples each instead of 100; see tests/conftest.py.
-    "HYPOTHESIS_PROFILE": os.environ.get("HYPOTHESIS_PROFILE", "ci"),
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     # What is tested is what a user installs, not the files of the checkout.
     "ANYSTREAMER_REQUIRE_INSTALLED": "1",
 }
 
+# uv does not compile what it installs. What is imported is compiled once, and has to be kept then.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+@functools.cache
+def settings_of_pip() -> dict[str, str]:
+    """uv's variables for where pip is configured to install from. uv does not read pip's."""
+    list_them = (sys.executable, "-m", "pip", "config", "list")
+    listed = subprocess.run(list_them, capture_output=True, text=True, check=False).stdout
+    found = {}
+    for name, separator in (("find-links", ","), ("index-url", " "), ("extra-index-url", " ")):
+        places = " ".join(re.findall(rf"\.{name}='(.*)'$", listed, re.MULTILINE)).split()
+        if places:
+            found[f"UV_{name.upper().replace('-', '_')}"] = separator.join(dict.fromkeys(places))
+    # As pip does: the newest that fits, wherever it is.
+    return {"UV_INDEX_STRATEGY": "unsafe-best-match", **found, **os.environ}
+
+
+def install(session: nox.Session, *arguments: str) -> None:
+    """Install them, with uv where there is one. `.` is built anew each time."""
+    if session.venv_backend == "uv":
+        session.install("--reinstall-package=anystreamer", *arguments, env=settings_of_pip())
+    else:
+        session.install(*arguments)
+
 
 def install_all(session: nox.Session) -> None:
     """What every test needs, torch among it."""
-    session.install(
-        *CONSTRAINTS, "--group", "tests", "--group", "peers", f".[transformers,{EXTRAS}]"
+    install(
+        session, *CONSTRAINTS, "--group", "tests", "--group", "peers", f".[transformers,{EXTRAS}]"
+    )
+
+
+def run_without_torch(session: nox.Session, *options: str) -> None:
+    """The tests that need no model, where torch is not installed."""
+    install(session, *CONSTRAINTS, "--group", "tests", f".[{EXTRAS}]")
+    # A browser does not see which Python it is.
+    session.run(
+        "pytest",
+        *SIDE_BY_SIDE,
+        "--ignore=tests/server/test_chat_page_in_chromium.py",
+        *options,
+        *session.posargs,
+        env=ENV,
+    )
+
+
+def run_with_the_oldest(session: nox.Session, *options: str) -> None:
+    """What depends on anyio and transformers, with the oldest of them that are supported."""
+    install_all(session)
+    oldest = ("anyio==4.11.0", "trio==0.31.0", "transformers==5.0.0", "tokenizers==0.22.2")
+    install(session, *oldest)
+    names = ("bridge", "generation", "engine/test_engine.py")
+    # Of these folders what takes long, and depends on Python and the loop instead.
+    others = ("bridge/test_interrupts.py", "bridge/test_teardown.py")
+    session.run(
+        "pytest",
+        *SIDE_BY_SIDE,
+        *(f"--ignore=tests/{name}" for name in others),
+        *options,
+        *(f"tests/{name}" for name in names),
+        *session.posargs,
+        env=ENV,
     )
 
 
 @nox.session(python=PYTHON)
 def lint(session: nox.Session) -> None:
     """Style, formatting and the direction of imports."""
-    session.install(*CONSTRAINTS, "--group", "lint", ".")
+    install(session, *CONSTRAINTS, "--group", "lint", ".")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports")
@@ -78,7 +148,8 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def types(session: nox.Session) -> None:
     """The package is typed strictly, and all of its public names completely."""
-    session.install(
+    install(
+        session,
         *CONSTRAINTS,
         *("--group", "typing", "--group", "tests", "nox"),
         f".[transformers,{EXTRAS}]",
@@ -92,7 +163,7 @@ def types(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def docs(session: nox.Session) -> None:
     """The documentation site, into site/. A broken link or a warning fails it."""
-    session.install(*CONSTRAINTS, "--group", "docs")
+    install(session, *CONSTRAINTS, "--group", "docs")
     # mkdocs-material would speak of its successor at each build.
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
 
@@ -105,7 +176,7 @@ def dist(session: nox.Session) -> None:
     clean = temporary / "clean"
     for left in (folder, clean):
         shutil.rmtree(left, ignore_errors=True)
-    session.install(*CONSTRAINTS, "--group", "dist")
+    install(session, *CONSTRAINTS, "--group", "dist")
     session.run("python", "-m", "build", "--no-isolation", f"--outdir={folder}")
     session.run("twine", "check", "--strict", *map(str, folder.iterdir()))
     session.run("python", "tests/project/built.py", str(folder))
@@ -113,14 +184,14 @@ def dist(session: nox.Session) -> None:
     session.run("python", "-m", "venv", str(clean))
     programs = clean / ("Scripts" if os.name == "nt" else "bin")
     python, constraints = str(programs / "python"), Path("constraints.txt").resolve()
-    install = (python, "-m", "pip", "install", "-q", "-c", str(constraints))
+    pip_install = (python, "-m", "pip", "install", "-q", "-c", str(constraints))
     (wheel,) = folder.glob("*.whl")
     # Isolated: neither a PYTHONPATH nor the folder of the program has a say in what is imported.
     check = (python, "-W", "error", "-I", str(Path("tests/project/installed.py").resolve()))
     with session.chdir(temporary):
-        session.run(*install, str(wheel), external=True)
+        session.run(*pip_install, str(wheel), external=True)
         session.run(*check, "asyncio", external=True)
-        session.run(*install, f"{wheel}[trio,cli]", external=True)
+        session.run(*pip_install, f"{wheel}[trio,cli]", external=True)
         session.run(*check, "asyncio", "trio", external=True)
         session.run(str(programs / "anystreamer"), "--help", external=True, silent=True)
 
@@ -132,62 +203,45 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=ENV)
 
 
-@nox.session(python=PYTHON)
-def tests_of_the_oldest(session: nox.Session) -> None:
-    """What depends on anyio and transformers, with the oldest of them that are supported."""
+@nox.session(python=PYTHON, reuse_venv=True)
+def quick(session: nox.Session) -> None:
+    """Most tests, on two loops, in a minute or two: while one works. The environment is kept."""
     install_all(session)
-    session.install("anyio==4.11.0", "trio==0.31.0", "transformers==5.0.0", "tokenizers==0.22.2")
-    names = ("bridge", "generation", "engine/test_engine.py")
-    # Of these folders what takes long, and depends on Python and the loop instead.
-    others = ("bridge/test_interrupts.py", "bridge/test_teardown.py")
     session.run(
         "pytest",
         *SIDE_BY_SIDE,
-        *(f"--ignore=tests/{name}" for name in others),
-        *(f"tests/{name}" for name in names),
-        env=ENV,
+        *("-m", "not slow and not nightly"),
+        *WITHOUT_UVLOOP,
+        *session.posargs,
+        env={"HYPOTHESIS_PROFILE": "quick"} | ENV,
     )
 
 
 @nox.session(python=PYTHON)
-def tests_of_the_newest(session: nox.Session) -> None:
-    """Every test, with the newest of everything but torch: what a user gets who installs today."""
-    (torch,) = (
-        line
-        for line in Path("constraints.txt").read_text(encoding="utf-8").splitlines()
-        if line.startswith("torch==")
-    )
-    session.install(torch, "--group", "tests", "--group", "peers", f".[transformers,{EXTRAS}]")
-    session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=ENV)
+def tests_of_the_oldest(session: nox.Session) -> None:
+    """What depends on anyio and transformers, with the oldest of them that are supported."""
+    run_with_the_oldest(session, *WITHOUT_UVLOOP)
 
 
 @nox.session(python=OTHER_PYTHONS)
 def tests_without_torch(session: nox.Session) -> None:
     """The tests that need no model, where torch is not installed."""
-    session.install(*CONSTRAINTS, "--group", "tests", f".[{EXTRAS}]")
-    # A browser does not see which Python it is.
-    session.run(
-        "pytest",
-        *SIDE_BY_SIDE,
-        "--ignore=tests/server/test_chat_page_in_chromium.py",
-        *session.posargs,
-        env=ENV,
-    )
+    run_without_torch(session, *WITHOUT_UVLOOP)
 
 
 @nox.session(python=PYTHON)
 def tests_ray(session: nox.Session) -> None:
     """The server under Ray Serve, on a cluster of two nodes on this machine."""
-    session.install(*CONSTRAINTS, "--group", "tests", f".[transformers,{EXTRAS},ray]")
+    install(session, *CONSTRAINTS, "--group", "tests", f".[transformers,{EXTRAS},ray]")
     # Of the others what is said of Ray Serve too.
     names = ("engine/test_contract", "engine/test_contract_model", "project/test_public_surface")
     files = (*(f"tests/{name}.py" for name in names), "tests/test_ray.py")
     session.run("pytest", *(session.posargs or (*files, "-k", "ray")), env=ENV)
 
 
-@nox.session(python=PYTHON)
+@nox.session(python=PYTHON, tags=["night"])
 def nightly(session: nox.Session) -> None:
-    """What takes too long for every change: many more Hypothesis examples, long soaks."""
+    """What takes too long for every change: many more Hypothesis examples, and the long tests."""
     install_all(session)
     session.run(
         "pytest",
@@ -200,7 +254,31 @@ def nightly(session: nox.Session) -> None:
     )
 
 
-@nox.session(python=PYTHON)
+@nox.session(python=PYTHON, tags=["night"])
+def tests_of_the_newest(session: nox.Session) -> None:
+    """Every test, with the newest of everything but torch: what a user gets who installs today."""
+    (torch,) = (
+        line
+        for line in Path("constraints.txt").read_text(encoding="utf-8").splitlines()
+        if line.startswith("torch==")
+    )
+    install(session, torch, "--group", "tests", "--group", "peers", f".[transformers,{EXTRAS}]")
+    session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=ENV)
+
+
+@nox.session(python=PYTHON, tags=["night"])
+def uvloop_with_the_oldest(session: nox.Session) -> None:
+    """What `tests_of_the_oldest` leaves out."""
+    run_with_the_oldest(session, *UVLOOP_ONLY)
+
+
+@nox.session(python=OTHER_PYTHONS, tags=["night"])
+def uvloop_without_torch(session: nox.Session) -> None:
+    """What `tests_without_torch` leaves out."""
+    run_without_torch(session, *UVLOOP_ONLY)
+
+
+@nox.session(python=PYTHON, tags=["night"])
 def soak(session: nox.Session) -> None:
     """10,000 streams with faults on each loop, and 2,000 loops killed under flat-out workers."""
     install_all(session)
@@ -218,12 +296,12 @@ def soak(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def screenshots(session: nox.Session) -> None:
     """Make the pictures in docs/images again, with the Chromium of this machine."""
-    session.install(*CONSTRAINTS, "--group", "docs", ".[transformers,server]")
+    install(session, *CONSTRAINTS, "--group", "docs", ".[transformers,server]")
     session.run("python", "docs/screenshots.py", *session.posargs, env=ENV)
 
 
 @nox.session(python=PYTHON)
 def benchmarks(session: nox.Session) -> None:
     """Measure what the pages claim, beside peers: `-- --quick`, `-- --check`, `-- edge`."""
-    session.install(*CONSTRAINTS, "--group", "benchmarks", f".[transformers,{EXTRAS},ray]")
+    install(session, *CONSTRAINTS, "--group", "benchmarks", f".[transformers,{EXTRAS},ray]")
     session.run("python", "-m", "benchmarks", *session.posargs, env=ENV)

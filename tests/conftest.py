@@ -19,6 +19,11 @@ from typing import Any
 # Before anything can import huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Before torch is imported. The models are too small to share between cores: threads that wait for
+# each other's part would take a third of the time of all tests. Where a program asks for two, they
+# sleep while they wait.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import hypothesis
 import pytest
@@ -34,13 +39,11 @@ from .helpers.watchdog import (  # noqa: F401  hooks
 for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):
     os.environ.pop(name, None)
 
-hypothesis.settings.register_profile("default", max_examples=100, deadline=None)
-hypothesis.settings.register_profile(
-    "ci", max_examples=200, deadline=None, derandomize=False, print_blob=True
-)
-hypothesis.settings.register_profile(
-    "nightly", max_examples=5000, deadline=None, derandomize=False, print_blob=True
-)
+# Many more examples are for the night. Others are tried each time, on a server of tests too.
+for profile, examples in {"quick": 10, "default": 100, "nightly": 5000}.items():
+    hypothesis.settings.register_profile(
+        profile, max_examples=examples, deadline=None, derandomize=False, print_blob=True
+    )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 # A shell's background jobs ignore Ctrl-C, and so would the programs that the tests interrupt.
@@ -67,11 +70,21 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return None
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not HAS_TORCH:
-        for item in items:
-            if item.get_closest_marker("torch"):
-                item.add_marker(pytest.mark.skip(reason="needs torch and transformers"))
+    for item in items:
+        if not HAS_TORCH and item.get_closest_marker("torch"):
+            item.add_marker(pytest.mark.skip(reason="needs torch and transformers"))
+        if item.get_closest_marker("heavy") and runs_on_uvloop(item):
+            item.add_marker(pytest.mark.nightly)
+    # Workers take files in this order. One that takes minutes must not be the last to be taken.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def runs_on_uvloop(item: pytest.Item) -> bool:
+    backend = getattr(item, "callspec", None) and item.callspec.params.get("anyio_backend")  # type: ignore[attr-defined]
+    return bool(backend and backend[1].get("use_uvloop"))
 
 
 LOOPS = [

@@ -34,7 +34,7 @@ from anystreamer.ray import Settings, _Replica
 from anystreamer.testing import ScriptedModel
 
 # The cluster starts within the time of the first test, and a replica within that of others.
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 TEXT = "/v1/completions"
 NUMBERS = "one two three four five six seven eight nine ten".split()

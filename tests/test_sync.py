@@ -397,6 +397,7 @@ def test_it_is_opened_once() -> None:
         stream.__enter__()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["", "sys.exit(0)", "raise SystemExit(0)"])
 def test_a_process_with_an_open_stream_ends_by_itself(ending: str) -> None:
     program = (

@@ -194,6 +194,7 @@ async def test_the_fixture_makes_models(scripted_model: NewScriptedModel) -> Non
         assert await stream.read() == "ab"
 
 
+@pytest.mark.slow
 def test_the_fixture_fails_a_test_that_leaves_a_model_generating(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["anystreamer.pytest_plugin"]')
     (tmp_path / "test_it.py").write_text(

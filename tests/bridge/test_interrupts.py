@@ -11,9 +11,10 @@ import pytest
 
 from ..helpers.scripted import NATIVE_LOOPS, PATIENCE
 
-pytestmark = pytest.mark.skipif(
-    sys.platform == "win32", reason="a Ctrl-C goes to the whole console"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="a Ctrl-C goes to the whole console"),
+]
 
 RUNNERS = {
     "asyncio": "import asyncio; asyncio.run(main())",

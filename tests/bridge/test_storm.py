@@ -186,6 +186,7 @@ class Storm:
         assert not [producer for producer in self.producers if producer.running]
 
 
+@pytest.mark.slow
 @storms
 async def test_thousands_of_streams_that_end_anywhere_are_joined_and_lose_nothing(
     streams: int,
@@ -202,6 +203,7 @@ async def test_thousands_of_streams_that_end_anywhere_are_joined_and_lose_nothin
     assert {"cancelled", "failed", "end", "stop", "close", "leave"} <= set(storm.endings)
 
 
+@pytest.mark.slow
 @storms
 async def test_thousands_of_streams_that_one_scope_cancels_all_at_once(streams: int) -> None:
     storm = Storm(streams + 1)
@@ -217,6 +219,7 @@ async def test_thousands_of_streams_that_one_scope_cancels_all_at_once(streams: 
         assert storm.limiter.statistics().borrowed_tokens == 0
 
 
+@pytest.mark.slow
 @each_native_loop
 @storms
 def test_thousands_of_streams_under_native_cancellation_of_any_task(
@@ -258,6 +261,7 @@ def test_thousands_of_streams_under_native_cancellation_of_any_task(
     storm.check()
 
 
+@pytest.mark.slow
 @each_native_loop
 @runs
 def test_runners_that_end_under_streams_in_any_state_join_their_threads(
@@ -295,6 +299,7 @@ BACKENDS: list[Any] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS, ids=["asyncio", "uvloop", "trio"][-len(BACKENDS) :])
 @runs
 def test_runs_that_are_cancelled_under_streams_in_any_state_join_their_threads(

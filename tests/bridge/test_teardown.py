@@ -174,12 +174,14 @@ def kill_loops(times: int, kill_one: Callable[[Kill], object]) -> None:
     assert struck > times / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("native", NATIVE_LOOPS)
 @times
 def test_loops_that_end_under_flat_out_workers_join_them(native: Native, times: int) -> None:
     kill_loops(times, lambda kill: kill.natively(native, *OURS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", LOOPS)
 @times
 def test_loops_that_are_cancelled_under_flat_out_workers_join_them(
@@ -188,6 +190,7 @@ def test_loops_that_are_cancelled_under_flat_out_workers_join_them(
     kill_loops(times, lambda kill: kill.by_a_scope(backend, *OURS))
 
 
+@pytest.mark.slow
 @times
 def test_trio_runs_that_crash_under_flat_out_workers_join_them(times: int) -> None:
     """A system task that fails ends all tasks of the run, in no order."""
@@ -232,6 +235,7 @@ def count_orphans(native: Native, times: int) -> None:
     os._exit(0)  # nobody could wait for those
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", [str(loop.id) for loop in NATIVE_LOOPS])
 @times
 def test_the_bare_pattern_leaves_threads_behind(loop: str, times: int) -> None:

@@ -28,7 +28,7 @@ if sys.platform == "win32":
 from ..helpers.scripted import PROGRAM_PATIENCE, PROGRAM_TIMEOUT
 from ..helpers.terminals import Terminal, terminal
 
-pytestmark = pytest.mark.timeout(PROGRAM_TIMEOUT)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(PROGRAM_TIMEOUT)]
 
 both_backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 

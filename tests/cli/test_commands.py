@@ -16,7 +16,7 @@ from anystreamer.cli.commands import app
 
 from ..helpers.scripted import PROGRAM_PATIENCE, PROGRAM_TIMEOUT
 
-pytestmark = pytest.mark.timeout(PROGRAM_TIMEOUT)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(PROGRAM_TIMEOUT)]
 
 both_backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 

@@ -110,6 +110,7 @@ def test_chat_goes_on(demo: Any) -> None:
     assert (answer, last) == ("nine, eight, seven, six.", demo[1].eos_token_id)
 
 
+@pytest.mark.slow
 def test_long_generation_stays_text(demo: Any) -> None:
     """A thousand tokens on it still counts: most commas are followed by the next number."""
     text = continue_text(demo, "An increasing sequence: one,", max_new_tokens=1000)
@@ -245,6 +246,7 @@ def test_held_out_is_kept_out_of_training() -> None:
         assert not any(text.startswith(prompt) for prompt in chats)
 
 
+@pytest.mark.slow
 def test_held_out_accuracy(demo: Any) -> None:
     """It is right, to the letter, on nearly all counts that it never saw."""
     accuracy = train.measure(*demo)
@@ -253,6 +255,7 @@ def test_held_out_accuracy(demo: Any) -> None:
     assert right / asked >= 0.97, accuracy
 
 
+@pytest.mark.slow
 def test_training_is_repeatable(tmp_path: Path) -> None:
     """The same seed gives the same bytes, another seed others; threads are put back."""
     threads = torch.get_num_threads()

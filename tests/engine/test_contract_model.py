@@ -35,6 +35,7 @@ from ..helpers.ways_out import (
 
 pytestmark = [
     pytest.mark.torch,
+    pytest.mark.slow,
     pytest.mark.timeout(PROGRAM_TIMEOUT),  # transformers serve starts within one of them
     pytest.mark.usefixtures("asyncio_complains_of_nothing", "one_thread_for_the_model"),
 ]

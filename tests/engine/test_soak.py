@@ -27,7 +27,7 @@ from anystreamer.testing import ScriptedModel, ScriptedTokenizer
 
 from ..helpers.levels import Level
 
-pytestmark = pytest.mark.usefixtures("asyncio_complains_of_nothing")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("asyncio_complains_of_nothing")]
 
 TASKS = 8  # that open streams, each one after another
 

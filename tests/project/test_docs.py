@@ -77,6 +77,7 @@ def one_model_for_all() -> Iterator[None]:
 EXAMPLES = list(examples())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("anyio_backend", "app", "code", "output"), EXAMPLES, indirect=["anyio_backend"]
 )

@@ -55,6 +55,7 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "where"), [("test_a_thread", "in wait"), ("test_a_task", "in waits_for_a_word")]
 )
@@ -69,6 +70,7 @@ def test_a_test_that_hangs_ends_the_run_and_says_where(
     assert "worker restarting disabled" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_takes_too_long_is_ended_with_its_stacks(tmp_path: Path) -> None:
     done = run(tmp_path, "--timeout=0", "--session-timeout=4", "-k", "thread")
     assert done.returncode == 1

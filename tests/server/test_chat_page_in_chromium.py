@@ -28,6 +28,8 @@ from ..helpers.chromium import launched, opened
 from ..helpers.scripted import PATIENCE, until
 from ..helpers.serving import serving
 
+pytestmark = pytest.mark.slow
+
 # Steps that the model may take from the click until the server knows: of 20 ms, for two seconds on
 # a busy machine. On a quiet one it is one or none.
 FEW = 100

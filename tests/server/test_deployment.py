@@ -60,6 +60,7 @@ def command_of(language: str) -> list[str]:
     return re.findall('"(.*?)"', line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", ["ini", "dockerfile"])
 def test_the_command_has_options_that_there_are(language: str) -> None:
     pytest.importorskip("typer")
@@ -205,6 +206,7 @@ async def passed(
                     yield client, engine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/v1/completions", "/text"])
 @pytest.mark.parametrize("proxy", PROXIES)
 async def test_a_stream_passes_piece_by_piece(proxy: str, path: str, folder: Path) -> None:
@@ -228,6 +230,7 @@ async def test_a_stream_passes_piece_by_piece(proxy: str, path: str, folder: Pat
 
 
 # Of who breaks off on trio. The generators are the client's, which leaves them to be collected.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore):ResourceWarning")
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("proxy", PROXIES)

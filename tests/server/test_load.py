@@ -31,6 +31,7 @@ from ..helpers.serving import SERVERS, client_of, data_of, serving
 
 pytestmark = [
     pytest.mark.torch,
+    pytest.mark.slow,
     pytest.mark.timeout(300),
     pytest.mark.usefixtures("asyncio_complains_of_nothing", "one_thread_for_the_model"),
     # Of who breaks off on trio. The generators are the client's, which leaves them.
@@ -287,6 +288,7 @@ def nothing_fails_in_the_server(caplog: pytest.LogCaptureFixture) -> Iterator[No
     assert not [record for record in caplog.get_records("call") if record.levelname == "ERROR"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("batching", BATCHING)
 async def test_who_stays_is_answered_and_who_leaves_is_gone(batching: str, server: str) -> None:
@@ -298,6 +300,7 @@ async def test_who_stays_is_answered_and_who_leaves_is_gone(batching: str, serve
     assert places >= {"left in the line", "left in the prefill", "left in the answer"}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("batching", BATCHING)
 async def test_who_finds_no_room_is_told_so_and_nobody_else(batching: str, server: str) -> None:
@@ -314,6 +317,7 @@ ROUNDS = [
 ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("rounds", "clients"), ROUNDS)
 @pytest.mark.parametrize("batching", BATCHING)
 async def test_memory_stays_flat(batching: str, rounds: int, clients: int) -> None:

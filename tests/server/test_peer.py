@@ -23,7 +23,11 @@ from ..helpers.scripted import PATIENCE
 from ..helpers.serving import data_of
 
 pytest.importorskip("fastapi", reason="transformers serve needs it")
-pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]  # two programs import torch
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]  # two programs import torch
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"

@@ -21,7 +21,7 @@ import anystreamer.demo
 from ..helpers.scripted import PROGRAM_PATIENCE, PROGRAM_TIMEOUT
 from ..helpers.serving import data_of
 
-pytestmark = [pytest.mark.torch, pytest.mark.timeout(PROGRAM_TIMEOUT)]
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(PROGRAM_TIMEOUT)]
 
 TEXT = "/v1/completions"
 

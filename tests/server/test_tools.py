@@ -34,6 +34,7 @@ from ..text.test_response_parser import (
 
 pytestmark = [
     pytest.mark.torch,
+    pytest.mark.slow,
     pytest.mark.skipif(
         not hasattr(PreTrainedTokenizerFast, "get_response_parser"),
         reason="this release of transformers has no response parser",

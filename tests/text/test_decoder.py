@@ -453,6 +453,7 @@ def long_runs(name: str) -> dict[str, list[int]]:
     }
 
 
+@pytest.mark.slow
 @every_window
 def test_the_window_is_bounded(name: str) -> None:
     """However long and dull the output, a token costs the decoding of a bounded number of ids."""
@@ -485,6 +486,7 @@ def test_exact_ways_decode_each_id_once(name: str, monkeypatch: pytest.MonkeyPat
     text_decoder(tokenizer).decode(ids * 3)
 
 
+@pytest.mark.slow
 @every_exact_way
 def test_long_runs_are_linear(name: str) -> None:
     """100,000 tokens in one go take about a hundred times as long as 1,000: no hidden scan."""
