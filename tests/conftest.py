@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import logging
 import os
 import re
 import signal
@@ -45,6 +46,11 @@ for profile, examples in {"quick": 10, "default": 100, "nightly": 5000}.items():
         profile, max_examples=examples, deadline=None, derandomize=False, print_blob=True
     )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+# On a busy machine any step takes long, and asyncio's debug mode logs it.
+logging.getLogger("asyncio").addFilter(
+    lambda record: not str(record.msg).startswith("Executing %s took")
+)
 
 # A shell's background jobs ignore Ctrl-C, and so would the programs that the tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
