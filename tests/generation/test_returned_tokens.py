@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from anystreamer import FinishReason, stream_batch, stream_text
 from anystreamer._generation.returned_tokens import returned_tokens
