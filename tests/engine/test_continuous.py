@@ -202,7 +202,7 @@ async def test_the_end_of_the_sequence_and_special_tokens() -> None:
         assert shown.text == stream.text + demo()[1].eos_token
         other = demo()[1](",")["input_ids"][-1]
         cut = await read(engine, question, eos_token_id=other)
-        assert (cut.text, cut.finish_reason) == ("two,", FinishReason.EOS)
+        assert (cut.text, cut.finish_reason) == ("two", FinishReason.EOS)
 
 
 async def test_each_may_choose_how_to_sample_where_the_engine_lets_it() -> None:
