@@ -50,13 +50,15 @@ async def test_finish_reason_eos_of_the_callers(eos_token_id: Any) -> None:
     """An ordinary token can end the text too, and is part of it."""
     context = stream_llama(logits_processor=[Say("ab!c")], eos_token_id=eos_token_id, **ENDLESS)
     _, stream = await collect(context)
-    assert (stream.finish_reason, stream.text) == (FinishReason.EOS, "ab!")
+    assert (stream.finish_reason, stream.text) == (FinishReason.EOS, "ab")
+    assert stream.token_ids == ids_of("ab!")
 
 
 async def test_finish_reason_eos_of_a_generation_config() -> None:
     config = GenerationConfig(eos_token_id=ids_of("!")[0], max_new_tokens=20)
     _, stream = await collect(stream_llama(logits_processor=[Say("ab!")], generation_config=config))
-    assert (stream.finish_reason, stream.text) == (FinishReason.EOS, "ab!")
+    assert (stream.finish_reason, stream.text) == (FinishReason.EOS, "ab")
+    assert stream.token_ids == ids_of("ab!")
 
 
 @pytest.mark.parametrize(
