@@ -147,7 +147,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def types(session: nox.Session) -> None:
-    """The package is typed strictly, and all of its public names completely."""
+    """The package is typed strictly, its public names completely, and the pages' programs pass."""
     install(
         session,
         *CONSTRAINTS,
@@ -158,6 +158,12 @@ def types(session: nox.Session) -> None:
     # mypy has read it among the other tests.
     session.run("pyright", "tests/project/type_tests.py")
     session.run("pyright", "--verifytypes", "anystreamer", "--ignoreexternal")
+    # As a user would check them, without the settings of this project.
+    examples = str(Path(session.create_tmp()).resolve() / "examples")
+    shutil.rmtree(examples, ignore_errors=True)
+    session.run("python", "-m", "tests.project.write_examples", examples)
+    session.run("mypy", "--strict", "--config-file=", examples)
+    session.run("pyright", examples)
 
 
 @nox.session(python=PYTHON)
