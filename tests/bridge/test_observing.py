@@ -84,7 +84,8 @@ async def test_the_log_tells_of_each_stream(caplog: pytest.LogCaptureFixture) ->
     with pytest.raises(OSError, match="no memory"):
         async with stream_from_thread(Scripted(fails={0: OSError("no memory")})) as failing:
             await failing.receive()
-    waits, runs, ended, *others = [record.getMessage() for record in caplog.records]
+    ours = [record for record in caplog.records if record.name != "asyncio"]  # slow callbacks
+    waits, runs, ended, *others = [record.getMessage() for record in ours]
     number = f"stream_text #{state_of(stream).number} "
     assert waits == f"{number}waits for its turn"
     assert runs == f"{number}runs"
@@ -92,7 +93,7 @@ async def test_the_log_tells_of_each_stream(caplog: pytest.LogCaptureFixture) ->
     assert (
         others[-1] == f"stream_from_thread #{state_of(stream).number + 1} ended: OSError: no memory"
     )
-    assert {record.name for record in caplog.records} == {"anystreamer"}
+    assert {record.name for record in ours} == {"anystreamer"}
 
 
 async def test_nothing_is_logged_by_default(caplog: pytest.LogCaptureFixture) -> None:
