@@ -150,7 +150,9 @@ async def test_the_conversation_is_kept_until_a_new_one(browser: Browser) -> Non
 async def test_an_answer_that_is_cut_off_says_so(browser: Browser) -> None:
     async with chatting(browser, ["a "] * 50, default_max_tokens=3) as (page, _, _):
         await say(page, "Hi")
-        await expect(figures(page)).to_have_text(re.compile(r"^cut off: .* · 3 tokens · "))
+        await expect(figures(page)).to_have_text(
+            re.compile(r"^cut off at the token limit · 3 tokens · ")
+        )
 
 
 async def test_it_stays_at_the_end_unless_the_reader_goes_elsewhere(browser: Browser) -> None:
