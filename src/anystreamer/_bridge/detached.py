@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 from weakref import WeakSet
 
 from anyio import CancelScope, from_thread, get_cancelled_exc_class, sleep
-from anyio.lowlevel import checkpoint, current_token
+from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
 from .._errors import EngineClosed, is_kind
 from .context import StreamContext, UngroupedTaskGroup
@@ -47,7 +47,7 @@ class DetachedTasks(Generic[TaskT]):
     """
 
     def __init__(self, task_group: UngroupedTaskGroup) -> None:
-        self.token = current_token()
+        self.token: EventLoopToken = current_token()
         self._task_group = task_group
         # Weak: of a stream that was forgotten nothing stays.
         self._tasks: WeakSet[TaskT] = WeakSet()

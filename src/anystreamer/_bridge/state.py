@@ -49,6 +49,7 @@ from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 from anyio import CancelScope, Event, create_memory_object_stream
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from .._errors import describe
 from .join import SafeEvent
@@ -82,31 +83,35 @@ class StreamState(Generic[T]):
     """The state of one stream. The text above says which thread may write what."""
 
     def __init__(self, max_buffer_size: float = math.inf) -> None:
-        self.max_buffer_size = max_buffer_size
+        self.max_buffer_size: float = max_buffer_size
         self.pending: deque[T] = deque()  # pushed, and not yet in the memory object stream
-        self.pushed = 0  # items that the producer has pushed
-        self.stop_requested = False  # the items made so far will still be read
-        self.abandoned = False  # nothing will be read: a scope, aclose(), or the end of the block
+        self.pushed: int = 0  # items that the producer has pushed
+        self.stop_requested: bool = False  # the items made so far will still be read
+        self.abandoned: bool = (
+            False  # nothing will be read: a scope, aclose(), or the end of the block
+        )
         self._errors: list[BaseException] = []
         self.result: Any = None
         self.space_available: threading.Event | SafeEvent = NO_WAITER
 
-        self.phase = Phase.QUEUED
+        self.phase: Phase = Phase.QUEUED
         self.started_at: float | None = None  # perf_counter, as all times here
         self.exited_at: float | None = None
-        self.worker_exited = SafeEvent()
-        self.scope = CancelScope()  # around the worker's turn and its wait for it
-        self.closed = False
-        self.error_raised = False  # the consumer has seen the error
+        self.worker_exited: SafeEvent = SafeEvent()
+        self.scope: CancelScope = CancelScope()  # around the worker's turn and its wait for it
+        self.closed: bool = False
+        self.error_raised: bool = False  # the consumer has seen the error
+        self.buffer_send: MemoryObjectSendStream[T]
+        self.buffer_receive: MemoryObjectReceiveStream[T]
         self.buffer_send, self.buffer_receive = create_memory_object_stream[T](math.inf)
-        self.buffered = 0  # items in the memory object stream
-        self.taken = 0  # items that the consumer has got, or that were dropped instead
+        self.buffered: int = 0  # items in the memory object stream
+        self.taken: int = 0  # items that the consumer has got, or that were dropped instead
         self.receiver_waiting: Event | SafeEvent = NO_WAITER
-        self.receive_began = SafeEvent()  # set when a receive() begins to wait
-        self.guard_at = 0.0  # when the guard looks at `pending` for a waiting receive()
+        self.receive_began: SafeEvent = SafeEvent()  # set when a receive() begins to wait
+        self.guard_at: float = 0.0  # when the guard looks at `pending` for a waiting receive()
         self.guard_scope: CancelScope | None = None  # of the guard, while it runs
-        self.number = 0  # in the log
-        self.is_counted = True  # in the statistics, or has no part in them
+        self.number: int = 0  # in the log
+        self.is_counted: bool = True  # in the statistics, or has no part in them
 
     # -- from any thread
 

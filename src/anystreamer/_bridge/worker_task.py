@@ -40,10 +40,10 @@ class WorkerTask(Generic[StreamT]):
         self.name = name
         self.state = state
         self.stream = stream
-        self.prepared_or_failed = SafeEvent()
-        self.is_prepared = False
-        self.context_collected = False  # its block was forgotten: it will never be left
-        self.cancellation = get_cancelled_exc_class()
+        self.prepared_or_failed: SafeEvent = SafeEvent()
+        self.is_prepared: bool = False
+        self.context_collected: bool = False  # its block was forgotten: it will never be left
+        self.cancellation: type[BaseException] = get_cancelled_exc_class()
         self._is_over = False
         self.coroutine: Coroutine[Any, Any, None] = self._run()
         on_open(name, state)

@@ -81,8 +81,8 @@ class AsyncTextIteratorStreamer:
         self.decode_kwargs = decode_kwargs
         self.stop_signal: Any = None  # the item that ends the iteration
         self.token_cache: list[int] = []  # of this text
-        self.print_len = 0  # how many of its characters have been passed on
-        self.next_tokens_are_prompt = True
+        self.print_len: int = 0  # how many of its characters have been passed on
+        self.next_tokens_are_prompt: bool = True
         self.loop: Any = _native_loop()
         self._decoder = text_decoder(tokenizer, **decode_kwargs)
         self._has_decoded = False  # since the text began

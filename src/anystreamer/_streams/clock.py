@@ -25,7 +25,7 @@ class TokenClock:
     """Follows one generation. All times are those of `time.perf_counter`, in seconds."""
 
     def __init__(self) -> None:
-        self.called_at = perf_counter()
+        self.called_at: float = perf_counter()
         self.first_token_at: float | None = None
         self.metrics: TokenMetrics | None = None  # of an engine
         self.deadlines: Deadlines | None = None

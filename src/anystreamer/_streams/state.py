@@ -33,8 +33,8 @@ class GenerationState(StreamState[TextChunk]):
         self, max_buffer_size: float = math.inf, *, span: GenerationSpan | None = None
     ) -> None:
         super().__init__(max_buffer_size)
-        self.rows = [Row()]
-        self.clock = TokenClock()
+        self.rows: list[Row] = [Row()]
+        self.clock: TokenClock = TokenClock()
         self.ticket: HasPosition | None = None  # in the queue of an engine
         self.timing: Timing | None = None  # until the end
         self.output: Any = None  # what generate() returned; until the end

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 
+from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -24,18 +25,18 @@ class StreamResponse(Response, ABC):
     """
 
     # Subclasses set it as soon as an error can no longer be about the request.
-    is_accepted = False
+    is_accepted: bool = False
     # Whether the body can end with an error. If not, the exception makes the server cut it off.
-    ends_with_error = True
+    ends_with_error: bool = True
     # How it ended: a status; "failed", after the head; or "disconnected".
-    outcome = "disconnected"
+    outcome: str = "disconnected"
 
     def __init__(
         self, status_code: int = 200, headers: Mapping[str, str] | None = None, media_type: str = ""
     ) -> None:
         self.status_code = status_code
         self.media_type = media_type
-        self.background = None
+        self.background: BackgroundTask | None = None
         self.init_headers({**NO_CACHE_HEADERS, **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
