@@ -77,7 +77,8 @@ class TextStreamResponse(StreamResponse):
                 f"that returns, before it is opened; got {type(engine_stream).__name__}"
             )
         # An event can carry an error; plain text that ends looks complete.
-        self.ends_with_error = self._sends_events = format == "sse"
+        self._sends_events = format == "sse"
+        self.ends_with_error: bool = self._sends_events
         usual_type = EVENT_STREAM if self._sends_events else "text/plain"
         super().__init__(status_code, headers, media_type or usual_type)
         self.background = background
