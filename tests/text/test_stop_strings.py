@@ -194,15 +194,19 @@ def test_any_iterable_of_strings_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("stop", "error", "message"),
     [
-        (None, TypeError, "stop must be a str or an iterable of str, got NoneType"),
-        (7, TypeError, "stop must be a str or an iterable of str, got int"),
-        (b"x", TypeError, "stop must be a str or an iterable of str, got bytes"),
-        (bytearray(b"x"), TypeError, "stop must be a str or an iterable of str, got bytearray"),
-        (["x", None], TypeError, "a stop string must be a str, got NoneType"),
-        ([b"x"], TypeError, "a stop string must be a str, got bytes"),
-        ([["x"]], TypeError, "a stop string must be a str, got list"),
-        ("", ValueError, "a stop string must not be empty"),
-        (["x", ""], ValueError, "a stop string must not be empty"),
+        (None, TypeError, "stop must be a str or an iterable of str, not NoneType"),
+        (7, TypeError, "stop must be a str or an iterable of str, not int"),
+        (b"x", TypeError, "stop must be a str or an iterable of str, not bytes"),
+        (bytearray(b"x"), TypeError, "stop must be a str or an iterable of str, not bytearray"),
+        (["x", None], TypeError, "a stop string must be a str, not NoneType"),
+        ([b"x"], TypeError, "a stop string must be a str, not bytes"),
+        ([["x"]], TypeError, "a stop string must be a str, not list"),
+        ("", ValueError, "a stop string must not be empty: it would match at once; leave it out"),
+        (
+            ["x", ""],
+            ValueError,
+            "a stop string must not be empty: it would match at once; leave it out",
+        ),
     ],
 )
 def test_anything_else_is_refused(stop: Any, error: type[Exception], message: str) -> None:

@@ -9,11 +9,11 @@ def validate_stop_strings(stop: object) -> tuple[str, ...]:
         stop = [stop]
     # Bytes are an iterable too: of int, which would make for a puzzling message below.
     if not isinstance(stop, Iterable) or isinstance(stop, bytes | bytearray):
-        raise TypeError(f"stop must be a str or an iterable of str, got {type(stop).__name__}")
+        raise TypeError(f"stop must be a str or an iterable of str, not {type(stop).__name__}")
     strings: list[str] = []
     for string in stop:
         if not isinstance(string, str):
-            raise TypeError(f"a stop string must be a str, got {type(string).__name__}")
+            raise TypeError(f"a stop string must be a str, not {type(string).__name__}")
         if not string:
             raise ValueError(
                 "a stop string must not be empty: it would match at once; leave it out"
