@@ -87,9 +87,7 @@ class StreamState(Generic[T]):
         self.pending: deque[T] = deque()  # pushed, and not yet in the memory object stream
         self.pushed: int = 0  # items that the producer has pushed
         self.stop_requested: bool = False  # the items made so far will still be read
-        self.abandoned: bool = (
-            False  # nothing will be read: a scope, aclose(), or the end of the block
-        )
+        self.abandoned: bool = False  # nothing will be read: a scope, aclose(), the block's end
         self._errors: list[BaseException] = []
         self.result: Any = None
         self.space_available: threading.Event | SafeEvent = NO_WAITER
