@@ -79,7 +79,7 @@ def plain(name: str) -> Callable[[], Any]:
     return context
 
 
-WAYS = {
+WAYS: dict[str, Callable[[], Any]] = {
     "an engine": scripted,
     "an engine of a model": partial(of_the_demo, "none"),
     "continuous batching": partial(of_the_demo, "continuous"),
