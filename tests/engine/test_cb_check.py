@@ -7,13 +7,13 @@ import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import anyio
 import pytest
 import torch
-from anyio import create_task_group, to_thread
+from anyio import Event, create_task_group, to_thread
 from transformers import BartConfig, BartForConditionalGeneration, ContinuousBatchingConfig
 
 from anystreamer import Engine, open_engine, stream_text
@@ -187,10 +187,10 @@ async def test_nothing_of_the_check_is_left() -> None:
     async with continuous(model) as engine:
         statistics = engine.statistics()
         assert (statistics.computed_tokens, statistics.cache_used) == (0, 0.0)
-        assert len(model._forward_hooks) == len(model._forward_pre_hooks) == 1  # a pass at a time
+        assert not model._forward_hooks
+        assert not model._forward_pre_hooks
         assert "update" not in vars(engine.manager.batch_processor.cache)
-    assert not model._forward_hooks
-    assert not model._forward_pre_hooks
+    assert "forward" not in vars(model)  # where passes took turns
     assert model.generation_config.to_dict() == config
 
 
@@ -270,13 +270,43 @@ async def test_generate_beside_an_engine_disturbs_neither() -> None:
 async def test_a_pass_that_fails_leaves_the_model_to_others() -> None:
     model = new_llama()
     async with continuous(model) as engine:
-        with steps_of(model, {1: fail}), pytest.raises(KeyError):
-            await to_thread.run_sync(lambda: generated(model, PROMPT, max_new_tokens=2))
+        for error in (KeyError(), Panic()):
+            with steps_of(model.model, {1: partial(fail, error)}), pytest.raises(type(error)):
+                await to_thread.run_sync(lambda: generated(model, PROMPT, max_new_tokens=2))
         assert await ids_of(engine) == generated(model, PROMPT, max_new_tokens=10)
 
 
-def fail() -> None:
-    raise KeyError
+class Panic(BaseException):
+    """What a panic of Rust's becomes."""
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+async def test_two_engines_of_one_model_take_turns_until_both_are_closed() -> None:
+    model = new_llama()
+    expected = generated(model, PROMPT, max_new_tokens=10)
+    is_opened, both_asked, is_closed = Event(), Event(), Event()
+
+    async def first() -> None:
+        async with continuous(model) as engine:
+            assert await ids_of(engine) == expected
+            is_opened.set()
+            await both_asked.wait()
+        is_closed.set()
+
+    async with create_task_group() as tasks:
+        tasks.start_soon(first)
+        await is_opened.wait()
+        async with continuous(model) as engine:
+            assert await ids_of(engine) == expected
+            both_asked.set()
+            await is_closed.wait()
+            assert "forward" in vars(model)
+            assert await ids_of(engine) == expected
+    assert "forward" not in vars(model)
+    assert generated(model, PROMPT, max_new_tokens=10) == expected
 
 
 # -- what is not ids

@@ -13,6 +13,7 @@ __all__ = [
     "cache_size",
     "cache_used",
     "cause_of_death",
+    "is_compiled",
     "is_dying",
     "runs_python",
     "use_attention",
@@ -64,12 +65,14 @@ def cache_used(manager: Any) -> float | None:
 
 def runs_python(manager: Any) -> bool:
     """Whether each of its steps runs the model's Python code: no CUDA graph, nothing compiled."""
+    has_graphs = any(manager.continuous_batching_config.cuda_graph_booleans)
+    return not has_graphs and not is_compiled(manager)
+
+
+def is_compiled(manager: Any) -> bool:
+    """Whether torch compiles its steps."""
     config = manager.continuous_batching_config
-    return (
-        not any(config.cuda_graph_booleans)
-        and config.varlen_compile_config is None
-        and config.decode_compile_config is None
-    )
+    return config.varlen_compile_config is not None or config.decode_compile_config is not None
 
 
 def is_dying(manager: Any) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from .cb_check import AnswerCheck
 from .cb_config import Settings
-from .cb_manager import attention_of, cache_size, runs_python, use_attention
+from .cb_manager import attention_of, cache_size, is_compiled, runs_python, use_attention
 from .cb_passes import one_pass_at_a_time
 
 __all__ = ["open_manager"]
@@ -36,7 +36,7 @@ def open_manager(
         with _refusing(model):
             check = AnswerCheck(model, _special_ids(model, tokenizer), is_cancelled)
             manager = _new_manager(model, settings, settings.for_manager(model))
-        with one_pass_at_a_time(manager.model):
+        with nullcontext() if is_compiled(manager) else one_pass_at_a_time(manager.model):
             if not runs_python(manager):
                 # Nothing of such a step can be recorded: another manager is checked in its place.
                 with _refusing(model):

@@ -7,53 +7,50 @@ two end in the wrong order, the value stays, and all later answers of the model 
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 __all__ = ["one_pass_at_a_time"]
+
+_lock = threading.Lock()
+_users: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # of a model whose passes take turns
 
 
 @contextmanager
 def one_pass_at_a_time(model: Any) -> Iterator[None]:
     """Let the threads that call *model* within the block take turns, a pass each."""
-    lock = _PassLock()
-    handles = [
-        model.register_forward_pre_hook(lock.enter, prepend=True),
-        model.register_forward_hook(lock.leave, always_call=True),
-    ]
+    with _lock:
+        if model not in _users:
+            _lock_passes(model)
+        _users[model] = _users.get(model, 0) + 1
     try:
         yield
     finally:
-        lock.close()
-        for handle in handles:
-            handle.remove()
+        with _lock:
+            _users[model] -= 1
+            if not _users[model]:
+                del _users[model]
+                _unlock_passes(model)
 
 
-class _PassLock:
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._holder: int | None = None  # the thread
-        self._is_open = True
+def _lock_passes(model: Any) -> None:
+    # Not by torch's hooks: after a BaseException none is called, and the lock would stay locked.
+    turn, forward = threading.RLock(), model.forward
 
-    def enter(self, *_: Any) -> None:
-        """A pass begins."""
-        if self._holder == threading.get_ident():
-            return  # it calls itself
-        self._lock.acquire()
-        if self._is_open:
-            self._holder = threading.get_ident()
-        else:
-            self._lock.release()
+    @functools.wraps(forward)
+    def locked(*args: Any, **kwargs: Any) -> Any:
+        with turn:
+            return forward(*args, **kwargs)
 
-    def leave(self, *_: Any) -> None:
-        """A pass has ended, or another hook failed before this lock was entered."""
-        if self._holder == threading.get_ident():
-            self._holder = None
-            self._lock.release()
+    model.forward = locked
 
-    def close(self) -> None:
-        """Lock nothing more. Waits for the pass that is under way: its `leave` is still called."""
-        with self._lock:
-            self._is_open = False
+
+def _unlock_passes(model: Any) -> None:
+    forward = model.forward.__wrapped__
+    del model.forward
+    if model.forward != forward:  # it had one of its own before, as accelerate gives it
+        model.forward = forward
