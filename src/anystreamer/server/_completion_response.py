@@ -61,7 +61,7 @@ class CompletionResponse(StreamResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._on_end(self.outcome, self._usages())
+            self._on_end(self._outcome, self._usages())
 
     # -- opening
 
@@ -80,7 +80,7 @@ class CompletionResponse(StreamResponse):
                 if self._request.top_logprobs_asked is not None:
                     self._token_texts.append(self._new_token_texts(stream, prompt))
                 choice += 1
-        self.is_accepted = True
+        self._is_accepted = True
 
     def _token_limit(self) -> int:
         """Token limit of each answer. Raises APIError if the request asks for too many."""

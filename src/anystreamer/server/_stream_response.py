@@ -25,17 +25,17 @@ class StreamResponse(Response, ABC):
     """
 
     # Subclasses set it as soon as an error can no longer be about the request.
-    is_accepted: bool = False
+    _is_accepted = False
     # Whether the body can end with an error. If not, the exception makes the server cut it off.
-    ends_with_error: bool = True
+    _ends_with_error = True
     # How it ended: a status; "failed", after the head; or "disconnected".
-    outcome: str = "disconnected"
+    _outcome = "disconnected"
 
     def __init__(
         self, status_code: int = 200, headers: Mapping[str, str] | None = None, media_type: str = ""
     ) -> None:
         self.status_code = status_code
-        self.media_type = media_type
+        self.media_type: str | None = media_type
         self.background: BackgroundTask | None = None
         self.init_headers({**NO_CACHE_HEADERS, **(headers or {})})
 
@@ -50,7 +50,7 @@ class StreamResponse(Response, ABC):
             error = await self._serve(sender)
             if error is not None:
                 return await fail(error)
-            self.outcome = "200"
+            self._outcome = "200"
             end = self._end()
             if isinstance(end, str):
                 await sender.end(end)
@@ -77,21 +77,21 @@ class StreamResponse(Response, ABC):
     ) -> None:
         """End with an error: in the body, or as a response of its own if there is no head yet."""
         if sender.is_open:
-            self.outcome = "failed"
-            if self.ends_with_error:
+            self._outcome = "failed"
+            if self._ends_with_error:
                 await sender.end(self._error_end(error))
         elif not sender.has_started:
-            self.outcome = str(error.status)
+            self._outcome = str(error.status)
             await self._error_response(error)(scope, receive, sender)
 
     def _error_of(self, exc: Exception, sender: BodySender) -> APIError:
-        if sender.is_open and not self.ends_with_error:
+        if sender.is_open and not self._ends_with_error:
             raise exc
         if isinstance(exc, APIError):
             return exc
         if (error := engine_error(exc)) is not None:
             return error
-        if not self.is_accepted and is_about_request(exc):
+        if not self._is_accepted and is_about_request(exc):
             return self._refusal(exc)
         return self._unexpected(exc, sender)
 

@@ -77,8 +77,7 @@ class TextStreamResponse(StreamResponse):
                 f"that returns, before it is opened; got {type(engine_stream).__name__}"
             )
         # An event can carry an error; plain text that ends looks complete.
-        self._sends_events = format == "sse"
-        self.ends_with_error: bool = self._sends_events
+        self._ends_with_error = self._sends_events = format == "sse"
         usual_type = EVENT_STREAM if self._sends_events else "text/plain"
         super().__init__(status_code, headers, media_type or usual_type)
         self.background = background
@@ -103,7 +102,7 @@ class TextStreamResponse(StreamResponse):
 
     async def _send_text(self, stream: TextStream, sender: BodySender) -> None:
         async for chunk in stream:
-            self.is_accepted = True
+            self._is_accepted = True
             await sender.send(_event({"text": chunk}) if self._sends_events else chunk)
 
     def _end(self) -> str:
