@@ -483,8 +483,16 @@ class Cell:
                 return FinishReason.TIMEOUT
             case "stop" | "stop-thread":
                 return FinishReason.STOPPED
+            case _ if self.phase == "finishing" and self.has_all:
+                return FinishReason.EOS  # it had ended by itself, and all of it was delivered
             case _:
                 return FinishReason.CANCELLED
+
+    @property
+    def has_all(self) -> bool:
+        """Whether the token that ended the text, which has no text, was delivered too."""
+        assert self.stream is not None
+        return len(self.stream.token_ids) == self.model.steps
 
 
 async def settled() -> None:

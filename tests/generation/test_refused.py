@@ -65,7 +65,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "messages without a role": (
         lambda: stream_llama([{"content": "hi"}]),
         TypeError,
-        "prompt must be .*'role'.*no chat message",
+        "prompt must be .*'role'.*not a chat message",
     ),
     "num_return_sequences": (
         lambda: stream_llama(num_return_sequences=2, do_sample=True),
