@@ -402,7 +402,9 @@ async def test_a_model_that_falls_silent_is_late(kind: Kind) -> None:
         async with engine.stream_text("hi", timeout=timeout) as stream:
             with pytest.raises(GenerationTimeout, match="between_tokens"):
                 await stream.read()
-            assert stream.text.startswith("ab")  # one of this process finds out with its next step
+            # An engine of this process finds out with its next step; and on a busy machine "b" can
+            # be late already.
+            assert stream.text.startswith("a")
         assert stream.finish_reason is FinishReason.TIMEOUT
         await until(lambda: is_at_rest(local))
 
