@@ -44,9 +44,9 @@ class AsyncTextIteratorStreamer:
     Where ``generate()`` raises, or never ends the text, the iteration raises RuntimeError, with
     what ``generate()`` raised as its cause. For that ``generate()`` of transformers is wrapped.
 
-    Subclasses can override `put`, `end` and `on_finalized_text`, and use `text_queue`,
-    `stop_signal`, `loop`, `token_cache`, `print_len` and `next_tokens_are_prompt`, as with
-    transformers' class.
+    Subclasses can override `put`, `end` and `on_finalized_text`, and use ``text_queue``,
+    ``stop_signal``, ``loop``, ``token_cache``, ``print_len`` and ``next_tokens_are_prompt``, as
+    with transformers' class.
 
     Args:
         tokenizer: decodes the tokens.
