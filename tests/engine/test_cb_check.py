@@ -18,6 +18,7 @@ from transformers import BartConfig, BartForConditionalGeneration, ContinuousBat
 
 from anystreamer import Engine, open_engine, stream_text
 from anystreamer._engine import cb_open
+from anystreamer._engine.cb_manager import attention_of
 from anystreamer.demo import load_demo
 
 from ..helpers.scripted import until
@@ -129,6 +130,15 @@ async def test_a_manager_that_cannot_be_made_leaves_the_attention_as_it_was() ->
             pass
     assert model.config._attn_implementation == "eager"
     assert generated(model, ids(50, 60, 70), max_new_tokens=3) == expected
+
+
+async def test_parts_of_a_model_keep_their_own_attention() -> None:
+    model = copy.deepcopy(zoo("GotOcr2ForConditionalGeneration"))
+    parts = attention_of(model)
+    assert len(set(parts.values())) == 2
+    async with continuous(model) as engine:
+        assert len(await ids_of(engine, ids(50, 60, 70))) == 10
+    assert attention_of(model) == parts
 
 
 class SoftPrompt:

@@ -151,6 +151,7 @@ async def test_a_hundred_requests_of_which_ten_go(batching: str) -> None:
         assert stream.usage.completion_tokens == stream.usage.computed_tokens == len(ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batching", BATCHING)
 async def test_sixteen_questions_at_once_are_all_answered_right(batching: str) -> None:
     questions = [each for each in sequences.held_out_questions() if "chat" in each.kind][:16]
@@ -429,6 +430,7 @@ def test_a_model_of_two_kinds_of_attention_has_fewer_pages_than_its_blocks() -> 
 # -- faults of one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [
@@ -472,6 +474,7 @@ async def test_a_cache_too_small_for_all_makes_some_wait(blocks: int) -> None:
     }
 
 
+@pytest.mark.slow
 async def test_a_full_cache_whose_requests_are_all_cancelled_serves_the_next() -> None:
     """Left to itself the manager would wait for one of those to end."""
     async with engine_of(continuous_batching_config=small_cache(num_blocks=8)) as engine:
@@ -817,6 +820,7 @@ def test_a_loop_that_ends_under_an_open_engine(native: Native) -> None:
         assert [task.cancelled() for task in tasks] == [True] * 6
 
 
+@pytest.mark.slow
 def test_two_engines_on_two_loops_do_not_touch_each_other() -> None:
     told: list[Any] = []
 

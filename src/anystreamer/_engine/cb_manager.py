@@ -89,22 +89,26 @@ def cause_of_death(manager: Any) -> BaseException:
     return RuntimeError("the manager's thread has ended")
 
 
-def attention_of(model: Any) -> Any:
-    """The name of the model's implementation of attention, which a manager can change."""
-    return getattr(model.config, ATTENTION)
+def attention_of(model: Any) -> dict[str, Any]:
+    """The names of a model's implementations of attention, by the config of each of its parts."""
+    config = model.config
+    parts = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", ())}
+    found = {"": getattr(config, ATTENTION)}
+    found.update({name: getattr(part, ATTENTION) for name, part in parts.items() if part})
+    return {name: value for name, value in found.items() if value is not None}
 
 
 @contextmanager
-def use_attention(model: Any, implementation: Any) -> Iterator[None]:
-    """Use this implementation of attention within the block; after it, the one before."""
+def use_attention(model: Any, implementations: dict[str, Any]) -> Iterator[None]:
+    """Use these implementations of attention within the block; after it, those before."""
     before = attention_of(model)
-    _set_attention(model, implementation)
+    _set_attention(model, implementations)
     try:
         yield
     finally:
         _set_attention(model, before)
 
 
-def _set_attention(model: Any, implementation: Any) -> None:
-    if attention_of(model) != implementation:
-        model.set_attn_implementation(implementation)
+def _set_attention(model: Any, implementations: dict[str, Any]) -> None:
+    if not implementations.items() <= attention_of(model).items():
+        model.set_attn_implementation(implementations)
