@@ -24,7 +24,7 @@ from .tiny_zoo import VOCABULARY, build, listed
 
 pytestmark = [pytest.mark.torch, pytest.mark.nightly]
 
-PAGE = Path(__file__).parents[2] / "docs" / "reference" / "continuous-batching.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "continuous-batching.md"
 
 PROMPTS = [[50, 60, 70], [250, 240, 230, 220, 210, 200, 190], [99] * 5, [111, 122, 133, 144]]
 TOKENS = 8
@@ -92,6 +92,7 @@ def reason_of(message: str) -> str:
         "has no paged cache": "it has an encoder",
         "do not use the manager's cache": "attention without transformers' attention interface",
         "Invalid layer type": "layers without a paged cache",
+        "config asks for": "its generation config asks for what the manager ignores",
         "are not those of generate()": "its answers would be wrong",
     }
     found = (reason for words, reason in reasons.items() if words in message)
