@@ -55,7 +55,7 @@ T = TypeVar("T")
 ResultT = TypeVar("ResultT")
 StreamT = TypeVar("StreamT", bound=GenerationStream)
 
-Tasks = DetachedTasks[Any]
+_Tasks = DetachedTasks[Any]
 
 # Seconds that the interpreter's exit waits for streams that were left open.
 _EXIT_PATIENCE = 5.0
@@ -77,10 +77,10 @@ class _Portal:
     def forget(self) -> None:
         """Start anew, in a forked child: it has none of its parent's threads."""
         self._lock = threading.Lock()
-        self._started: Future[tuple[Tasks, SafeEvent]] | None = None
+        self._started: Future[tuple[_Tasks, SafeEvent]] | None = None
         self._thread: threading.Thread
 
-    def tasks(self) -> Tasks:
+    def tasks(self) -> _Tasks:
         """The tasks of the loop, which is started if it does not run.
 
         Raises:
@@ -101,7 +101,7 @@ class _Portal:
         tasks, _ = started.result()
         return tasks
 
-    def _run(self, started: Future[tuple[Tasks, SafeEvent]]) -> None:
+    def _run(self, started: Future[tuple[_Tasks, SafeEvent]]) -> None:
         try:
             anyio.run(self._serve, started)
         except BaseException as exc:
@@ -109,12 +109,12 @@ class _Portal:
                 raise
             started.set_exception(exc)
 
-    async def _serve(self, started: Future[tuple[Tasks, SafeEvent]]) -> None:
+    async def _serve(self, started: Future[tuple[_Tasks, SafeEvent]]) -> None:
         closing = SafeEvent()
         with anyio.CancelScope() as scope:
             group = UngroupedTaskGroup()
             await group.open()
-            tasks: Tasks = DetachedTasks(group)
+            tasks: _Tasks = DetachedTasks(group)
             tasks.open()
             started.set_result((tasks, closing))
             await closing.wait()
@@ -152,11 +152,11 @@ class SyncStream(Generic[StreamT]):
     """
 
     def __init__(
-        self, name: str, new_context: Callable[[], tuple[Tasks, StreamContext[StreamT]]]
+        self, name: str, new_context: Callable[[], tuple[_Tasks, StreamContext[StreamT]]]
     ) -> None:
         self._name = name
         self._new_context = new_context
-        self._tasks: Tasks
+        self._tasks: _Tasks
         self._context: StreamContext[StreamT] | None = None
         self._opened: StreamT | None = None
         self._lock = threading.Lock()
@@ -488,7 +488,7 @@ class _EngineKeeper:
     """Keeps an engine's block open in one task of the loop, since one task has to leave it."""
 
     def __init__(
-        self, context: EngineContext, tasks: Tasks, owner: weakref.ref[OwnedSyncEngine]
+        self, context: EngineContext, tasks: _Tasks, owner: weakref.ref[OwnedSyncEngine]
     ) -> None:
         self.tasks = tasks
         self.engine: Engine | None = None
@@ -548,8 +548,8 @@ def stream_batch(*args: Any, **kwargs: Any) -> SyncBatchStream:
 
 def _in_portal(
     name: str, context: StreamContext[StreamT]
-) -> Callable[[], tuple[Tasks, StreamContext[StreamT]]]:
-    def new_context() -> tuple[Tasks, StreamContext[StreamT]]:
+) -> Callable[[], tuple[_Tasks, StreamContext[StreamT]]]:
+    def new_context() -> tuple[_Tasks, StreamContext[StreamT]]:
         tasks = _portal.tasks()
         return tasks, DetachedContext(name, context.new_task, tasks)
 

@@ -13,6 +13,9 @@ from ..helpers.scripted import PATIENCE
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 
+# From Python 3.12 on, each fork beside a thread is warned of.
+QUIET = ("-W", "ignore::DeprecationWarning")
+
 BESIDE_A_STREAM = """
     import os, sys
     import anyio, anystreamer
@@ -52,7 +55,7 @@ BESIDE_A_STREAM = """
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_the_streams_of_the_parent_are_not_those_of_a_child(backend: str) -> None:
     ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(BESIDE_A_STREAM), backend],
+        [sys.executable, *QUIET, "-c", textwrap.dedent(BESIDE_A_STREAM), backend],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -88,7 +91,7 @@ WHILE_OTHERS_COUNT = """
 
 def test_a_child_does_not_wait_for_a_lock_that_a_thread_of_its_parent_held() -> None:
     ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(WHILE_OTHERS_COUNT)],
+        [sys.executable, *QUIET, "-c", textwrap.dedent(WHILE_OTHERS_COUNT)],
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -66,5 +66,5 @@ def test_without_transformers() -> None:
     assert done.returncode == 0, done.stderr
     items, text, message = done.stdout.splitlines()
     assert items == "[0, 1, 2]"
-    assert text == "abc length [[1, 2, 1, 2, 3]]"
+    assert text == "abc eos [[1, 2, 1, 2, 3]]"
     assert "pip install 'anystreamer[transformers]'" in message

@@ -224,7 +224,7 @@ async def test_text_and_ids_are_what_was_delivered_so_far() -> None:
         with pytest.raises(EndOfStream):
             await stream.receive()
         assert (stream.text, stream.token_ids) == ("abc", [97, 98, 0, 99, 0])
-        assert stream.finish_reason is FinishReason.LENGTH
+        assert stream.finish_reason is FinishReason.EOS
 
 
 async def test_what_a_stream_gives_out_cannot_change_it() -> None:

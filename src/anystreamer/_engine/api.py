@@ -44,7 +44,7 @@ class Engine(Protocol):
         """Generate from one prompt, as `anystreamer.stream_text` does, when its turn has come.
 
         Use it as ``async with engine.stream_text(prompt) as stream:``, in any task of the event
-        loop that the engine was opened in. The block may be held across a ``yield``: it opens no
+        loop that the engine was opened in. The block can be held across a ``yield``: it opens no
         cancel scope. Leaving it, closing the generator that holds it, or collecting that, stops the
         model. While it waits, `TextStream.queue_position` is how many are before it.
 

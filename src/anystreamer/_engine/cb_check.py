@@ -34,7 +34,7 @@ RESULT_POLL = 0.1
 # Logits beyond this belong to tokens that the model excludes.
 EXCLUDED = 1e4
 
-# How far apart two rows of logits of one answer may be, in units of their spread. Over 270 small
+# How far apart two rows of logits of one answer can be, in units of their spread. Over 270 small
 # models, those that are served correctly reached 0.000007 in float32 and 0.02 in bfloat16, the
 # others began at 0.17.
 TOLERANCE = 0.1
@@ -134,7 +134,7 @@ class _Recorded:
         self._logits: dict[int, torch.Tensor] = {}  # by position
 
     def before_pass(self, _: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
-        """Record which layers use the cache. The pass can be that of another user of the model."""
+        """Record which layers use the cache. Another user of the model can be in a pass as well."""
         batches = self._manager.batch_processor
         if self._cache is not None or batches is None or kwargs.get("cache") is not batches.cache:
             return

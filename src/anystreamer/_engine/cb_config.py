@@ -22,7 +22,7 @@ TOKENS_EACH_ON_CPU = 512
 BATCH_TOKENS = 2048
 BATCH_TOKENS_ON_CPU = 256
 
-# The share of the free memory that the cache may take.
+# The share of the free memory that the cache can take.
 MEMORY_SHARE = 0.8
 MEMORY_SHARE_ON_CPU = 0.3
 
@@ -125,7 +125,7 @@ def validate_cb_config(
 
     new_config: Any = getattr(transformers, "ContinuousBatchingConfig", None)
     if not hasattr(new_config, "page_size"):
-        raise ImportError("batching='continuous' needs transformers 5.17 or newer")
+        raise ImportError("batching='continuous' needs transformers 5.18 or newer")
     _validate_model(model)
     if config is not None and not isinstance(config, new_config):
         raise TypeError(
