@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from anyio import CancelScope, from_thread
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -235,6 +236,8 @@ CODES = 40  # of audio
 @cache
 def omni() -> Any:
     """Qwen2.5-Omni: it writes an answer, then speaks it, all in one `generate()`."""
+    if not hasattr(transformers.Qwen2_5OmniTalkerConfig(), "pad_token_id"):
+        pytest.skip("this transformers cannot make a small one")
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
     layers = {
         "hidden_size": 16,

@@ -251,7 +251,7 @@ class NoLayers(torch.nn.Linear):
         (new_llama, {"past_key_values": object()}, "past_key_values="),
         (new_llama, {"cache_implementation": "static"}, "disable_compile=True"),
         (new_llama, {"compile_config": object()}, "disable_compile=True"),
-        (lambda: ScriptedModel(["a"]), {}, "no model of transformers"),
+        (lambda: ScriptedModel(["a"]), {}, "not a model of transformers"),
         (lambda: NoLayers(1, 1).eval(), {}, "no layers of a known kind"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import transformers
 from transformers import GenerationConfig
 
 from anystreamer import FinishReason, open_engine, stream_batch, stream_text
@@ -51,7 +52,19 @@ async def test_no_end_of_sequence_in_a_batch(model: Any) -> None:
     assert (stream.token_ids, stream.finish_reason) == (expected, [FinishReason.LENGTH] * 2)
 
 
-@pytest.mark.parametrize("batching", ["none", "continuous"])
+@pytest.mark.parametrize(
+    "batching",
+    [
+        "none",
+        pytest.param(
+            "continuous",
+            marks=pytest.mark.skipif(
+                not hasattr(getattr(transformers, "ContinuousBatchingConfig", None), "page_size"),
+                reason="this transformers is too old for continuous batching",
+            ),
+        ),
+    ],
+)
 async def test_no_end_of_sequence_in_an_engine(model: Any, batching: Any) -> None:
     expected = generated(model, PROMPT, max_new_tokens=8, eos_token_id=None)
     async with (
