@@ -394,7 +394,10 @@ async def test_the_speech_is_stopped_within_a_step(way: str) -> None:
                 pass
     assert worker_left(stream)
     assert codes.count <= 6
-    assert stream.text == "hello there"
+    if way == "stop":
+        assert stream.text == "hello there"
+    else:  # what had not been received when the scope was cancelled is dropped
+        assert "hello there".startswith(stream.text)
 
 
 async def test_codes_are_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,6 +258,7 @@ async def test_text_from_just_before_the_thread_ended_is_received(
         async for text in streamer:
             received.append(text)
     assert received == ["the last"]
+    await streamer.aclose()
 
 
 async def test_closing_it_wakes_a_waiting_consumer() -> None:
