@@ -62,7 +62,7 @@ class Chat:
             for question in _lines():
                 self._answer(question)
         else:
-            keys = f"Ctrl-C stops an answer, Ctrl-D exits, {NEW} starts a new conversation."
+            keys = f"Ctrl-C stops an answer, Ctrl-D exits, {NEW} starts anew."
             self._screen.write(f"{_neutral(self._chat_backend.shown_as)}. {keys}", "dim", end="\n")
             while (typed := _read_question()) is not None:
                 if typed == NEW:
