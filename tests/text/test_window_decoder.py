@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from anystreamer import text_decoder
@@ -185,6 +185,8 @@ class ByteFallback(Pieces):
 
 
 @given(st.lists(st.sampled_from([*"\n3é京👍", "▁a", "b"]), max_size=30), chunkings)
+@example([*"\n" * 10, "é", *"👍" * 3, "▁a", "\n", "👍", "👍", "\n"], [1])
+@example([*"\n" * 20, *"👍" * 8, "\n"], [1])
 def test_a_character_after_ascii_in_one_run_of_bytes(parts: list[str], sizes: list[int]) -> None:
     """While it is incomplete the run decodes to U+FFFD, shown text included: that is no change."""
     tokenizer = ByteFallback()

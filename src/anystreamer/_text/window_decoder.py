@@ -124,8 +124,8 @@ class WindowDecoder(TextDecoder):
 
     def _slide(self, repeated: str) -> None:
         text, is_forced = self._text, len(self._window) > self.LIMIT
-        if len(text) < len(self._shown) and not is_forced:
-            return
+        if not text.startswith(self._shown) and not is_forced:
+            return  # a run of bytes with half a character hides what was shown
         window = self._window[-self.CONTEXT :]
         shorter = self._decode(window)
         held = max(0, len(text) - len(self._shown))
