@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 from anyio import (
     CancelScope,
@@ -103,10 +103,18 @@ class SingleErrorContext:
         raise_preserving_context(failure)
 
 
+class _StartsTasks(Protocol):
+    """Where the worker task of a stream runs."""
+
+    def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Start a coroutine in a task of its own. It must not raise."""
+
+
 class StreamContext(SingleErrorContext, Generic[StreamT]):
     """The ``async with`` block that owns a stream: its worker has left when it ends."""
 
     _cancels_task = True  # what cancels the block cancels its worker task
+    _tasks: _StartsTasks  # once `_start` has returned
 
     def __init__(self, name: str, new_task: Callable[[], WorkerTask[StreamT]]) -> None:
         self._name = name
@@ -116,10 +124,6 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
     @abstractmethod
     async def _start(self) -> WorkerTask[StreamT]:
         """Make the worker task. An exception from here is raised unchanged."""
-
-    @abstractmethod
-    def _launch(self, task: WorkerTask[StreamT]) -> None:
-        """Start the worker task."""
 
     @abstractmethod
     async def _join(
@@ -136,7 +140,8 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
         self.task = task = await self._start()
         failure: BaseException | None = None
         try:
-            self._launch(task)
+            for coroutine in task.coroutines():
+                self._tasks.start(coroutine)
             await task.prepared_or_failed.wait()
             if not task.is_prepared:
                 failure = task.state.error
@@ -229,10 +234,6 @@ class ThreadContext(StreamContext[StreamT]):
         task = self.new_task()
         await self._tasks.open()
         return task
-
-    def _launch(self, task: WorkerTask[StreamT]) -> None:
-        for coroutine in task.coroutines():
-            self._tasks.start(coroutine)
 
     async def _join(
         self, task: WorkerTask[StreamT], body: BaseException | None

@@ -191,6 +191,7 @@ class DetachedContext(StreamContext[StreamT]):
     """
 
     _cancels_task = False
+    _tasks: DetachedTasks[Any]
 
     def __init__(
         self, name: str, new_task: Callable[[], WorkerTask[StreamT]], tasks: DetachedTasks[Any]
@@ -202,10 +203,6 @@ class DetachedContext(StreamContext[StreamT]):
         task = self.new_task()
         self._tasks.add(task)
         return task
-
-    def _launch(self, task: WorkerTask[StreamT]) -> None:
-        for coroutine in task.coroutines():
-            self._tasks.start(coroutine)
 
     async def _join(
         self, task: WorkerTask[StreamT], body: BaseException | None

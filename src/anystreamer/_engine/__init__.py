@@ -1,7 +1,7 @@
 """Many requests on one model: one by one, or batched continuously."""
 
 from .api import Engine, EngineContext, open_engine
-from .base import BaseEngine, EngineTask, RequestContext
+from .base import BaseEngine, EngineTask
 from .metrics import EngineStatistics, Histogram
 
 __all__ = [
@@ -11,6 +11,5 @@ __all__ = [
     "EngineStatistics",
     "EngineTask",
     "Histogram",
-    "RequestContext",
     "open_engine",
 ]

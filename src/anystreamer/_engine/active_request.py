@@ -9,7 +9,7 @@ from typing import Any
 
 from .._bridge import SafeEvent, Sink
 from .._errors import GenerationTimeout
-from .._generation import GenerationRequest, eos_ids
+from .._generation import GenerationRequest
 from .._streams import FinishReason, GenerationState, TextChunk
 
 __all__ = ["ActiveRequest", "publish"]
@@ -44,7 +44,7 @@ class ActiveRequest:
         self._cancel = cancel
         self._new_error = new_error
         self.id = f"anystreamer-{next(_request_ids)}"
-        self.eos = eos_ids(request.setting("eos_token_id"))
+        self.eos = request.eos_token_ids
         self.finished = False
         self.finished_event = SafeEvent()  # set on the loop
         self._detokenizer = request.row_detokenizer(0, self._row)

@@ -32,6 +32,7 @@ from .._generation import (
     GenerationRequest,
     Prompt,
     as_prompts,
+    is_encoder_decoder,
     main_input_name,
     max_context_length,
     validate_prompt,
@@ -40,7 +41,7 @@ from .._streams import GenerationState, Row, TextStream
 from .metrics import EngineMetrics, EngineStatistics
 from .queue import AdmissionQueue, Ticket
 
-__all__ = ["BaseEngine", "EngineTask", "RequestContext", "ThreadEngine"]
+__all__ = ["BaseEngine", "EngineTask", "ThreadEngine"]
 
 
 class BaseEngine:
@@ -160,8 +161,14 @@ class BaseEngine:
                 "from other threads use it through anystreamer.sync"
             )
 
-    def admit(self, new_task: Callable[[], EngineTask]) -> EngineTask:
-        """Let a request join the queue.
+    def new_context(
+        self, name: str, new_task: Callable[[], EngineTask]
+    ) -> StreamContext[TextStream]:
+        """The block of a request. Entering it lets the request join the queue, or refuses it."""
+        return DetachedContext(name, lambda: self._admit(new_task), self.tasks)
+
+    def _admit(self, new_task: Callable[[], EngineTask]) -> EngineTask:
+        """Make the task of a request.
 
         Raises:
             EngineBusy, EngineClosed, EngineDied
@@ -173,9 +180,7 @@ class BaseEngine:
             limit = self.queue.max_running + self._max_waiting
             if len(self.tasks) >= limit:
                 raise self._busy_error(len(self.queue.waiting))
-        task = new_task()
-        self.tasks.add(task)
-        return task
+        return new_task()
 
     def check_queue_limit(self, ticket: Ticket) -> None:
         """Raises EngineBusy if it would have to wait, and the queue is full."""
@@ -223,7 +228,7 @@ class ThreadEngine(BaseEngine):
     def stream_text(self, prompt: Prompt, **arguments: Any) -> StreamContext[TextStream]:
         request = GenerationRequest("stream_text", self.model, self.tokenizer, arguments)
         validate_prompt("stream_text", prompt, main_input_name(self.model))
-        return RequestContext(self, request.name, self._new_task_for(request, as_prompts(prompt)))
+        return self.new_context(request.name, self._new_task_for(request, as_prompts(prompt)))
 
     @abstractmethod
     def _new_task_for(self, request: GenerationRequest, prompts: Any) -> Callable[[], EngineTask]:
@@ -241,9 +246,8 @@ class ThreadEngine(BaseEngine):
         """
         if self.context_length is None:
             return
-        config = getattr(self.model, "config", None)
         # The answer of an encoder-decoder has a context of its own.
-        reserved = 0 if getattr(config, "is_encoder_decoder", False) else 1
+        reserved = 0 if is_encoder_decoder(self.model) else 1
         for row in rows:
             if len(row.prompt_token_ids) + reserved > self.context_length:
                 raise PromptTooLong(len(row.prompt_token_ids), self.context_length)
@@ -292,15 +296,3 @@ class EngineTask(WorkerTask[TextStream]):
         self.engine.metrics.on_end(
             self.state.clock.timing(self.state.started_at, self.state.exited_at)
         )
-
-
-class RequestContext(DetachedContext[TextStream]):
-    """The block of a request: the engine admits it, or refuses it."""
-
-    def __init__(self, engine: BaseEngine, name: str, new_task: Callable[[], EngineTask]) -> None:
-        super().__init__(name, new_task, engine.tasks)
-        self._engine = engine
-        self._new_engine_task = new_task
-
-    async def _start(self) -> WorkerTask[TextStream]:
-        return self._engine.admit(self._new_engine_task)

@@ -7,6 +7,8 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from .._generation import is_encoder_decoder
+
 __all__ = ["SAMPLING", "Settings", "validate_cb_config"]
 
 # How many requests run at once by default.
@@ -151,7 +153,7 @@ def _validate_model(model: Any) -> None:
             f"batching='continuous': {type(model).__name__} is not a model of transformers that "
             "has continuous batching; use batching='none'"
         )
-    if model.config.is_encoder_decoder:
+    if is_encoder_decoder(model):
         raise ValueError(
             "batching='continuous': a model with an encoder has no paged cache; use batching='none'"
         )

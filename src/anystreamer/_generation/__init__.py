@@ -2,11 +2,11 @@
 
 from .api import SupportsGenerate, stream_batch, stream_text
 from .call import GenerationCall
-from .detokenizer import continues_prompt, eos_ids
+from .detokenizer import continues_prompt
 from .drop_in import AsyncTextIteratorStreamer
 from .generate_kwargs import check_generate_kwargs, new_token_limit
 from .limiters import model_limiter
-from .model import check_model, main_input_name, max_context_length, uses_torch
+from .model import check_model, is_encoder_decoder, main_input_name, max_context_length, uses_torch
 from .options import Options, WorkerContext
 from .prompts import Prompt, as_prompts, tokenizer_of, validate_prompt
 from .request import GenerationRequest
@@ -23,7 +23,7 @@ __all__ = [
     "check_generate_kwargs",
     "check_model",
     "continues_prompt",
-    "eos_ids",
+    "is_encoder_decoder",
     "main_input_name",
     "max_context_length",
     "model_limiter",

@@ -12,7 +12,6 @@ from typing import Any
 from .._bridge import Producer
 from .._errors import GenerationStopped, GenerationTimeout, is_kind
 from .._streams import FinishReason, GenerationState, TextChunk
-from .detokenizer import eos_ids
 from .generate_kwargs import is_assisted, new_token_limit
 from .model import is_encoder_decoder, uses_torch
 from .prompts import Prompt
@@ -178,7 +177,7 @@ class _Run:
             kwargs.get("input_ids", kwargs.get("inputs")) if has_decoder_alone else None,
             None if has_decoder_alone else request.setting("decoder_start_token_id"),
         )
-        eos = set(eos_ids(request.setting("eos_token_id")))
+        eos = set(request.eos_token_ids)
         if len(rows) > 1:  # what follows the end of a row fills it up to the length of the others
             rows = [
                 row[: 1 + next((i for i, each in enumerate(row) if each in eos), len(row))]

@@ -113,9 +113,8 @@ class AsyncTextIteratorStreamer:
     # -- for the consumer
 
     def __aiter__(self) -> Self:
-        watch_generate_calls(
-            AsyncTextIteratorStreamer._watch
-        )  # transformers can have been imported since
+        # Again: transformers can have been imported since.
+        watch_generate_calls(AsyncTextIteratorStreamer._watch)
         return self
 
     async def __anext__(self) -> str:

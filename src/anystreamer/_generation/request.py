@@ -58,6 +58,11 @@ class GenerationRequest:
         """The value that ``generate()`` will use for a setting of its generation config."""
         return effective_setting(self.model, self.generate_kwargs, name)
 
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """The ids that end a text."""
+        return eos_ids(self.setting("eos_token_id"))
+
     # -- for generate()
 
     def stops_between_layers(
@@ -107,7 +112,7 @@ class GenerationRequest:
         return row
 
     def row_detokenizer(self, number: int, row: Row) -> RowDetokenizer:
-        eos = eos_ids(self.setting("eos_token_id"))
+        eos = self.eos_token_ids
         return RowDetokenizer(
             number,
             row,

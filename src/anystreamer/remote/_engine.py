@@ -13,7 +13,7 @@ import openai
 from anyio import CancelScope, move_on_after
 
 from .._bridge import SafeEvent, StreamContext
-from .._engine import BaseEngine, EngineContext, EngineTask, RequestContext
+from .._engine import BaseEngine, EngineContext, EngineTask
 from .._errors import GenerationTimeout
 from .._generation import Prompt
 from .._streams import GenerationSpan, GenerationState, TextStream, queue_deadline
@@ -135,7 +135,7 @@ class RemoteEngine(BaseEngine):
 
     def stream_text(self, prompt: Prompt, **arguments: Any) -> StreamContext[TextStream]:
         request = RemoteRequest(self.model, prompt, arguments)
-        return RequestContext(self, NAME, lambda: _Task(self, request))
+        return self.new_context(NAME, lambda: _Task(self, request))
 
     async def _run(self) -> None:
         self.ready.set()
