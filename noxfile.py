@@ -19,16 +19,17 @@ nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
 nox.options.error_on_external_run = True
 nox.options.stop_on_first_error = False
-nox.options.sessions = [
-    "lint",
-    "types",
-    "docs",
-    "dist",
-    "tests_without_torch",
-    "tests",
-    "tests_ray",
-    "tests_of_the_oldest",
-]
+nox.options.sessions = ["everything"]
+
+# Two lanes that take about as long as each other. Where one uses a single core, or waits, the other
+# has the rest.
+LANES = (
+    ("tests",),
+    (
+        *("lint", "types", "docs", "dist"),
+        *("tests_ray", "tests_without_torch", "tests_of_the_oldest"),
+    ),
+)
 
 # torch is only ever installed with these: unpinned, it takes gigabytes.
 CONSTRAINTS = ("-c", "constraints.txt")
@@ -46,18 +47,15 @@ if shown := [
 # All but what brings torch along.
 EXTRAS = "trio,uvloop,cli,server,remote"
 
+CORES = min(os.cpu_count() or 1, 8)
+
 # Tests often wait, for servers, deadlines and loops that end: one more than there are cores. A file
 # stays together, for it may share a server. Those with slow tests come first: tests/conftest.py. A
 # worker that dies ends the run: with a replacement, xdist can wait for ever.
 SIDE_BY_SIDE = (
-    *("-n", str(min(os.cpu_count() or 1, 8) + 1)),
+    *("-n", os.environ.get("ANYSTREAMER_WORKERS", str(CORES + 1))),
     *("--dist", "loadfile", "--no-loadscope-reorder", "--max-worker-restart=0"),
 )
-
-# `tests` runs all three loops. With other Pythons and with the oldest releases uvloop waits for the
-# night: it is a loop that runs asyncio's own tasks and futures, and those are tested with asyncio.
-WITHOUT_UVLOOP = ("-k", "not uvloop")
-UVLOOP_ONLY = ("-k", "uvloop")
 
 # In seconds. Nightly runs take hours, longer than the limit for a whole run.
 NO_LIMIT = "--session-timeout=86400"
@@ -102,6 +100,16 @@ def install_all(session: nox.Session) -> None:
     )
 
 
+def at_night(session: nox.Session) -> str:
+    """The loops that wait for the night, as an expression for pytest's `-k`.
+
+    `tests` runs all three. uvloop is a loop that runs asyncio's own tasks and futures: with other
+    Pythons and with the oldest releases, asyncio is tested. Trio is tested with the oldest and the
+    newest Python, and not with those between.
+    """
+    return "uvloop or trio" if session.python in OTHER_PYTHONS[:-1] else "uvloop"
+
+
 def run_without_torch(session: nox.Session, *options: str) -> None:
     """The tests that need no model, where torch is not installed."""
     install(session, *CONSTRAINTS, "--group", "tests", f".[{EXTRAS}]")
@@ -133,6 +141,31 @@ def run_with_the_oldest(session: nox.Session, *options: str) -> None:
         *session.posargs,
         env=ENV,
     )
+
+
+def run_with_ray(session: nox.Session, *arguments: str) -> None:
+    install(session, *CONSTRAINTS, "--group", "tests", f".[transformers,{EXTRAS},ray]")
+    session.run("pytest", *arguments, env=ENV)
+
+
+@nox.session(python=False)
+def everything(session: nox.Session) -> None:
+    """What a change has to pass, in two lanes: the output of the second comes at the end."""
+    run = (sys.executable, "-m", "nox", "--sessions")
+    env = os.environ | {"ANYSTREAMER_WORKERS": str(CORES)}
+    log = Path(session.create_tmp()) / "second_lane.log"
+    with (
+        log.open("w") as output,
+        subprocess.Popen((*run, *LANES[1]), env=env, stdout=output, stderr=output) as second,
+    ):
+        try:
+            first = subprocess.run((*run, *LANES[0]), env=env, check=False)
+            second.wait()
+        finally:
+            second.terminate()
+            print(log.read_text(encoding="utf-8", errors="replace"), flush=True)
+    if first.returncode or second.returncode:
+        session.error("a session has failed: see above")
 
 
 @nox.session(python=PYTHON)
@@ -211,13 +244,13 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON, reuse_venv=True)
 def quick(session: nox.Session) -> None:
-    """Most tests, on two loops, in a minute or two: while one works. The environment is kept."""
+    """The tests that are not slow, on two loops. The environment is kept for the next time."""
     install_all(session)
     session.run(
         "pytest",
         *SIDE_BY_SIDE,
         *("-m", "not slow and not nightly"),
-        *WITHOUT_UVLOOP,
+        *("-k", "not uvloop"),
         *session.posargs,
         env={"HYPOTHESIS_PROFILE": "quick"} | ENV,
     )
@@ -226,23 +259,28 @@ def quick(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def tests_of_the_oldest(session: nox.Session) -> None:
     """What depends on anyio and transformers, with the oldest of them that are supported."""
-    run_with_the_oldest(session, *WITHOUT_UVLOOP)
+    run_with_the_oldest(session, "-k", f"not ({at_night(session)})")
 
 
 @nox.session(python=OTHER_PYTHONS)
 def tests_without_torch(session: nox.Session) -> None:
     """The tests that need no model, where torch is not installed."""
-    run_without_torch(session, *WITHOUT_UVLOOP)
+    run_without_torch(session, "-k", f"not ({at_night(session)})")
 
 
 @nox.session(python=PYTHON)
 def tests_ray(session: nox.Session) -> None:
     """The server under Ray Serve, on a cluster of two nodes on this machine."""
-    install(session, *CONSTRAINTS, "--group", "tests", f".[transformers,{EXTRAS},ray]")
     # Of the others what is said of Ray Serve too.
     names = ("engine/test_contract", "engine/test_contract_model", "project/test_public_surface")
     files = (*(f"tests/{name}.py" for name in names), "tests/test_ray.py")
-    session.run("pytest", *(session.posargs or (*files, "-k", "ray")), env=ENV)
+    run_with_ray(session, *(session.posargs or (*files, "-k", "ray")))
+
+
+@nox.session(python=PYTHON, tags=["night"])
+def night_with_ray(session: nox.Session) -> None:
+    """Many more requests than in `tests_ray`."""
+    run_with_ray(session, "tests/test_ray.py", "-m", "nightly", NO_LIMIT)
 
 
 @nox.session(python=PYTHON, tags=["night"])
@@ -273,15 +311,15 @@ def tests_of_the_newest(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON, tags=["night"])
-def uvloop_with_the_oldest(session: nox.Session) -> None:
+def night_with_the_oldest(session: nox.Session) -> None:
     """What `tests_of_the_oldest` leaves out."""
-    run_with_the_oldest(session, *UVLOOP_ONLY)
+    run_with_the_oldest(session, "-k", at_night(session))
 
 
 @nox.session(python=OTHER_PYTHONS, tags=["night"])
-def uvloop_without_torch(session: nox.Session) -> None:
+def night_without_torch(session: nox.Session) -> None:
     """What `tests_without_torch` leaves out."""
-    run_without_torch(session, *UVLOOP_ONLY)
+    run_without_torch(session, "-k", at_night(session))
 
 
 @nox.session(python=PYTHON, tags=["night"])

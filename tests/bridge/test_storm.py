@@ -186,6 +186,7 @@ class Storm:
         assert not [producer for producer in self.producers if producer.running]
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 @storms
 async def test_thousands_of_streams_that_end_anywhere_are_joined_and_lose_nothing(
@@ -203,6 +204,7 @@ async def test_thousands_of_streams_that_end_anywhere_are_joined_and_lose_nothin
     assert {"cancelled", "failed", "end", "stop", "close", "leave"} <= set(storm.endings)
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 @storms
 async def test_thousands_of_streams_that_one_scope_cancels_all_at_once(streams: int) -> None:
@@ -219,6 +221,7 @@ async def test_thousands_of_streams_that_one_scope_cancels_all_at_once(streams: 
         assert storm.limiter.statistics().borrowed_tokens == 0
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 @each_native_loop
 @storms
@@ -261,6 +264,7 @@ def test_thousands_of_streams_under_native_cancellation_of_any_task(
     storm.check()
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 @each_native_loop
 @runs
@@ -299,6 +303,7 @@ BACKENDS: list[Any] = [
 ]
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS, ids=["asyncio", "uvloop", "trio"][-len(BACKENDS) :])
 @runs

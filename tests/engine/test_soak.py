@@ -253,6 +253,7 @@ def traced(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     tracemalloc.stop()
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize(
     "streams",
