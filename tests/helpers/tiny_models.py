@@ -190,7 +190,7 @@ class TinyProcessor(ProcessorMixin):
     tokenizer_class = "AutoTokenizer"
 
     def __init__(self, tokenizer: Any = None, **kwargs: Any) -> None:
-        super().__init__(tokenizer, **kwargs)  # type: ignore[no-untyped-call]  # transformers'
+        super().__init__(tokenizer, **kwargs)
 
 
 class Say(LogitsProcessor):

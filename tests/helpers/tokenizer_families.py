@@ -182,7 +182,7 @@ class PythonLevel(PreTrainedTokenizer):
         self._pieces = list(dict.fromkeys(["<unk>", "<s>", "</s>", *pieces]))
         self._index = {piece: n for n, piece in enumerate(self._pieces)}
         names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-        super().__init__(**names, **kwargs)  # type: ignore[no-untyped-call]  # transformers'
+        super().__init__(**names, **kwargs)
 
     @property
     def vocab_size(self) -> int:
@@ -260,9 +260,7 @@ class OwnDecode(PreTrainedTokenizerFast):
 
 def own_decode() -> PreTrainedTokenizerFast:
     inner = byte_level()._tokenizer
-    return OwnDecode(  # type: ignore[no-untyped-call]  # transformers'
-        tokenizer_object=inner, clean_up_tokenization_spaces=False
-    )
+    return OwnDecode(tokenizer_object=inner, clean_up_tokenization_spaces=False)
 
 
 class OwnInnerDecode(PreTrainedTokenizerFast):
@@ -274,9 +272,7 @@ class OwnInnerDecode(PreTrainedTokenizerFast):
 
 def own_inner_decode() -> PreTrainedTokenizerFast:
     inner = byte_fallback(strip=True)._tokenizer
-    return OwnInnerDecode(  # type: ignore[no-untyped-call]  # transformers'
-        tokenizer_object=inner, clean_up_tokenization_spaces=False
-    )
+    return OwnInnerDecode(tokenizer_object=inner, clean_up_tokenization_spaces=False)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def _scores_type(seed: int, device: Any) -> Any:
             if func in (torch.multinomial, torch.Tensor.multinomial):
                 kwargs.setdefault("generator", generator)
             # torch's own has no types.
-            result: Any = super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+            result: Any = super().__torch_function__(func, types, args, kwargs)
             if isinstance(result, torch.Tensor) and not result.dtype.is_floating_point:
                 return result.as_subclass(torch.Tensor)  # token ids, which become model inputs
             return result
