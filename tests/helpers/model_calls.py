@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from anyio import Event, fail_after, from_thread, wait_all_tasks_blocked
+from anyio.lowlevel import checkpoint
 
 
 class Calls:
@@ -55,6 +56,9 @@ class Gate:
     async def open_when_blocked(self) -> None:
         """Open it when every task has come to where it waits for the model."""
         try:
-            await wait_all_tasks_blocked()
+            # On asyncio, tasks also look blocked while a callback that will wake one is scheduled.
+            for _ in range(5):
+                await wait_all_tasks_blocked()
+                await checkpoint()
         finally:
             self.open()
