@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from anystreamer import sync
-from anystreamer._bridge import StreamState, delivery, state
+from anystreamer._bridge import StreamState, delivery
 from anystreamer._bridge.producer import Producer
 from anystreamer.testing import Gate
 
@@ -90,11 +90,10 @@ class Deliveries:
 
 
 def hold_back(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Let the first crossing use up the budget for as long as this; no other comes before."""
-    monkeypatch.setattr(delivery, "CROSSING_CAP", seconds)
+    """Hold items back for as long as this, after the first one, while no receive() waits."""
     monkeypatch.setattr(delivery, "CROSSING_SHARE", 1e-9)
-    for module in (delivery, state):
-        monkeypatch.setattr(module, "HOLDING_GUARD", 2 * seconds)
+    for name in ("CROSSING_CAP", "HOLD_AT_MOST", "LOOK_DELAY"):
+        monkeypatch.setattr(delivery, name, seconds)
 
 
 def start_portal() -> None:
