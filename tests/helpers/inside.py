@@ -16,6 +16,7 @@ __all__ = [
     "CROSSING",
     "WAITING_FOR_SPACE",
     "Deliveries",
+    "LoopDeliveries",
     "async_stream_of",
     "decoder_of",
     "hold_back",
@@ -94,6 +95,35 @@ def hold_back(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(delivery, "CROSSING_SHARE", 1e-9)
     for name in ("CROSSING_CAP", "HOLD_AT_MOST", "LOOK_DELAY"):
         monkeypatch.setattr(delivery, name, seconds)
+
+
+class LoopDeliveries:
+    """The deliveries of the running event loop, which a test counts, and whose budget it sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self._delivery = delivery.LoopDelivery.of_this_loop()
+        publish = delivery.LoopDelivery.publish
+
+        def counted(loop_delivery: Any) -> None:
+            self.count += 1
+            publish(loop_delivery)
+
+        monkeypatch.setattr(delivery.LoopDelivery, "publish", counted)
+
+    @property
+    def look_is_planned(self) -> bool:
+        """Whether the loop is going to deliver by itself."""
+        return self._delivery._look_is_planned
+
+    def end_hold(self) -> None:
+        """Allow for a crossing now."""
+        self._delivery._hold_until = 0.0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no stream waits for a delivery, or could look for one."""
+        return not (self._delivery._waiting or self._delivery._looks)
 
 
 def start_portal() -> None:
