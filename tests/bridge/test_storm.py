@@ -189,14 +189,16 @@ class Storm:
 @pytest.mark.heavy
 @pytest.mark.slow
 @storms
+@pytest.mark.parametrize("at_once", [1, 8, 64])
 async def test_thousands_of_streams_that_end_anywhere_are_joined_and_lose_nothing(
-    streams: int,
+    streams: int, at_once: int
 ) -> None:
-    storm = Storm(streams)
+    streams = streams * 2 // 3 if at_once > 1 else streams // 5
+    storm = Storm(streams + at_once)
     storm.limiter = CapacityLimiter(2)
     numbers = iter(range(streams))
     async with create_task_group() as tg:
-        for _ in range(12):
+        for _ in range(at_once):
             tg.start_soon(storm.streams, numbers)
     storm.check()
     assert len(storm.producers) == streams

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from anystreamer import sync
-from anystreamer._bridge import StreamState, delivery, state
+from anystreamer._bridge import StreamState, delivery
 from anystreamer._bridge.producer import Producer
 from anystreamer.testing import Gate
 
@@ -16,6 +16,7 @@ __all__ = [
     "CROSSING",
     "WAITING_FOR_SPACE",
     "Deliveries",
+    "LoopDeliveries",
     "async_stream_of",
     "decoder_of",
     "hold_back",
@@ -90,11 +91,39 @@ class Deliveries:
 
 
 def hold_back(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Let the first crossing use up the budget for as long as this; no other comes before."""
-    monkeypatch.setattr(delivery, "CROSSING_CAP", seconds)
+    """Hold items back for as long as this, after the first one, while no receive() waits."""
     monkeypatch.setattr(delivery, "CROSSING_SHARE", 1e-9)
-    for module in (delivery, state):
-        monkeypatch.setattr(module, "HOLDING_GUARD", 2 * seconds)
+    for name in ("CROSSING_CAP", "HOLD_AT_MOST", "LOOK_DELAY"):
+        monkeypatch.setattr(delivery, name, seconds)
+
+
+class LoopDeliveries:
+    """The deliveries of the running event loop, which a test counts, and whose budget it sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self._delivery = delivery.LoopDelivery.of_this_loop()
+        publish = delivery.LoopDelivery.publish
+
+        def counted(loop_delivery: Any) -> None:
+            self.count += 1
+            publish(loop_delivery)
+
+        monkeypatch.setattr(delivery.LoopDelivery, "publish", counted)
+
+    @property
+    def look_is_planned(self) -> bool:
+        """Whether the loop is going to deliver by itself."""
+        return self._delivery._look_is_planned
+
+    def end_hold(self) -> None:
+        """Allow for a crossing now."""
+        self._delivery._hold_until = 0.0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no stream waits for a delivery, or could look for one."""
+        return not (self._delivery._waiting or self._delivery._looks)
 
 
 def start_portal() -> None:

@@ -2,11 +2,12 @@
 
 from .api import stream_from_thread, stream_iterable
 from .context import SingleErrorContext, StreamContext, ThreadContext, UngroupedTaskGroup
-from .delivery import Crossing, Sink, guard
+from .delivery import Crossing, guard
 from .detached import DetachedContext, DetachedTasks, LoopGone
 from .join import JOIN_POLL, SafeEvent, run_sync_joined, track_active_thread
 from .observing import Statistics, statistics
 from .producer import Producer
+from .sink import Sink
 from .state import Phase, StreamState
 from .stream import ThreadStream
 from .validation import validate_buffer_size, validate_limiter

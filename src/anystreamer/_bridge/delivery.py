@@ -1,101 +1,195 @@
-"""From a thread to the loop: the sink, the budget of crossings, and a guard on the loop."""
+"""From threads to an event loop: one delivery for all its streams, with one budget of crossings.
+
+A *crossing* makes the loop deliver, and blocks the thread that asks for it until the loop has done
+so. It takes along what all streams of the loop have pending. So threads that work side by side
+share its cost, and only one of them is stopped at a time.
+
+Between crossings, items wait in `StreamState.pending` for as long as the budget demands (`hold`).
+The next thread that comes after that crosses. If none comes, because the producers have stalled,
+the loop delivers by itself: it *looks*, a moment after the hold has ended. A look that finds
+nothing would still cost the model time, so the loop plans one only in a burst, when items come
+faster than the budget allows. Whether one is planned decides what a thread does before the hold has
+ended: it crosses if no look is planned, and otherwise leaves its item to the next crossing, or to
+the look.
+
+Why no item stays behind. A thread appends its item, registers its stream (`_waiting`), and only
+then reads `_look_is_planned`, the clock, and tries the lock. The loop clears `_look_is_planned`
+before it collects the items. So an item that the loop has missed was appended later, and its thread
+sees that no look is planned (and crosses) or sees a look that was planned after that (and finds
+it). A thread that fails to get the lock registered its stream before the thread which holds the
+lock releases it and checks `_waiting` again.
+"""
 
 from __future__ import annotations
 
+import math
+import threading
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from time import perf_counter, sleep
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from anyio import CancelScope, from_thread, get_cancelled_exc_class
+from anyio import CancelScope, from_thread, get_cancelled_exc_class, sleep_forever
+from anyio import current_time as loop_time
 from anyio import sleep as async_sleep
-from anyio.lowlevel import EventLoopToken, current_token
+from anyio.lowlevel import EventLoopToken, RunVar, current_token
 
-from .._errors import wrap_control_flow_exception
-from .join import SafeEvent
-from .state import HOLDING_GUARD, Phase, StreamState
+from .state import Phase, StreamState
 
-__all__ = ["QUEUE_POLL", "Crossing", "Sink", "guard"]
+__all__ = ["QUEUE_POLL", "Crossing", "LoopDelivery", "guard"]
 
-T = TypeVar("T")
-
-# The crossing budget. A crossing blocks the worker until the loop has run a callback. So crossings
-# take the first share of the worker's time at most. Items that are pushed in between wait for the
-# next crossing, but not for longer than the cap (seconds), unless the loop is so busy that
-# crossings would then take more than the second share. benchmarks/overhead.py measures it.
+# The budget, for the time of the thread that crosses. Crossings take the first share of it at most.
+# Items wait for the next crossing, but not for longer than the cap (seconds), unless the loop is so
+# busy that crossings would then take more than the second share. benchmarks/overhead.py measures
+# it.
 CROSSING_SHARE = 0.05
-CROSSING_CAP = 0.002
+CROSSING_CAP = 0.0015
 CROSSING_SHARE_AT_MOST = 0.1
+HOLD_AT_MOST = 0.01
+
+# The loop looks this long after the hold has ended (seconds). Before that, a producer that has not
+# stalled crosses: then the look is put off, which costs less than a look.
+LOOK_DELAY = 0.0005
 
 # stop() only sets an attribute, because nothing else is safe in a signal handler. While a worker
 # waits for its turn, a task on the loop looks at the attribute this often (seconds).
 QUEUE_POLL = 0.05
 
 
-class Sink(Generic[T]):
-    """The send half of a stream, for the producer of its items, in whichever thread that runs.
+class LoopDelivery:
+    """Delivers what the streams of one event loop have pending.
 
-    Made on the loop.
+    It keeps no reference to the loop, and none to a stream that has ended.
     """
 
-    def __init__(self, state: StreamState[T]) -> None:
-        self._state = state
-        self._cancellation = get_cancelled_exc_class()
-
-    def push(self, *items: T) -> None:
-        """Add items, which `publish` delivers. Drops them if they will not be read."""
-        self._state.push(*items)
-
-    def publish(self) -> float:
-        """Deliver the items that were pushed. On the loop. Returns the time (perf_counter)."""
-        return self._state.publish()
-
-    @property
-    def has_pending(self) -> bool:
-        """Whether items were pushed and are not yet delivered."""
-        return bool(self._state.pending)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether `max_buffer_size` items wait for the consumer."""
-        return self._state.is_full
-
-    async def wait_for_space(self) -> None:
-        """Wait until the consumer has taken an item or closed the stream. On the loop."""
-        self._state.space_available = space = SafeEvent()
-        await space.wait()
-
-    def fail(self, error: BaseException) -> None:
-        """End the stream with an error, after its items. The first error counts."""
-        self._state.fail(wrap_control_flow_exception(error, self._cancellation))
-
-    def succeed(self, result: Any) -> None:
-        """Keep what the producer has returned."""
-        self._state.result = result
-
-
-class Crossing:
-    """Takes what a thread has pushed over to the loop, as often as the budget allows.
-
-    Made on the loop, used in one thread.
-    """
-
-    def __init__(self, sink: Sink[Any]) -> None:
-        self.sink = sink  #: whose items it delivers
-        # Looked up on the loop: the thread must not need it later.
-        self._token: EventLoopToken = current_token()
-        self._hold_until = 0.0
-        # In seconds. Before the first crossing: a cost that the cap allows for.
+    def __init__(self) -> None:
+        self._waiting: deque[StreamState[Any]] = deque()  # with items that threads have pushed
+        self._lock = threading.Lock()  # held by the thread that crosses
+        self._hold_until = 0.0  # perf_counter
+        # How long items wait after a delivery, as the latest crossings have cost (seconds).
+        self._hold = CROSSING_CAP
         self._latest_cost = CROSSING_CAP * CROSSING_SHARE_AT_MOST
-        self.seconds = 0.0  #: how long crossings have held up the thread
+        self._looks: list[_Look] = []  # the first one does what is planned
+        self._look_is_planned = False
 
-    @property
-    def is_due(self) -> bool:
-        """Whether the budget allows for a crossing now."""
+    @staticmethod
+    def of_this_loop() -> LoopDelivery:
+        """Return the one of the running event loop."""
+        try:
+            return _delivery.get()
+        except LookupError:
+            _delivery.set(delivery := LoopDelivery())
+            return delivery
+
+    # -- from any thread
+
+    def register(self, state: StreamState[Any]) -> None:
+        """Have the next delivery take along what *state* has pending."""
+        if not state.is_registered:
+            state.is_registered = True
+            self._waiting.append(state)
+
+    def cross_in_turn(self, state: StreamState[Any], cross: Callable[[], None]) -> None:
+        """Call *cross* if it is due, unless another thread is crossing: that one takes along."""
+        while state.is_registered and self._is_due(state) and self._lock.acquire(blocking=False):
+            try:
+                cross()
+            finally:
+                self._lock.release()
+
+    def _is_due(self, state: StreamState[Any]) -> bool:
+        if not self._look_is_planned and (self._looks or state.has_waiter):
+            return True  # no look would find it
         return perf_counter() >= self._hold_until
+
+    def account_for(self, cost: float) -> None:
+        """Set how long items wait after a delivery, by what a crossing has cost (seconds)."""
+        # One crossing that was slow by chance says little about the next one.
+        usual, self._latest_cost = min(cost, self._latest_cost), cost
+        hold = max(min(CROSSING_CAP, usual / CROSSING_SHARE), usual / CROSSING_SHARE_AT_MOST)
+        before, self._hold = self._hold, min(hold, HOLD_AT_MOST)
+        self._hold_until += self._hold - before
 
     def sleep_until_due(self) -> None:
         """Block until the budget allows for a crossing."""
         sleep(max(0.0, self._hold_until - perf_counter()))
+
+    # -- on the loop
+
+    def publish(self) -> None:
+        """Deliver all that is pending now, and wake the consumers."""
+        self._look_is_planned = False  # first: see above
+        items = 0
+        # What producers add meanwhile is for the next delivery, or the loop could be held for ever.
+        for _ in range(len(self._waiting)):
+            state = self._waiting[0]
+            state.is_registered = False
+            items += state.publish()
+            self._waiting.popleft()  # last: a Ctrl-C can strike before
+        now = perf_counter()
+        is_burst = items > 1 or (items and now < self._hold_until)
+        self._hold_until = now + self._hold
+        if self._looks:
+            self._plan_look() if is_burst else self._cancel_look()
+
+    def _plan_look(self) -> None:
+        seconds = self._hold_until - perf_counter() + LOOK_DELAY
+        self._looks[0].scope.deadline = loop_time() + seconds
+        self._look_is_planned = True
+
+    def _cancel_look(self) -> None:
+        self._looks[0].scope.deadline = math.inf
+
+    async def look_until_cancelled(self) -> None:
+        """Look whenever it is planned, if no other task does."""
+        look = _Look()
+        self._looks.append(look)
+        self._plan_look()  # for what was pushed while no task could look
+        try:
+            while True:
+                with look.scope:
+                    await sleep_forever()
+                look.scope = CancelScope()
+                self.publish()
+        finally:
+            self._looks.remove(look)
+            if self._look_is_planned and self._looks:
+                self._plan_look()
+
+
+class _Look:
+    """A task that can look. The deadline of its scope is when it does."""
+
+    def __init__(self) -> None:
+        self.scope = CancelScope()
+
+
+_delivery: RunVar[LoopDelivery] = RunVar("anystreamer delivery")
+
+
+class Crossing:
+    """The way of one thread to the loop.
+
+    Made on the loop, used in one thread.
+    """
+
+    def __init__(self, state: StreamState[Any]) -> None:
+        self._state = state
+        self._delivery = LoopDelivery.of_this_loop()
+        # Looked up on the loop: the thread must not need it later.
+        self._token: EventLoopToken = current_token()
+        self._has_crossed = False
+        self.seconds = 0.0  #: how long crossings have held up the thread
+
+    def deliver(self) -> None:
+        """Have the items that were pushed delivered: the first at once, others as is due."""
+        delivery = self._delivery
+        delivery.register(self._state)
+        if self._has_crossed:
+            delivery.cross_in_turn(self._state, self.flush)
+        else:
+            self.flush()
 
     def flush(self) -> None:
         """Block until the loop has delivered the items that were pushed.
@@ -103,36 +197,33 @@ class Crossing:
         Raises:
             RuntimeError: the loop has ended.
         """
+        self._has_crossed = True
+        self._delivery.register(self._state)
         started = perf_counter()
-        delivered = from_thread.run_sync(self.sink.publish, token=self._token)
+        from_thread.run_sync(self._delivery.publish, token=self._token)
         cost = perf_counter() - started
         self.seconds += cost
-        # One crossing that was slow by chance says little about the next one.
-        usual, self._latest_cost = min(cost, self._latest_cost), cost
-        hold = max(min(CROSSING_CAP, usual / CROSSING_SHARE), usual / CROSSING_SHARE_AT_MOST)
-        # From the time that the loop has read, and for less than the guard waits from then on: no
-        # item can be held back after the guard has looked for it.
-        self._hold_until = delivered + min(hold, HOLDING_GUARD / 2)
+        self._delivery.account_for(cost)
+
+    def sleep_until_due(self) -> None:
+        """Block until the budget allows for a crossing."""
+        self._delivery.sleep_until_due()
 
 
 async def guard(state: StreamState[Any]) -> None:
     """While a receive() waits, do what the producer cannot: deliver, and see a stop in the queue.
 
-    It runs in a task of its own and never raises. A deadline around the wait would do the same, but
-    up to anyio 4.15 it swallows a native cancellation that comes in the same tick.
+    It runs in a task of its own and never raises.
     """
+    delivery = LoopDelivery.of_this_loop()
     # Shielded: where a scope and a scope around it are both cancelled, anyio 4.16 takes back one
     # cancellation too many in the task of the outer one.
     with suppress(get_cancelled_exc_class()), CancelScope(shield=True) as state.guard_scope:
-        while not (state.closed or state.has_exited):
-            await state.receive_began.wait()
-            state.receive_began = SafeEvent()
-            while state.phase is Phase.QUEUED:
-                if state.stop_requested:
-                    state.scope.cancel()
-                await async_sleep(QUEUE_POLL)
-            while (nap := state.guard_at - perf_counter()) > 0:
-                await async_sleep(nap)
-            if state.pending:
-                state.drain_pending()
-                state.receiver_waiting.set()
+        if state.closed or state.has_exited:
+            return
+        await state.receive_began.wait()
+        while state.phase is Phase.QUEUED:
+            if state.stop_requested:
+                state.scope.cancel()
+            await async_sleep(QUEUE_POLL)
+        await delivery.look_until_cancelled()

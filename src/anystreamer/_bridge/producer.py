@@ -10,7 +10,8 @@ from typing import Any, Generic, TypeVar
 from anyio import from_thread, get_cancelled_exc_class
 
 from .._errors import GenerationStopped
-from .delivery import Crossing, Sink
+from .delivery import Crossing
+from .sink import Sink
 from .state import StreamState
 
 __all__ = ["Producer"]
@@ -39,7 +40,7 @@ class Producer(Generic[T]):
         # Looked up on the loop: a worker must not need the loop to find out that it should stop.
         self._cancellation = get_cancelled_exc_class()
         self._sink = Sink(state)
-        self._crossing = Crossing(self._sink)
+        self._crossing = Crossing(state)
         self._thread = 0
         self._has_refused = False  # emit() has raised GenerationStopped
         self._extra_stop_check: Callable[[], bool] | None = None
@@ -83,10 +84,8 @@ class Producer(Generic[T]):
         """
         if self._state.abandoned:
             return
-        # Push before reading the clock: then the guard, which looks later, sees the items.
         self._sink.push(*items)
-        if self._crossing.is_due:
-            self._crossing.flush()
+        self._crossing.deliver()
         if self._sink.is_full:
             self._wait_for_space()
 

@@ -2,15 +2,15 @@
 
 A stream has a producer and a consumer. The producer makes items in a worker thread. The consumer
 receives them in an event loop. A *worker task* in that loop starts the producer and ends after it.
-They share one `StreamState`. The producer writes to it through a `Sink` (`delivery.py`), the
-consumer reads from it through a `ThreadStream` (`stream.py`).
+They share one `StreamState`. The producer writes to it through a `Sink` (`sink.py`), the consumer
+reads from it through a `ThreadStream` (`stream.py`).
 
 The way of an item:
 
 1. The producer appends it to `pending`, in its own thread.
-2. The loop moves it into an anyio memory object stream and wakes the consumer. Either the producer
-   makes the loop do that and waits for it (a `Crossing`), or a task on the loop does it while the
-   producer is silent (`guard`).
+2. The loop moves it into an anyio memory object stream and wakes the consumer. Either a producer
+   makes the loop do that and waits for it (a `Crossing`), which need not be the producer of this
+   stream, or a task on the loop does it while the producers are silent (`guard`).
 3. The consumer takes it out of the memory object stream.
 
 Who writes what. There is no lock: each attribute has one writer, or all writes to it are atomic.
@@ -23,6 +23,7 @@ This holds without a GIL too.
   to True once. The producer polls them; it learns of a stop in no other way.
 - the error: any thread may append one to a list. The first one counts.
 - `result`: the producer, before its worker exits.
+- `is_registered`: a producer sets it, and the loop clears it before it takes the items.
 - `space_available`: the producer sets the attribute and waits for the event, the loop sets the
   event.
 - all other attributes: the loop.
@@ -34,9 +35,8 @@ Invariants:
 3. The consumer gets all items in the order in which they were pushed, unless the stream is
    `abandoned` or `closed`: then the rest is dropped, because it will not be read.
 4. The consumer sees the end, or the error, after the last item, and after `finalize`.
-5. An item does not stay in `pending` for longer than the guard's time while a receive() waits: the
-   producer appends the item before it reads the clock to decide about a crossing, and the guard
-   looks at `guard_at`, which is later than any time until which the producer delays a crossing.
+5. While a receive() waits, an item stays in `pending` only until the loop next looks. `delivery.py`
+   says why.
 """
 
 from __future__ import annotations
@@ -54,14 +54,9 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from .._errors import describe
 from .join import SafeEvent
 
-__all__ = ["HOLDING_GUARD", "NO_WAITER", "Phase", "StreamState", "dropped"]
+__all__ = ["NO_WAITER", "Phase", "StreamState", "dropped"]
 
 T = TypeVar("T")
-
-# A producer that stalls after it has pushed an item cannot deliver it. So the guard delivers it to
-# a waiting receive(), after this time (seconds) at the latest. Each look wakes the loop beside the
-# worker, which costs as much as a crossing: every 4 ms they took 4 to 8 % of a small model's time.
-HOLDING_GUARD = 0.02
 
 # Of streams that were dropped and not left, by number: the tokens computed and delivered. Appending
 # takes no lock: the garbage collector can run in any thread, wherever that is.
@@ -88,6 +83,7 @@ class StreamState(Generic[T]):
         self.pushed: int = 0  # items that the producer has pushed
         self.stop_requested: bool = False  # the items made so far will still be read
         self.abandoned: bool = False  # nothing will be read: a scope, aclose(), the block's end
+        self.is_registered: bool = False  # the next delivery of the loop takes its items along
         self._errors: list[BaseException] = []
         self.result: Any = None
         self.space_available: threading.Event | SafeEvent = NO_WAITER
@@ -106,7 +102,6 @@ class StreamState(Generic[T]):
         self.taken: int = 0  # items that the consumer has got, or that were dropped instead
         self.receiver_waiting: Event | SafeEvent = NO_WAITER
         self.receive_began: SafeEvent = SafeEvent()  # set when a receive() begins to wait
-        self.guard_at: float = 0.0  # when the guard looks at `pending` for a waiting receive()
         self.guard_scope: CancelScope | None = None  # of the guard, while it runs
         self.number: int = 0  # in the log
         self.is_counted: bool = True  # in the statistics, or has no part in them
@@ -163,7 +158,8 @@ class StreamState(Generic[T]):
 
     def exit(self) -> None:
         """Note that the worker has left its producer, or will never enter it."""
-        self.exited_at = self.publish()
+        self.publish()
+        self.exited_at = perf_counter()
         self.phase = Phase.EXITED
         self.buffer_send.close()
         self.worker_exited.set()
@@ -171,22 +167,29 @@ class StreamState(Generic[T]):
 
     # -- on the loop: the way to the consumer
 
-    def publish(self) -> float:
-        """Deliver the pending items and wake the consumer. Returns the time."""
-        self.drain_pending()
+    def publish(self) -> int:
+        """Deliver the pending items and wake the consumer. Returns how many items there were."""
+        items = self.drain_pending()
         self.receiver_waiting.set()
-        now = perf_counter()
-        self.guard_at = now + HOLDING_GUARD
-        return now
+        return items
 
-    def drain_pending(self) -> None:
-        """Move the pending items into the memory object stream, or drop them if none is read."""
+    def drain_pending(self) -> int:
+        """Move the pending items into the memory object stream, or drop them if none is read.
+
+        Returns how many were moved: those that are there now, and not what is pushed meanwhile.
+        """
         pending = self.pending
         if self.closed or self.has_exited:
             pending.clear()
-        while pending:
+        for _ in range(count := len(pending)):
             self.buffer_send.send_nowait(pending.popleft())
             self.buffered += 1
+        return count
+
+    @property
+    def has_waiter(self) -> bool:
+        """Whether a receive() waits."""
+        return self.receiver_waiting is not NO_WAITER
 
     @property
     def has_item(self) -> bool:

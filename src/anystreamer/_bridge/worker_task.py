@@ -13,7 +13,7 @@ from anyio import CapacityLimiter, from_thread, get_cancelled_exc_class, move_on
 from anyio.lowlevel import EventLoopToken, current_token
 
 from .._errors import GenerationTimeout
-from .delivery import guard
+from .delivery import LoopDelivery, guard
 from .join import SafeEvent, run_sync_joined
 from .observing import on_open, on_start
 from .producer import Producer
@@ -44,6 +44,7 @@ class WorkerTask(Generic[StreamT]):
         self.is_prepared: bool = False
         self.context_collected: bool = False  # its block was forgotten: it will never be left
         self.cancellation: type[BaseException] = get_cancelled_exc_class()
+        self._delivery = LoopDelivery.of_this_loop()
         self._is_over = False
         self.coroutine: Coroutine[Any, Any, None] = self._run()
         on_open(name, state)
@@ -127,6 +128,8 @@ class WorkerTask(Generic[StreamT]):
         if self._is_over:
             return
         self.state.exit()
+        if self.state.is_registered:
+            self._delivery.publish()  # after which it is no longer kept
         self.prepared_or_failed.set()
         self.on_worker_exit()
         self._is_over = True

@@ -44,7 +44,8 @@ class TextQueue:
         self._state = StreamState[Any]()
         self._state.start()
         self._stream = ThreadStream(self._state)
-        self._crossing = Crossing(Sink(self._state))
+        self._sink = Sink[Any](self._state)
+        self._crossing = Crossing(self._state)
         self._submitted = queue.SimpleQueue[Any]()  # for the delivery thread
         self._getters = 0  # calls of get() that wait
         self._lock = threading.Lock()  # of the following
@@ -168,14 +169,14 @@ class TextQueue:
 
     def _deliver(self) -> None:
         """Deliver what is submitted, as seldom as the crossing budget asks."""
-        crossing = self._crossing
+        sink, crossing = self._sink, self._crossing
         while items := self._next_items():
-            crossing.sink.push(*items)
+            sink.push(*items)
             try:
-                if crossing.sink.has_pending:
+                if sink.has_pending:
                     crossing.flush()
             except KeyboardInterrupt as exc:  # it struck the loop just then; trio raises it here
-                crossing.sink.push(_Failure(exc))
+                sink.push(_Failure(exc))
             except RuntimeError:
                 self.loop_closed = True
                 return
