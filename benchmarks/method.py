@@ -37,7 +37,7 @@ ON_ASYNCIO = ("asyncio", "uvloop")
 
 PACKAGES = (
     *("anystreamer", "anyio", "trio", "uvloop", "torch", "transformers", "tokenizers"),
-    *("starlette", "uvicorn", "fastapi", "pydantic", "openai", "ray"),
+    *("starlette", "uvicorn", "fastapi", "pydantic", "openai", "ray", "culsans", "janus"),
 )
 
 SPAWN = multiprocessing.get_context("spawn")

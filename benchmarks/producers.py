@@ -4,8 +4,9 @@ A generator computes each item in Python, and releases the interpreter only when
 alone, and eight at once. There is no model: the way from a thread to a task is measured.
 `per_item.py` describes the ratios. The peers are the usual ways: Starlette's
 ``iterate_in_threadpool``, a queue that a worker thread waits for, asyncio's
-``call_soon_threadsafe`` into a queue, as in transformers' streamer, and anyio's ``from_thread.run``
-with a memory object stream.
+``call_soon_threadsafe`` into a queue, as in transformers' streamer, anyio's ``from_thread.run``
+with a memory object stream, and two queues with a side for threads and one for tasks: culsans, and
+janus for asyncio.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from functools import partial
 
 import anyio
+import culsans
+import janus
 from anyio import from_thread, to_thread
 from starlette.concurrency import iterate_in_threadpool
 
@@ -103,6 +106,35 @@ async def memory_stream(count: int, run: Run) -> None:
             run.arrived()
 
 
+async def culsans_queue(count: int, run: Run) -> None:
+    made: culsans.Queue[object] = culsans.Queue()
+
+    def produce() -> None:
+        for item in items(run, count):
+            made.sync_q.put(item)
+        made.sync_q.put(END)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(to_thread.run_sync, produce)
+        while await made.async_q.get() is not END:
+            run.arrived()
+
+
+async def janus_queue(count: int, run: Run) -> None:
+    made: janus.Queue[object] = janus.Queue()
+
+    def produce() -> None:
+        for item in items(run, count):
+            made.sync_q.put(item)
+        made.sync_q.put(END)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(to_thread.run_sync, produce)
+        while await made.async_q.get() is not END:
+            run.arrived()
+    await made.aclose()
+
+
 def ways(count: int) -> Ways:
     return {
         "silent": (partial(silent, count), ("asyncio",)),
@@ -111,6 +143,8 @@ def ways(count: int) -> Ways:
         "thread and queue": (partial(thread_and_queue, count), ALL_LOOPS),
         "call_soon_threadsafe": (partial(call_soon, count), ON_ASYNCIO),
         "from_thread.run(send)": (partial(memory_stream, count), ALL_LOOPS),
+        "culsans": (partial(culsans_queue, count), ALL_LOOPS),
+        "janus": (partial(janus_queue, count), ON_ASYNCIO),
     }
 
 
