@@ -35,6 +35,7 @@ from anyio import current_time as loop_time
 from anyio import sleep as async_sleep
 from anyio.lowlevel import EventLoopToken, RunVar, current_token
 
+from .join import cancel_again
 from .state import Phase, StreamState
 
 __all__ = ["QUEUE_POLL", "Crossing", "LoopDelivery", "guard"]
@@ -210,20 +211,29 @@ class Crossing:
         self._delivery.sleep_until_due()
 
 
-async def guard(state: StreamState[Any]) -> None:
-    """While a receive() waits, do what the producer cannot: deliver, and see a stop in the queue.
+async def guard(state: StreamState[Any], around_thread: CancelScope | None = None) -> None:
+    """Do what the producer cannot: deliver, see a stop in the queue, end its calls into the loop.
 
     It runs in a task of its own and never raises.
     """
-    delivery = LoopDelivery.of_this_loop()
     # Shielded: where a scope and a scope around it are both cancelled, anyio 4.16 takes back one
     # cancellation too many in the task of the outer one.
-    with suppress(get_cancelled_exc_class()), CancelScope(shield=True) as state.guard_scope:
-        if state.closed or state.has_exited:
-            return
-        await state.receive_began.wait()
-        while state.phase is Phase.QUEUED:
-            if state.stop_requested:
-                state.scope.cancel()
-            await async_sleep(QUEUE_POLL)
-        await delivery.look_until_cancelled()
+    with suppress(get_cancelled_exc_class()):
+        if not (state.closed or state.has_exited):
+            with CancelScope(shield=True) as state.guard_scope:
+                await _guard_receive(state)
+        if around_thread is not None and not state.has_exited:
+            with CancelScope(shield=True) as state.guard_scope:
+                while True:
+                    cancel_again(around_thread)
+                    await async_sleep(QUEUE_POLL)
+
+
+async def _guard_receive(state: StreamState[Any]) -> None:
+    """While a receive() waits, deliver, and see a stop in the queue."""
+    await state.receive_began.wait()
+    while state.phase is Phase.QUEUED:
+        if state.stop_requested:
+            state.scope.cancel()
+        await async_sleep(QUEUE_POLL)
+    await LoopDelivery.of_this_loop().look_until_cancelled()

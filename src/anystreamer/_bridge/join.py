@@ -12,7 +12,14 @@ from anyio.lowlevel import checkpoint
 
 from .._errors import wrap_control_flow_exception
 
-__all__ = ["JOIN_POLL", "SafeEvent", "active_threads", "run_sync_joined", "track_active_thread"]
+__all__ = [
+    "JOIN_POLL",
+    "SafeEvent",
+    "active_threads",
+    "cancel_again",
+    "run_sync_joined",
+    "track_active_thread",
+]
 
 # After a native cancellation, this is how often we look whether the thread has left (seconds).
 JOIN_POLL = 0.005
@@ -66,6 +73,7 @@ async def run_sync_joined(
     func: Callable[..., object],
     *args: Any,
     when_cancelled: Callable[[], None] = lambda: None,
+    within: CancelScope | None = None,
     is_tracked: bool = True,
 ) -> None:
     """Call *func* in a worker thread, and do not return before the thread has left it.
@@ -79,6 +87,7 @@ async def run_sync_joined(
         when_cancelled: called after a native cancellation, to make *func* return. *func* cannot see
             that cancellation by itself, and where a loop that ends cancels all tasks, no other task
             may be left to stop it.
+        within: a new scope around the thread, for `cancel_again`. It must not be cancelled itself.
         is_tracked: count the thread among `active_threads`.
 
     Raises:
@@ -87,13 +96,14 @@ async def run_sync_joined(
     """
     call = _Call(partial(track_active_thread, func, *args) if is_tracked else partial(func, *args))
     interrupt: BaseException | None = None
-    try:
-        await to_thread.run_sync(call.run, limiter=CapacityLimiter(1))
-    finally:
-        if not call.take():
-            if not call.has_left:
-                when_cancelled()
-            interrupt = await call.join()
+    with CancelScope() if within is None else within as around:
+        try:
+            await to_thread.run_sync(call.run, limiter=CapacityLimiter(1))
+        finally:
+            if not call.take():
+                if not call.has_left:
+                    when_cancelled()
+                interrupt = await call.join(around)
     error, call.error = call.error, None
     if interrupt is not None:
         raise interrupt
@@ -102,6 +112,17 @@ async def run_sync_joined(
             raise wrap_control_flow_exception(error, get_cancelled_exc_class())
         finally:
             del error  # its traceback leads here
+
+
+def cancel_again(scope: CancelScope) -> None:
+    """Cancel what a thread has begun to await within *scope* since a scope around it was cancelled.
+
+    On asyncio, anyio cancels the tasks that it finds in a scope at that time, and on until they
+    end. A call of `anyio.from_thread.run` that begins after the last of them has ended is not told.
+    An end of a shield makes anyio look again. (On trio this changes nothing.)
+    """
+    scope.shield = True
+    scope.shield = False
 
 
 class _Call:
@@ -131,12 +152,13 @@ class _Call:
             finally:
                 self.has_left = True
 
-    async def join(self) -> BaseException | None:
+    async def join(self, around: CancelScope) -> BaseException | None:
         """Wait until the thread has left the function. Returns a Ctrl-C that came meanwhile."""
         cancellation = get_cancelled_exc_class()
         interrupt: BaseException | None = None
         with CancelScope(shield=True):
             while not self.has_left:
+                cancel_again(around)
                 try:
                     await sleep(JOIN_POLL)
                 except cancellation:  # native again: the first one will be raised

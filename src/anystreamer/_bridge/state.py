@@ -123,6 +123,11 @@ class StreamState(Generic[T]):
         if not self.has_exited:
             self.abandoned = True
 
+    def abandon_and_cancel(self) -> None:
+        """On the loop: the same, and cancel what the producer awaits there by `from_thread.run`."""
+        self.abandon()
+        self.scope.cancel()
+
     def fail(self, error: BaseException) -> None:
         """End the stream with an error, after its items. The first error counts."""
         self._errors.append(error)
@@ -225,8 +230,9 @@ class StreamState(Generic[T]):
             self.abandoned = True
             if cancel_worker:
                 self.scope.cancel()
-        self.closed = True
-        self._end_guard()
+        if not self.closed:
+            self.closed = True
+            self._end_guard()  # of what receive() waits for: it goes on to end calls into the loop
         self.receiver_waiting.set()
         self.space_available.set()  # a producer that waits for space need not wait any longer
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Generic, TypeVar
 
-from anyio import CapacityLimiter, from_thread, get_cancelled_exc_class, move_on_after
+from anyio import CancelScope, CapacityLimiter, from_thread, get_cancelled_exc_class, move_on_after
 from anyio.lowlevel import EventLoopToken, current_token
 
 from .._errors import GenerationTimeout
@@ -152,10 +152,11 @@ class ThreadTask(WorkerTask[StreamT]):
         self._produce = produce
         self._find_limiter = find_limiter  # called on the loop, to wait for the turn
         self._limiter: CapacityLimiter | None = None
+        self._around_thread = CancelScope()
 
     def coroutines(self) -> Iterator[Coroutine[Any, Any, None]]:
         yield self.coroutine
-        yield guard(self.state)
+        yield guard(self.state, self._around_thread)
 
     def turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
         self._limiter = self._find_limiter()
@@ -165,7 +166,12 @@ class ThreadTask(WorkerTask[StreamT]):
         state, limiter = self.state, self._limiter
         is_model_needed = None if limiter is None else has_waiters(limiter, current_token())
         producer = Producer[Any](state, is_model_needed)
-        await run_sync_joined(producer.run, self._produce, when_cancelled=state.abandon)
+        await run_sync_joined(
+            producer.run,
+            self._produce,
+            when_cancelled=state.abandon_and_cancel,
+            within=self._around_thread,
+        )
 
 
 def close_if_unstarted(coroutine: Coroutine[Any, Any, Any]) -> bool:
