@@ -1,7 +1,9 @@
 """Cancellation-safe token streams from transformers' ``generate()``: the public names."""
 
 from anystreamer._bridge import (
+    Emit,
     Statistics,
+    Stopping,
     ThreadStream,
     statistics,
     stream_from_thread,
@@ -35,6 +37,7 @@ from anystreamer._text import SupportsDecode, text_decoder
 __all__ = [
     "AsyncTextIteratorStreamer",
     "BatchStream",
+    "Emit",
     "Engine",
     "EngineBusy",
     "EngineClosed",
@@ -45,6 +48,7 @@ __all__ = [
     "GenerationTimeout",
     "Histogram",
     "Statistics",
+    "Stopping",
     "SupportsDecode",
     "SupportsGenerate",
     "TextChunk",

@@ -25,11 +25,14 @@ __all__ = [
 logger = logging.getLogger("anystreamer")
 
 
-class GenerationStopped(Exception):
+class GenerationStopped(BaseException):
     """Raised in the worker thread, by ``emit()`` or ``put()``, when its stream was stopped.
 
     It ends a producer that does not ask whether it should stop. A producer can clean up and let it
     pass: from a stopped producer it is the normal end, and a consumer never sees it.
+
+    Like a cancellation, it is not an `Exception`: libraries catch those around their callbacks,
+    and would run on.
     """
 
 

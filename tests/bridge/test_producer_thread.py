@@ -57,27 +57,39 @@ async def test_the_producer_can_run_a_loop_of_its_own_and_emit_from_it() -> None
         assert await rest(stream) == [0, 1, 2]
 
 
-async def test_emit_from_another_thread_is_refused() -> None:
-    errors = []
+async def test_other_threads_can_emit_while_the_producer_runs() -> None:
+    """As callbacks of engines do. The items of each thread keep their order."""
 
     def produce(emit: Emit, should_stop: ShouldStop) -> None:
-        def foreign() -> None:
-            assert not should_stop()  # this can be called from anywhere
-            try:
-                emit("foreign")
-            except RuntimeError as exc:
-                errors.append(exc)
+        def foreign(name: int) -> None:
+            for number in range(200):
+                assert not should_stop()
+                emit((name, number))
 
-        thread = threading.Thread(target=foreign)
-        thread.start()
-        thread.join()
-        emit("own")
+        threads = [threading.Thread(target=foreign, args=(name,)) for name in range(4)]
+        for thread in threads:
+            thread.start()
+        for number in range(200):
+            emit((4, number))
+        for thread in threads:
+            thread.join()
+
+    async with stream_from_thread(produce, max_buffer_size=7) as stream:
+        received = await rest(stream)
+    assert len(received) == 1000
+    for name in range(5):
+        assert [number for each, number in received if each == name] == list(range(200))
+
+
+async def test_emit_in_the_event_loop_is_refused() -> None:
+    """It would wait for itself."""
+
+    def produce(emit: Emit, should_stop: ShouldStop) -> None:
+        with pytest.raises(RuntimeError, match="event loop"):
+            from_thread.run_sync(emit, "item")
 
     async with stream_from_thread(produce) as stream:
-        assert await rest(stream) == ["own"]
-        emit_on_the_loop = errors  # by now
-    assert len(emit_on_the_loop) == 1
-    assert "thread" in str(errors[0])
+        assert await rest(stream) == []
 
 
 async def test_emit_after_the_producers_end_is_refused() -> None:

@@ -4,6 +4,7 @@ from .api import stream_from_thread, stream_iterable
 from .context import SingleErrorContext, StreamContext, ThreadContext, UngroupedTaskGroup
 from .delivery import Crossing, guard
 from .detached import DetachedContext, DetachedTasks, LoopGone
+from .emit import Emit, Stopping
 from .join import JOIN_POLL, SafeEvent, run_sync_joined, track_active_thread
 from .observing import Statistics, statistics
 from .producer import Producer
@@ -18,6 +19,7 @@ __all__ = [
     "Crossing",
     "DetachedContext",
     "DetachedTasks",
+    "Emit",
     "LoopGone",
     "Phase",
     "Producer",
@@ -25,6 +27,7 @@ __all__ = [
     "SingleErrorContext",
     "Sink",
     "Statistics",
+    "Stopping",
     "StreamContext",
     "StreamState",
     "ThreadContext",

@@ -6,11 +6,13 @@ import inspect
 import math
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 from anyio import CapacityLimiter
 
 from .context import StreamContext, ThreadContext
+from .emit import Emit, Stopping
+from .producer import Producer
 from .state import StreamState
 from .stream import ThreadStream
 from .validation import validate_buffer_size, validate_limiter
@@ -21,12 +23,33 @@ __all__ = ["stream_from_thread", "stream_iterable"]
 T = TypeVar("T")
 
 
+@overload  # type checkers cannot infer T from the next one for such a function
 def stream_from_thread(
     produce: Callable[[Callable[[T], None], Callable[[], bool]], object],
     *,
     max_buffer_size: float = math.inf,
     limiter: CapacityLimiter | None = None,
-) -> StreamContext[ThreadStream[T]]:
+    on_stop: Callable[[], object] | None = None,
+) -> StreamContext[ThreadStream[T]]: ...
+
+
+@overload
+def stream_from_thread(
+    produce: Callable[[Emit[T], Stopping], object],
+    *,
+    max_buffer_size: float = math.inf,
+    limiter: CapacityLimiter | None = None,
+    on_stop: Callable[[], object] | None = None,
+) -> StreamContext[ThreadStream[T]]: ...
+
+
+def stream_from_thread(
+    produce: Callable[[Any, Any], object],
+    *,
+    max_buffer_size: float = math.inf,
+    limiter: CapacityLimiter | None = None,
+    on_stop: Callable[[], object] | None = None,
+) -> StreamContext[ThreadStream[Any]]:
     """Run a blocking function in a worker thread and stream what it emits.
 
     Use it as ``async with stream_from_thread(produce) as stream:``. After the block, the thread has
@@ -34,13 +57,19 @@ def stream_from_thread(
 
     Args:
         produce: ``produce(emit, should_stop)``, any blocking function. It calls ``emit(item)`` for
-            each item, in the thread that it is called in, and returns soon after ``should_stop()``
-            becomes true. If it does not call ``should_stop``, the `GenerationStopped` that ``emit``
-            raises after a stop ends it.
+            each item, and returns soon after ``should_stop()`` becomes true. If it does not call
+            ``should_stop``, the `GenerationStopped` that ``emit`` raises after a stop ends it.
+            Other threads can call both, too, until it has returned. ``emit.many(items)`` delivers
+            several items, and ``emit.offer(item)`` returns False after a stop and does not raise.
         max_buffer_size: ``emit`` waits while this many items have not been received, unless another
             task waits for *limiter*. Unbounded by default.
         limiter: the stream waits for a token of it before the thread starts, and holds the token
             until the thread has ended.
+        on_stop: called once when the stream is stopped, in whichever way, if *produce* has begun
+            and not returned: to end what blocks it. *produce* can register more by
+            ``should_stop.on_stop(callback)``, for what it makes itself, such as a connection. It is
+            called in any thread, the event loop's too, and must not block. An exception that it
+            raises is logged.
 
     Raises:
         TypeError, ValueError: at once, for an argument that cannot work.
@@ -49,7 +78,7 @@ def stream_from_thread(
     functions = (produce, getattr(produce, "__call__", None))  # noqa: B004
     if not callable(produce) or any(is_kind(each) for is_kind in kinds for each in functions):
         raise TypeError("produce must be a blocking function: def produce(emit, should_stop)")
-    return _context("stream_from_thread", produce, max_buffer_size, limiter)
+    return _context("stream_from_thread", produce, max_buffer_size, limiter, on_stop)
 
 
 def stream_iterable(
@@ -57,6 +86,7 @@ def stream_iterable(
     *,
     max_buffer_size: float = math.inf,
     limiter: CapacityLimiter | None = None,
+    on_stop: Callable[[], object] | None = None,
 ) -> StreamContext[ThreadStream[T]]:
     """Make, iterate and close a blocking iterable in one worker thread, and stream its items.
 
@@ -66,6 +96,7 @@ def stream_iterable(
             completion.
         max_buffer_size: as for `stream_from_thread`.
         limiter: as for `stream_from_thread`.
+        on_stop: as for `stream_from_thread`.
 
     Raises:
         TypeError, ValueError: at once, for an argument that cannot work.
@@ -76,7 +107,7 @@ def stream_iterable(
             f"not a {type(make_iterable).__name__}: write stream_iterable(lambda: ...)"
         )
 
-    def produce(emit: Callable[[T], None], should_stop: Callable[[], bool]) -> None:
+    def produce(emit: Emit[T], should_stop: Stopping) -> None:
         iterable = make_iterable()
         with _Closing(iterable):
             iterator = iter(iterable)
@@ -88,7 +119,7 @@ def stream_iterable(
                         return
                     emit(item)
 
-    return _context("stream_iterable", produce, max_buffer_size, limiter)
+    return _context("stream_iterable", produce, max_buffer_size, limiter, on_stop)
 
 
 class _Closing:
@@ -113,23 +144,30 @@ class _Closing:
             self._close()
 
 
+class _BlockingTask(ThreadTask[ThreadStream[T]]):
+    is_free = True
+
+
 def _context(
     name: str,
-    produce: Callable[[Callable[[T], None], Callable[[], bool]], object],
+    produce: Callable[[Emit[T], Stopping], object],
     max_buffer_size: float,
     limiter: CapacityLimiter | None,
+    on_stop: Callable[[], object] | None,
 ) -> StreamContext[ThreadStream[T]]:
     max_buffer_size = validate_buffer_size(max_buffer_size)
     limiter = validate_limiter(limiter)
+    if on_stop is not None and not callable(on_stop):
+        raise TypeError(f"on_stop must be a callable, not a {type(on_stop).__name__}")
+
+    def run(producer: Producer[T]) -> object:
+        stopping = Stopping(producer)
+        if on_stop is not None:
+            stopping.on_stop(on_stop)
+        return produce(Emit(producer), stopping)
 
     def new_task() -> ThreadTask[ThreadStream[T]]:
         state = StreamState[T](max_buffer_size)
-        return ThreadTask(
-            name,
-            state,
-            ThreadStream(state),
-            lambda producer: produce(producer.emit, producer.should_stop),
-            lambda: limiter,
-        )
+        return _BlockingTask(name, state, ThreadStream(state), run, lambda: limiter)
 
     return ThreadContext(name, new_task)

@@ -222,9 +222,10 @@ async def guard(state: StreamState[Any], around_thread: CancelScope | None = Non
         if not (state.closed or state.has_exited):
             with CancelScope(shield=True) as state.guard_scope:
                 await _guard_receive(state)
-        if around_thread is not None and not state.has_exited:
+        # Only while it runs: a task that has ended before that might never note that it has exited.
+        if around_thread is not None and state.phase is Phase.RUNNING:
             with CancelScope(shield=True) as state.guard_scope:
-                while True:
+                while state.phase is Phase.RUNNING:
                     cancel_again(around_thread)
                     await async_sleep(QUEUE_POLL)
 

@@ -8,11 +8,13 @@ from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 from anyio import from_thread, get_cancelled_exc_class
+from anyio.lowlevel import EventLoopToken, current_token
 
 from .._errors import GenerationStopped
 from .delivery import Crossing
 from .sink import Sink
 from .state import StreamState
+from .stop_callbacks import StopCallbacks
 
 __all__ = ["Producer"]
 
@@ -23,7 +25,11 @@ SPACE_POLL = 0.01
 
 
 class Producer(Generic[T]):
-    """Delivers what is emitted, and says when to stop. Made on the loop, used in one thread."""
+    """Delivers what is emitted, and says when to stop.
+
+    Made on the loop, run in one thread. Other threads can call `emit` and `should_stop` as long as
+    it runs: only that thread sees a cancelled scope at once, the others when the loop has seen it.
+    """
 
     def __init__(
         self,
@@ -41,10 +47,14 @@ class Producer(Generic[T]):
         self._cancellation = get_cancelled_exc_class()
         self._sink = Sink(state)
         self._crossing = Crossing(state)
-        self._thread = 0
+        self._token: EventLoopToken = current_token()
+        self._thread = 0  # that runs it, as long as it does
+        self._push_lock = threading.Lock()  # between the threads that emit
+        self.stop_callbacks: StopCallbacks = StopCallbacks(lambda: state.should_end)
         self._has_refused = False  # emit() has raised GenerationStopped
         self._extra_stop_check: Callable[[], bool] | None = None
         self._seconds_waited = 0.0  # for space in the buffer
+        state.stop_callbacks = self.stop_callbacks
         state.space_available = self._space_available = threading.Event()
 
     def run(self, produce: Callable[[Producer[T]], object]) -> None:
@@ -59,23 +69,36 @@ class Producer(Generic[T]):
         except BaseException as exc:
             self._sink.fail(exc)
         self._thread = 0
+        self.stop_callbacks.end()
 
-    def emit(self, item: T) -> None:
-        """Deliver an item. Waits while the buffer is full, unless another task needs the model.
+    def emit(self, *items: T) -> None:
+        """Deliver items. Waits while the buffer is full, unless another task needs the model.
 
         Raises:
             GenerationStopped: the stream has been stopped, or its consumer has gone.
-            RuntimeError: called in another thread than the producer's.
+            RuntimeError: the producer has returned; or this is the thread of the event loop.
         """
         if threading.get_ident() != self._thread:
-            raise RuntimeError("emit() must be called in the thread that runs the producer")
+            self._check_thread()
         stopping = self.should_stop()
         if self._state.abandoned or self._has_refused:
             raise GenerationStopped
-        self.deliver(item)
+        with self._push_lock:
+            self._sink.push(*items)
+        self._deliver()
         if stopping:
             self._has_refused = True
             raise GenerationStopped
+
+    def _check_thread(self) -> None:
+        if not self._thread:
+            raise RuntimeError("emit() was called after the producer had returned")
+        try:
+            is_loop = current_token() == self._token
+        except RuntimeError:  # no event loop runs in this thread
+            return
+        if is_loop:
+            raise RuntimeError("emit() waits for the event loop, so it cannot be called in it")
 
     def deliver(self, *items: T) -> None:
         """Deliver items, for a producer that asks `should_stop`: after a stop it drops them.
@@ -85,6 +108,9 @@ class Producer(Generic[T]):
         if self._state.abandoned:
             return
         self._sink.push(*items)
+        self._deliver()
+
+    def _deliver(self) -> None:
         self._crossing.deliver()
         if self._sink.is_full:
             self._wait_for_space()

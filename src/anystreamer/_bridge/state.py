@@ -20,7 +20,7 @@ This holds without a GIL too.
 - `pushed`: the producer. `taken`: the loop. Both count items and only grow; their difference is
   how many items the consumer has not got.
 - `stop_requested`, `abandoned`: any thread, a finalizer or a signal handler. They change from False
-  to True once. The producer polls them; it learns of a stop in no other way.
+  to True once. The producer polls them; callbacks that it has registered are called after that.
 - the error: any thread may append one to a list. The first one counts.
 - `result`: the producer, before its worker exits.
 - `is_registered`: a producer sets it, and the loop clears it before it takes the items.
@@ -53,6 +53,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from .._errors import describe
 from .join import SafeEvent
+from .stop_callbacks import StopCallbacks
 
 __all__ = ["NO_WAITER", "Phase", "StreamState", "dropped"]
 
@@ -86,6 +87,7 @@ class StreamState(Generic[T]):
         self.is_registered: bool = False  # the next delivery of the loop takes its items along
         self._errors: list[BaseException] = []
         self.result: Any = None
+        self.stop_callbacks: StopCallbacks | None = None  # of a producer that runs
         self.space_available: threading.Event | SafeEvent = NO_WAITER
 
         self.phase: Phase = Phase.QUEUED
@@ -118,10 +120,20 @@ class StreamState(Generic[T]):
         """Whether the worker has left its producer, or will never enter it."""
         return self.phase is Phase.EXITED
 
+    def request_stop(self) -> None:
+        """Tell the producer to end. What it has made will still be read."""
+        self.stop_requested = True
+        self._call_back()
+
     def abandon(self) -> None:
         """Tell the producer that nothing will be read any more, unless it has ended."""
         if not self.has_exited:
             self.abandoned = True
+            self._call_back()
+
+    def _call_back(self) -> None:
+        if self.stop_callbacks is not None:
+            self.stop_callbacks.call()
 
     def abandon_and_cancel(self) -> None:
         """On the loop: the same, and cancel what the producer awaits there by `from_thread.run`."""
@@ -227,7 +239,7 @@ class StreamState(Generic[T]):
         *cancel_worker* is false where something else is about to cancel the worker's task.
         """
         if not self.has_exited:
-            self.abandoned = True
+            self.abandon()
             if cancel_worker:
                 self.scope.cancel()
         if not self.closed:

@@ -94,7 +94,7 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
 
         Safe from any task, any thread and a signal handler. Calling it again changes nothing.
         """
-        self._state.stop_requested = True
+        self._state.request_stop()
 
     async def aclose(self) -> None:
         """Stop the producer, drop all items not received, and wait until its thread has left it."""

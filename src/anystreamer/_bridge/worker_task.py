@@ -140,6 +140,8 @@ class WorkerTask(Generic[StreamT]):
 class ThreadTask(WorkerTask[StreamT]):
     """Does the work in a worker thread of anyio, under a limiter."""
 
+    is_free = False  #: other threads can take part in the work, and it can register callbacks
+
     def __init__(
         self,
         name: str,
@@ -157,6 +159,8 @@ class ThreadTask(WorkerTask[StreamT]):
     def coroutines(self) -> Iterator[Coroutine[Any, Any, None]]:
         yield self.coroutine
         yield guard(self.state, self._around_thread)
+        if self.is_free:
+            yield _abandon_when_cancelled(self.state)
 
     def turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
         self._limiter = self._find_limiter()
@@ -172,6 +176,17 @@ class ThreadTask(WorkerTask[StreamT]):
             when_cancelled=state.abandon_and_cancel,
             within=self._around_thread,
         )
+
+
+async def _abandon_when_cancelled(state: StreamState[Any]) -> None:
+    """Abandon a stream when a scope around its block is cancelled.
+
+    Its thread sees that by itself, at its next look. This is for callbacks and other threads.
+    """
+    try:
+        await state.worker_exited.wait()
+    except get_cancelled_exc_class():
+        state.abandon()
 
 
 def close_if_unstarted(coroutine: Coroutine[Any, Any, Any]) -> bool:

@@ -275,7 +275,7 @@ class EngineTask(WorkerTask[TextStream]):
     def fail(self, error: Exception) -> None:
         """End it with an error, after the text that was generated."""
         self.state.fail(error)
-        self.state.stop_requested = True
+        self.state.request_stop()
         if self.is_watched:
             self.state.scope.cancel()
 

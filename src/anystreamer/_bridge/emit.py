@@ -1,0 +1,75 @@
+"""What a producer is called with: `Emit` delivers items, and `Stopping` says when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
+
+from .._errors import GenerationStopped
+from .producer import Producer
+
+__all__ = ["Emit", "Stopping"]
+
+T = TypeVar("T")
+
+
+class Emit(Generic[T]):
+    """Delivers the items of a producer. From any thread, until the producer has returned.
+
+    Items of one thread keep their order.
+    """
+
+    def __init__(self, producer: Producer[T]) -> None:
+        self._producer = producer
+
+    def __call__(self, item: T) -> None:
+        """Deliver an item. Waits while the buffer is full.
+
+        Raises:
+            GenerationStopped: the stream has been stopped, or its consumer has gone.
+            RuntimeError: the producer has returned; or this is the thread of the event loop.
+        """
+        self._producer.emit(item)
+
+    def many(self, items: Iterable[T]) -> None:
+        """Deliver several items at once, with a single crossing to the event loop at most.
+
+        Raises:
+            GenerationStopped, RuntimeError: as for a single item.
+        """
+        self._producer.emit(*items)
+
+    def offer(self, item: T) -> bool:
+        """Deliver an item; after a stop, return False, and raise nothing.
+
+        For callbacks that code in C calls, or a thread that must not end: both lose what is raised.
+
+        Raises:
+            RuntimeError: as for `__call__`.
+        """
+        try:
+            self._producer.emit(item)
+        except GenerationStopped:
+            return False
+        return True
+
+
+class Stopping:
+    """Says whether a producer is to return. From any thread."""
+
+    def __init__(self, producer: Producer[Any]) -> None:
+        self._producer = producer
+
+    def __call__(self) -> bool:
+        """Whether to return: after `stop()`, a cancelled scope, or the end of the block."""
+        return self._producer.should_stop()
+
+    def on_stop(self, callback: Callable[[], object]) -> None:
+        """Call a function when the stream is stopped, in whichever way: to end what blocks.
+
+        It is called once, in any thread, the event loop's too, and must not block: interrupt a
+        connection, kill a process, shut down a socket. If the stop has come already, it is called
+        at once. It is never called after the producer has returned. An exception that it raises
+        is logged.
+        """
+        self._producer.stop_callbacks.add(callback)

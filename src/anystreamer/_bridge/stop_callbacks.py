@@ -1,0 +1,74 @@
+"""`StopCallbacks`: functions that a producer registers, to be called when its stream is stopped."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from time import sleep
+
+from .._errors import describe
+
+__all__ = ["StopCallbacks"]
+
+logger = logging.getLogger("anystreamer")
+
+# How often a producer that has returned looks whether a callback has returned, too (seconds).
+END_POLL = 0.001
+
+
+class StopCallbacks:
+    """Calls each function once, after a stop, and before the producer has returned.
+
+    It takes no lock, because a stop can come in a signal handler.
+
+    Args:
+        is_stopped: whether the stop has come. It is set before `call` is called.
+    """
+
+    def __init__(self, is_stopped: Callable[[], bool]) -> None:
+        self._is_stopped = is_stopped
+        self._callbacks: deque[Callable[[], object]] = deque()
+        self._calling: set[object] = set()  # has an item for each thread that is in `call`
+        self._is_over = False
+
+    def add(self, callback: Callable[[], object]) -> None:
+        """Register a function. After a stop, it is called at once."""
+        self._callbacks.append(callback)
+        if self._is_stopped():
+            self.call()
+
+    def call(self) -> None:
+        """Call what is registered, in this thread. Never raises an `Exception`."""
+        if not self._callbacks:
+            return
+        me = object()
+        try:
+            try:
+                self._calling.add(me)  # first: `end` waits for it, or has been called before
+                self._call_all()
+            finally:
+                self._calling.discard(me)
+        finally:
+            self._calling.discard(me)  # again: on trio a Ctrl-C can strike anywhere
+
+    def _call_all(self) -> None:
+        while not self._is_over:
+            try:
+                callback = self._callbacks.popleft()
+            except IndexError:
+                return
+            self._call_one(callback)
+
+    def _call_one(self, callback: Callable[[], object]) -> None:
+        try:
+            callback()
+        except Exception as exc:
+            logger.warning("an on_stop callback failed: %s", describe(exc))
+
+    def end(self) -> None:
+        """Call no more: the producer has returned. Waits for a callback that is being called."""
+        self._is_over = True
+        while self._calling:
+            sleep(END_POLL)
+        self._callbacks.clear()
