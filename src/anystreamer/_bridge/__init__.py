@@ -4,7 +4,7 @@ from .api import stream_from_thread, stream_iterable
 from .context import SingleErrorContext, StreamContext, ThreadContext, UngroupedTaskGroup
 from .delivery import Crossing, Sink, guard
 from .detached import DetachedContext, DetachedTasks, LoopGone
-from .join import JOIN_POLL, SafeEvent, run_sync_joined, track_active_thread
+from .join import JOIN_POLL, SafeEvent, ThreadEvent, run_sync_joined, track_active_thread
 from .observing import Statistics, statistics
 from .producer import Producer
 from .state import Phase, StreamState
@@ -27,6 +27,7 @@ __all__ = [
     "StreamContext",
     "StreamState",
     "ThreadContext",
+    "ThreadEvent",
     "ThreadStream",
     "ThreadTask",
     "UngroupedTaskGroup",

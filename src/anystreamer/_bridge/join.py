@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -11,14 +12,24 @@ from anyio import CancelScope, CapacityLimiter, Event, get_cancelled_exc_class, 
 from anyio.lowlevel import checkpoint
 
 from .._errors import wrap_control_flow_exception
+from .idle_threads import end_idle_threads_at_exit
 
-__all__ = ["JOIN_POLL", "SafeEvent", "active_threads", "run_sync_joined", "track_active_thread"]
+__all__ = [
+    "JOIN_POLL",
+    "SafeEvent",
+    "ThreadEvent",
+    "active_threads",
+    "run_sync_joined",
+    "track_active_thread",
+]
 
 # After a native cancellation, this is how often we look whether the thread has left (seconds).
 JOIN_POLL = 0.005
 
 #: The idents of worker threads that are in a call of `run_sync_joined`. A set's methods are atomic.
 active_threads: set[int] = set()
+
+end_idle_threads_at_exit()
 
 
 class SafeEvent:
@@ -51,6 +62,30 @@ class SafeEvent:
             await event.wait()
         finally:
             self._waits.remove(event)
+
+
+class ThreadEvent:
+    """An event that the loop sets, and that one thread waits for. As `threading.Event`.
+
+    A Ctrl-C in `threading.Event.set` can leave the lock of the event locked: the next `set` then
+    blocks the loop for ever. A bare lock has no such place.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        with suppress(RuntimeError):  # it is set
+            self._lock.release()
+
+    def clear(self) -> None:
+        self._lock.acquire(blocking=False)
+
+    def wait(self, seconds: float = -1) -> None:
+        """Block until it is set, for this many seconds at most."""
+        if self._lock.acquire(timeout=seconds):
+            self.set()
 
 
 def track_active_thread(func: Callable[..., object], *args: Any) -> None:

@@ -11,6 +11,7 @@ from anyio import from_thread, get_cancelled_exc_class
 
 from .._errors import GenerationStopped
 from .delivery import Crossing, Sink
+from .join import ThreadEvent
 from .state import StreamState
 
 __all__ = ["Producer"]
@@ -44,7 +45,7 @@ class Producer(Generic[T]):
         self._has_refused = False  # emit() has raised GenerationStopped
         self._extra_stop_check: Callable[[], bool] | None = None
         self._seconds_waited = 0.0  # for space in the buffer
-        state.space_available = self._space_available = threading.Event()
+        state.space_available = self._space_available = ThreadEvent()
 
     def run(self, produce: Callable[[Producer[T]], object]) -> None:
         """Call the producer, and put its result or its error into the state. Never raises."""

@@ -42,7 +42,6 @@ Invariants:
 from __future__ import annotations
 
 import math
-import threading
 from collections import deque
 from enum import IntEnum
 from time import perf_counter
@@ -52,7 +51,7 @@ from anyio import CancelScope, Event, create_memory_object_stream
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from .._errors import describe
-from .join import SafeEvent
+from .join import SafeEvent, ThreadEvent
 
 __all__ = ["HOLDING_GUARD", "NO_WAITER", "Phase", "StreamState", "dropped"]
 
@@ -90,7 +89,7 @@ class StreamState(Generic[T]):
         self.abandoned: bool = False  # nothing will be read: a scope, aclose(), the block's end
         self._errors: list[BaseException] = []
         self.result: Any = None
-        self.space_available: threading.Event | SafeEvent = NO_WAITER
+        self.space_available: ThreadEvent | SafeEvent = NO_WAITER
 
         self.phase: Phase = Phase.QUEUED
         self.started_at: float | None = None  # perf_counter, as all times here
