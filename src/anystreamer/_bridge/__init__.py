@@ -4,6 +4,7 @@ from .api import stream_from_thread, stream_iterable
 from .context import SingleErrorContext, StreamContext, ThreadContext, UngroupedTaskGroup
 from .delivery import Crossing, Sink, guard
 from .detached import DetachedContext, DetachedTasks, LoopGone
+from .home import call_after_fork
 from .join import JOIN_POLL, SafeEvent, ThreadEvent, run_sync_joined, track_active_thread
 from .observing import Statistics, statistics
 from .producer import Producer
@@ -32,6 +33,7 @@ __all__ = [
     "ThreadTask",
     "UngroupedTaskGroup",
     "WorkerTask",
+    "call_after_fork",
     "close_if_unstarted",
     "guard",
     "has_waiters",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 from weakref import ref
 
+from .home import call_after_fork
 from .join import active_threads
 from .state import Phase, StreamState, dropped
 
@@ -51,8 +51,7 @@ def _forget_parent() -> None:
     active_threads.clear()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_forget_parent)
+call_after_fork(_forget_parent)
 
 
 def on_open(name: str, state: StreamState[Any]) -> None:

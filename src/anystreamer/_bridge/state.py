@@ -51,6 +51,7 @@ from anyio import CancelScope, Event, create_memory_object_stream
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from .._errors import describe
+from .home import Home
 from .join import SafeEvent, ThreadEvent
 
 __all__ = ["HOLDING_GUARD", "NO_WAITER", "Phase", "StreamState", "dropped"]
@@ -82,6 +83,9 @@ class StreamState(Generic[T]):
     """The state of one stream. The text above says which thread may write what."""
 
     def __init__(self, max_buffer_size: float = math.inf) -> None:
+        self.home: Home = Home(
+            "stream", "receive and leave it in its own; stop() and attributes work in any thread"
+        )
         self.max_buffer_size: float = max_buffer_size
         self.pending: deque[T] = deque()  # pushed, and not yet in the memory object stream
         self.pushed: int = 0  # items that the producer has pushed
