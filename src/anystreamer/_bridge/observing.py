@@ -9,13 +9,14 @@ from itertools import count
 from typing import Any
 from weakref import ref
 
+from .._reporting import SafeLogger
 from .home import call_after_fork
 from .join import active_threads
 from .state import Phase, StreamState, dropped
 
 __all__ = ["Statistics", "on_end", "on_open", "on_start", "statistics"]
 
-logger = logging.getLogger("anystreamer")
+logger = SafeLogger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +75,7 @@ def on_end(name: str, state: StreamState[Any]) -> None:
     with _lock:
         _count(state.number, state.progress())
     state.is_counted = True
-    if logger.isEnabledFor(logging.DEBUG):
+    if logger.is_enabled_for(logging.DEBUG):
         logger.debug("%s #%d ended: %s", name, state.number, state.summary())
 
 
