@@ -43,11 +43,19 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from contextlib import suppress
 from enum import IntEnum
 from time import perf_counter
 from typing import Any, Generic, TypeVar
 
-from anyio import CancelScope, Event, create_memory_object_stream
+from anyio import (
+    CancelScope,
+    ClosedResourceError,
+    EndOfStream,
+    Event,
+    WouldBlock,
+    create_memory_object_stream,
+)
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from .._errors import describe
@@ -237,10 +245,19 @@ class StreamState(Generic[T]):
     def finalize(self) -> None:
         """Decide how the stream ended. Called after the worker has exited, once or more often."""
 
+    def drop_items(self) -> None:
+        """Drop all items that were not received. After the worker, and after `finalize`."""
+        self.pending.clear()
+        with suppress(WouldBlock, EndOfStream, ClosedResourceError):
+            while True:
+                self.take_buffered()
+        self.buffered = 0
+
     def close_and_take_error(self) -> BaseException | None:
         """End the stream for good, after the worker. Returns an error that was not raised yet."""
         self.finalize()
         self.buffer_send.close()
+        self.drop_items()
         self.buffer_receive.close()
         error = self.error
         self._errors.clear()  # their tracebacks lead back to this state: leave no cycle behind

@@ -116,6 +116,7 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         state.close()
         await state.worker_exited.wait()
         state.finalize()
+        state.drop_items()
 
     def __repr__(self) -> str:
         state = self._state
