@@ -38,7 +38,8 @@ class Home:
     def __init__(self, name: str, advice: str) -> None:
         token = current_token()
         # The native token: comparing it takes a tenth of the time, and each receive() does.
-        self._backend, self._loop = token.backend_class, token.native_token
+        self._current_loop = token.backend_class.current_token
+        self._loop = token.native_token
         self._process = _process
         self._name = name
         self._advice = advice
@@ -51,7 +52,7 @@ class Home:
     def check(self) -> None:
         """Raises RuntimeError in another event loop, without one, and in a forked child."""
         try:
-            if self._backend.current_token() is self._loop and self._process is _process:
+            if self._current_loop() is self._loop and self._process is _process:
                 return
         except RuntimeError:  # no event loop of this kind runs here
             pass
