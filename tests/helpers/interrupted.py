@@ -52,6 +52,10 @@ def new_model() -> ScriptedModel:
 model = new_model()
 
 
+async def nothing() -> None:
+    pass
+
+
 async def bridge() -> None:
     async with anystreamer.stream_from_thread(produce) as stream:
         async for _ in stream:
@@ -91,19 +95,24 @@ def without_a_loop() -> None:
 OWNERS: list[Callable[[], Awaitable[None]]] = [bridge, bounded, text, engine, opening]
 
 
+def run(func: Callable[[], Awaitable[None]], loop: str) -> None:
+    options: dict[str, Any] = {"use_uvloop": True} if loop == "uvloop" else {}
+    backend = "trio" if loop == "trio" else "asyncio"
+    anyio.run(func, backend=backend, backend_options=options)
+
+
 def run_child(loop: str, owner: int, report: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.dump_traceback_later(PATIENCE - 0.5, repeat=True)
-    options: dict[str, Any] = {"use_uvloop": True} if loop == "uvloop" else {}
     os.write(report, b".")
     try:
         if owner < len(OWNERS):
-            backend = "trio" if loop == "trio" else "asyncio"
-            anyio.run(OWNERS[owner], backend=backend, backend_options=options)
+            run(OWNERS[owner], loop)
         else:
             without_a_loop()
     finally:
-        if inside or model.is_generating:
+        # Without a loop, a second Ctrl-C ends the wait for the model, which is being stopped.
+        if owner < len(OWNERS) and (inside or model.is_generating):
             os.write(report, b"running")
 
 
@@ -155,6 +164,8 @@ class Process:
 
 
 def main(loop: str, ctrl_cs: int, processes: int, seed: int) -> None:
+    for each in {loop, "asyncio"}:  # a Ctrl-C that strikes an import can be ignored by Python
+        run(nothing, each)
     rng = random.Random(seed)
     running: list[Process] = []
     started = 0
