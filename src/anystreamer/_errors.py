@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import traceback
 from typing import NoReturn
 
 from anyio import EndOfStream
+
+from ._reporting import SafeLogger
 
 __all__ = [
     "EngineBusy",
@@ -22,7 +23,7 @@ __all__ = [
     "wrap_control_flow_exception",
 ]
 
-logger = logging.getLogger("anystreamer")
+logger = SafeLogger()
 
 
 class GenerationStopped(BaseException):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import inspect
-import os
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
@@ -23,6 +22,7 @@ from ._bridge import (
     SafeEvent,
     StreamContext,
     UngroupedTaskGroup,
+    call_after_fork,
 )
 from ._engine import Engine, EngineContext, EngineStatistics
 from ._engine import open_engine as _open_engine
@@ -136,8 +136,7 @@ class _Portal:
 
 _portal = _Portal()
 atexit.register(_portal.close)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_portal.forget)
+call_after_fork(_portal.forget)
 
 
 class SyncStream(Generic[StreamT]):
@@ -165,7 +164,9 @@ class SyncStream(Generic[StreamT]):
     def __enter__(self) -> Self:
         if self._context is not None:
             raise RuntimeError(f"this {self._name}() has been opened before; call it again")
-        self._tasks, self._context = self._new_context()
+        self._tasks, context = self._new_context()
+        self._tasks.home.check_process()
+        self._context = context
         self._opened = self._call(self._context.__aenter__)
         return self
 
@@ -210,11 +211,13 @@ class SyncStream(Generic[StreamT]):
     def close(self) -> None:
         """Stop the model, and wait until its thread has left it. Called by the end of the block.
 
+        In a forked child it does nothing: the model runs in the parent.
+
         Raises:
             BaseException: the exception of ``generate()``, if no one has seen it.
         """
         context = self._context
-        if context is None or self._opened is None:
+        if context is None or self._opened is None or self._tasks.home.is_in_parent:
             return
         with self._lock:
             closed, is_first = self._closed, self._closed is None

@@ -5,7 +5,8 @@ from .context import SingleErrorContext, StreamContext, ThreadContext, Ungrouped
 from .delivery import Crossing, guard
 from .detached import DetachedContext, DetachedTasks, LoopGone
 from .emit import Emit, Stopping
-from .join import JOIN_POLL, SafeEvent, run_sync_joined, track_active_thread
+from .home import call_after_fork
+from .join import JOIN_POLL, SafeEvent, ThreadEvent, run_sync_joined, track_active_thread
 from .observing import Statistics, statistics
 from .producer import Producer
 from .sink import Sink
@@ -31,10 +32,12 @@ __all__ = [
     "StreamContext",
     "StreamState",
     "ThreadContext",
+    "ThreadEvent",
     "ThreadStream",
     "ThreadTask",
     "UngroupedTaskGroup",
     "WorkerTask",
+    "call_after_fork",
     "close_if_unstarted",
     "guard",
     "has_waiters",

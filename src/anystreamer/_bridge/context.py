@@ -158,12 +158,21 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
         """Stop and join the worker. Returns the one exception that the block is to raise."""
         task = self.task
         assert task is not None
+        state = task.state
+        if state.home.is_in_parent:
+            return body  # the worker is there, and goes on for the block there
+        if self._cancels_task or not state.has_exited:
+            try:
+                state.home.check()
+            except RuntimeError as elsewhere:
+                state.abandon()
+                return elsewhere
         raised = await self._stop_and_join(task, body)
         try:
-            task.state.finalize()
-            on_end(self._name, task.state)
+            state.finalize()
+            on_end(self._name, state)
         finally:
-            error = task.state.close_and_take_error()
+            error = state.close_and_take_error()
         return self._choose_exception(body, raised, error, task.cancellation)
 
     async def _stop_and_join(

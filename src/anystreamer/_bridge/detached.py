@@ -19,6 +19,7 @@ from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 from .._errors import EngineClosed, is_kind
 from .context import StreamContext, UngroupedTaskGroup
 from .delivery import QUEUE_POLL
+from .home import Home
 from .join import SafeEvent
 from .stream import ThreadStream
 from .worker_task import WorkerTask
@@ -48,6 +49,8 @@ class DetachedTasks(Generic[TaskT]):
 
     def __init__(self, task_group: UngroupedTaskGroup) -> None:
         self.token: EventLoopToken = current_token()
+        #: of their owner
+        self.home = Home("engine", "from other threads use it through anystreamer.sync")
         self._task_group = task_group
         # Weak: of a stream that was forgotten nothing stays.
         self._tasks: WeakSet[TaskT] = WeakSet()
@@ -118,10 +121,12 @@ class DetachedTasks(Generic[TaskT]):
         If one of them is cancelled, it never returns.
 
         Raises:
-            LoopGone: the owner has closed these tasks.
+            LoopGone: the owner has closed these tasks, or is in the parent of a forked child.
             BlockingIOError: called on the loop, which would wait for itself.
             BaseException: the exception of *func*.
         """
+        if self.home.is_in_parent:
+            raise LoopGone
         with suppress(RuntimeError):  # no event loop in this thread: good
             if current_token() == self.token:
                 raise BlockingIOError("this would wait for its own event loop: use the engine")

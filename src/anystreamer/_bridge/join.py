@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -11,10 +12,12 @@ from anyio import CancelScope, CapacityLimiter, Event, get_cancelled_exc_class, 
 from anyio.lowlevel import checkpoint
 
 from .._errors import wrap_control_flow_exception
+from .idle_threads import end_idle_threads_at_exit
 
 __all__ = [
     "JOIN_POLL",
     "SafeEvent",
+    "ThreadEvent",
     "active_threads",
     "cancel_again",
     "run_sync_joined",
@@ -26,6 +29,8 @@ JOIN_POLL = 0.005
 
 #: The idents of worker threads that are in a call of `run_sync_joined`. A set's methods are atomic.
 active_threads: set[int] = set()
+
+end_idle_threads_at_exit()
 
 
 class SafeEvent:
@@ -58,6 +63,30 @@ class SafeEvent:
             await event.wait()
         finally:
             self._waits.remove(event)
+
+
+class ThreadEvent:
+    """An event that the loop sets, and that one thread waits for. As `threading.Event`.
+
+    A Ctrl-C in `threading.Event.set` can leave the lock of the event locked: the next `set` then
+    blocks the loop for ever. A bare lock has no such place.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        with suppress(RuntimeError):  # it is set
+            self._lock.release()
+
+    def clear(self) -> None:
+        self._lock.acquire(blocking=False)
+
+    def wait(self, seconds: float = -1) -> None:
+        """Block until it is set, for this many seconds at most."""
+        if self._lock.acquire(timeout=seconds):
+            self.set()
 
 
 def track_active_thread(func: Callable[..., object], *args: Any) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 from weakref import ref
 
+from .._reporting import SafeLogger
+from .home import call_after_fork
 from .join import active_threads
 from .state import Phase, StreamState, dropped
 
 __all__ = ["Statistics", "on_end", "on_open", "on_start", "statistics"]
 
-logger = logging.getLogger("anystreamer")
+logger = SafeLogger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +52,7 @@ def _forget_parent() -> None:
     active_threads.clear()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_forget_parent)
+call_after_fork(_forget_parent)
 
 
 def on_open(name: str, state: StreamState[Any]) -> None:
@@ -75,7 +75,7 @@ def on_end(name: str, state: StreamState[Any]) -> None:
     with _lock:
         _count(state.number, state.progress())
     state.is_counted = True
-    if logger.isEnabledFor(logging.DEBUG):
+    if logger.is_enabled_for(logging.DEBUG):
         logger.debug("%s #%d ended: %s", name, state.number, state.summary())
 
 

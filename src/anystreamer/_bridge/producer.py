@@ -12,6 +12,7 @@ from anyio.lowlevel import EventLoopToken, current_token
 
 from .._errors import GenerationStopped
 from .delivery import Crossing
+from .join import ThreadEvent
 from .sink import Sink
 from .state import StreamState
 from .stop_callbacks import StopCallbacks
@@ -55,7 +56,7 @@ class Producer(Generic[T]):
         self._extra_stop_check: Callable[[], bool] | None = None
         self._seconds_waited = 0.0  # for space in the buffer
         state.stop_callbacks = self.stop_callbacks
-        state.space_available = self._space_available = threading.Event()
+        state.space_available = self._space_available = ThreadEvent()
 
     def run(self, produce: Callable[[Producer[T]], object]) -> None:
         """Call the producer, and put its result or its error into the state. Never raises."""

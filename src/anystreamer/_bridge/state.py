@@ -42,17 +42,25 @@ Invariants:
 from __future__ import annotations
 
 import math
-import threading
 from collections import deque
+from contextlib import suppress
 from enum import IntEnum
 from time import perf_counter
 from typing import Any, Generic, TypeVar
 
-from anyio import CancelScope, Event, create_memory_object_stream
+from anyio import (
+    CancelScope,
+    ClosedResourceError,
+    EndOfStream,
+    Event,
+    WouldBlock,
+    create_memory_object_stream,
+)
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from .._errors import describe
-from .join import SafeEvent
+from .home import Home
+from .join import SafeEvent, ThreadEvent
 from .stop_callbacks import StopCallbacks
 
 __all__ = ["NO_WAITER", "Phase", "StreamState", "dropped"]
@@ -79,6 +87,9 @@ class StreamState(Generic[T]):
     """The state of one stream. The text above says which thread may write what."""
 
     def __init__(self, max_buffer_size: float = math.inf) -> None:
+        self.home: Home = Home(
+            "stream", "receive and leave it in its own; stop() and attributes work in any thread"
+        )
         self.max_buffer_size: float = max_buffer_size
         self.pending: deque[T] = deque()  # pushed, and not yet in the memory object stream
         self.pushed: int = 0  # items that the producer has pushed
@@ -88,7 +99,7 @@ class StreamState(Generic[T]):
         self._errors: list[BaseException] = []
         self.result: Any = None
         self.stop_callbacks: StopCallbacks | None = None  # of a producer that runs
-        self.space_available: threading.Event | SafeEvent = NO_WAITER
+        self.space_available: ThreadEvent | SafeEvent = NO_WAITER
 
         self.phase: Phase = Phase.QUEUED
         self.started_at: float | None = None  # perf_counter, as all times here
@@ -255,10 +266,19 @@ class StreamState(Generic[T]):
     def finalize(self) -> None:
         """Decide how the stream ended. Called after the worker has exited, once or more often."""
 
+    def drop_items(self) -> None:
+        """Drop all items that were not received. After the worker, and after `finalize`."""
+        self.pending.clear()
+        with suppress(WouldBlock, EndOfStream, ClosedResourceError):
+            while True:
+                self.take_buffered()
+        self.buffered = 0
+
     def close_and_take_error(self) -> BaseException | None:
         """End the stream for good, after the worker. Returns an error that was not raised yet."""
         self.finalize()
         self.buffer_send.close()
+        self.drop_items()
         self.buffer_receive.close()
         error = self.error
         self._errors.clear()  # their tracebacks lead back to this state: leave no cycle behind

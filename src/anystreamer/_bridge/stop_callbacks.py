@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable
 from time import sleep
 
 from .._errors import describe
+from .._reporting import SafeLogger
 
 __all__ = ["StopCallbacks"]
 
-logger = logging.getLogger("anystreamer")
+logger = SafeLogger()
 
 # How often a producer that has returned looks whether a callback has returned, too (seconds).
 END_POLL = 0.001

@@ -34,11 +34,13 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
                 stopped.
             anyio.ClosedResourceError: the stream was closed, or its block was left.
             anyio.BusyResourceError: another task is receiving.
+            RuntimeError: in another event loop than the stream's.
             BaseException: the producer's own exception, after the items that it emitted before.
         """
+        state = self._state
+        state.home.check()
         if self._receiving:
             raise BusyResourceError("receiving from")
-        state = self._state
         self._receiving = True
         try:
             # Checkpoint first, then take, so that no item is lost between the two. Waiting is a
@@ -69,11 +71,14 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         Raises:
             anyio.WouldBlock: there is no item yet.
             anyio.BusyResourceError: another task is receiving.
+            RuntimeError: in a forked child, where no thread of the producer is.
             BaseException: as from `receive`.
         """
+        state = self._state
+        if not (state.has_exited or state.closed):
+            state.home.check_process()
         if self._receiving:
             raise BusyResourceError("receiving from")
-        state = self._state
         if not state.closed:
             state.drain_pending()
             try:
@@ -97,11 +102,21 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         self._state.request_stop()
 
     async def aclose(self) -> None:
-        """Stop the producer, drop all items not received, and wait until its thread has left it."""
+        """Stop the producer, drop all items not received, and wait until its thread has left it.
+
+        In a forked child it does nothing: the thread is in the parent.
+
+        Raises:
+            RuntimeError: in another event loop than the stream's.
+        """
         state = self._state
+        if state.home.is_in_parent:
+            return
+        state.home.check()
         state.close()
         await state.worker_exited.wait()
         state.finalize()
+        state.drop_items()
 
     def __repr__(self) -> str:
         state = self._state

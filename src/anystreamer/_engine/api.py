@@ -156,9 +156,19 @@ class EngineContext(SingleErrorContext, AbstractAsyncContextManager[Engine]):
         return self._engine
 
     async def _leave(self, body: BaseException | None) -> BaseException | None:
-        """Close the engine, and wait for its end. Returns the one exception to raise."""
+        """Leave the block. Returns the one exception to raise."""
         engine = self._engine
         assert engine is not None
+        if engine.tasks.home.is_in_parent:
+            return body  # the engine is there, and goes on for the block there
+        try:
+            engine.check_loop()
+        except RuntimeError as elsewhere:
+            return elsewhere
+        return await self._close(engine, body)
+
+    async def _close(self, engine: BaseEngine, body: BaseException | None) -> BaseException | None:
+        """Close the engine, and wait for its end. Returns the one exception to raise."""
         cancellation = get_cancelled_exc_class()
         engine.close()
         engine.tasks.end_calls()

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from anyio import CapacityLimiter, get_cancelled_exc_class
-from anyio.lowlevel import checkpoint, current_token
+from anyio.lowlevel import checkpoint
 
 from .._bridge import (
     DetachedContext,
@@ -154,12 +154,8 @@ class BaseEngine:
     # -- for a request's block
 
     def check_loop(self) -> None:
-        """Raises RuntimeError in another event loop than the engine's."""
-        if current_token() != self.tasks.token:
-            raise RuntimeError(
-                "this engine belongs to another event loop; "
-                "from other threads use it through anystreamer.sync"
-            )
+        """Raises RuntimeError in another event loop than the engine's, and in a forked child."""
+        self.tasks.home.check()
 
     def new_context(
         self, name: str, new_task: Callable[[], EngineTask]

@@ -11,7 +11,7 @@ from typing import Any
 from anyio import from_thread, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
-from .._bridge import run_sync_joined
+from .._bridge import ThreadEvent, run_sync_joined
 from .._errors import wrap_control_flow_exception
 from .._generation import GenerationRequest, new_token_limit, tokenizer_of
 from .._streams import Row
@@ -71,7 +71,7 @@ class ContinuousBatchingEngine(ThreadEngine):
         self._page = 1  # tokens
         self.active_requests: dict[str, ActiveRequest] = {}  # by id
         self.to_encode: list[_Task] = []
-        self._has_work = threading.Event()
+        self._has_work = ThreadEvent()
         self._lock = threading.Lock()
         self._is_drained = False  # no thread takes results any more
 

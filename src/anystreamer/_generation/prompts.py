@@ -8,6 +8,8 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from .._bridge import call_after_fork
+
 __all__ = [
     "Prompt",
     "as_prompts",
@@ -189,6 +191,15 @@ def _has_ids(value: Any) -> bool:
 # threads mix them up: 83 of 16,000 did. Decoding is not affected.
 _encoding_locks: dict[int, threading.Lock] = {}
 _encoding_locks_lock = threading.Lock()
+
+
+def _forget_locks() -> None:
+    global _encoding_locks_lock
+    _encoding_locks_lock = threading.Lock()
+    _encoding_locks.clear()  # a thread of the parent can have held one
+
+
+call_after_fork(_forget_locks)
 
 
 def _encoding_lock(tokenizer: Any) -> threading.Lock:

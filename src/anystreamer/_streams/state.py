@@ -111,6 +111,11 @@ class GenerationState(StreamState[TextChunk]):
         is_stopped = self.stop_requested or row.stop_requested
         return FinishReason.STOPPED if is_stopped else FinishReason.CANCELLED
 
+    def drop_items(self) -> None:
+        """Drop all chunks that were not received."""
+        super().drop_items()
+        self._unjoined.clear()
+
     def progress(self) -> tuple[int, int]:
         """Return how many tokens have been computed, and how many delivered."""
         return (

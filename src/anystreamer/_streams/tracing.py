@@ -6,17 +6,15 @@ https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from .._errors import describe
+from .._reporting import reporting
 from .types import Row, Timing
 
 __all__ = ["GenerationSpan"]
-
-logger = logging.getLogger("anystreamer")
 
 
 class GenerationSpan:
@@ -33,36 +31,42 @@ class GenerationSpan:
         settings: Callable[[], Mapping[str, Any]],
         provider: str = "transformers",
     ) -> GenerationSpan | None:
-        """Start a span; return None if the application records no spans."""
+        """Start a span; return None if the application records no spans, or cannot. Never fails."""
         # An application that records spans has imported this module. For others it is not loaded.
         trace = sys.modules.get("opentelemetry.trace")
+        started: GenerationSpan | None = None
         if trace is None:
             return None
-        span = trace.get_tracer("anystreamer").start_span(f"{operation} {model}")
-        if not span.is_recording():
-            return None
+        with reporting:
+            span = trace.get_tracer("anystreamer").start_span(f"{operation} {model}")
+            if span.is_recording():
+                started = cls(span)
+                started._set_request(operation, provider, model, settings())
+        return started
+
+    def end(self, rows: list[Row], timing: Timing, error: BaseException | None) -> None:
+        """End the span with the results of the generation. Never fails."""
+        with reporting:
+            self._set_results(rows, timing)
+        if error is not None:
+            with reporting:
+                self._set_error(error)
+        with reporting:
+            self._span.end()
+
+    def _set_request(
+        self, operation: str, provider: str, model: str, settings: Mapping[str, Any]
+    ) -> None:
         attributes = {
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": provider,
             "gen_ai.output.type": "text",
             "gen_ai.request.model": model,
-            **{f"gen_ai.request.{name}": value for name, value in settings().items()},
+            **{f"gen_ai.request.{name}": value for name, value in settings.items()},
         }
-        span.set_attributes(
+        self._span.set_attributes(
             {name: value for name, value in attributes.items() if value is not None}
         )
-        return cls(span)
-
-    def end(self, rows: list[Row], timing: Timing, error: BaseException | None) -> None:
-        """End the span with the results of the generation. Never fails: a failure is logged."""
-        try:
-            self._set_results(rows, timing)
-            if error is not None:
-                self._set_error(error)
-        except Exception:
-            logger.warning("a span could not be completed", exc_info=True)
-        finally:
-            self._span.end()
 
     def _set_results(self, rows: list[Row], timing: Timing) -> None:
         usages = [row.usage for row in rows if row.usage is not None]

@@ -2,7 +2,6 @@
 
 import codecs
 import json
-import logging
 import re
 import threading
 import weakref
@@ -10,9 +9,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
+from .._reporting import SafeLogger
 from .text_stages import ENDINGS, MARKS, QUOTES, Replacing, StrippingStart, TextStage, end_stages
 
-logger = logging.getLogger("anystreamer")
+logger = SafeLogger()
 
 
 # A Rust decoder's steps, sorted: on single tokens, how these are joined, on the joined text.

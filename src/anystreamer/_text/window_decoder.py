@@ -1,15 +1,15 @@
 """A decoder for tokenizers of which only `decode` is known: it decodes the latest tokens again."""
 
-import logging
 import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from .._reporting import SafeLogger
 from .base import TextDecoder, common_prefix, special_ids, validated_ids
 from .text_stages import TextStage, end_stages
 
-logger = logging.getLogger("anystreamer")
+logger = SafeLogger()
 
 
 # Text that can change at its end: the beginning of a character, and of what a clean-up removes.

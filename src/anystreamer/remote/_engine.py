@@ -111,9 +111,8 @@ class _RemoteContext(EngineContext):
 
     _name = "open_remote_engine"
 
-    async def _leave(self, body: BaseException | None) -> BaseException | None:
-        raised = await super()._leave(body)
-        engine = self._engine
+    async def _close(self, engine: BaseEngine, body: BaseException | None) -> BaseException | None:
+        raised = await super()._close(engine, body)
         assert isinstance(engine, RemoteEngine)
         with CancelScope(shield=True):
             try:

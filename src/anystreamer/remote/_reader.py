@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from time import perf_counter
 
@@ -11,6 +10,7 @@ from anyio import CancelScope, current_time, get_cancelled_exc_class
 
 from .._bridge import Sink
 from .._errors import GenerationTimeout
+from .._reporting import SafeLogger
 from .._streams import GenerationState, TextChunk
 from ._errors import connection_lost, to_public_error
 from ._response import ResponseParser
@@ -18,7 +18,7 @@ from ._sse import EventData
 
 __all__ = ["ResponseReader"]
 
-logger = logging.getLogger("anystreamer")
+logger = SafeLogger()
 
 # How long to read on after the last event, so that the connection can be used again; and after the
 # finish reason, because the usage comes later (seconds). Both usually follow at once.

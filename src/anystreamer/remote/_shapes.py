@@ -5,10 +5,10 @@ Servers differ in how they implement OpenAI's API. Comments name a server that s
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from .._reporting import SafeLogger
 from .._streams import FinishReason, Usage
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "usage_in",
 ]
 
-logger = logging.getLogger("anystreamer")
+logger = SafeLogger()
 
 
 class ServerError(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -18,6 +17,7 @@ from anyio import (
 from starlette.types import Message, Receive, Send
 
 from .._errors import raise_preserving_context
+from .._reporting import SafeLogger
 
 __all__ = [
     "EVENT_STREAM",
@@ -29,7 +29,7 @@ __all__ = [
     "run_all",
 ]
 
-log = logging.getLogger("anystreamer.server")
+log = SafeLogger("anystreamer.server")
 
 EVENT_STREAM = "text/event-stream"
 # How long a response that the server cuts off may take to send its error (seconds). The server is
@@ -79,7 +79,7 @@ async def cancel_on_disconnect(
             raise
         except Exception as exc:
             if disconnected:
-                log.exception("a request failed after its client had disconnected")
+                log.error("a request failed after its client had disconnected", exc_info=exc)
             else:
                 error = exc
         tasks.cancel_scope.cancel()

@@ -8,11 +8,12 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from typing import Any, Literal
 
+from anyio.abc import ObjectReceiveStream
 from starlette.background import BackgroundTask
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from .._streams import TextStream
+from .._streams import FinishReason, Usage
 from ._asgi import EVENT_STREAM, BodySender, check_keep_alive, log
 from ._errors import APIError
 from ._stream_response import StreamResponse
@@ -38,9 +39,10 @@ class TextStreamResponse(StreamResponse):
 
     Args:
         engine_stream: a function that returns ``engine.stream_text(...)``; or that itself, not
-            opened yet. Prefer the function: it is called when the response is sent, and what
-            ``stream_text`` refuses at once, such as an empty prompt, is then a 400 as well. Without
-            it your route raises that error, which is a 500.
+            opened yet. Any other stream of str works too, such as ``stream_iterable(...)``: it has
+            no finish reason and no usage. Prefer the function: it is called when the response is
+            sent, and what ``stream_text`` refuses at once, such as an empty prompt, is then a 400
+            as well. Without it your route raises that error, which is a 500.
         format: ``"text"`` sends the text as it is; if the model fails after the first text, the
             connection is cut. ``"sse"`` sends events for ``EventSource`` and similar clients: each
             chunk as ``data: {"text": "..."}``, and last ``event: end`` with the finish reason and
@@ -58,8 +60,8 @@ class TextStreamResponse(StreamResponse):
 
     def __init__(
         self,
-        engine_stream: AbstractAsyncContextManager[TextStream]
-        | Callable[[], AbstractAsyncContextManager[TextStream]],
+        engine_stream: AbstractAsyncContextManager[ObjectReceiveStream[str]]
+        | Callable[[], AbstractAsyncContextManager[ObjectReceiveStream[str]]],
         format: Literal["text", "sse"] = "text",
         *,
         keep_alive: float | None = 15.0,
@@ -83,7 +85,7 @@ class TextStreamResponse(StreamResponse):
         self.background = background
         self._engine_stream = engine_stream
         self._keep_alive = keep_alive if self._sends_events else None
-        self._stream: TextStream | None = None
+        self._stream: ObjectReceiveStream[str] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. Called by Starlette."""
@@ -100,7 +102,7 @@ class TextStreamResponse(StreamResponse):
         send_text = partial(self._send_text, self._stream, sender)
         await sender.with_keep_alive(self._keep_alive, send_text)
 
-    async def _send_text(self, stream: TextStream, sender: BodySender) -> None:
+    async def _send_text(self, stream: ObjectReceiveStream[str], sender: BodySender) -> None:
         async for chunk in stream:
             self._is_accepted = True
             await sender.send(_event({"text": chunk}) if self._sends_events else chunk)
@@ -109,12 +111,13 @@ class TextStreamResponse(StreamResponse):
         if not self._sends_events:
             return ""
         assert self._stream is not None
-        usage = self._stream.usage
+        usage: Usage | None = getattr(self._stream, "usage", None)
+        reason: FinishReason | None = getattr(self._stream, "finish_reason", None)
         counts = usage and {
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
         }
-        return _event({"finish_reason": self._stream.finish_reason, "usage": counts}, "end")
+        return _event({"finish_reason": reason, "usage": counts}, "end")
 
     def _refusal(self, exc: Exception) -> APIError:
         if self._stream is not None:  # by generate() itself: it could also be a fault of the model

@@ -1,0 +1,49 @@
+"""Ctrl-Cs at random moments, to many processes: each of them ends, with its worker joined."""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+import sys
+
+import pytest
+
+from ..helpers.scripted import NATIVE_LOOPS
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="the program forks, and keeps its output"),
+]
+
+LOOPS = ["asyncio", *(["uvloop"] if "uvloop" in str(NATIVE_LOOPS) else []), "trio"]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(
+    # Several at night only: one that strikes asyncio's own code can damage its state.
+    "ctrl_cs",
+    [1, pytest.param(2, marks=pytest.mark.nightly), pytest.param(3, marks=pytest.mark.nightly)],
+)
+@pytest.mark.parametrize(
+    "processes", [24, pytest.param(1500, marks=[pytest.mark.nightly, pytest.mark.timeout(3600)])]
+)
+def test_processes_that_are_interrupted_at_any_moment_end(
+    loop: str, ctrl_cs: int, processes: int
+) -> None:
+    """In asyncio and anyio are places where a second Ctrl-C damages their state: see promises.md.
+
+    After that, further ones end the program.
+    """
+    if loop == "trio":
+        pytest.importorskip("trio")
+    seed = str(random.randrange(10**6))
+    numbers = str(ctrl_cs), str(processes), seed
+    # Warnings: from Python 3.12 on, of each fork beside a thread.
+    program = [sys.executable, "-W", "ignore", "-m", "tests.helpers.interrupted", loop, *numbers]
+    ran = subprocess.run(program, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "hangs" not in ran.stdout, ran.stdout
+    assert "running" not in ran.stdout, ran.stdout
+    needed = re.findall("needed . more", ran.stdout)
+    assert len(needed) <= (0 if ctrl_cs == 1 else 1 + processes // 100), ran.stdout
