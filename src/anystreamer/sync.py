@@ -297,6 +297,11 @@ class SyncTextStream(SyncStream[TextStream]):
         return self._stream.token_ids
 
     @property
+    def textless_end(self) -> TextChunk | None:
+        """The tokens after the last chunk, as a chunk without text; None if there are none."""
+        return self._stream.textless_end
+
+    @property
     def prompt_token_ids(self) -> list[int]:
         """The ids of the prompt's tokens."""
         return self._stream.prompt_token_ids
@@ -352,6 +357,11 @@ class SyncBatchStream(SyncStream[BatchStream]):
     def token_ids(self) -> list[list[int]]:
         """The ids of all tokens of each row delivered so far."""
         return self._stream.token_ids
+
+    @property
+    def textless_end(self) -> list[TextChunk | None]:
+        """The tokens after the last chunk of each row, as a chunk without text."""
+        return self._stream.textless_end
 
     @property
     def prompt_token_ids(self) -> list[list[int]]:
