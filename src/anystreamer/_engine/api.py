@@ -146,14 +146,18 @@ class EngineContext(SingleErrorContext, AbstractAsyncContextManager[Engine]):
         if self._engine is not None:
             raise RuntimeError(f"this {self._name}() has been opened before; call it again")
         self._tasks = UngroupedTaskGroup()
-        self._engine = self._new_engine()
+        engine = self._new_engine()
+        engine.own_tasks(self._tasks)
+        self._engine = engine
         await self._tasks.open()
         try:
-            await self._engine.open(self._tasks)
+            await engine.open()
         except BaseException as exc:
-            left = await self._leave(exc)
-            raise_preserving_context(exc if left is None else left)
-        return self._engine
+            failure = exc
+        else:
+            return engine
+        await self.__aexit__(type(failure), failure, None)
+        raise_preserving_context(failure)
 
     async def _leave(self, body: BaseException | None) -> BaseException | None:
         """Close the engine, and wait for its end. Returns the one exception to raise."""

@@ -96,9 +96,7 @@ class StopStrings:
         automaton = _Automaton(strings)
         # One that has another inside, ending before its own last character, cannot match, except
         # where the other is in the text before. It has to go: it would hold text back for nothing.
-        possible = [
-            string for string in strings if after or not automaton.occurs_in(string[:-1])
-        ]
+        possible = [string for string in strings if after or not automaton.occurs_in(string[:-1])]
         if len(possible) < len(strings):
             automaton = _Automaton(possible)
         self._automaton = automaton
