@@ -26,7 +26,7 @@ from ._bridge import (
 )
 from ._engine import Engine, EngineContext, EngineStatistics
 from ._engine import open_engine as _open_engine
-from ._errors import add_note, describe, raise_preserving_context
+from ._errors import add_note, describe, is_kind, raise_preserving_context
 from ._generation import stream_batch as _stream_batch
 from ._generation import stream_text as _stream_text
 from ._streams import (
@@ -178,7 +178,7 @@ class SyncStream(Generic[StreamT]):
         try:
             self.close()
         except BaseException as error:
-            if exc is None or isinstance(error, KeyboardInterrupt):
+            if exc is None or is_kind(error, KeyboardInterrupt):
                 raise
             if error is not exc:
                 add_note(exc, f"The worker of {self._name}() failed as well: {describe(error)}")

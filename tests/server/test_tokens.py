@@ -220,7 +220,8 @@ async def test_each_counted_token_is_listed_however_it_comes(reads: str, stop: s
     body = {"prompt": "go", "logprobs": 1, "max_tokens": 40, "stream": True, "stop": stop}
     body |= {"stream_options": {"include_usage": True}}
     async with open_engine(model, tokenizer) as engine:
-        app = create_app(SlowReader(engine) if reads == "late" else engine)
+        reader: Any = SlowReader(engine) if reads == "late" else engine
+        app = create_app(reader)
         async with serving(app) as url, client_of(url) as client:
             lines, shown = [], ""
             try:

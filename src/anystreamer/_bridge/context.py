@@ -270,7 +270,7 @@ def _unwrap_group(exc: BaseException, cancellation: type[BaseException]) -> Base
 
     A group of ours never holds the error of a worker.
     """
-    if not isinstance(exc, BaseExceptionGroup):
+    if not is_kind(exc, BaseExceptionGroup):
         return exc
     leaves = [_unwrap_group(leaf, cancellation) for leaf in exc.exceptions]
-    return next((leaf for leaf in leaves if not isinstance(leaf, cancellation)), leaves[0])
+    return next((leaf for leaf in leaves if not is_kind(leaf, cancellation)), leaves[0])

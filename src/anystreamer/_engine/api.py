@@ -180,6 +180,6 @@ class EngineContext(SingleErrorContext, AbstractAsyncContextManager[Engine]):
                     await sleep(JOIN_POLL if engine.tasks.has_calls else 0)
                 except BaseException as exc:
                     raised = exc if raised is None else raised
-        if raised is not None and not isinstance(raised, cancellation):
+        if raised is not None and not is_kind(raised, cancellation):
             return raised
         return body if body is not None and not is_kind(body, cancellation) else raised

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from .._bridge import Producer
-from .._errors import GenerationStopped, GenerationTimeout, is_kind
+from .._errors import GenerationStopped, GenerationTimeout, PreservingContext, is_kind
 from .._streams import FinishReason, GenerationState, TextChunk
 from .generate_kwargs import is_assisted, new_token_limit
 from .model import is_encoder_decoder, uses_torch
@@ -51,7 +51,7 @@ class GenerationCall:
             GenerationTimeout: a deadline has passed.
             BaseException: the exception of ``generate()``.
         """
-        with (self._request.options.worker_context or contextlib.nullcontext)():
+        with PreservingContext((self._request.options.worker_context or contextlib.nullcontext)()):
             return _Run(self._request, self._inputs, self._state, producer).run()
 
 

@@ -17,7 +17,7 @@ from anyio import (
 )
 from starlette.types import Message, Receive, Send
 
-from .._errors import raise_preserving_context
+from .._errors import log_exception, raise_preserving_context
 
 __all__ = [
     "EVENT_STREAM",
@@ -79,7 +79,8 @@ async def cancel_on_disconnect(
             raise
         except Exception as exc:
             if disconnected:
-                log.exception("a request failed after its client had disconnected")
+                message = "a request failed after its client had disconnected"
+                log_exception(log, logging.ERROR, message, exc)
             else:
                 error = exc
         tasks.cancel_scope.cancel()
