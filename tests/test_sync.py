@@ -428,7 +428,7 @@ def test_an_engine_that_is_held_is_open_and_closes_when_told() -> None:
     model = ScriptedModel(["one"])
     engine = open_engine(model, model.tokenizer).open()
     gc.collect()
-    time.sleep(2 * sync._OWNER_POLL)  # the loop looks whether it has been forgotten
+    time.sleep(2 * sync._engine.OWNER_POLL)  # the loop looks whether it has been forgotten
     gc.collect()
     with engine.stream_text("hi") as stream:
         assert stream.read() == "one"
@@ -442,7 +442,7 @@ def test_what_its_context_manager_returns_can_be_held_alone() -> None:
     model = ScriptedModel(["one"])
     engine = open_engine(model, model.tokenizer).__enter__()
     gc.collect()
-    time.sleep(2 * sync._OWNER_POLL)
+    time.sleep(2 * sync._engine.OWNER_POLL)
     with engine.stream_text("hi") as stream:
         assert stream.read() == "one"
     engine.close()
@@ -542,13 +542,13 @@ def test_a_ctrl_c_while_the_loop_starts_leaves_it_usable() -> None:
         "from anystreamer import sync\n"
         "from anystreamer.testing import ScriptedModel\n"
         "model = ScriptedModel(['one'])\n"
-        "serve = sync._Portal._serve\n"
+        "serve = sync._portal.Portal._serve\n"
         "async def slow(self, started):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    interrupted.wait()\n"
         "    await serve(self, started)\n"
         "interrupted = threading.Event()\n"
-        "sync._Portal._serve = slow\n"
+        "sync._portal.Portal._serve = slow\n"
         "try:\n"
         "    sync.stream_text(model, model.tokenizer, 'hi').__enter__()\n"
         "except KeyboardInterrupt:\n"

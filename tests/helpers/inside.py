@@ -99,7 +99,7 @@ def hold_back(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 def start_portal() -> None:
     """Start the loop of `anystreamer.sync`, which stays for the life of the process."""
-    sync._portal.tasks()
+    sync._portal.portal.tasks()
 
 
 # -- engines

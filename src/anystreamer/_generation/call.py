@@ -176,13 +176,8 @@ class _Run:
             len(self._rows),
             kwargs.get("input_ids", kwargs.get("inputs")) if has_decoder_alone else None,
             None if has_decoder_alone else request.setting("decoder_start_token_id"),
+            request.eos_token_ids,
         )
-        eos = set(request.eos_token_ids)
-        if len(rows) > 1:  # what follows the end of a row fills it up to the length of the others
-            rows = [
-                row[: 1 + next((i for i, each in enumerate(row) if each in eos), len(row))]
-                for row in rows
-            ]
         self._streamer.take_returned(rows)
 
     def _note_ends(self, output: Any, seconds: float, is_cut: bool) -> None:
