@@ -23,6 +23,7 @@ from anystreamer.sync import SyncEngine, open_engine, stream_batch, stream_text
 from anystreamer.testing import Gate, ScriptedModel
 
 from .helpers.inside import async_stream_of, is_receiving, stands_before, worker_left
+from .helpers.scripted import PROGRAM_PATIENCE
 
 PATIENCE = 30.0
 
@@ -413,7 +414,7 @@ def test_a_process_with_an_open_stream_ends_by_itself(ending: str) -> None:
         [sys.executable, "-W", "error", "-c", program],
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=PROGRAM_PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -509,7 +510,7 @@ def run_program(program: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-W", "error", "-c", program],
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=PROGRAM_PATIENCE,
         check=False,
     )
 

@@ -358,12 +358,14 @@ async def test_a_busy_engine_is_503_and_says_when_to_come_again(server: str) -> 
 
 
 async def test_of_several_choices_all_fit_or_none() -> None:
-    model = ScriptedModel([0.5, "a"])
+    model = ScriptedModel(ENDLESS, delay=0.001)
     async with edge(model, max_waiting=1) as (client, engine):
-        response = await client.post(TEXT, json={"prompt": "Hi", "n": 3, "stream": True})
+        body = {"prompt": "Hi", "max_tokens": 10**6}
+        response = await client.post(TEXT, json={**body, "n": 3, "stream": True})
         assert response.status_code == 503
         await until(lambda: not engine.statistics().running)
-        assert (await client.post(TEXT, json={"prompt": "Hi", "n": 2})).status_code == 200
+        body = {"prompt": "Hi", "max_tokens": 1}
+        assert (await client.post(TEXT, json={**body, "n": 2})).status_code == 200
 
 
 async def test_too_long_a_prompt_is_400() -> None:
