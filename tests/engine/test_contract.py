@@ -74,7 +74,7 @@ class Kind:
         """The engine to use, and the one that has the model."""
         if self.name == "ray serve":
             if "max_waiting" in kwargs:
-                pytest.skip("the line is Serve's: tests/test_ray.py")
+                pytest.skip("the queue is Serve's: tests/test_ray.py")
             url, path = self.replica
             async with linked(model, path) as there, remote_engine(url) as remote:
                 yield remote, there
