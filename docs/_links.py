@@ -12,7 +12,7 @@ from griffe import Extension
 NAME = re.compile(r"(?<!`)`((?:\w+\.)*\w+)(\(\))?`(?!`)")
 
 # Modules with public names. The first one that has the name counts.
-MODULES = ("", "sync", "server", "testing", "pytest_plugin")
+MODULES = ("", "sync", "server", "remote", "ray", "testing", "pytest_plugin")
 
 
 class LinkPublicNames(Extension):

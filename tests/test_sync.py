@@ -23,6 +23,7 @@ from anystreamer.sync import SyncEngine, open_engine, stream_batch, stream_text
 from anystreamer.testing import Gate, ScriptedModel
 
 from .helpers.inside import async_stream_of, is_receiving, stands_before, worker_left
+from .helpers.scripted import PROGRAM_PATIENCE
 
 PATIENCE = 30.0
 
@@ -413,7 +414,7 @@ def test_a_process_with_an_open_stream_ends_by_itself(ending: str) -> None:
         [sys.executable, "-W", "error", "-c", program],
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=PROGRAM_PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -428,7 +429,7 @@ def test_an_engine_that_is_held_is_open_and_closes_when_told() -> None:
     model = ScriptedModel(["one"])
     engine = open_engine(model, model.tokenizer).open()
     gc.collect()
-    time.sleep(2 * sync._OWNER_POLL)  # the loop looks whether it has been forgotten
+    time.sleep(2 * sync._engine.OWNER_POLL)  # the loop looks whether it has been forgotten
     gc.collect()
     with engine.stream_text("hi") as stream:
         assert stream.read() == "one"
@@ -442,7 +443,7 @@ def test_what_its_context_manager_returns_can_be_held_alone() -> None:
     model = ScriptedModel(["one"])
     engine = open_engine(model, model.tokenizer).__enter__()
     gc.collect()
-    time.sleep(2 * sync._OWNER_POLL)
+    time.sleep(2 * sync._engine.OWNER_POLL)
     with engine.stream_text("hi") as stream:
         assert stream.read() == "one"
     engine.close()
@@ -509,7 +510,7 @@ def run_program(program: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-W", "error", "-c", program],
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=PROGRAM_PATIENCE,
         check=False,
     )
 
@@ -542,13 +543,13 @@ def test_a_ctrl_c_while_the_loop_starts_leaves_it_usable() -> None:
         "from anystreamer import sync\n"
         "from anystreamer.testing import ScriptedModel\n"
         "model = ScriptedModel(['one'])\n"
-        "serve = sync._Portal._serve\n"
+        "serve = sync._portal.Portal._serve\n"
         "async def slow(self, started):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    interrupted.wait()\n"
         "    await serve(self, started)\n"
         "interrupted = threading.Event()\n"
-        "sync._Portal._serve = slow\n"
+        "sync._portal.Portal._serve = slow\n"
         "try:\n"
         "    sync.stream_text(model, model.tokenizer, 'hi').__enter__()\n"
         "except KeyboardInterrupt:\n"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import traceback
-from typing import NoReturn
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Generic, NoReturn, TypeGuard, TypeVar
 
 from anyio import EndOfStream
 
@@ -15,11 +17,14 @@ __all__ = [
     "EngineDied",
     "GenerationStopped",
     "GenerationTimeout",
+    "PreservingContext",
     "PromptTooLong",
     "add_note",
     "describe",
     "is_kind",
+    "message_of",
     "raise_preserving_context",
+    "reason_of",
     "wrap_control_flow_exception",
 ]
 
@@ -101,7 +106,12 @@ class PromptTooLong(ValueError):
 
 # -- exceptions of other people's code: their classes can refuse whatever Python lets them refuse
 
+_CAUSE = vars(BaseException)["__cause__"]
 _CONTEXT = vars(BaseException)["__context__"]
+_TRACEBACK = vars(BaseException)["__traceback__"]
+
+E = TypeVar("E", bound=BaseException)
+T = TypeVar("T")
 
 
 def raise_preserving_context(exc: BaseException) -> NoReturn:
@@ -114,14 +124,65 @@ def raise_preserving_context(exc: BaseException) -> NoReturn:
         del exc, context
 
 
-def is_kind(
-    exc: BaseException | None, kind: type[BaseException] | tuple[type[BaseException], ...]
-) -> bool:
+class PreservingContext(Generic[T]):
+    """A context manager of other code, around code that raises: it leaves the exception as it is.
+
+    Those of contextlib set the traceback of an exception. One whose class refuses that would be
+    replaced by the refusal.
+    """
+
+    def __init__(self, context: AbstractContextManager[T]) -> None:
+        self._context = context
+
+    def __enter__(self) -> T:
+        return self._context.__enter__()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        exc_traceback: TracebackType | None,
+    ) -> bool | None:
+        try:
+            return self._context.__exit__(exc_type, exc, exc_traceback)
+        except BaseException as raised:
+            if exc is not None and type(raised) is _refusal_of_traceback(exc):
+                return False
+            raise
+
+
+def _refusal_of_traceback(exc: BaseException) -> type[BaseException] | None:
+    """Return the type of what *exc* raises when its traceback is set; None if it can be set."""
+    try:
+        exc.__traceback__ = _TRACEBACK.__get__(exc)
+    except BaseException as refusal:
+        return type(refusal)
+    return None
+
+
+def is_kind(exc: BaseException | None, kind: type[E] | tuple[type[E], ...]) -> TypeGuard[E]:
     """Whether *exc* is of this kind, as ``except`` decides it.
 
     ``isinstance`` can fail, because it also asks the exception for its ``__class__``.
     """
     return issubclass(type(exc), kind)
+
+
+def message_of(exc: BaseException) -> str:
+    """Return the message; "" if there is none, or if it cannot be shown. Never fails."""
+    try:
+        return str(exc)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return ""
+
+
+def reason_of(exc: BaseException) -> BaseException | None:
+    """Return what *exc* was raised from, or else while it was handled."""
+    cause: BaseException | None = _CAUSE.__get__(exc)
+    context: BaseException | None = _CONTEXT.__get__(exc)
+    return context if cause is None else cause
 
 
 def describe(exc: BaseException) -> str:

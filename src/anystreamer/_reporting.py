@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import traceback
 from types import TracebackType
-from typing import Any
 
 __all__ = ["SafeLogger", "reporting"]
+
+
+_TRACEBACK = vars(BaseException)["__traceback__"]
 
 
 class _Reporting:
@@ -56,12 +58,17 @@ class SafeLogger:
     def debug(self, message: str, *args: object) -> None:
         self._log(logging.DEBUG, message, *args)
 
-    def warning(self, message: str, *args: object, exc_info: Any = None) -> None:
+    def warning(self, message: str, *args: object, exc_info: BaseException | None = None) -> None:
         self._log(logging.WARNING, message, *args, exc_info=exc_info)
 
-    def error(self, message: str, *args: object, exc_info: Any = None) -> None:
+    def error(self, message: str, *args: object, exc_info: BaseException | None = None) -> None:
         self._log(logging.ERROR, message, *args, exc_info=exc_info)
 
-    def _log(self, level: int, message: str, *args: object, exc_info: Any = None) -> None:
+    def _log(
+        self, level: int, message: str, *args: object, exc_info: BaseException | None = None
+    ) -> None:
         with reporting:
-            self._logger.log(level, message, *args, exc_info=exc_info, stacklevel=3)
+            shown = None
+            if exc_info is not None:  # its class can refuse to be asked for it
+                shown = (type(exc_info), exc_info, _TRACEBACK.__get__(exc_info))
+            self._logger.log(level, message, *args, exc_info=shown, stacklevel=3)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from time import sleep
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -151,8 +151,6 @@ class ScriptedModel:
         self._gates: list[Gate] = []
         for item in script:
             self._script.append(self._play_of(item))
-            if isinstance(item, Gate):
-                self._gates.append(item)
         self._script.append(partial(self._step, _EOS))
 
     def generate(
@@ -204,14 +202,16 @@ class ScriptedModel:
             gate.open()
 
     def _play_of(self, item: str | float | Gate | BaseException) -> _Play:
+        # By the type: an exception can refuse isinstance(), which asks for its `__class__`.
+        if issubclass(type(item), BaseException):
+            return partial(_fail, cast("BaseException", item))
         if isinstance(item, str):
             return partial(self._step, self.tokenizer.add(item))
-        if isinstance(item, BaseException):
-            return partial(_fail, item)
         if isinstance(item, Gate):
+            self._gates.append(item)
             return partial(_pause, item.wait)
         _check_seconds("a pause in a script", item)
-        return partial(_pause, partial(sleep, item))
+        return partial(_pause, partial(sleep, cast("float", item)))
 
     def _step(self, token_id: int) -> int:
         sleep(self._delay)

@@ -10,6 +10,7 @@ from anyio import CapacityLimiter, create_task_group
 
 from anystreamer import stream_from_thread
 
+from ..helpers.inside import held
 from ..helpers.scripted import PATIENCE, Scripted, rest, until
 
 
@@ -20,7 +21,8 @@ async def test_a_full_buffer_holds_the_producer_until_an_item_is_taken(size: int
         for taken in range(4):
             allowed = size + taken
             await until(lambda: producer.steps >= allowed)  # noqa: B023
-            await anyio.sleep(0.025)  # more than it takes to look at the buffer again
+            if allowed < size + 3:
+                await held(stream)
             assert producer.steps == allowed
             assert await stream.receive() == taken
         assert await rest(stream) == list(range(4, size + 3))
@@ -91,9 +93,9 @@ async def test_a_producer_that_gave_way_is_held_again_when_no_other_waits() -> N
         async with stream_from_thread(Scripted(1), limiter=limiter):
             await until(lambda: producer.steps >= 3)
         # It has been left while it was queued: no producer waits now.
-        await anyio.sleep(0.05)
+        await held(stream)
         steps = producer.steps
-        await anyio.sleep(0.025)
+        await held(stream)
         assert producer.steps == steps
         received = [await stream.receive() for _ in range(steps)]
     assert received == list(range(steps))

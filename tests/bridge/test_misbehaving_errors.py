@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -174,6 +174,59 @@ async def test_from_an_iterable(kind: Callable[[], BaseException], where: str) -
 async def test_from_generate(kind: Callable[[], BaseException]) -> None:
     error = kind()
     model = FailingModel(error)
+
+    async def read() -> None:
+        async with stream_text(model, model.tokenizer, "hi") as stream:
+            await stream.read()
+
+    assert await outcome(read) is error
+
+
+@every_kind
+@pytest.mark.parametrize("swallows", [False, True])
+async def test_from_generate_in_a_worker_context(
+    kind: Callable[[], BaseException], swallows: bool
+) -> None:
+    """`contextlib` sets the traceback of an exception, which its class can refuse."""
+    error = kind()
+    model = FailingModel(error)
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        with suppress(*([Exception] if swallows else [])):
+            yield
+
+    async def read() -> None:
+        async with stream_text(model, model.tokenizer, "hi", worker_context=context) as stream:
+            assert await stream.read() == "a"
+
+    assert await outcome(read) is (None if swallows else error)
+
+
+@every_kind
+async def test_from_a_worker_context(kind: Callable[[], BaseException]) -> None:
+    """Its own error, in place of that of `generate()`."""
+    error = kind()
+    model = FailingModel(OSError("no memory"))
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise error
+
+    async def read() -> None:
+        async with stream_text(model, model.tokenizer, "hi", worker_context=context) as stream:
+            await stream.read()
+
+    assert await outcome(read) is error
+
+
+@every_kind
+async def test_from_a_scripted_model(kind: Callable[[], BaseException]) -> None:
+    error = kind()
+    model = ScriptedModel(["a", error])
 
     async def read() -> None:
         async with stream_text(model, model.tokenizer, "hi") as stream:

@@ -74,7 +74,7 @@ class Kind:
         """The engine to use, and the one that has the model."""
         if self.name == "ray serve":
             if "max_waiting" in kwargs:
-                pytest.skip("the line is Serve's: tests/test_ray.py")
+                pytest.skip("the queue is Serve's: tests/test_ray.py")
             url, path = self.replica
             async with linked(model, path) as there, remote_engine(url) as remote:
                 yield remote, there
@@ -258,25 +258,27 @@ async def test_consumers_that_never_read_read_slowly_or_leave(kind: Kind) -> Non
 
 
 async def test_leaving_the_engine_ends_all_that_is_open(kind: Kind) -> None:
-    model = ScriptedModel(ENDLESS)
-    told: list[Any] = []
+    model = ScriptedModel(ENDLESS, delay=0.001)
     entered: list[Any] = []
+    raised: list[BaseException] = []
 
     async def ask() -> None:
-        async with engine.stream_text("hi") as stream:
-            entered.append(stream)
-            with pytest.raises((EngineClosed, openai.APIError)):
-                async for _ in stream:
-                    pass
-        told.append(stream.finish_reason)
+        try:
+            async with engine.stream_text("hi") as stream:
+                entered.append(stream)
+                await stream.read()
+        except (EngineClosed, openai.APIError) as exc:
+            raised.append(exc)
 
     async with create_task_group() as tasks:
-        async with kind.open(model) as (engine, _):
+        async with kind.open(model) as (engine, local):
             for _ in range(5):
                 tasks.start_soon(ask)
-            await until(lambda: model.steps > 3 and len(entered) == 5)
+            await until(lambda: (each := local.statistics()).running + each.waiting == 5)
+            await until(lambda: model.steps > 3 and entered)
         assert not model.is_generating
-    assert told == [FinishReason.ERROR] * 5
+    assert len(raised) == 5
+    assert [stream.finish_reason for stream in entered] == [FinishReason.ERROR] * len(entered)
     with pytest.raises(EngineClosed):
         await read(engine)
 

@@ -1,4 +1,4 @@
-"""An engine that serves one request after the other: its line, its thread, its end. No torch."""
+"""An engine that serves one request after the other: its queue, its thread, its end. No torch."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ async def test_an_error_of_the_encoding_is_raised_at_the_entry() -> None:
     assert len(model.calls) == 1
 
 
-# -- the line
+# -- the queue
 
 
 async def test_first_come_first_served_and_never_two_at_once() -> None:
@@ -212,7 +212,7 @@ async def test_the_position_in_the_queue_is_told() -> None:
 
 
 async def test_who_waits_for_the_model_alone_is_stopped_too() -> None:
-    """A stream without the engine has the model, and the engine's line is behind it."""
+    """A stream without the engine has the model, and the engine's queue is behind it."""
     gate = Gate()
     model = ScriptedModel([gate, "a"])
     async with engine_of(model) as engine:

@@ -16,6 +16,7 @@ from anyio import to_thread
 from anystreamer import AsyncTextIteratorStreamer
 from anystreamer._generation import text_queue
 
+from ..helpers.misbehaving import MISBEHAVING
 from ..helpers.scripted import PATIENCE
 from ..helpers.tiny_models import generated, llama, steps_of, tokenizer
 
@@ -85,6 +86,24 @@ async def test_an_error_in_a_plain_thread(kwargs: dict[str, Any], kind: type[Exc
         await anyio.wait_all_tasks_blocked()
         thread.start()
     thread.join()
+
+
+@pytest.mark.parametrize("kind", MISBEHAVING)
+async def test_generate_raises_its_own_error(kind: Callable[[], BaseException]) -> None:
+    """Also one whose class refuses what `contextlib` does with exceptions."""
+    error = kind()
+    streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True)
+    caught: BaseException | None = None
+
+    class Raising:  # before generate() enters a context of contextlib's itself
+        def __getattr__(self, name: str) -> Any:
+            raise error
+
+    try:
+        generate(streamer, {"generation_config": Raising()})
+    except BaseException as exc:
+        caught = exc
+    assert caught is error
 
 
 @pytest.mark.parametrize(("kwargs", "kind"), BOTH, ids=["early", "late"])

@@ -129,3 +129,10 @@ def test_ids_are_taken_from_any_result(kind: Any) -> None:
     assert returned_tokens(ids, 1, torch.tensor([[1, 2]])) == [[3, 4]]
     assert returned_tokens(ids, 1, torch.tensor([[1, 3]])) == [[1, 2, 3, 4]]
     assert returned_tokens(ids, 1, None, 1) == [[2, 3, 4]]
+
+
+def test_what_fills_up_a_row_of_several_is_not_its_own() -> None:
+    """A row alone has nothing to be filled up to: what follows its end was made."""
+    ids = torch.tensor([[1, 9, 9, 9], [1, 2, 9, 4]])
+    assert returned_tokens(ids, 2, None, None, [9]) == [[1, 9], [1, 2, 9]]
+    assert returned_tokens(ids[1:], 1, None, None, [9]) == [[1, 2, 9, 4]]

@@ -145,6 +145,34 @@ async def test_a_stop_string_of_transformers_can_begin_in_the_prompt() -> None:
     context = stream_llama("a ST", logits_processor=[Say("OP it")], stop_strings="STOP", **ENDLESS)
     _, stream = await collect(context)
     assert (stream.text, stream.finish_reason) == ("OP", FinishReason.STOP_STRING)
+    assert stream.stop_string == "STOP"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "strings", "text"),
+    [
+        ("a STOP", "S STOP", ["STOP"], "S STOP"),  # one that ends in the prompt ends nothing
+        ("a STO", "P", ["TO", "STOP"], "P"),  # one that has such another inside
+        ("an é", "a", ["éa"], "a"),
+        ("aa", "ab", ["aab"], "ab"),
+        ("one", " two", ["e t"], " t"),
+    ],
+)
+async def test_a_stop_string_that_begins_in_the_prompt_is_named(
+    prompt: str, answer: str, strings: list[str], text: str
+) -> None:
+    for chat in (False, True):
+        asked: Any = [{"role": "user", "content": "Hi"}] if chat else prompt
+        kwargs: dict[str, Any] = {}
+        if chat:
+            asked += [{"role": "assistant", "content": prompt}]
+            kwargs["chat_template_kwargs"] = {"continue_final_message": True}
+        context = stream_llama(
+            asked, logits_processor=[Say(answer)], stop_strings=strings, **ENDLESS, **kwargs
+        )
+        _, stream = await collect(context)
+        assert (stream.text, stream.finish_reason) == (text, FinishReason.STOP_STRING)
+        assert stream.stop_string == strings[-1]
 
 
 async def test_stop_strings_as_an_argument_need_no_second_tokenizer() -> None:

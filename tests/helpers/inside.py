@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from anystreamer._bridge import StreamState, delivery
 from anystreamer._bridge.producer import Producer
 from anystreamer.testing import Gate
 
+from .scripted import until
+
 __all__ = [
     "CROSSING",
     "WAITING_FOR_SPACE",
@@ -19,6 +22,7 @@ __all__ = [
     "LoopDeliveries",
     "async_stream_of",
     "decoder_of",
+    "held",
     "hold_back",
     "is_idle",
     "is_receiving",
@@ -49,6 +53,23 @@ def state_of(stream: Any) -> Any:
 def worker_left(stream: Any) -> bool:
     """Whether the stream's worker has left its producer, or will never enter it."""
     return bool(state_of(stream).worker_exited.is_set())
+
+
+async def held(stream: Any, times: int = 3) -> None:
+    """Wait until the producer has looked at its full buffer this many times more, and waits."""
+    space: Any = state_of(stream).space_available
+    waits = 0
+
+    def wait(timeout: float) -> bool:
+        nonlocal waits
+        waits += 1
+        return threading.Event.wait(space, timeout)
+
+    space.wait = wait
+    try:
+        await until(lambda: waits >= times)
+    finally:
+        del space.wait
 
 
 def is_receiving(stream: Any) -> bool:
@@ -128,7 +149,7 @@ class LoopDeliveries:
 
 def start_portal() -> None:
     """Start the loop of `anystreamer.sync`, which stays for the life of the process."""
-    sync._portal.tasks()
+    sync._portal.portal.tasks()
 
 
 # -- engines

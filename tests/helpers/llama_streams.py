@@ -41,6 +41,13 @@ async def reason_of(context: Any) -> Any:
     return (await collect(context))[1].finish_reason
 
 
+async def finished(context: Any) -> Any:
+    """A stream that has been read to its end."""
+    async with context as stream:
+        await stream.read()
+        return stream
+
+
 def raiser(error: BaseException) -> Action:
     def action() -> None:
         raise error

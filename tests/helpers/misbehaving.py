@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-__all__ = ["MISBEHAVING"]
+__all__ = ["MISBEHAVING", "Frozen"]
 
 
 class Refused(Exception):

@@ -358,12 +358,14 @@ async def test_a_busy_engine_is_503_and_says_when_to_come_again(server: str) -> 
 
 
 async def test_of_several_choices_all_fit_or_none() -> None:
-    model = ScriptedModel([0.5, "a"])
+    model = ScriptedModel(ENDLESS, delay=0.001)
     async with edge(model, max_waiting=1) as (client, engine):
-        response = await client.post(TEXT, json={"prompt": "Hi", "n": 3, "stream": True})
+        body = {"prompt": "Hi", "max_tokens": 10**6}
+        response = await client.post(TEXT, json={**body, "n": 3, "stream": True})
         assert response.status_code == 503
         await until(lambda: not engine.statistics().running)
-        assert (await client.post(TEXT, json={"prompt": "Hi", "n": 2})).status_code == 200
+        body = {"prompt": "Hi", "max_tokens": 1}
+        assert (await client.post(TEXT, json={**body, "n": 2})).status_code == 200
 
 
 async def test_too_long_a_prompt_is_400() -> None:
@@ -406,15 +408,50 @@ async def test_an_error_in_the_stream_is_an_event_before_the_end(server: str) ->
 
 
 async def test_a_timeout_is_said() -> None:
-    model = ScriptedModel(ENDLESS, delay=0.001)
-    async with edge(model, timeout=Timeouts(total=0.05)) as (client, _):
+    timeout = Timeouts(between_tokens=0.05)
+    async with edge(ScriptedModel(["one ", 0.2, "two "]), timeout=timeout) as (client, _):
         response = await client.post(CHAT, json={"messages": MESSAGES})
         assert response.status_code == 504
-        assert error_of(response)["code"] == "total"
+        assert error_of(response)["code"] == "between_tokens"
         response = await client.post(CHAT, json={"messages": MESSAGES, "stream": True})
+        assert response.status_code == 200
         *_, error, done = data_of(response.text)
         assert error["error"]["type"] == "timeout_error"
         assert done == "[DONE]"
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("n", [1, 2])
+async def test_an_error_before_the_first_text_has_its_status(server: str, n: int) -> None:
+    """A stream's head waits for its first text, or for its first comment."""
+    body = {"prompt": "Hi", "stream": True, "n": n}
+    async with edge(ScriptedModel([OSError("a secret")]), server=server) as (client, _):
+        response = await client.post(TEXT, json=body)
+        assert response.status_code == 500
+        assert error_of(response)["message"] == "the model failed"
+    gate = Gate()
+    timeout = Timeouts(queued=0.05)
+    async with edge(ScriptedModel([gate]), server=server, timeout=timeout) as (client, _):
+        async with create_task_group() as tasks:
+            tasks.start_soon(partial(client.post, TEXT, json={"prompt": "first"}))
+            await gate.reached()
+            response = await client.post(TEXT, json=body)
+            assert response.status_code == 504
+            assert error_of(response)["code"] == "queued"
+            gate.open()
+
+
+async def test_an_error_after_a_comment_is_an_event() -> None:
+    gate = Gate()
+    async with edge(ScriptedModel([gate, OSError("a secret")]), keep_alive=0.01) as (client, _):
+        text = ""
+        async with client.stream("POST", TEXT, json={"prompt": "Hi", "stream": True}) as response:
+            assert response.status_code == 200
+            async for part in response.aiter_text():
+                text += part
+                gate.open()
+    error, done = data_of(text)
+    assert (error["error"]["message"], done) == ("the model failed", "[DONE]")
 
 
 async def test_an_engine_that_closes_says_so() -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LogitsProcessor
 
-from anystreamer import TextChunk, open_engine
+from anystreamer import TextChunk, TextStream, open_engine
 from anystreamer.server import create_app
 from anystreamer.server._openai_format import TextCompletionBuilder, Token
 from anystreamer.server._tokens import TokenTexts
 
 from ..helpers import tokenizer_families as families
+from ..helpers.scripted import until
 from ..helpers.serving import client_of, data_of, serving
 from ..helpers.tiny_models import EOS, Say, new_llama, new_tokenizer
 
@@ -166,13 +171,76 @@ async def test_offsets_and_bytes_through_the_edge() -> None:
             chat = {"messages": [{"role": "user", "content": "go"}], "logprobs": True}
             (said,) = (await client.post("/v1/chat/completions", json=chat)).json()["choices"]
     assert choice["text"] == text
-    # The token that ends the text is listed where it comes with text.
-    offsets = choice["logprobs"]["text_offset"][: len(ids)]
-    assert offsets == [0, 1, 2, 2, 2, 2, 3, 4, 5, 5, 6]
+    offsets = choice["logprobs"]["text_offset"]
+    assert offsets == [0, 1, 2, 2, 2, 2, 3, 4, 5, 5, 6, 7]  # the last is the end's
     parts = [chunk["logprobs"]["text_offset"] for chunk in chunks if chunk["logprobs"]]
-    assert [offset for part in parts for offset in part][: len(ids)] == offsets
+    assert [offset for part in parts for offset in part] == offsets
     tokens = said["logprobs"]["content"][: len(ids)]
     assert b"".join(bytes(token["bytes"]) for token in tokens).decode() == text
+
+
+class SlowReader:
+    """An engine whose streams are read once all has been made: all chunks are joined."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self.model, self.tokenizer = engine.model, engine.tokenizer
+
+    @asynccontextmanager
+    async def stream_text(self, prompt: Any, **kwargs: Any) -> AsyncIterator[TextStream]:
+        async with self._engine.stream_text(prompt, **kwargs) as stream:
+            await until(lambda: not self._engine.statistics().running)
+            yield stream
+
+
+@pytest.mark.parametrize("stop", [None, "b<"])
+@pytest.mark.parametrize("reads", ["at once", "late"])
+async def test_each_counted_token_is_listed_however_it_comes(reads: str, stop: str | None) -> None:
+    """The end of the text comes with text if the client is slow, and alone if it is fast.
+
+    So do the tokens of a stop string, which are no part of the text either.
+    """
+    model, tokenizer = new_llama(), new_tokenizer()
+    ids = tokenizer.encode("ab<c" if stop else "ab")
+    gate = threading.Event()
+
+    class HoldTheEnd(LogitsProcessor):
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            if input_ids.shape[1] == len("go") + 2:  # before the token after "ab"
+                gate.wait()
+            return scores
+
+    generate = model.generate
+    model.generate = lambda **kwargs: generate(
+        **{
+            **kwargs,
+            "logits_processor": [HoldTheEnd(), Say(*ids, EOS), *kwargs.get("logits_processor", ())],
+        }
+    )
+    body = {"prompt": "go", "logprobs": 1, "max_tokens": 40, "stream": True, "stop": stop}
+    body |= {"stream_options": {"include_usage": True}}
+    async with open_engine(model, tokenizer) as engine:
+        reader: Any = SlowReader(engine) if reads == "late" else engine
+        app = create_app(reader)
+        async with serving(app) as url, client_of(url) as client:
+            lines, shown = [], ""
+            try:
+                if reads == "late":
+                    gate.set()
+                async with client.stream("POST", "/v1/completions", json=body) as response:
+                    async for line in response.aiter_lines():
+                        lines.append(line)
+                        for choice in json.loads(line[6:])["choices"] if "{" in line else ():
+                            shown += choice["text"]
+                        if shown == ("a" if stop else "ab"):
+                            gate.set()
+            finally:
+                gate.set()
+    *events, usage, _ = data_of("\n".join([*lines, ""]))
+    parts = [event["choices"][0]["logprobs"] for event in events]
+    tokens = [token for part in parts if part for token in part["tokens"]]
+    assert tokens == (["a", "b", "<"] if stop else ["a", "b", "<eos>"])
+    assert usage["usage"]["completion_tokens"] == len(tokens)
 
 
 def test_a_builder_takes_the_offsets_of_the_tokens() -> None:

@@ -33,6 +33,7 @@ class UngroupedTaskGroup:
         self._cancellation = get_cancelled_exc_class()
         # Coroutines not started yet, each with the wrapper that will start it.
         self._unstarted: dict[Coroutine[Any, Any, None], Coroutine[Any, Any, None]] = {}
+        self._is_closing = False
 
     async def open(self) -> None:
         """Allow `start`."""
@@ -60,26 +61,41 @@ class UngroupedTaskGroup:
     async def close(self, body: BaseException | None) -> BaseException | None:
         """Wait for the tasks. Returns what is raised meanwhile, or *body* if it is a cancellation.
 
-        A native cancellation or a KeyboardInterrupt can end the wait early.
+        A native cancellation or a KeyboardInterrupt can end the wait early. It can be called again
+        after a KeyboardInterrupt.
         """
         # The task group gets to see cancellations only. It would wrap and rebuild the body's own
         # error.
         shown = body if is_kind(body, self._cancellation) else None
-        raised: BaseException | None
-        try:
-            swallowed = await self._task_group.__aexit__(
-                None if shown is None else type(shown),
-                shown,
-                None if shown is None else shown.__traceback__,
-            )
-        except BaseException as exc:
-            raised = _unwrap_group(exc, self._cancellation)
-        else:
-            raised = None if swallowed else shown
+        raised: BaseException | None = None
+        is_open = not self._is_closing or self._accepts_tasks()
+        self._is_closing = True
+        while is_open:
+            try:
+                swallowed = await self._task_group.__aexit__(
+                    None if shown is None else type(shown),
+                    shown,
+                    None if shown is None else shown.__traceback__,
+                )
+            except KeyboardInterrupt as exc:  # trio raises it anywhere: before the group ends, too
+                raised = exc
+                is_open = self._accepts_tasks()
+            except BaseException as exc:
+                raised, is_open = _unwrap_group(exc, self._cancellation), False
+            else:
+                raised, is_open = None if swallowed else raised or shown, False
         for coroutines in self._unstarted.items():
             for coroutine in coroutines:
                 coroutine.close()  # it will never start, and Python would warn about that
         return raised
+
+    def _accepts_tasks(self) -> bool:
+        """Whether the task group has not ended. There is no other way to ask it."""
+        try:
+            self.start(_do_nothing())
+        except RuntimeError:
+            return False
+        return True
 
 
 class SingleErrorContext:
@@ -87,7 +103,10 @@ class SingleErrorContext:
 
     @abstractmethod
     async def _leave(self, body: BaseException | None) -> BaseException | None:
-        """Leave the block whose body raised *body*. Returns the one exception to raise."""
+        """Leave the block whose body raised *body*. Returns the one exception to raise.
+
+        It is called again if a KeyboardInterrupt strikes it.
+        """
 
     async def __aexit__(
         self,
@@ -95,7 +114,13 @@ class SingleErrorContext:
         exc: BaseException | None,
         exc_traceback: TracebackType | None,
     ) -> bool | None:  # a plain bool would tell type checkers that it swallows exceptions
-        failure = await self._leave(exc)
+        body, is_left = exc, False
+        while not is_left:
+            try:
+                failure = await self._leave(body)
+                is_left = True
+            except KeyboardInterrupt as interrupt:  # trio raises it wherever it strikes
+                body = interrupt
         if failure is None:
             return exc is not None
         if failure is exc:
@@ -150,8 +175,8 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
             failure = exc if failure is None else failure
         if failure is not None:
             task.state.error_raised = failure is task.state.error
-            left = await self._leave(failure)
-            raise_preserving_context(failure if left is None else left)
+            await self.__aexit__(type(failure), failure, None)
+            raise_preserving_context(failure)
         return task.stream
 
     async def _leave(self, body: BaseException | None) -> BaseException | None:
@@ -180,13 +205,8 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
     ) -> BaseException | None:
         """Do not return before the worker has exited. Returns what is raised meanwhile."""
         state = task.state
-        interrupt: BaseException | None = None
-        try:
-            is_cancelled = self._cancels_task and is_kind(body, task.cancellation)
-            state.close(cancel_worker=not is_cancelled)
-        except KeyboardInterrupt as exc:  # trio raises it wherever it strikes
-            body = interrupt = exc
-            state.close()
+        is_cancelled = self._cancels_task and is_kind(body, task.cancellation)
+        state.close(cancel_worker=not is_cancelled)
         raised = await self._join(task, body)
         task.finish_if_never_started()
         while not state.worker_exited.is_set():  # the join has ended early
@@ -195,7 +215,7 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
                     await state.worker_exited.wait()
                 except BaseException as exc:
                     raised = exc if raised is None else raised
-        return raised if interrupt is None else interrupt
+        return raised
 
     def _choose_exception(
         self,
@@ -250,12 +270,16 @@ class ThreadContext(StreamContext[StreamT]):
         return await self._tasks.close(body)
 
 
+async def _do_nothing() -> None:
+    pass
+
+
 def _unwrap_group(exc: BaseException, cancellation: type[BaseException]) -> BaseException:
     """Return the one exception to raise in place of a task group's group.
 
     A group of ours never holds the error of a worker.
     """
-    if not isinstance(exc, BaseExceptionGroup):
+    if not is_kind(exc, BaseExceptionGroup):
         return exc
     leaves = [_unwrap_group(leaf, cancellation) for leaf in exc.exceptions]
-    return next((leaf for leaf in leaves if not isinstance(leaf, cancellation)), leaves[0])
+    return next((leaf for leaf in leaves if not is_kind(leaf, cancellation)), leaves[0])

@@ -146,14 +146,18 @@ class EngineContext(SingleErrorContext, AbstractAsyncContextManager[Engine]):
         if self._engine is not None:
             raise RuntimeError(f"this {self._name}() has been opened before; call it again")
         self._tasks = UngroupedTaskGroup()
-        self._engine = self._new_engine()
+        engine = self._new_engine()
+        engine.own_tasks(self._tasks)
+        self._engine = engine
         await self._tasks.open()
         try:
-            await self._engine.open(self._tasks)
+            await engine.open()
         except BaseException as exc:
-            left = await self._leave(exc)
-            raise_preserving_context(exc if left is None else left)
-        return self._engine
+            failure = exc
+        else:
+            return engine
+        await self.__aexit__(type(failure), failure, None)
+        raise_preserving_context(failure)
 
     async def _leave(self, body: BaseException | None) -> BaseException | None:
         """Leave the block. Returns the one exception to raise."""
@@ -186,6 +190,6 @@ class EngineContext(SingleErrorContext, AbstractAsyncContextManager[Engine]):
                     await sleep(JOIN_POLL if engine.tasks.has_calls else 0)
                 except BaseException as exc:
                     raised = exc if raised is None else raised
-        if raised is not None and not isinstance(raised, cancellation):
+        if raised is not None and not is_kind(raised, cancellation):
             return raised
         return body if body is not None and not is_kind(body, cancellation) else raised

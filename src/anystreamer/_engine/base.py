@@ -56,6 +56,7 @@ class BaseEngine:
         self._max_waiting = max_waiting
         self._coroutine: Coroutine[Any, Any, None] | None = None  # of its own task
         self._is_closed = False
+        self._has_ended_requests = False
         self._died_of: BaseException | None = None
 
     # -- for its users
@@ -107,11 +108,14 @@ class BaseEngine:
 
     # -- for its owner's block
 
-    async def open(self, task_group: UngroupedTaskGroup) -> None:
-        """Start it, and wait until it accepts requests. Raises the error if it could not start."""
+    def own_tasks(self, task_group: UngroupedTaskGroup) -> None:
+        """Take the task group for its own task, and for those of its requests."""
         self.tasks = DetachedTasks(task_group)
+
+    async def open(self) -> None:
+        """Start it, and wait until it accepts requests. Raises the error if it could not start."""
         self._coroutine = self._serve()
-        task_group.start(self._coroutine)
+        self.tasks.start(self._coroutine)
         self.tasks.open()
         await self.ready.wait()
         if self._died_of is not None:
@@ -121,13 +125,14 @@ class BaseEngine:
 
     def close(self) -> None:
         """Accept no more requests, and end those that are open."""
-        if self._is_closed:
+        if self._has_ended_requests:
             return
         self._is_closed = True
         for task in self.tasks:
             task.close()
         self.tasks.end_watch()
         self._wake()
+        self._has_ended_requests = True  # last: on trio a Ctrl-C can strike before
 
     def finish_if_never_started(self) -> None:
         """See `WorkerTask.finish_if_never_started`: the same for the engine's own task."""
@@ -248,9 +253,9 @@ class ThreadEngine(BaseEngine):
             if len(row.prompt_token_ids) + reserved > self.context_length:
                 raise PromptTooLong(len(row.prompt_token_ids), self.context_length)
 
-    async def open(self, task_group: UngroupedTaskGroup) -> None:
+    async def open(self) -> None:
         self.encoding = CapacityLimiter(1)
-        await super().open(task_group)
+        await super().open()
 
     async def _run(self) -> None:
         await run_sync_joined(self._main, when_cancelled=self.close, is_tracked=False)

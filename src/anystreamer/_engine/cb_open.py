@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .._errors import describe, is_kind, message_of
 from .cb_check import AnswerCheck
 from .cb_config import Settings
 from .cb_manager import attention_of, cache_size, is_compiled, runs_python, use_attention
@@ -57,7 +58,7 @@ def _refusing(model: Any) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as exc:
-        reason = str(exc) if isinstance(exc, ValueError) else f"{type(exc).__name__}: {exc}"
+        reason = message_of(exc) if is_kind(exc, ValueError) else describe(exc)
         raise ValueError(
             f"batching='continuous' cannot serve {type(model).__name__}: {reason}; "
             "use batching='none'"

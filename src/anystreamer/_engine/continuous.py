@@ -12,7 +12,7 @@ from anyio import from_thread, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
 from .._bridge import ThreadEvent, run_sync_joined
-from .._errors import wrap_control_flow_exception
+from .._errors import PreservingContext, wrap_control_flow_exception
 from .._generation import GenerationRequest, new_token_limit, tokenizer_of
 from .._streams import Row
 from .active_request import ActiveRequest, publish
@@ -192,9 +192,10 @@ class ContinuousBatchingEngine(ThreadEngine):
     # -- in the drain's thread
 
     def _main(self) -> None:
-        with open_manager(
+        opening = open_manager(
             self.model, tokenizer_of(self.tokenizer), self._settings, lambda: self._is_closed
-        ) as manager:
+        )
+        with PreservingContext(opening) as manager:
             self.manager = manager
             if self._settings.sampling and self.model.device.type == "cpu":
                 skip_sort_when_greedy(manager)

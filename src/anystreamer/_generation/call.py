@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from .._bridge import Producer
-from .._errors import GenerationStopped, GenerationTimeout, is_kind
+from .._errors import GenerationStopped, GenerationTimeout, PreservingContext, is_kind
 from .._streams import FinishReason, GenerationState, TextChunk
 from .generate_kwargs import is_assisted, new_token_limit
 from .model import is_encoder_decoder, uses_torch
@@ -51,7 +51,7 @@ class GenerationCall:
             GenerationTimeout: a deadline has passed.
             BaseException: the exception of ``generate()``.
         """
-        with (self._request.options.worker_context or contextlib.nullcontext)():
+        with PreservingContext((self._request.options.worker_context or contextlib.nullcontext)()):
             return _Run(self._request, self._inputs, self._state, producer).run()
 
 
@@ -176,13 +176,8 @@ class _Run:
             len(self._rows),
             kwargs.get("input_ids", kwargs.get("inputs")) if has_decoder_alone else None,
             None if has_decoder_alone else request.setting("decoder_start_token_id"),
+            request.eos_token_ids,
         )
-        eos = set(request.eos_token_ids)
-        if len(rows) > 1:  # what follows the end of a row fills it up to the length of the others
-            rows = [
-                row[: 1 + next((i for i, each in enumerate(row) if each in eos), len(row))]
-                for row in rows
-            ]
         self._streamer.take_returned(rows)
 
     def _note_ends(self, output: Any, seconds: float, is_cut: bool) -> None:

@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakSet
 
+from .._errors import PreservingContext
+
 __all__ = ["watch_generate_calls"]
 
 Watch = Callable[[Any], AbstractContextManager[object]]
@@ -50,7 +52,7 @@ def _watched_method(generate: Callable[..., Any], watch: Watch) -> Callable[...,
         streamer = kwargs.get("streamer")
         if streamer is None:
             return generate(self, *args, **kwargs)
-        with watch(streamer):
+        with PreservingContext(watch(streamer)):
             return generate(self, *args, **kwargs)
 
     return watched_generate

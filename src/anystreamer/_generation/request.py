@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -118,7 +119,7 @@ class GenerationRequest:
             row,
             self.decoder,
             StopStrings(self.options.stop_strings),
-            self._shown_stop_strings(),
+            self._shown_stop_strings(row),
             eos,
             # Not every tokenizer calls every EOS special, nor does every response template know of
             # it in every field: it would become text.
@@ -126,11 +127,15 @@ class GenerationRequest:
             whisper_window_buffer(self.model, self.generate_kwargs, eos),
         )
 
-    def _shown_stop_strings(self) -> ShownStopStrings | None:
+    def _shown_stop_strings(self, row: Row) -> ShownStopStrings | None:
         if not (strings := self.setting("stop_strings")):
             return None
-        decoder = text_decoder(self.decoding, skip_special_tokens=False)
-        return ShownStopStrings(StopStrings(strings), decoder)
+        return ShownStopStrings(
+            strings,
+            partial(text_decoder, self.decoding, skip_special_tokens=False),
+            # The decoder of an encoder-decoder does not see the prompt.
+            lambda: [] if is_encoder_decoder(self.model) else row.prompt_token_ids,
+        )
 
     def encode(
         self, prompts: Sequence[Prompt] | Mapping[str, Any]

@@ -6,14 +6,18 @@ folder can forget it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 __all__ = ["returned_tokens"]
 
 
 def returned_tokens(
-    output: Any, rows: int, prompt_ids: Any = None, decoder_start_token_id: int | None = None
+    output: Any,
+    rows: int,
+    prompt_ids: Any = None,
+    decoder_start_token_id: int | None = None,
+    eos_token_ids: Collection[int] = (),
 ) -> list[list[int]]:
     """The new tokens of each row.
 
@@ -22,6 +26,7 @@ def returned_tokens(
         rows: their expected number.
         prompt_ids: of shape ``(B, T)``, which a decoder repeats in its result.
         decoder_start_token_id: the first token of a decoder that has no prompt.
+        eos_token_ids: what follows them in a row of several fills it up to the others' length.
 
     Raises:
         RuntimeError: there are no ids in the result, or not of that many rows.
@@ -41,8 +46,13 @@ def returned_tokens(
     ):
         ids = [row[len(prompt) :] for row, prompt in zip(ids, prompts, strict=True)]
     if decoder_start_token_id is not None:
-        return [row[1:] if row[:1] == [decoder_start_token_id] else row for row in ids]
-    return list(ids)
+        ids = [row[1:] if row[:1] == [decoder_start_token_id] else row for row in ids]
+    return [_up_to_its_end(row, eos_token_ids) for row in ids] if rows > 1 else list(ids)
+
+
+def _up_to_its_end(row: list[int], eos_token_ids: Collection[int]) -> list[int]:
+    end = next((i for i, each in enumerate(row) if each in eos_token_ids), len(row))
+    return row[: end + 1]
 
 
 def _as_list(value: Any) -> Any:

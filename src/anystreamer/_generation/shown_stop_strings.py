@@ -2,24 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 
-from .._text import StopStrings, TextDecoder
+from .._text import ContinuationDecoder, StopStrings, TextDecoder, validate_stop_strings
 
 __all__ = ["ShownStopStrings"]
+
+# Tokens of the prompt that a stop string can begin in: four for each of its characters, since a
+# character has up to four bytes, and some more, since the first ones can be parts of a character.
+TOKENS_OF_CHARACTER = 4
+SPARE_TOKENS = 16
 
 
 class ShownStopStrings:
     """Finds them as ``generate()`` does: in the text with its special tokens.
 
+    Like ``generate()`` it also finds one that begins in the prompt, and ends after it.
+
     Args:
-        stop_strings: what is searched.
-        decoder: does not skip special tokens.
+        strings: what is searched.
+        new_decoder: makes a decoder that does not skip special tokens.
+        prompt_ids: returns the tokens before the text. Called when the text begins: until then
+            token healing can change the prompt.
     """
 
-    def __init__(self, stop_strings: StopStrings, decoder: TextDecoder) -> None:
-        self._stop_strings = stop_strings
-        self._decoder = decoder
+    def __init__(
+        self,
+        strings: str | Sequence[str],
+        new_decoder: Callable[[], TextDecoder],
+        prompt_ids: Callable[[], Sequence[int]],
+    ) -> None:
+        self._strings = validate_stop_strings(strings)
+        self._new_decoder = new_decoder
+        self._prompt_ids = prompt_ids
+
+    @cached_property
+    def _decoder(self) -> TextDecoder:
+        prompt_ids = self._prompt_ids()
+        if prompt_ids:
+            return ContinuationDecoder(self._new_decoder, prompt_ids)
+        return self._new_decoder()
+
+    @cached_property
+    def _stop_strings(self) -> StopStrings:
+        longest = max(map(len, self._strings))
+        decoder = self._new_decoder()
+        end = self._prompt_ids()[-(TOKENS_OF_CHARACTER * longest + SPARE_TOKENS) :]
+        return StopStrings(self._strings, after=decoder.decode(end) + decoder.flush())
 
     @property
     def matched(self) -> str | None:

@@ -81,7 +81,10 @@ class GenerationState(StreamState[TextChunk]):
         row.token_ids.extend(chunk.token_ids)
         if chunk:
             row.delivered_text.append(chunk)
-        return bool(chunk) or chunk.field is not None
+        is_delivered = bool(chunk) or chunk.field is not None
+        if not is_delivered:
+            row.textless_end = chunk
+        return is_delivered
 
     # -- the end
 

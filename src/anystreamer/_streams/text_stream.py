@@ -72,6 +72,15 @@ class TextStream(GenerationStream):
         return list(self._rows[0].token_ids)
 
     @property
+    def textless_end(self) -> TextChunk | None:
+        """The tokens after the last chunk, as a chunk without text: an end-of-sequence token.
+
+        With ``logprobs`` it has their log-probabilities. None until the end, and if the last chunk
+        has all tokens: a consumer that is slower than the model gets them joined to it.
+        """
+        return self._rows[0].textless_end
+
+    @property
     def prompt_token_ids(self) -> list[int]:
         """The ids of the prompt's tokens; empty if it has none (``inputs_embeds``, audio)."""
         return list(self._rows[0].prompt_token_ids)
@@ -141,6 +150,11 @@ class BatchStream(GenerationStream):
     def token_ids(self) -> list[list[int]]:
         """The ids of all tokens of each row delivered so far."""
         return [list(row.token_ids) for row in self._rows]
+
+    @property
+    def textless_end(self) -> list[TextChunk | None]:
+        """The tokens after the last chunk of each row; see `TextStream.textless_end`."""
+        return [row.textless_end for row in self._rows]
 
     @property
     def prompt_token_ids(self) -> list[list[int]]:

@@ -156,6 +156,7 @@ class Row:
 
     delivered_text: DeliveredText = field(default_factory=DeliveredText)
     token_ids: list[int] = field(default_factory=list)
+    textless_end: TextChunk | None = None  # tokens after the last text, which no chunk delivers
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
 

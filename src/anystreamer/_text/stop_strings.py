@@ -82,21 +82,27 @@ class StopStrings:
     strings changes what is shown or which one is reported. (So of `"abcd"` and `"bc"` only the
     second can ever match, and the `"a"` before it is ordinary text.) Characters are compared as
     they are, without case folding or Unicode normalisation.
+
+    Args:
+        stop: the strings.
+        after: the text before. A match can begin in it, but not end in it.
     """
 
     matched: str | None
     """The stop string that ended the text; None until then."""
 
-    def __init__(self, stop: str | Iterable[str] = ()) -> None:
+    def __init__(self, stop: str | Iterable[str] = (), *, after: str = "") -> None:
         strings = validate_stop_strings(stop)
         automaton = _Automaton(strings)
-        # One that has another inside, ending before its own last character, cannot match. It has
-        # to go: it would hold text back for nothing.
-        possible = [string for string in strings if not automaton.occurs_in(string[:-1])]
+        # One that has another inside, ending before its own last character, cannot match, except
+        # where the other is in the text before. It has to go: it would hold text back for nothing.
+        possible = [string for string in strings if after or not automaton.occurs_in(string[:-1])]
         if len(possible) < len(strings):
             automaton = _Automaton(possible)
         self._automaton = automaton
         self._node = 0
+        for character in after:
+            self._node = automaton.step(self._node, character)
         self.matched = None
 
     def __bool__(self) -> bool:

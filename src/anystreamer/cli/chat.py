@@ -20,6 +20,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from .. import TextStream
+from .._errors import message_of
 from .chat_backends import ChatBackend
 from .terminal import Screen, exit_now, fail, format_stats
 
@@ -80,7 +81,7 @@ class Chat:
             try:
                 stream = anyio.run(self._show, messages, view, interrupt, backend=self._backend)
             except Exception as exc:
-                message = _neutral(str(exc) or type(exc).__name__)
+                message = _neutral(message_of(exc) or type(exc).__name__)
                 if not self._is_interactive:
                     fail(message)
                 return self._screen.write(f"Error: {message}", "red", end="\n")

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import openai
 
-from .._errors import EngineBusy, GenerationTimeout
+from .._errors import EngineBusy, GenerationTimeout, is_kind, message_of, reason_of
 from .._streams import PHASES
 from ._response import InvalidEvent
 from ._shapes import ServerError
@@ -32,6 +32,8 @@ def to_public_error(
         request: the request that was sent, if one was.
         is_answering: whether the answer had begun.
     """
+    if not is_kind(exc, (openai.APIError, httpx2.HTTPError, ServerError, InvalidEvent)):
+        return exc  # raised by other code, such as a transport of the caller's
     failure = _failure_of(exc, request, is_answering)
     if failure is not exc and failure.__cause__ is None:
         failure.__cause__ = exc
@@ -56,9 +58,9 @@ def _failure_of(exc: Exception, request: httpx2.Request | None, is_answering: bo
             return exc
         case openai.APIConnectionError():
             # The client's message is "Connection error." only.
-            why = exc.__cause__
+            why = reason_of(exc)
             unreached = openai.APIConnectionError(
-                message=f"{exc.request.url.host} cannot be reached: {_message_of(why)}",
+                message=f"{exc.request.url.host} cannot be reached: {_first_message(why)}",
                 request=exc.request,
             )
             unreached.__cause__ = why
@@ -100,11 +102,11 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def _message_of(why: BaseException | None) -> str:
+def _first_message(why: BaseException | None) -> str:
     """The first message in a chain of exceptions: on trio the outer ones of TLS have none."""
     kind = type(why).__name__
     while why is not None:
-        if message := str(why):
+        if message := message_of(why):
             return message
-        why = why.__cause__ or why.__context__
+        why = reason_of(why)
     return kind

@@ -9,7 +9,7 @@ import httpx2
 from anyio import CancelScope, current_time, get_cancelled_exc_class
 
 from .._bridge import Sink
-from .._errors import GenerationTimeout
+from .._errors import GenerationTimeout, describe
 from .._reporting import SafeLogger
 from .._streams import GenerationState, TextChunk
 from ._errors import connection_lost, to_public_error
@@ -140,7 +140,7 @@ class ResponseReader:
     def _fail_unless_ended(self, exc: Exception) -> None:
         """An answer that has ended is whole: what goes wrong after that does not change it."""
         if self._parser.ended is not None:
-            logger.debug("after the end of an answer: %r", exc)
+            logger.debug("after the end of an answer: %s", describe(exc))
         else:
             self._fail(to_public_error(exc, self._response.request, is_answering=True))
 

@@ -71,7 +71,8 @@ def create_app(
         context_length: how many tokens the model takes, prompt and answer together. None reads it
             from the engine's model.
         keep_alive: send a comment after this many seconds without an event, as while the first
-            token is awaited. None sends none.
+            token is awaited. None sends none. The headers go out with the first text or comment;
+            until then an error has a status of its own.
         timeout: for each request, as in `Engine.stream_text`.
         allow_origins: sites whose pages can use the application from a browser, such as
             ``https://example.org``; ``*`` allows all. By default none can.

@@ -127,11 +127,6 @@ class BodySender:
         self.has_started = True
         await self._send(message)
 
-    async def start(self) -> None:
-        """Send the head now, without a part of the body."""
-        async with self._lock:
-            await self._start()
-
     async def send(self, part: str) -> None:
         """Send a part of the body."""
         async with self._lock:

@@ -141,23 +141,28 @@ class CompletionResponse(StreamResponse):
         if not self._request.stream:
             works = [partial(self._collect, *each) for each in enumerate(self._choices)]
             return await run_all(works)
-        # At once, before the first text: clients then know that the request has been accepted.
-        await sender.start()
         works = [partial(self._send_choice, sender, *each) for each in enumerate(self._choices)]
         await sender.with_keep_alive(self._limits.keep_alive, partial(run_all, works))
 
     async def _send_choice(self, sender: BodySender, index: int, stream: TextStream) -> None:
-        # No event before the first text: clients measure the time to the first chunk.
+        # No event before the first text: an error can still have a status, with which clients know
+        # whether to try again. And they measure the time to the first chunk.
         async for chunk in stream:
             await sender.send(self._builder.chunk(index, chunk, self._tokens(index, chunk)))
-        await sender.send(self._builder.last(index, _finish_reason(stream), stream.stop_string))
+        tokens = self._tokens(index, stream.textless_end)
+        reason = _finish_reason(stream)
+        await sender.send(self._builder.last(index, reason, stream.stop_string, tokens))
 
     async def _collect(self, index: int, stream: TextStream) -> None:
         async for chunk in stream:
             self._builder.take(index, chunk, self._tokens(index, chunk))
+        self._builder.take_end(index, self._tokens(index, stream.textless_end))
 
-    def _tokens(self, index: int, chunk: TextChunk) -> Sequence[Token]:
-        return self._token_texts[index].of(chunk) if self._token_texts else ()
+    def _tokens(self, index: int, chunk: TextChunk | None) -> Sequence[Token]:
+        """The tokens to list: as in vLLM each that counts in the usage, also those without text."""
+        if not self._token_texts or chunk is None:
+            return ()
+        return self._token_texts[index].of(chunk)
 
     # -- the end
 

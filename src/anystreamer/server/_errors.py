@@ -8,7 +8,15 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from .._errors import EngineBusy, EngineClosed, EngineDied, GenerationTimeout, PromptTooLong
+from .._errors import (
+    EngineBusy,
+    EngineClosed,
+    EngineDied,
+    GenerationTimeout,
+    PromptTooLong,
+    is_kind,
+    message_of,
+)
 from ._asgi import log
 
 __all__ = [
@@ -69,8 +77,10 @@ SHUTDOWN_ERROR = APIError(
 
 def engine_error(exc: Exception) -> APIError | None:
     """An error of the engine's own as clients get it; None for any other exception."""
+    if not is_kind(exc, (EngineBusy, EngineClosed, EngineDied, GenerationTimeout)):
+        return None
     match exc:
-        case EngineBusy() as exc:
+        case EngineBusy():
             return APIError(
                 str(exc),
                 status=503,
@@ -89,13 +99,13 @@ def is_about_request(exc: Exception) -> bool:
     """Whether it refuses what the client sent, given that nothing has been generated yet."""
     # A chat template raises when it does not like the messages, such as two answers in a row.
     is_template_error = type(exc).__module__.partition(".")[0] == "jinja2"
-    return isinstance(exc, ValueError | TypeError) or is_template_error
+    return is_kind(exc, (ValueError, TypeError)) or is_template_error
 
 
 def in_clients_terms(exc: Exception, param: str) -> APIError:
     """A refusal with OpenAI's name of the parameter; *param* if the message names none."""
-    message = str(exc)
-    if isinstance(exc, PromptTooLong):
+    message = message_of(exc) or type(exc).__name__
+    if is_kind(exc, PromptTooLong):
         return APIError(message, param=param, code="context_length_exceeded")
     for name, known_as in _PARAMS.items():
         if name in message:

@@ -59,13 +59,21 @@ class ChoiceBuilder(ABC):
 
     def take(self, chunk: TextChunk, tokens: Sequence[Token]) -> dict[str, Any]:
         """Take a chunk and its tokens. Returns both as a part of an event."""
-        logprobs = None
-        if self.logprobs is not None:
-            logprobs = self._logprobs(tokens)
-            for name, values in logprobs.items():
-                if values is not None:
-                    self.logprobs[name] += values
-        return {**self._delta(chunk), "logprobs": logprobs}
+        return {**self._delta(chunk), "logprobs": self._take_tokens(tokens)}
+
+    def take_end(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        """Take the tokens after the last chunk. Returns the part of the last event."""
+        logprobs = self._take_tokens(tokens) if tokens else None
+        return {**self.empty_delta, "logprobs": logprobs}
+
+    def _take_tokens(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        if self.logprobs is None:
+            return None
+        logprobs = self._logprobs(tokens)
+        for name, values in logprobs.items():
+            if values is not None:
+                self.logprobs[name] += values
+        return logprobs
 
     def first_delta(self, delta: dict[str, Any]) -> dict[str, Any] | None:
         """What an event of its own has, before the event of the first *delta*."""
@@ -131,7 +139,7 @@ class ChatChoiceBuilder(ChoiceBuilder):
 
     @property
     def empty_delta(self) -> dict[str, Any]:
-        return {"delta": {}, "logprobs": None}
+        return {"delta": {}}
 
     @property
     def message(self) -> dict[str, Any]:
@@ -165,7 +173,7 @@ class TextChoiceBuilder(ChoiceBuilder):
 
     @property
     def empty_delta(self) -> dict[str, Any]:
-        return {"text": "", "logprobs": None}
+        return {"text": ""}
 
     @property
     def message(self) -> dict[str, Any]:
@@ -221,10 +229,15 @@ class CompletionBuilder:
         """Events with a chunk of a choice, and its tokens."""
         return self._events(index, self._choices[index].take(chunk, tokens), None)
 
-    def last(self, index: int, finish_reason: str, stop_string: str | None) -> str:
-        """Events that end a choice. They name the stop string that ended it, as vLLM's do."""
+    def last(
+        self, index: int, finish_reason: str, stop_string: str | None, tokens: Sequence[Token]
+    ) -> str:
+        """Events that end a choice, with the tokens after its last chunk.
+
+        They name the stop string that ended it, as vLLM's do.
+        """
         choice = self._choices[index]
-        delta = choice.empty_delta
+        delta = choice.take_end(tokens)
         if stop_string is not None:
             delta["stop_reason"] = stop_string
         return self._events(index, delta, choice.reason(finish_reason))
@@ -254,6 +267,10 @@ class CompletionBuilder:
     def take(self, index: int, chunk: TextChunk, tokens: Sequence[Token]) -> None:
         """Keep a chunk of a choice, and its tokens."""
         self._choices[index].take(chunk, tokens)
+
+    def take_end(self, index: int, tokens: Sequence[Token]) -> None:
+        """Keep the tokens after the last chunk of a choice."""
+        self._choices[index].take_end(tokens)
 
     def full_response(self, finish_reasons: Sequence[str], usage: dict[str, int]) -> dict[str, Any]:
         """The response, with all chunks that were taken."""

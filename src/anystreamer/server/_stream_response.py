@@ -11,6 +11,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from .._errors import is_kind
 from ._asgi import NO_CACHE_HEADERS, BodySender, cancel_on_disconnect
 from ._errors import SHUTDOWN_ERROR, APIError, engine_error, is_about_request, unexpected_error
 
@@ -87,7 +88,7 @@ class StreamResponse(Response, ABC):
     def _error_of(self, exc: Exception, sender: BodySender) -> APIError:
         if sender.is_open and not self._ends_with_error:
             raise exc
-        if isinstance(exc, APIError):
+        if is_kind(exc, APIError):
             return exc
         if (error := engine_error(exc)) is not None:
             return error

@@ -13,6 +13,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from .._errors import message_of
 from .._streams import FinishReason, Usage
 from ._asgi import EVENT_STREAM, BodySender, check_keep_alive, log
 from ._errors import APIError
@@ -122,7 +123,7 @@ class TextStreamResponse(StreamResponse):
     def _refusal(self, exc: Exception) -> APIError:
         if self._stream is not None:  # by generate() itself: it could also be a fault of the model
             log.warning("the model refused a request", exc_info=exc)
-        return APIError(str(exc))
+        return APIError(message_of(exc) or type(exc).__name__)
 
     def _error_response(self, error: APIError) -> Response:
         return PlainTextResponse(str(error), error.status, error.headers)

@@ -1,0 +1,284 @@
+"""Streams of text for callers with no event loop: for a ``with`` block and a ``for`` loop."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import anyio
+
+from .._bridge import LoopGone, StreamContext
+from .._errors import add_note, describe, is_kind, raise_preserving_context
+from .._streams import (
+    BatchStream,
+    FinishReason,
+    GenerationStream,
+    TextChunk,
+    TextStream,
+    Timing,
+    Usage,
+)
+from ._portal import Tasks
+
+__all__ = ["SyncBatchStream", "SyncStream", "SyncTextStream"]
+
+T = TypeVar("T")
+StreamT = TypeVar("StreamT", bound=GenerationStream)
+
+
+class SyncStream(Generic[StreamT]):
+    """A stream of text for a ``with`` block and a ``for`` loop.
+
+    It can be opened in one thread, and read or closed in others. A second ``for`` loop goes on
+    where the first one ended. A stream that is forgotten stops its model when it is collected.
+
+    Args:
+        name: of the public function, for messages.
+        new_context: returns the loop's tasks, and the stream's block on that loop.
+    """
+
+    def __init__(
+        self, name: str, new_context: Callable[[], tuple[Tasks, StreamContext[StreamT]]]
+    ) -> None:
+        self._name = name
+        self._new_context = new_context
+        self._tasks: Tasks
+        self._context: StreamContext[StreamT] | None = None
+        self._opened: StreamT | None = None
+        self._lock = threading.Lock()
+        self._closed: Future[None] | None = None  # once somebody closes it
+
+    def __enter__(self) -> Self:
+        if self._context is not None:
+            raise RuntimeError(f"this {self._name}() has been opened before; call it again")
+        self._tasks, context = self._new_context()
+        self._tasks.home.check_process()
+        self._context = context
+        self._opened = self._call(self._context.__aenter__)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except BaseException as error:
+            if exc is None or is_kind(error, KeyboardInterrupt):
+                raise
+            if error is not exc:
+                add_note(exc, f"The worker of {self._name}() failed as well: {describe(error)}")
+
+    def __iter__(self) -> Iterator[TextChunk]:
+        self._check_opened()
+        return self
+
+    def __next__(self) -> TextChunk:
+        """Return the next chunk; block until there is one.
+
+        Raises:
+            BaseException: the exception of ``generate()``, after all text that came before it.
+        """
+        ended = (anyio.EndOfStream, anyio.ClosedResourceError)  # closed: from another thread
+        try:
+            return self._call(self._stream.receive)
+        except ended:
+            pass
+        except LoopGone:  # no other thread touches the stream any more
+            with contextlib.suppress(anyio.WouldBlock, *ended):
+                return self._stream.receive_nowait()
+        raise StopIteration
+
+    def stop(self) -> None:
+        """Ask the model to end after the current step, as `TextStream.stop` does."""
+        self._stream.stop()
+
+    def close(self) -> None:
+        """Stop the model, and wait until its thread has left it. Called by the end of the block.
+
+        In a forked child it does nothing: the model runs in the parent.
+
+        Raises:
+            BaseException: the exception of ``generate()``, if no one has seen it.
+        """
+        context = self._context
+        if context is None or self._opened is None or self._tasks.home.is_in_parent:
+            return
+        with self._lock:
+            closed, is_first = self._closed, self._closed is None
+            if closed is None:
+                self._closed = closed = Future()
+        if not is_first:
+            return closed.result()
+        assert context.task is not None
+        state = context.task.state
+        try:
+            state.abandon()
+            self._call(partial(context.__aexit__, None, None, None))
+        except LoopGone:
+            if (error := state.close_and_take_error()) is not None:
+                raise_preserving_context(error)
+        finally:
+            closed.set_result(None)
+
+    @property
+    def timing(self) -> Timing | None:
+        """Seconds that it took; None until the end."""
+        return self._stream.timing
+
+    @property
+    def queue_position(self) -> int | None:
+        """As `TextStream.queue_position`."""
+        return self._stream.queue_position
+
+    @property
+    def output(self) -> Any:
+        """The return value of ``generate()``; None until the end, and where it did not return."""
+        return self._stream.output
+
+    @property
+    def _stream(self) -> StreamT:
+        self._check_opened()
+        assert self._opened is not None
+        return self._opened
+
+    def _check_opened(self) -> None:
+        if self._opened is None:
+            raise TypeError(
+                f"{self._name}() must be opened first: "
+                f"'with {self._name}(...) as stream:', then 'for text in stream:'"
+            )
+
+    def _call(self, func: Callable[[], Awaitable[T]]) -> T:
+        return self._tasks.call_from_thread(func)
+
+    def _receive_all(self) -> None:
+        """Receive the rest of the stream. What it gives is in the stream's ``text``."""
+        try:
+            self._call(self._stream.read)  # type: ignore[attr-defined]
+        except LoopGone:
+            for _ in self:
+                pass
+
+
+class SyncTextStream(SyncStream[TextStream]):
+    """A `TextStream` for a ``with`` block and a ``for`` loop. Attributes have the same meaning."""
+
+    def read(self) -> str:
+        """Return the rest of the text, once it is complete.
+
+        Raises:
+            BaseException: the exception of ``generate()``; `text` has what came before.
+        """
+        start = len(self.text)
+        self._receive_all()
+        return self.text[start:]
+
+    @property
+    def text(self) -> str:
+        """All the text delivered so far."""
+        return self._stream.text
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The ids of all tokens delivered so far."""
+        return self._stream.token_ids
+
+    @property
+    def textless_end(self) -> TextChunk | None:
+        """The tokens after the last chunk, as a chunk without text; None if there are none."""
+        return self._stream.textless_end
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        """The ids of the prompt's tokens."""
+        return self._stream.prompt_token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it ended; None until the end."""
+        return self._stream.finish_reason
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended it."""
+        return self._stream.stop_string
+
+    @property
+    def usage(self) -> Usage | None:
+        """Numbers of tokens; None until the end."""
+        return self._stream.usage
+
+    @property
+    def message(self) -> dict[str, Any] | None:
+        """The answer as a chat message, with ``parse_response``; None until the end."""
+        return self._stream.message
+
+
+class SyncBatchStream(SyncStream[BatchStream]):
+    """A `BatchStream` for a ``with`` block and a ``for`` loop. Attributes have the same meaning."""
+
+    def read(self) -> list[str]:
+        """Return the rest of each row's text, once all rows are complete.
+
+        Raises:
+            BaseException: the exception of ``generate()``; `text` has what came before.
+        """
+        starts = [len(text) for text in self.text]
+        self._receive_all()
+        return [text[start:] for text, start in zip(self.text, starts, strict=True)]
+
+    def stop(self, row: int | None = None) -> None:
+        """Ask one row to end after the current step, or all rows.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        self._stream.stop(row)
+
+    @property
+    def text(self) -> list[str]:
+        """All the text of each row delivered so far."""
+        return self._stream.text
+
+    @property
+    def token_ids(self) -> list[list[int]]:
+        """The ids of all tokens of each row delivered so far."""
+        return self._stream.token_ids
+
+    @property
+    def textless_end(self) -> list[TextChunk | None]:
+        """The tokens after the last chunk of each row, as a chunk without text."""
+        return self._stream.textless_end
+
+    @property
+    def prompt_token_ids(self) -> list[list[int]]:
+        """The ids of each row's prompt, without padding."""
+        return self._stream.prompt_token_ids
+
+    @property
+    def finish_reason(self) -> list[FinishReason | None]:
+        """Why each row ended; None until all rows have ended."""
+        return self._stream.finish_reason
+
+    @property
+    def stop_string(self) -> list[str | None]:
+        """The stop string that ended each row."""
+        return self._stream.stop_string
+
+    @property
+    def usage(self) -> list[Usage | None]:
+        """Numbers of tokens of each row; None until the end."""
+        return self._stream.usage
+
+    @property
+    def message(self) -> list[dict[str, Any] | None]:
+        """Each row's answer as a chat message, with ``parse_response``; None until the end."""
+        return self._stream.message
