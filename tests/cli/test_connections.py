@@ -117,6 +117,28 @@ async def test_an_endless_head_is_cut_off(server: str, start: bytes, more: bytes
     assert not response or response.split()[1] in (b"400", b"431")
 
 
+@pytest.mark.parametrize("is_trailer", [False, True], ids=["head", "trailers"])
+async def test_a_head_has_only_so_many_lines(server: str, is_trailer: bool) -> None:
+    async def status_with(lines: int) -> bytes:
+        headers = b"a: b\r\n" * lines + b"\r\n"
+        body = b'{"prompt": "Hi"}'
+        if is_trailer:
+            chunks = b"%x\r\n%s\r\n0\r\n" % (len(body), body)
+            sent = (
+                HEAD + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n" + chunks + headers
+            )
+        else:
+            sent = b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n" + headers
+        async with connected(url) as stream:
+            with suppress(*GONE):
+                await stream.send(sent)
+            return (await rest_of(stream) or b"- 400 ").split()[1]
+
+    async with edge(server, ScriptedModel(["a"])) as (url, _):
+        assert await status_with(100) == b"200"
+        assert await status_with(9_000) in (b"400", b"431")
+
+
 async def test_a_head_of_half_the_limit_is_answered(server: str) -> None:
     async with limited_serving(application(), server) as url, client_of(url) as client:
         assert (await client.get("/", headers={"name": "x" * 2**15})).status_code == 404
@@ -316,6 +338,17 @@ def deaf(url: str) -> socket.socket:
     return client
 
 
+async def check_that_it_is_counted(url: str) -> None:
+    """Once its streams have been left, its response still has to end."""
+    async with client_of(url) as client:
+        with anyio.fail_after(PATIENCE):
+            while True:
+                metrics = (await client.get("/metrics")).text
+                if 'endpoint="completions",outcome="stalled"} 1.0' in metrics:
+                    return
+                await anyio.sleep(0.05)
+
+
 @pytest.mark.parametrize("n", [1, 2])
 async def test_a_client_that_takes_nothing_is_left(server: str, n: int) -> None:
     model = ScriptedModel(["word " * 100] * 20_000, delay=0.001)
@@ -328,9 +361,7 @@ async def test_a_client_that_takes_nothing_is_left(server: str, n: int) -> None:
             await until(lambda: not (model.is_generating or engine.statistics().running))
             assert model.steps < n * 20_000
             await until(lambda: not is_open(client))
-        async with client_of(url) as well:
-            metrics = (await well.get("/metrics")).text
-    assert 'endpoint="completions",outcome="stalled"} 1.0' in metrics
+        await check_that_it_is_counted(url)
 
 
 async def test_a_client_that_does_not_take_a_whole_answer_is_left(server: str) -> None:
@@ -352,10 +383,7 @@ async def test_what_waits_for_a_client_is_bounded(server: str) -> None:
             client.send(request({"stream": True, "max_tokens": 10**5}))
             await until(lambda: model.is_generating)
             await until(lambda: not (model.is_generating or engine.statistics().running))
-        async with client_of(url) as well:
-            with anyio.fail_after(PATIENCE):
-                while 'outcome="stalled"} 1.0' not in (await well.get("/metrics")).text:
-                    await anyio.sleep(0.05)
+        await check_that_it_is_counted(url)
     assert model.steps < 100_000
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
@@ -25,6 +26,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 
 from anystreamer import Engine, open_engine
+from anystreamer.cli.connection_limits import ConnectionLimits
 from anystreamer.cli.run_server import SHUTDOWN_SEND_TIMEOUT
 from anystreamer.server import TextStreamResponse, create_app
 from anystreamer.testing import Gate, ScriptedModel
@@ -94,6 +96,20 @@ def test_times_fit_together() -> None:
     assert patience > timeout
     for each in (grace, killed, timeout, patience):
         assert f"| {each} s |" in PAGE
+
+
+def test_limits_of_connections_are_those_that_there_are() -> None:
+    limits = ConnectionLimits()
+    unsent = inspect.signature(create_app).parameters["max_unsent_tokens"].default
+    for value, option in (
+        (f"{limits.max_connections}", "--max-connections"),
+        (f"{limits.max_head_bytes:,}", "--max-head-bytes"),
+        (f"{limits.head_timeout:.0f} s", "--head-timeout"),
+        (f"{limits.send_timeout:.0f} s", "--send-timeout"),
+        (f"{unsent:,}", "--max-unsent-tokens"),
+    ):
+        assert f"| {value} | `{option}` |" in PAGE
+        assert f"| `{option}` |" in (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 
 
 async def test_metrics_to_watch_are_there() -> None:

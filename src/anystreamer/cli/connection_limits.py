@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["REFUSAL", "ConnectionLimits"]
+__all__ = ["MAX_HEAD_LINES", "PARSED_AT_ONCE", "REFUSAL", "ConnectionLimits"]
+
+# A head, and trailers, can have this many lines. Each takes h11 some 10 us, and the loop waits.
+MAX_HEAD_LINES = 256
+
+# This many bytes are given to h11 at once, because it applies limits only to what is incomplete.
+PARSED_AT_ONCE = 4 * 1024
 
 # All of the response to a connection that is one too many.
 REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"

@@ -18,11 +18,11 @@ from hypercorn.events import Closed, RawData
 from hypercorn.events import Event as ProtocolEvent
 
 from .connection_abort import with_abort
-from .connection_limits import REFUSAL, ConnectionLimits
+from .connection_limits import MAX_HEAD_LINES, PARSED_AT_ONCE, REFUSAL, ConnectionLimits
 
 __all__ = ["LimitedConfig", "limited_connections"]
 
-# How many bytes are read, and given to the parser, at once.
+# How many bytes are read at once.
 READ_AT_ONCE = 64 * 1024
 
 
@@ -103,7 +103,7 @@ class _Limits(_TCPServer):  # type: ignore[misc]
         limits = self.config.connection_limits
         received = _Received()
         async with create_task_group() as tasks:
-            tasks.start_soon(received.handle_with, self.protocol.handle)
+            tasks.start_soon(received.handle_with, self._handle)
             while part := await self._receive_some():
                 received.add(part)
                 if len(received.data) > limits.max_head_bytes:
@@ -114,6 +114,14 @@ class _Limits(_TCPServer):  # type: ignore[misc]
                         break
             await self.protocol.handle(Closed())
             tasks.cancel_scope.cancel()
+
+    async def _handle(self, part: bytes) -> None:
+        """Give some bytes to the parser."""
+        await self.protocol.handle(RawData(part))
+        connection = self.protocol.protocol.connection  # HTTP/2 has another one, with own limits
+        waiting, _ = getattr(connection, "trailing_data", (b"", False))
+        if waiting.count(b"\n") > MAX_HEAD_LINES:
+            await self._abort()
 
     # -- what a client takes
 
@@ -152,15 +160,15 @@ class _Received:
         self.handled = Event()
         self.arrived.set()
 
-    async def handle_with(self, handle: Callable[[ProtocolEvent], Awaitable[None]]) -> None:
-        """Give all bytes to the parser, until this is cancelled."""
+    async def handle_with(self, handle: Callable[[bytes], Awaitable[None]]) -> None:
+        """Call *handle* with all bytes, a few at a time, until this is cancelled."""
         while True:
             await self.arrived.wait()
             self.arrived = Event()
             while self.data:
-                part = bytes(self.data[:READ_AT_ONCE])
-                del self.data[:READ_AT_ONCE]
-                await handle(RawData(part))
+                part = bytes(self.data[:PARSED_AT_ONCE])
+                del self.data[:PARSED_AT_ONCE]
+                await handle(part)
             self.handled.set()
 
 

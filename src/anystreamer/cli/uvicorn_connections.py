@@ -14,13 +14,9 @@ from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .connection_abort import with_abort
-from .connection_limits import REFUSAL, ConnectionLimits
+from .connection_limits import MAX_HEAD_LINES, PARSED_AT_ONCE, REFUSAL, ConnectionLimits
 
 __all__ = ["LimitedConfig"]
-
-# A read can have more than the limit of a head. This many bytes are parsed at once, so that the
-# limit is exact to this many.
-PARSED_AT_ONCE = 16 * 1024
 
 
 class LimitedConfig(Config):
@@ -72,6 +68,9 @@ class _Connection(H11Protocol):
             if self.transport.is_closing():
                 break
             super().data_received(data[start : start + PARSED_AT_ONCE])
+            waiting, _ = self.conn.trailing_data
+            if waiting.count(b"\n") > MAX_HEAD_LINES and not self.transport.is_closing():
+                self.send_400_response("Too many lines in a request's head.")
         self._update_head_timer()
 
     def handle_events(self) -> None:
