@@ -26,8 +26,9 @@ except ImportError as _missing:
     ) from _missing
 
 from . import Engine, open_engine
+from ._asgi_extensions import CANCELS_ON_DISCONNECT
 from ._load_model import load, shown_name
-from .server import CANCELS_ON_DISCONNECT, create_app
+from .server import create_app
 
 __all__ = ["Settings", "app", "application"]
 

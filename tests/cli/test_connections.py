@@ -139,6 +139,15 @@ async def test_a_head_has_only_so_many_lines(server: str, is_trailer: bool) -> N
         assert await status_with(9_000) in (b"400", b"431")
 
 
+async def test_a_body_can_have_more_lines_than_a_head(server: str) -> None:
+    async with edge(server, ScriptedModel(["a"])) as (url, _), client_of(url) as client:
+        body = b'{"prompt":' + b"\n" * 50_000 + b'"Hi"}'
+        headers = {"content-type": "application/json"}
+        for _ in range(2):  # on one connection
+            response = await client.post("/v1/completions", content=body, headers=headers)
+            assert response.status_code == 200
+
+
 async def test_a_head_of_half_the_limit_is_answered(server: str) -> None:
     async with limited_serving(application(), server) as url, client_of(url) as client:
         assert (await client.get("/", headers={"name": "x" * 2**15})).status_code == 404

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ..server import ABORT
+from .._asgi_extensions import ABORT
 
 __all__ = ["with_abort"]
 

@@ -2,8 +2,6 @@
 
 try:
     from ._app import create_app
-    from ._asgi import ABORT as ABORT
-    from ._asgi import CANCELS_ON_DISCONNECT as CANCELS_ON_DISCONNECT
     from ._text_response import TextStreamResponse
 except ModuleNotFoundError as _missing:
     _name = (_missing.name or "").partition(".")[0]

@@ -12,8 +12,6 @@ from starlette.types import Receive
 from .._errors import raise_preserving_context
 
 __all__ = [
-    "ABORT",
-    "CANCELS_ON_DISCONNECT",
     "EVENT_STREAM",
     "STREAM_HEADERS",
     "cancel_on_disconnect",
@@ -27,14 +25,6 @@ EVENT_STREAM = "text/event-stream"
 # How long a response that the server cuts off may take to send its error (seconds). The server is
 # shutting down, and waits for it.
 ERROR_SEND_TIMEOUT = 1.0
-
-# An ASGI extension with a function that closes the request's connection at once. Nothing else does:
-# what a server has not sent yet keeps a connection open.
-ABORT = "anystreamer.abort"
-
-# An ASGI extension of servers that cancel a request's task when its client disconnects, as Ray
-# Serve does. Other servers cancel tasks only when they shut down.
-CANCELS_ON_DISCONNECT = "anystreamer.cancels_on_disconnect"
 
 # Neither caches nor proxies may hold back parts of a response. A proxy that compresses responses
 # would collect parts until it has enough of them, but it leaves alone what has an encoding.

@@ -12,7 +12,8 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ._asgi import ABORT, CANCELS_ON_DISCONNECT, STREAM_HEADERS, cancel_on_disconnect
+from .._asgi_extensions import ABORT, CANCELS_ON_DISCONNECT
+from ._asgi import STREAM_HEADERS, cancel_on_disconnect
 from ._body_sender import BodySender, ClientStalled, SendLimits
 from ._errors import SHUTDOWN_ERROR, APIError, engine_error, is_about_request, unexpected_error
 
