@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import re
 import socket
 import time
 from dataclasses import dataclass
@@ -116,11 +118,11 @@ async def request(port: int, body: Table) -> tuple[float, list[tuple[float, byte
     return sent, parts
 
 
-def encoded(body: Table) -> bytes:
+def encoded(body: Table, connection: str = "close") -> bytes:
     content = json.dumps(body)
     return (
         "POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(content)}\r\nconnection: close\r\n\r\n{content}"
+        f"content-length: {len(content)}\r\nconnection: {connection}\r\n\r\n{content}"
     ).encode()
 
 
@@ -141,6 +143,28 @@ def decoded(sent: float, parts: list[tuple[float, bytes]]) -> Answer:
                 answer.text += text
     assert answer.tokens == TOKENS
     return answer
+
+
+# -- one that keeps its connection
+
+
+def kept_alive(port: int, times: int) -> list[float]:
+    """Milliseconds from a request to its whole answer of two tokens, on one connection."""
+    body = question(0) | {"max_tokens": 2, "stream": False, "stream_options": None}
+    request, taken = encoded(body, "keep-alive"), []
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        for _ in range(times):
+            sent, received, length = time.monotonic(), b"", math.inf
+            connection.sendall(request)
+            while len(received) < length:
+                received += connection.recv(2**16)
+                head, found, _ = received.partition(b"\r\n\r\n")
+                if found:
+                    (size,) = re.findall(rb"(?i)content-length: *(\d+)", head)
+                    length = len(head) + 4 + int(size)
+            taken.append(1e3 * (time.monotonic() - sent))
+            assert b" 200" in received[:12], received
+    return taken
 
 
 # -- one that disconnects

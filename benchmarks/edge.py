@@ -38,6 +38,14 @@ SERVERS = {
     ),
 }
 
+# The servers whose answers on a kept-alive connection are timed.
+KEPT_ALIVE = {
+    "anystreamer, uvicorn": ("--server", "uvicorn"),
+    "anystreamer, hypercorn": ("--server", "hypercorn"),
+    "anystreamer, hypercorn on trio": ("--backend", "trio"),
+    PEER: (),
+}
+
 
 def serve(program: str, steps: Path, log: Path, arguments: list[str]) -> None:
     """Become that program, and write down the model's steps."""
@@ -87,11 +95,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def started(name: str, model: Path, folder: Path) -> Iterator[Server]:
+def started(name: str, options: tuple[str, ...], model: Path, folder: Path) -> Iterator[Server]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     steps, log = clients.new_steps(folder / f"{port}.steps"), folder / f"{port}.log"
-    arguments = [str(model), "--host", "127.0.0.1", "--port", str(port), *SERVERS[name]]
+    arguments = [str(model), "--host", "127.0.0.1", "--port", str(port), *options]
     os.environ["OMP_NUM_THREADS"] = "1"  # it is inherited
     process = SPAWN.Process(target=serve, args=(name.split(",")[0], steps, log, arguments))
     process.start()
@@ -166,16 +174,50 @@ def leaving(servers: dict[str, Server], process: Executor, times: int) -> Table:
     return table
 
 
-def measure(is_quick: bool) -> Iterator[Table]:
-    yield {"requests": {"new_tokens": clients.TOKENS, "of_each_client": clients.REQUESTS}}
+@contextlib.contextmanager
+def all_started(
+    options: dict[str, tuple[str, ...]], model: Path, folder: Path
+) -> Iterator[dict[str, Server]]:
+    """Those servers, stopped."""
     with contextlib.ExitStack() as stack:
-        model, folder = stack.enter_context(saved_model())
-        servers = {name: stack.enter_context(started(name, model, folder)) for name in SERVERS}
-        process = stack.enter_context(new_process())
+        servers = {
+            name: stack.enter_context(started(name, each, model, folder))
+            for name, each in options.items()
+        }
         for server in servers.values():
             server.wait()
         for server in servers.values():
             server.stop()
+        yield servers
+
+
+def kept_alive(servers: dict[str, Server], process: Executor, rounds: int, times: int) -> Table:
+    turns = take_turns(
+        {
+            name: partial(awake, each, process, clients.kept_alive, times)
+            for name, each in servers.items()
+        },
+        rounds,
+    )
+    return {
+        name: {
+            "times": rounds * times,
+            "ms": percentiles([ms for each in every for ms in each], 99),
+        }
+        for name, every in turns.items()
+    }
+
+
+def measure(is_quick: bool) -> Iterator[Table]:
+    yield {"requests": {"new_tokens": clients.TOKENS, "of_each_client": clients.REQUESTS}}
+    with contextlib.ExitStack() as stack:
+        model, folder = stack.enter_context(saved_model())
+        process = stack.enter_context(new_process())
+        with all_started(KEPT_ALIVE, model, folder) as servers:
+            kept_alive(servers, process, 1, 20)  # warms up
+            rounds, times = (1, 50) if is_quick else (6, 200)
+            yield {"kept_alive": kept_alive(servers, process, rounds, times)}
+        servers = stack.enter_context(all_started(SERVERS, model, folder))
         for server in servers.values():
             for number in (1, 4):  # warms up
                 awake(server, process, clients.load, number)

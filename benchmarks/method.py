@@ -144,7 +144,9 @@ def server_process(
 
     Connections wait in the socket's backlog until it accepts them.
     """
-    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+    from anystreamer.cli.run_server import listening
+
+    with listening("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         process = SPAWN.Process(target=serve, args=(listener, *args), daemon=True)
         process.start()

@@ -187,7 +187,16 @@ async def left_after(cluster: Cluster, replicas: dict[str, Any], seconds: float 
 async def test_a_client_that_leaves_stops_the_model(
     cluster: Cluster, replicas: dict[str, dict[str, Any]]
 ) -> None:
-    assert 0 < await left_after(cluster, replicas, None) < LONG
+    def outcomes(figures: list[dict[str, float]], outcome: str) -> float:
+        name = f'anystreamer_http_requests_total{{endpoint="completions",outcome="{outcome}"}}'
+        return sum(each.get(name, 0.0) for each in figures)
+
+    async with cluster.client() as client:
+        before = [await idle(client, each) for each in replicas]
+        assert 0 < await left_after(cluster, replicas, None) < LONG
+        after = [await idle(client, each) for each in replicas]
+    assert outcomes(after, "disconnected") - outcomes(before, "disconnected") == 1
+    assert outcomes(after, "failed") == outcomes(before, "failed")
 
 
 async def test_a_client_that_does_not_wait_for_its_answer_stops_the_model(

@@ -26,6 +26,7 @@ except ImportError as _missing:
     ) from _missing
 
 from . import Engine, open_engine
+from ._asgi_extensions import CANCELS_ON_DISCONNECT
 from ._load_model import load, shown_name
 from .server import create_app
 
@@ -164,7 +165,10 @@ def application(settings: Settings, **options: Any) -> Any:
 
 
 class _Named:
-    """Names the replica in each response: each replica has a log and metrics of its own."""
+    """Names the replica in each response: each replica has a log and metrics of its own.
+
+    It also tells the application that Serve cancels the task of a client that has disconnected.
+    """
 
     def __init__(self, app: ASGIApp, replica: str) -> None:
         self._app = app
@@ -176,4 +180,5 @@ class _Named:
                 MutableHeaders(scope=message)["x-replica"] = self._replica
             await send(message)
 
-        await self._app(scope, receive, named)
+        extensions = {**scope.get("extensions", {}), CANCELS_ON_DISCONNECT: {}}
+        await self._app({**scope, "extensions": extensions}, receive, named)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -18,10 +18,12 @@ import uvicorn
 from hypercorn.config import Config
 from hypercorn.typing import ASGIFramework
 
-__all__ = ["SERVERS", "client_of", "data_of", "events_of", "official", "serving"]
+from anystreamer.cli.connection_limits import ConnectionLimits
+from anystreamer.cli.run_server import BACKLOG, listening, serve, url_of
+
+__all__ = ["SERVERS", "client_of", "data_of", "events_of", "limited_serving", "official", "serving"]
 
 SERVERS = ["uvicorn", "hypercorn"]
-BACKLOG = 2048  # of connections that a busy loop has not come to yet
 
 
 @asynccontextmanager
@@ -32,8 +34,8 @@ async def serving(
     is_trio = sniffio.current_async_library() == "trio"
     if is_trio and server == "uvicorn":
         pytest.skip("uvicorn is asyncio's alone")
-    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    listener = listening("127.0.0.1", 0)
+    url = url_of(listener)
     async with anyio.create_task_group() as tasks:
         if is_trio or server == "hypercorn":
             stop = anyio.Event()
@@ -52,6 +54,40 @@ async def serving(
                 yield url
             finally:
                 running.should_exit = True
+
+
+@asynccontextmanager
+async def limited_serving(
+    app: Any,
+    server: str,
+    limits: ConnectionLimits | None = None,
+    *,
+    send_buffer: int | None = None,
+) -> AsyncIterator[str]:
+    """Serve *app* as ``anystreamer serve`` does. Yields its address.
+
+    *send_buffer* is how many bytes the kernel takes for a client that does not read, about.
+    """
+    backend = sniffio.current_async_library()
+    if backend == "trio" and server == "uvicorn":
+        pytest.skip("uvicorn is asyncio's alone")
+    stop, limits = anyio.Event(), limits or ConnectionLimits()
+    listener = listening("127.0.0.1", 0)
+    if send_buffer is not None:  # connections inherit it
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    url = url_of(listener)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_shielded, serve, app, listener, server, backend, limits, stop, 1.0)
+        try:
+            yield url
+        finally:
+            stop.set()
+
+
+async def _shielded(func: Callable[..., Awaitable[None]], *args: Any) -> None:
+    # A test that fails cancels it: it has to close what it has opened all the same.
+    with anyio.CancelScope(shield=True):
+        await func(*args)
 
 
 async def _uvicorn(server: uvicorn.Server, listener: socket.socket) -> None:

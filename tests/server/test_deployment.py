@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
@@ -25,6 +26,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 
 from anystreamer import Engine, open_engine
+from anystreamer.cli.connection_limits import ConnectionLimits
 from anystreamer.cli.run_server import SHUTDOWN_SEND_TIMEOUT
 from anystreamer.server import TextStreamResponse, create_app
 from anystreamer.testing import Gate, ScriptedModel
@@ -96,6 +98,20 @@ def test_times_fit_together() -> None:
         assert f"| {each} s |" in PAGE
 
 
+def test_limits_of_connections_are_those_that_there_are() -> None:
+    limits = ConnectionLimits()
+    unsent = inspect.signature(create_app).parameters["max_unsent_tokens"].default
+    for value, option in (
+        (f"{limits.max_connections}", "--max-connections"),
+        (f"{limits.max_head_bytes:,}", "--max-head-bytes"),
+        (f"{limits.head_timeout:.0f} s", "--head-timeout"),
+        (f"{limits.send_timeout:.0f} s", "--send-timeout"),
+        (f"{unsent:,}", "--max-unsent-tokens"),
+    ):
+        assert f"| {value} | `{option}` |" in PAGE
+        assert f"| `{option}` |" in (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+
+
 async def test_metrics_to_watch_are_there() -> None:
     named = set(re.findall(r"`(anystreamer_\w+)`", PAGE))
     assert len(named) > 5
@@ -114,6 +130,13 @@ def folder() -> Iterator[Path]:
     # The path of a socket may be 107 bytes long, which pytest's own folders may exceed.
     with tempfile.TemporaryDirectory(prefix="proxy") as path:
         yield Path(path)
+
+
+# What the page does not recommend, and does no harm: nginx and Caddy that compress responses.
+COMPRESSING = {
+    "nginx": ("gzip off;", "gzip on; gzip_types *; gzip_proxied any; gzip_min_length 1;"),
+    "caddy": ("\treverse_proxy", "\tencode gzip\n\treverse_proxy"),
+}
 
 
 def nginx(folder: Path, address: Path, server: str) -> list[str]:
@@ -154,10 +177,16 @@ def accepts(address: Path) -> bool:
 
 
 @asynccontextmanager
-async def behind(proxy: str, folder: Path, url: str) -> AsyncIterator[httpx.AsyncHTTPTransport]:
+async def behind(
+    proxy: str, folder: Path, url: str, compresses: bool
+) -> AsyncIterator[httpx.AsyncHTTPTransport]:
     """Run *proxy*, as the page configures it, before the server at *url*."""
     address = folder / "socket"
     command = {"nginx": nginx, "caddy": caddy}[proxy](folder, address, url.removeprefix("http://"))
+    if compresses:
+        config, (before, after) = Path(command[-1]), COMPRESSING[proxy]
+        assert before in config.read_text(encoding="utf-8")
+        config.write_text(config.read_text(encoding="utf-8").replace(before, after, 1), "utf-8")
     log = folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -179,7 +208,7 @@ async def behind(proxy: str, folder: Path, url: str) -> AsyncIterator[httpx.Asyn
 
 @asynccontextmanager
 async def passed(
-    model: ScriptedModel, proxy: str | None, folder: Path = Path()
+    model: ScriptedModel, proxy: str | None, folder: Path = Path(), compresses: bool = False
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Engine]]:
     """A client of a proxy of a server of an engine of *model*."""
     if proxy is not None and shutil.which(proxy) is None:
@@ -198,7 +227,7 @@ async def passed(
                     yield client, engine
             else:
                 async with (
-                    behind(proxy, folder, url) as transport,
+                    behind(proxy, folder, url, compresses) as transport,
                     httpx.AsyncClient(
                         base_url=f"https://{HOST}", transport=transport, **options
                     ) as client,
@@ -209,10 +238,14 @@ async def passed(
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["/v1/completions", "/text"])
 @pytest.mark.parametrize("proxy", PROXIES)
-async def test_a_stream_passes_piece_by_piece(proxy: str, path: str, folder: Path) -> None:
+@pytest.mark.parametrize("compresses", [False, True], ids=["as on the page", "compressing"])
+async def test_a_stream_passes_piece_by_piece(
+    compresses: bool, proxy: str, path: str, folder: Path
+) -> None:
     gate = Gate()
-    model = ScriptedModel(["one", gate, " two"])
-    async with passed(model, proxy, folder) as (client, _):
+    # Caddy compresses what is longer than 512 bytes.
+    model = ScriptedModel(["one" * 1000, gate, " two"])
+    async with passed(model, proxy, folder, compresses) as (client, _):
         body = {"prompt": "x", "stream": True}
         try:
             async with client.stream("POST", path, json=body) as response:

@@ -168,6 +168,11 @@ def test_it_runs_no_code_of_a_model_s_own_unless_it_may(tmp_path: Path, is_trust
         ("--max-tokens-limit", "-1"),
         ("--timeout", "-1"),
         ("--max-waiting", "-1"),
+        ("--max-connections", "0"),
+        ("--max-head-bytes", "0"),
+        ("--head-timeout", "0"),
+        ("--send-timeout", "-1"),
+        ("--max-unsent-tokens", "0"),
     ],
 )
 def test_limits_that_are_none(arguments: tuple[str, str]) -> None:

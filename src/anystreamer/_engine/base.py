@@ -193,7 +193,7 @@ class BaseEngine:
             raise self._busy_error(waiting)
 
     def _busy_error(self, waiting: int) -> EngineBusy:
-        return EngineBusy(waiting, self.metrics.estimated_wait(waiting, len(self.queue.running)))
+        return EngineBusy(waiting, self.metrics.estimated_wait(waiting, self.queue.slots))
 
     def forget(self, task: EngineTask) -> None:
         """A request has ended."""

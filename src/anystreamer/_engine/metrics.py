@@ -100,10 +100,14 @@ class EngineMetrics:
                 self._first_token.add(timing.first_token)
             self._total.add(timing.total)
 
-    def estimated_wait(self, waiting: int, running: int) -> float | None:
-        """An estimate of the seconds until all that wait, and one more, have had their turn."""
+    def estimated_wait(self, waiting: int, slots: float) -> float | None:
+        """An estimate of the seconds until all that wait, and one more, have had their turn.
+
+        *slots* is how many requests can run at once. It is not how many run now: at the beginning
+        of a burst none does.
+        """
         turn = self._average_turn
-        return None if turn is None else turn * (waiting + 1) / max(running, 1)
+        return None if turn is None else turn * (waiting + 1) / slots
 
     def statistics(self, *, waiting: int, running: int, used: float | None) -> EngineStatistics:
         """All of it, as it is now."""

@@ -32,6 +32,13 @@ class AdmissionQueue:
         used = sum(each.cost for each in self.running)
         return len(self.running) < self.max_running and used + ticket.cost <= self.capacity
 
+    @property
+    def slots(self) -> float:
+        """How many requests can run at once: of those that are known, at their average cost."""
+        costs = [each.cost for each in (*self.running, *self.waiting) if each.cost]
+        fitting = self.capacity * len(costs) / sum(costs) if costs else math.inf
+        return max(1, len(self.running), min(self.max_running, fitting))
+
     def admit_ready(self) -> None:
         """Admit those whose turn it is."""
         while True:

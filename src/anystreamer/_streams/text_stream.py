@@ -33,6 +33,12 @@ class GenerationStream(ThreadStream[TextChunk]):
         return None if ticket is None else ticket.position
 
     @property
+    def unread_tokens(self) -> int:
+        """How many tokens have been generated that this consumer has not received yet."""
+        computed, delivered = self._generation.progress()
+        return max(0, computed - delivered)
+
+    @property
     def output(self) -> Any:
         """The result of ``generate()``; None until the end, and if ``generate()`` raised."""
         return self._generation.output

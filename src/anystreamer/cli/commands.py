@@ -10,6 +10,7 @@ import rich.console  # noqa: F401  # typer runs without it, the commands do not
 import typer
 
 from .common import KEY, Backend, Batching, Server, require_installed
+from .connection_limits import ConnectionLimits
 from .demo import run_demo
 from .serve import allowed_hosts, is_loopback, run_serve
 
@@ -146,6 +147,31 @@ def serve(
     max_body_bytes: Annotated[
         int, typer.Option(min=1, metavar="N", help="Size limit of a request's body.")
     ] = 1024 * 1024,
+    max_connections: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="How many connections can be open. More get 503."),
+    ] = 900,
+    max_head_bytes: Annotated[
+        int, typer.Option(min=1024, metavar="N", help="Size limit of a request's head.")
+    ] = 64 * 1024,
+    head_timeout: Annotated[
+        float,
+        typer.Option(
+            min=1.0, help="Seconds until a request's head has arrived, and for idle connections."
+        ),
+    ] = 10.0,
+    send_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.0, help="Seconds for a client to take a part of its answer. 0 means no limit."
+        ),
+    ] = 30.0,
+    max_unsent_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="How many tokens can wait for a client that takes nothing."
+        ),
+    ] = 10_000,
     default_max_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="Default token limit of an answer.")
     ] = 1024,
@@ -193,6 +219,13 @@ def serve(
         max_waiting,
         grace,
         trust_remote_code,
+        ConnectionLimits(
+            max_connections=max_connections,
+            max_head_bytes=max_head_bytes,
+            head_timeout=head_timeout,
+            send_timeout=send_timeout or None,
+        ),
+        max_unsent_tokens=max_unsent_tokens,
         api_key=api_key or None,
         max_body_bytes=max_body_bytes,
         default_max_tokens=default_max_tokens,

@@ -6,6 +6,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
+from importlib import import_module
 from typing import Any
 
 from anyio import (
@@ -18,8 +19,9 @@ from anyio import (
 )
 
 from .._engine import Engine
+from .connection_limits import ConnectionLimits
 
-__all__ = ["listening", "run", "url_of"]
+__all__ = ["listening", "run", "serve", "url_of"]
 
 # How long a server may take to send the last parts, once the engine is closed (seconds).
 SHUTDOWN_SEND_TIMEOUT = 5.0
@@ -36,7 +38,10 @@ BACKLOG = 2048
 def listening(host: str, port: int) -> socket.socket:
     """A socket that listens on an address. Raises OSError if it cannot."""
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    # With its protocol, which `create_server` leaves out. asyncio sets TCP_NODELAY only for sockets
+    # that have it; without that option a response waits up to 40 ms for the client's kernel.
+    return socket.socket(family, listener.type, socket.IPPROTO_TCP, fileno=listener.detach())
 
 
 def url_of(listener: socket.socket) -> str:
@@ -51,6 +56,7 @@ async def run(
     listener: socket.socket,
     server: str,
     backend: str,
+    limits: ConnectionLimits,
     *,
     grace: float,
     ready: Callable[[], object],
@@ -66,6 +72,7 @@ async def run(
         new_app: makes an application for the engine.
         server: ``"uvicorn"``, on asyncio only, or ``"hypercorn"``.
         backend: the event loop that this runs in, ``"asyncio"`` or ``"trio"``.
+        limits: of the connections.
         grace: seconds for open streams to end.
         ready: called as soon as requests are accepted.
         at_once: exits the process.
@@ -74,12 +81,11 @@ async def run(
     async with create_task_group() as tasks:
         async with engine_context as engine:
             app = new_app(engine)
-            hypercorn = _hypercorn_trio if backend == "trio" else _hypercorn_asyncio
-            serve = _uvicorn if server == "uvicorn" else hypercorn
 
             async def serve_until_stopped() -> None:
                 try:
-                    await serve(app, listener, stop, grace + SHUTDOWN_SEND_TIMEOUT)
+                    timeout = grace + SHUTDOWN_SEND_TIMEOUT
+                    await serve(app, listener, server, backend, limits, stop, timeout)
                 finally:
                     served.set()
                     stop.set()
@@ -125,16 +131,37 @@ async def _poll_signals(act: Callable[[], object]) -> None:
             signal.signal(each, handler)
 
 
-async def _uvicorn(app: Any, listener: socket.socket, stop: Event, timeout: float) -> None:
+async def serve(
+    app: Any,
+    listener: socket.socket,
+    server: str,
+    backend: str,
+    limits: ConnectionLimits,
+    stop: Event,
+    timeout: float,
+) -> None:
+    """Serve *app* until *stop* is set, and then for *timeout* seconds at most, until it is idle."""
+    if server == "uvicorn":
+        await _uvicorn(app, listener, limits, stop, timeout)
+    else:
+        await _hypercorn(backend, app, listener, limits, stop, timeout)
+
+
+async def _uvicorn(
+    app: Any, listener: socket.socket, limits: ConnectionLimits, stop: Event, timeout: float
+) -> None:
     import uvicorn
+
+    from .uvicorn_connections import LimitedConfig
 
     class Server(uvicorn.Server):
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
             yield  # we handle them
 
-    config = uvicorn.Config(
+    config = LimitedConfig(
         app,
+        limits,
         log_level="warning",
         access_log=False,
         lifespan="off",
@@ -153,26 +180,21 @@ async def _uvicorn(app: Any, listener: socket.socket, stop: Event, timeout: floa
         tasks.cancel_scope.cancel()
 
 
-async def _hypercorn_asyncio(
-    app: Any, listener: socket.socket, stop: Event, timeout: float
+async def _hypercorn(
+    backend: str,
+    app: Any,
+    listener: socket.socket,
+    limits: ConnectionLimits,
+    stop: Event,
+    timeout: float,
 ) -> None:
-    from hypercorn.asyncio import serve
+    from .hypercorn_connections import LimitedConfig, limited_connections
 
-    await serve(app, _hypercorn_config(listener, timeout), shutdown_trigger=stop.wait)
-
-
-async def _hypercorn_trio(app: Any, listener: socket.socket, stop: Event, timeout: float) -> None:
-    from hypercorn.trio import serve
-
-    await serve(app, _hypercorn_config(listener, timeout), shutdown_trigger=stop.wait)
-
-
-def _hypercorn_config(listener: socket.socket, timeout: float) -> Any:
-    from hypercorn.config import Config
-
-    config = Config()
+    hypercorn = import_module(f"hypercorn.{backend}")
+    config = LimitedConfig(limits)
     config.bind = [f"fd://{listener.detach()}"]
     config.graceful_timeout = timeout
     config.loglevel = "WARNING"
     config.backlog = BACKLOG  # it calls listen() again
-    return config
+    with limited_connections(hypercorn.run, backend):
+        await hypercorn.serve(app, config, shutdown_trigger=stop.wait)

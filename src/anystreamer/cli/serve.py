@@ -10,6 +10,7 @@ import anyio
 from .. import open_engine
 from .._load_model import shown_name
 from .common import INSTALL_SERVER, Backend, Batching, Server, load_model, require_installed
+from .connection_limits import ConnectionLimits
 from .terminal import exit_now, fail
 
 __all__ = ["allowed_hosts", "is_loopback", "run_serve"]
@@ -41,6 +42,7 @@ def run_serve(
     max_waiting: int,
     grace: float,
     trusts_code: bool,
+    connections: ConnectionLimits,
     **limits: Any,
 ) -> None:
     """Load a model and serve it until a signal. *limits* go to `create_app`."""
@@ -65,10 +67,13 @@ def run_serve(
                     max_waiting=max_waiting,
                     sampling=batching is Batching.CONTINUOUS,
                 ),
-                lambda engine: create_app(engine, model_name=shown, **limits),
+                lambda engine: create_app(
+                    engine, model_name=shown, send_timeout=connections.send_timeout, **limits
+                ),
                 listener,
                 server.value,
                 backend.value,
+                connections,
                 grace=grace,
                 ready=lambda: print(f"Serving {shown} on {url_of(listener)}", flush=True),
                 at_once=exit_now,

@@ -22,7 +22,7 @@ from .._engine import Engine
 from .._generation import max_context_length, tokenizer_of
 from .._streams import Timeouts, validate_timeouts
 from .._text import response_template_of, validate_template
-from ._asgi import check_keep_alive
+from ._body_sender import SendLimits
 from ._chat_page import page_routes
 from ._completion_response import CompletionResponse, Limits
 from ._errors import APIError
@@ -46,6 +46,8 @@ def create_app(
     max_tokens_limit: int | None = None,
     context_length: int | None = None,
     keep_alive: float | None = 15.0,
+    send_timeout: float | None = 30.0,
+    max_unsent_tokens: int | None = 10_000,
     timeout: float | Timeouts | None = None,
     allow_origins: Sequence[str] = (),
     allowed_hosts: Sequence[str] | None = None,
@@ -73,6 +75,10 @@ def create_app(
         keep_alive: send a comment after this many seconds without an event, as while the first
             token is awaited. None sends none. The headers go out with the first text or comment;
             until then an error has a status of its own.
+        send_timeout: how many seconds a client can take to receive a part of its response. After
+            that its connection is closed, and the model stops. None sets no limit.
+        max_unsent_tokens: how many tokens can wait for a client that receives nothing. If more
+            wait, its connection is closed, and the model stops. None sets no limit.
         timeout: for each request, as in `Engine.stream_text`.
         allow_origins: sites whose pages can use the application from a browser, such as
             ``https://example.org``; ``*`` allows all. By default none can.
@@ -92,7 +98,9 @@ def create_app(
     ):
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
-    check_keep_alive(keep_alive)
+    sending = SendLimits(
+        keep_alive=keep_alive, timeout=send_timeout, max_unsent_tokens=max_unsent_tokens
+    )
     if api_key == "":
         raise ValueError("api_key is empty: for a server without a key pass None")
     for name, names in (("allow_origins", allow_origins), ("allowed_hosts", allowed_hosts)):
@@ -105,7 +113,7 @@ def create_app(
         context=context_length
         or getattr(engine, "context_length", None)
         or max_context_length(getattr(engine, "model", None)),
-        keep_alive=keep_alive,
+        sending=sending,
         timeout=timeout,
         response_template=_response_template_of(engine),
     )

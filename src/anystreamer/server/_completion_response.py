@@ -14,11 +14,12 @@ from starlette.types import Receive, Scope, Send
 from .._engine import Engine
 from .._generation import Prompt, continues_prompt, uses_torch
 from .._streams import TextChunk, TextStream, Timeouts, Usage
-from ._asgi import EVENT_STREAM, BodySender, run_all
+from ._asgi import EVENT_STREAM, run_all
+from ._body_sender import BodySender, SendLimits
 from ._errors import APIError, in_clients_terms
 from ._openai_format import DONE, CompletionBuilder, Token, event, usage_of
 from ._request_models import TextRequest
-from ._stream_response import StreamResponse
+from ._stream_response import StreamResponse, unread_tokens
 from ._tokens import TokenTexts
 
 __all__ = ["CompletionResponse", "Limits"]
@@ -31,7 +32,7 @@ class Limits:
     default_max_tokens: int
     max_tokens: int | None
     context: int | None  # tokens, prompt and answer together; None where it is not known
-    keep_alive: float | None
+    sending: SendLimits
     timeout: float | Timeouts | None
     response_template: Mapping[str, Any] | None  # of the model's tokenizer
 
@@ -47,7 +48,7 @@ class CompletionResponse(StreamResponse):
         limits: Limits,
         on_end: Callable[[str, list[Usage]], None],
     ) -> None:
-        super().__init__(media_type=EVENT_STREAM)
+        super().__init__(limits.sending, media_type=EVENT_STREAM)
         self._engine = engine
         self._request = request
         self._builder = builder
@@ -142,7 +143,10 @@ class CompletionResponse(StreamResponse):
             works = [partial(self._collect, *each) for each in enumerate(self._choices)]
             return await run_all(works)
         works = [partial(self._send_choice, sender, *each) for each in enumerate(self._choices)]
-        await sender.with_keep_alive(self._limits.keep_alive, partial(run_all, works))
+        await sender.within(self._limits.sending, self._unsent_tokens, partial(run_all, works))
+
+    def _unsent_tokens(self) -> int:
+        return sum(map(unread_tokens, self._choices))
 
     async def _send_choice(self, sender: BodySender, index: int, stream: TextStream) -> None:
         # No event before the first text: an error can still have a status, with which clients know

@@ -36,8 +36,8 @@ class Metrics:
         self._registry.register(_EngineCollector(engine))
         self._requests = Counter(
             "anystreamer_http_requests",
-            "HTTP requests for text, by how they ended: a status; disconnected; or failed, "
-            "an error after the stream had begun",
+            "HTTP requests for text, by how they ended: a status; disconnected; stalled, the "
+            "client did not receive its response; or failed, an error after the stream had begun",
             ["endpoint", "outcome"],
             registry=self._registry,
         )

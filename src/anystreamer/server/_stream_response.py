@@ -7,15 +7,27 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 
+from anyio import move_on_after, sleep
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from .._asgi_extensions import ABORT, CANCELS_ON_DISCONNECT
 from .._errors import is_kind
-from ._asgi import NO_CACHE_HEADERS, BodySender, cancel_on_disconnect
+from ._asgi import STREAM_HEADERS, cancel_on_disconnect
+from ._body_sender import BodySender, ClientStalled, SendLimits
 from ._errors import SHUTDOWN_ERROR, APIError, engine_error, is_about_request, unexpected_error
 
-__all__ = ["StreamResponse"]
+__all__ = ["StreamResponse", "unread_tokens"]
+
+# How long the server can take to close the connection of a stalled client (seconds). A server that
+# cannot do it at once gets a response without its last part, and can log an error.
+STALLED_CLOSE_TIMEOUT = 5.0
+
+
+def unread_tokens(stream: object) -> int:
+    """How many tokens of a stream wait to be sent; 0 where an engine of another kind made it."""
+    return int(getattr(stream, "unread_tokens", 0))
 
 
 class StreamResponse(Response, ABC):
@@ -29,36 +41,71 @@ class StreamResponse(Response, ABC):
     _is_accepted = False
     # Whether the body can end with an error. If not, the exception makes the server cut it off.
     _ends_with_error = True
-    # How it ended: a status; "failed", after the head; or "disconnected".
+    # How it ended: a status; "failed", after the head; "stalled"; or "disconnected".
     _outcome = "disconnected"
 
     def __init__(
-        self, status_code: int = 200, headers: Mapping[str, str] | None = None, media_type: str = ""
+        self,
+        limits: SendLimits,
+        status_code: int = 200,
+        headers: Mapping[str, str] | None = None,
+        media_type: str = "",
     ) -> None:
+        self._send_limits = limits
         self.status_code = status_code
         self.media_type: str | None = media_type
         self.background: BackgroundTask | None = None
-        self.init_headers({**NO_CACHE_HEADERS, **(headers or {})})
+        own = {name.lower(): value for name, value in (headers or {}).items()}
+        self.init_headers(STREAM_HEADERS | own)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. Called by Starlette."""
-        sender = BodySender(send, self.status_code, self.raw_headers)
+        extensions = scope.get("extensions", {})
+        sender = BodySender(send, self.status_code, self.raw_headers, extensions.get(ABORT))
+        if scope["method"] == "HEAD":  # wants no text
+            return await sender.end()
         fail = partial(self._fail, scope, receive, sender)
+        error: APIError | None = None
 
         async def serve() -> None:
-            if scope["method"] == "HEAD":  # wants no text
-                return await sender.end()
-            error = await self._serve(sender)
-            if error is not None:
-                return await fail(error)
-            self._outcome = "200"
-            end = self._end()
-            if isinstance(end, str):
-                await sender.end(end)
-            else:
-                await end(scope, receive, sender)
+            nonlocal error
+            try:
+                error = await self._serve(sender)
+            except ClientStalled:
+                # Nothing can be sent any more. The streams have been left; what remains is to wait
+                # until the server has closed the connection, which cancels this.
+                await sleep(STALLED_CLOSE_TIMEOUT)
 
-        await cancel_on_disconnect(receive, serve, partial(fail, SHUTDOWN_ERROR))
+        async def cut() -> None:
+            if CANCELS_ON_DISCONNECT not in extensions:
+                await fail(SHUTDOWN_ERROR)
+
+        is_done = await cancel_on_disconnect(receive, serve, cut)
+        if sender.is_stalled:
+            self._outcome = "stalled"
+        elif is_done:
+            await self._finish(scope, receive, sender, error)
+
+    async def _finish(
+        self, scope: Scope, receive: Receive, sender: BodySender, error: APIError | None
+    ) -> None:
+        """Send the last part, or an error."""
+        with move_on_after(self._send_limits.timeout) as sending:
+            if error is None:
+                await self._send_end(scope, receive, sender)
+            else:
+                await self._fail(scope, receive, sender, error)
+        if sending.cancelled_caught:
+            self._outcome = "stalled"
+
+    async def _send_end(self, scope: Scope, receive: Receive, sender: BodySender) -> None:
+        """Send the last part, or all of a response that is sent whole."""
+        self._outcome = "200"
+        end = self._end()
+        if isinstance(end, str):
+            await sender.end(end)
+        else:
+            await end(scope, receive, sender)
 
     async def _serve(self, sender: BodySender) -> APIError | None:
         """Open the streams and send the body. Returns the error to end with.
@@ -69,6 +116,8 @@ class StreamResponse(Response, ABC):
             async with AsyncExitStack() as stack:
                 await self._open(stack)
                 await self._send_body(sender)
+        except ClientStalled:
+            raise
         except Exception as exc:
             return self._error_of(exc, sender)
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -15,9 +16,10 @@ from starlette.types import Receive, Scope, Send
 
 from .._errors import message_of
 from .._streams import FinishReason, Usage
-from ._asgi import EVENT_STREAM, BodySender, check_keep_alive, log
+from ._asgi import EVENT_STREAM, log
+from ._body_sender import BodySender, SendLimits
 from ._errors import APIError
-from ._stream_response import StreamResponse
+from ._stream_response import StreamResponse, unread_tokens
 
 __all__ = ["TextStreamResponse"]
 
@@ -50,6 +52,10 @@ class TextStreamResponse(StreamResponse):
             the usage, or ``event: error`` with a message.
         keep_alive: send a comment after this many seconds without an event, as while the first
             token is awaited. The headers go out with it. None sends none.
+        send_timeout: how many seconds the client can take to receive a part. After that its
+            connection is closed, and the model stops. None sets no limit.
+        max_unsent_tokens: how many tokens can wait for a client that receives nothing. If more
+            wait, its connection is closed, and the model stops. None sets no limit.
         status_code: of the response, if the stream begins.
         headers: additional ones.
         media_type: instead of the usual one of *format*.
@@ -66,6 +72,8 @@ class TextStreamResponse(StreamResponse):
         format: Literal["text", "sse"] = "text",
         *,
         keep_alive: float | None = 15.0,
+        send_timeout: float | None = 30.0,
+        max_unsent_tokens: int | None = 10_000,
         status_code: int = 200,
         headers: Mapping[str, str] | None = None,
         media_type: str | None = None,
@@ -73,7 +81,6 @@ class TextStreamResponse(StreamResponse):
     ) -> None:
         if format not in ("text", "sse"):
             raise ValueError(f"format must be 'text' or 'sse', got {format!r}")
-        check_keep_alive(keep_alive)
         if not (callable(engine_stream) or hasattr(engine_stream, "__aenter__")):
             raise TypeError(
                 "engine_stream must be a function that returns engine.stream_text(...), or what "
@@ -82,10 +89,14 @@ class TextStreamResponse(StreamResponse):
         # An event can carry an error; plain text that ends looks complete.
         self._ends_with_error = self._sends_events = format == "sse"
         usual_type = EVENT_STREAM if self._sends_events else "text/plain"
-        super().__init__(status_code, headers, media_type or usual_type)
+        limits = SendLimits(
+            keep_alive=keep_alive, timeout=send_timeout, max_unsent_tokens=max_unsent_tokens
+        )
+        if not self._sends_events:
+            limits = replace(limits, keep_alive=None)
+        super().__init__(limits, status_code, headers, media_type or usual_type)
         self.background = background
         self._engine_stream = engine_stream
-        self._keep_alive = keep_alive if self._sends_events else None
         self._stream: ObjectReceiveStream[str] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,7 +112,7 @@ class TextStreamResponse(StreamResponse):
     async def _send_body(self, sender: BodySender) -> None:
         assert self._stream is not None
         send_text = partial(self._send_text, self._stream, sender)
-        await sender.with_keep_alive(self._keep_alive, send_text)
+        await sender.within(self._send_limits, partial(unread_tokens, self._stream), send_text)
 
     async def _send_text(self, stream: ObjectReceiveStream[str], sender: BodySender) -> None:
         async for chunk in stream:

@@ -1,0 +1,11 @@
+"""Names of ASGI extensions, by which what runs an application tells its responses about itself."""
+
+__all__ = ["ABORT", "CANCELS_ON_DISCONNECT"]
+
+# A function that closes the request's connection at once. Nothing else does: what a server has not
+# sent yet keeps a connection open.
+ABORT = "anystreamer.abort"
+
+# For servers that cancel a request's task when its client disconnects, as Ray Serve does. Other
+# servers cancel tasks only when they shut down.
+CANCELS_ON_DISCONNECT = "anystreamer.cancels_on_disconnect"

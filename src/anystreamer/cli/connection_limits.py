@@ -1,0 +1,34 @@
+"""The limits of a server's connections, and what a connection above their number gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["MAX_HEAD_LINES", "PARSED_AT_ONCE", "REFUSAL", "ConnectionLimits"]
+
+# A head, and trailers, can have this many lines. Each takes h11 some 10 us, and the loop waits.
+MAX_HEAD_LINES = 256
+
+# This many bytes are given to h11 at once, because it applies limits only to what is incomplete.
+PARSED_AT_ONCE = 4 * 1024
+
+# All of the response to a connection that is one too many.
+REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionLimits:
+    """What a client can take from the server before the application knows of a request."""
+
+    max_connections: int = 900  # most processes can have 1,024 open files
+    max_head_bytes: int = 64 * 1024  # of a request's head, of a chunk's size, and of trailers
+    head_timeout: float = 10.0  # seconds until a request's head has arrived
+    send_timeout: float | None = 30.0  # seconds for a client to take a part of its response
+
+    @property
+    def abort_timeout(self) -> float | None:
+        """Seconds until the connection of a client that takes nothing is aborted.
+
+        The application's own limit, `send_timeout`, comes first, and counts the client.
+        """
+        return None if self.send_timeout is None else 2 * self.send_timeout

@@ -1,0 +1,226 @@
+"""hypercorn's connections, with limits.
+
+hypercorn has no limit for their number, and none for the time that a client which takes nothing can
+take. Where bytes of a next request wait, it stops reading, and does not notice that the client
+disconnects.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from anyio import Event, create_task_group, current_time, move_on_after, sleep
+from hypercorn.config import Config
+from hypercorn.events import Closed, RawData
+from hypercorn.events import Event as ProtocolEvent
+
+from .connection_abort import with_abort
+from .connection_limits import MAX_HEAD_LINES, PARSED_AT_ONCE, REFUSAL, ConnectionLimits
+
+__all__ = ["LimitedConfig", "limited_connections"]
+
+# How many bytes are read at once.
+READ_AT_ONCE = 64 * 1024
+
+
+class LimitedConfig(Config):
+    """A configuration of hypercorn with limits for connections."""
+
+    def __init__(self, limits: ConnectionLimits) -> None:
+        super().__init__()
+        self.connection_limits = limits
+        self.open_connections = 0
+        self.h11_max_incomplete_size = limits.max_head_bytes
+        # Its time for idle connections runs until a request's head has arrived.
+        self.keep_alive_timeout = limits.head_timeout
+
+
+@contextmanager
+def limited_connections(run: Any, backend: str) -> Iterator[None]:
+    """Let *run*, the module of hypercorn that serves on *backend*, use connections with limits.
+
+    hypercorn has no option for the class of its connections.
+    """
+    usual = run.TCPServer
+    run.TCPServer = _trio_connection() if backend == "trio" else _asyncio_connection()
+    try:
+        yield
+    finally:
+        run.TCPServer = usual
+
+
+# The base class is another one for each backend: `_Limits` comes before it.
+_TCPServer: Any = object
+
+
+class _Limits(_TCPServer):  # type: ignore[misc]
+    """What the connections of both backends add to hypercorn's own ``TCPServer``."""
+
+    app: Any
+    config: Any  # a `LimitedConfig`
+    protocol: Any
+
+    @abstractmethod
+    async def _receive_some(self) -> bytes:
+        """Read some bytes; none where the client has disconnected."""
+
+    @abstractmethod
+    def _has_unsent(self) -> bool:
+        """Whether bytes wait for the client to take them."""
+
+    @abstractmethod
+    async def _refuse(self) -> None:
+        """Send the refusal, and close."""
+
+    @abstractmethod
+    async def _abort(self) -> None:
+        """Close at once, without what has not been sent."""
+
+    async def run(self) -> None:
+        if self.config.open_connections >= self.config.connection_limits.max_connections:
+            return await self._refuse()
+        self.config.open_connections += 1
+        self._unsent_since: float | None = None
+        self.app = with_abort(self.app, self._abort)
+        try:
+            async with create_task_group() as tasks:
+                tasks.start_soon(self._abort_when_stalled)
+                await super().run()
+                tasks.cancel_scope.cancel()
+        finally:
+            self.config.open_connections -= 1
+
+    # -- what a client sends
+
+    async def _read_data(self) -> None:
+        """Read until the client disconnects, also while the parser does not go on.
+
+        It does not while a request is being answered, if bytes of the next one have arrived.
+        """
+        limits = self.config.connection_limits
+        received = _Received()
+        async with create_task_group() as tasks:
+            tasks.start_soon(received.handle_with, self._handle)
+            while part := await self._receive_some():
+                received.add(part)
+                if len(received.data) > limits.max_head_bytes:
+                    with move_on_after(limits.head_timeout) as waiting:
+                        await received.handled.wait()
+                    if waiting.cancelled_caught:
+                        await self._abort()
+                        break
+            await self.protocol.handle(Closed())
+            tasks.cancel_scope.cancel()
+
+    async def _handle(self, part: bytes) -> None:
+        """Give some bytes to the parser."""
+        await self.protocol.handle(RawData(part))
+        connection = self.protocol.protocol.connection  # HTTP/2 has another one, with own limits
+        waiting, _ = getattr(connection, "trailing_data", (b"", False))
+        if waiting.count(b"\n") > MAX_HEAD_LINES:
+            await self._abort()
+
+    # -- what a client takes
+
+    async def protocol_send(self, event: ProtocolEvent) -> None:
+        if isinstance(event, RawData) and self._unsent_since is None:
+            self._unsent_since = current_time()
+        await super().protocol_send(event)
+        if isinstance(event, RawData):  # and it was not cancelled: its bytes could still wait
+            self._unsent_since = None
+
+    async def _abort_when_stalled(self) -> None:
+        timeout = self.config.connection_limits.abort_timeout
+        if timeout is None:
+            return
+        while not self._is_stalled(timeout):
+            await sleep(timeout / 4)
+        await self._abort()
+
+    def _is_stalled(self, timeout: float) -> bool:
+        if not self._has_unsent():
+            self._unsent_since = None
+        return self._unsent_since is not None and current_time() - self._unsent_since > timeout
+
+
+class _Received:
+    """Bytes that have been read, and that the parser has not taken yet."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.arrived = Event()
+        self.handled = Event()
+
+    def add(self, part: bytes) -> None:
+        """Append bytes that have been read."""
+        self.data += part
+        self.handled = Event()
+        self.arrived.set()
+
+    async def handle_with(self, handle: Callable[[bytes], Awaitable[None]]) -> None:
+        """Call *handle* with all bytes, a few at a time, until this is cancelled."""
+        while True:
+            await self.arrived.wait()
+            self.arrived = Event()
+            while self.data:
+                part = bytes(self.data[:PARSED_AT_ONCE])
+                del self.data[:PARSED_AT_ONCE]
+                await handle(part)
+            self.handled.set()
+
+
+def _asyncio_connection() -> type[Any]:
+    from hypercorn.asyncio.tcp_server import TCPServer
+
+    class Connection(_Limits, TCPServer):
+        async def run(self) -> None:
+            # Any byte that waits makes a send wait, which is how the time is measured.
+            self.writer.transport.set_write_buffer_limits(high=0)
+            await super().run()
+
+        async def _receive_some(self) -> bytes:
+            try:
+                return await self.reader.read(READ_AT_ONCE)
+            except OSError:
+                return b""
+
+        def _has_unsent(self) -> bool:
+            return bool(self.writer.transport.get_write_buffer_size())
+
+        async def _refuse(self) -> None:
+            self.writer.write(REFUSAL)
+            self.writer.close()
+
+        async def _abort(self) -> None:
+            self.writer.transport.abort()
+
+    return Connection
+
+
+def _trio_connection() -> type[Any]:
+    from hypercorn.trio.tcp_server import TCPServer
+
+    # Errors of a broken or closed stream are trio's own, which only anyio imports. A read or a
+    # write that fails for another reason ends the connection as well.
+    class Connection(_Limits, TCPServer):
+        async def _receive_some(self) -> bytes:
+            try:
+                return bytes(await self.stream.receive_some(READ_AT_ONCE))
+            except Exception:
+                return b""
+
+        def _has_unsent(self) -> bool:
+            return bool(self.send_lock.locked())
+
+        async def _refuse(self) -> None:
+            with suppress(Exception):
+                await self.stream.send_all(REFUSAL)
+            await self._abort()
+
+        async def _abort(self) -> None:
+            await self.stream.aclose()
+
+    return Connection

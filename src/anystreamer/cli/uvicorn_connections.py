@@ -1,0 +1,136 @@
+"""uvicorn's connections, with limits.
+
+uvicorn has no limit for their number, and none for the time that a request's head, or a client
+that takes nothing, can take. Where bytes of a next request wait, it stops reading, and does not
+notice that the client disconnects.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import h11
+from uvicorn import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .connection_abort import with_abort
+from .connection_limits import MAX_HEAD_LINES, PARSED_AT_ONCE, REFUSAL, ConnectionLimits
+
+__all__ = ["LimitedConfig"]
+
+
+class LimitedConfig(Config):
+    """A configuration of uvicorn with limits for connections."""
+
+    def __init__(self, app: Any, limits: ConnectionLimits, **options: Any) -> None:
+        self.connection_limits = limits
+        super().__init__(
+            app,
+            http=_Connection,
+            ws="none",
+            h11_max_incomplete_event_size=limits.max_head_bytes,
+            timeout_keep_alive=round(limits.head_timeout) or 1,
+            **options,
+        )
+
+
+class _Connection(H11Protocol):
+    """h11 parses: unlike httptools, it has a limit for what is incomplete."""
+
+    config: LimitedConfig
+    _head_timer: Any = None
+    _abort_timer: Any = None
+
+    @property
+    def _limits(self) -> ConnectionLimits:
+        return self.config.connection_limits
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        # Any byte that waits pauses writing, which is how the time that it waits is measured.
+        transport.set_write_buffer_limits(high=0)
+        self.app = with_abort(self.app, self._abort)
+        if len(self.connections) > self._limits.max_connections:
+            transport.write(REFUSAL)
+            transport.close()
+        else:
+            self._start_head_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_head_timer()
+        self._stop_abort_timer()
+        super().connection_lost(exc)
+
+    # -- what a client sends
+
+    def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data), PARSED_AT_ONCE):
+            if self.transport.is_closing():
+                break
+            super().data_received(data[start : start + PARSED_AT_ONCE])
+            waiting, _ = self.conn.trailing_data
+            if waiting.count(b"\n") > MAX_HEAD_LINES and not self.transport.is_closing():
+                self.send_400_response("Too many lines in a request's head.")
+        self._update_head_timer()
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        # uvicorn stops reading when it has bytes behind a request that is not answered yet. But
+        # without reading it does not notice that the client disconnects.
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            waiting, _ = self.conn.trailing_data
+            if len(waiting) > self._limits.max_head_bytes:
+                self.transport.abort()
+            elif not self.transport.is_closing():
+                self.flow.resume_reading()
+
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:  # it is within a response, where uvicorn would fail
+            self.transport.close()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._update_head_timer()
+
+    def _update_head_timer(self) -> None:
+        """Let the time run while the client owes the rest of a request that no task waits for."""
+        state = self.conn.their_state
+        is_answered = self.cycle is not None and self.cycle.response_complete
+        if state is h11.IDLE or (state is h11.SEND_BODY and is_answered):
+            # After a response, uvicorn's own timer for idle connections runs until the next byte.
+            if self.timeout_keep_alive_task is None:
+                self._start_head_timer()
+        else:
+            self._stop_head_timer()
+
+    def _start_head_timer(self) -> None:
+        if self._head_timer is None:
+            timeout = self._limits.head_timeout
+            self._head_timer = self.loop.call_later(timeout, self.transport.close)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    # -- what a client takes
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        timeout = self._limits.abort_timeout
+        if timeout is not None and self._abort_timer is None:
+            self._abort_timer = self.loop.call_later(timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_abort_timer()
+        super().resume_writing()
+
+    async def _abort(self) -> None:
+        self.transport.abort()
+
+    def _stop_abort_timer(self) -> None:
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
+            self._abort_timer = None

@@ -1,0 +1,180 @@
+"""Sends the body of a response in parts: keeps an idle one alive, and notices a stalled client."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from anyio import Lock, create_task_group, current_time, move_on_after, sleep
+from starlette.types import Message, Send
+
+from .._errors import raise_preserving_context
+
+__all__ = ["BodySender", "ClientStalled", "SendLimits"]
+
+# A response checks this often whether its client is stalled (seconds).
+STALL_CHECK_INTERVAL = 2.0
+
+
+class ClientStalled(Exception):
+    """The client does not take the parts of its response."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SendLimits:
+    """When to send a comment, and when a client counts as stalled. None of it by default.
+
+    Raises:
+        ValueError: for a number that cannot work.
+    """
+
+    keep_alive: float | None = None  # seconds without another part, until a comment is sent
+    timeout: float | None = None  # seconds for the client to take a part
+    max_unsent_tokens: int | None = None  # that wait while the client takes no part
+
+    def __post_init__(self) -> None:
+        if self.keep_alive is not None and not self.keep_alive > 0:
+            raise ValueError(
+                f"keep_alive must be more than 0 seconds, got {self.keep_alive!r}; "
+                "None sends no comments"
+            )
+        if self.timeout is not None and not self.timeout > 0:
+            raise ValueError(
+                f"send_timeout must be more than 0 seconds, got {self.timeout!r}; None sets no "
+                "limit"
+            )
+        if self.max_unsent_tokens is not None and self.max_unsent_tokens < 1:
+            raise ValueError(
+                f"max_unsent_tokens must be at least 1, got {self.max_unsent_tokens!r}; None sets "
+                "no limit"
+            )
+
+    @property
+    def check_interval(self) -> float:
+        """How often to check whether the client is stalled, in seconds."""
+        if self.timeout is None:
+            return STALL_CHECK_INTERVAL if self.max_unsent_tokens is not None else math.inf
+        return min(STALL_CHECK_INTERVAL, self.timeout / 4)
+
+
+class BodySender:
+    """A response whose body several tasks send in parts. Its head goes out with the first part."""
+
+    def __init__(
+        self,
+        send: Send,
+        status: int,
+        headers: list[tuple[bytes, bytes]],
+        abort: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._send = send
+        self._abort = abort  # closes the connection, where the server can
+        self._head = {"type": "http.response.start", "status": status, "headers": headers}
+        # Acquiring it is a checkpoint, which not every server's send() is: without one, a stream
+        # that always has text would hold the event loop, and a disconnect would go unnoticed.
+        self._lock = Lock()
+        self._sent_at = current_time()
+        self._sending_since: float | None = None  # while the server takes a part
+        self.is_stalled = False  # its client takes no parts
+        self.has_started = False  # a head has been sent: ours, or that of another response
+        self.is_open = False  # our head has been sent, and the last part has not
+
+    async def __call__(self, message: Message) -> None:
+        """Send a message of another response, in place of this one: as a server's ``send``."""
+        self.has_started = True
+        await self._send(message)
+
+    async def send(self, part: str) -> None:
+        """Send a part of the body."""
+        async with self._lock:
+            self._sending_since = current_time()
+            try:
+                await self._start()
+                await self._send(_body(part, more_body=True))
+                self._sent_at = current_time()
+            finally:
+                self._sending_since = None
+
+    async def end(self, part: str = "") -> None:
+        """Send the last part."""
+        async with self._lock:
+            await self._start()
+            self.is_open = False
+            await self._send(_body(part, more_body=False))
+
+    async def _start(self) -> None:
+        if not self.has_started:
+            self.has_started = self.is_open = True
+            await self._send(self._head)
+            self._sent_at = current_time()
+
+    async def within(
+        self,
+        limits: SendLimits,
+        unsent_tokens: Callable[[], int],
+        work: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Do *work*, which sends parts, and watch its *limits* meanwhile.
+
+        What *work* raises is raised unchanged, not in a group.
+
+        Raises:
+            ClientStalled: the client has not taken a part in time, or too many tokens wait for it.
+        """
+        error: Exception | None = None
+        async with create_task_group() as tasks:
+
+            async def watch() -> None:
+                await self._watch(limits, unsent_tokens)
+                self.is_stalled = True
+                if self._abort is not None:  # not every server's send() can be cancelled
+                    await self._abort()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(watch)
+            try:
+                await work()
+            except Exception as exc:
+                error = exc
+            tasks.cancel_scope.cancel()
+        if error is not None:
+            raise_preserving_context(error)
+        if self.is_stalled:
+            raise ClientStalled
+
+    async def _watch(self, limits: SendLimits, unsent_tokens: Callable[[], int]) -> None:
+        """Keep the response alive. Returns when its client is stalled."""
+        while not self._is_stalled(limits, unsent_tokens):
+            rest = self._until_keep_alive(limits.keep_alive)
+            if rest > 0:
+                await sleep(min(rest, limits.check_interval))
+                continue
+            with move_on_after(limits.timeout) as scope:
+                await self.send(": keep-alive\n\n")
+            if scope.cancelled_caught:
+                return
+
+    def _until_keep_alive(self, seconds: float | None) -> float:
+        """How long until a comment is due, in seconds. None is due while a part is being sent."""
+        if seconds is None or self._sending_since is not None:
+            return math.inf
+        return self._sent_at + seconds - current_time()
+
+    def _is_stalled(self, limits: SendLimits, unsent_tokens: Callable[[], int]) -> bool:
+        if self._sending_since is None:
+            return False
+        seconds = current_time() - self._sending_since
+        if limits.timeout is not None and seconds > limits.timeout:
+            return True
+        # A part that has only just been handed over tells nothing about the client.
+        return (
+            limits.max_unsent_tokens is not None
+            and seconds >= limits.check_interval
+            and unsent_tokens() > limits.max_unsent_tokens
+        )
+
+
+def _body(part: str, *, more_body: bool) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": part.encode(), "more_body": more_body}
