@@ -136,6 +136,7 @@ class GenerationRequest:
         self, prompts: Sequence[Prompt] | Mapping[str, Any]
     ) -> tuple[dict[str, Any], list[Row]]:
         """Make model inputs of the prompts, and the rows of a stream. In a worker thread."""
+        _ = self.options.stop_strings.automaton  # built here: it can take long
         encoded = encode(
             self.tokenizer,
             prompts,
