@@ -28,7 +28,8 @@ from ._completion_response import CompletionResponse, Limits
 from ._errors import APIError
 from ._metrics import Metrics
 from ._openai_format import ChatCompletionBuilder, CompletionBuilder, TextCompletionBuilder
-from ._request_models import ChatRequest, CompletionRequest, TextRequest, parsed
+from ._request_body import BodyParser
+from ._request_models import ChatRequest, CompletionRequest, TextRequest
 
 __all__ = ["create_app"]
 
@@ -164,6 +165,7 @@ class _Endpoints:
         self._model_name = model_name
         self._key = None if api_key is None else api_key.encode()
         self._max_body_bytes = max_body_bytes
+        self._parser = BodyParser()
         self._limits = limits
         self._metrics = Metrics(engine)
         self._created = int(time.time())
@@ -205,7 +207,7 @@ class _Endpoints:
         on_end = partial(self._metrics.on_end, endpoint)
         try:
             self._check_key(request)
-            asked = parsed(kind, await self._body(request))
+            asked = await self._parser.parse(kind, await self._body(request))
             self._check_model(asked.model)
         except APIError as refused:
             on_end(str(refused.status))
