@@ -18,6 +18,7 @@ from anystreamer._errors import (
 from anystreamer._generation import (
     AsyncTextIteratorStreamer,
     SupportsGenerate,
+    UntrustedMessages,
     stream_batch,
     stream_text,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "ThreadStream",
     "Timeouts",
     "Timing",
+    "UntrustedMessages",
     "Usage",
     "open_engine",
     "statistics",

@@ -8,6 +8,8 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from .untrusted import UntrustedMessages, encode_untrusted
+
 __all__ = [
     "Prompt",
     "as_prompts",
@@ -214,10 +216,24 @@ def _encode_one(
         return dict(tokenizer(text=prompt if uses_torch else [prompt], **return_tensors))
     # The template opens a new message, unless it is to leave the last one open.
     opens_message = not chat_template_kwargs.get("continue_final_message")
-    settings = {"add_generation_prompt": opens_message, **return_tensors, **chat_template_kwargs}
+    settings = {"add_generation_prompt": opens_message, **chat_template_kwargs}
+    if isinstance(prompt, UntrustedMessages):
+        ids = encode_untrusted(tokenizer, tokenizer_of(tokenizer), prompt, settings)
+        if ids is not None:
+            return _inputs_of(ids, uses_torch)
+    settings = {**return_tensors, **settings}
     return dict(
         tokenizer.apply_chat_template(list(prompt), tokenize=True, return_dict=True, **settings)
     )
+
+
+def _inputs_of(ids: list[int], uses_torch: bool) -> dict[str, Any]:
+    if not uses_torch:
+        return {"input_ids": [ids]}
+    import torch
+
+    input_ids = torch.tensor([ids])
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
 
 
 def _padded(tokenizer: Any, rows: list[dict[str, Any]], pads_right: bool) -> dict[str, Any]:

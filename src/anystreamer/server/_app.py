@@ -48,6 +48,7 @@ def create_app(
     context_length: int | None = None,
     keep_alive: float | None = 15.0,
     timeout: float | Timeouts | None = None,
+    allow_special_tokens: bool = False,
     allow_origins: Sequence[str] = (),
     allowed_hosts: Sequence[str] | None = None,
     page: bool = True,
@@ -74,6 +75,10 @@ def create_app(
         keep_alive: send a comment after this many seconds without an event, as while the first
             token is awaited. None sends none.
         timeout: for each request, as in `Engine.stream_text`.
+        allow_special_tokens: encode special tokens in the text of messages and tools as special
+            tokens. By default they are ordinary text there, so that no text can begin a message of
+            another role: see `UntrustedMessages`. The prompt of ``/v1/completions`` is what the
+            model gets, special tokens included, in both cases.
         allow_origins: sites whose pages can use the application from a browser, such as
             ``https://example.org``; ``*`` allows all. By default none can.
         allowed_hosts: host names that requests can use, without ports. Set them if the server is on
@@ -107,6 +112,7 @@ def create_app(
         or max_context_length(getattr(engine, "model", None)),
         keep_alive=keep_alive,
         timeout=timeout,
+        allow_special_tokens=allow_special_tokens,
         response_template=_response_template_of(engine),
     )
     endpoints = _Endpoints(engine, model_name, api_key, max_body_bytes, limits)
