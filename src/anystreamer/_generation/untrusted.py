@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["UntrustedMessages", "encode_untrusted"]
+__all__ = ["UntrustedMessages", "encode_untrusted", "strings_in"]
 
 # Arguments of a chat template with text that others can have written.
 _WITH_TEXT = ("tools", "documents")
@@ -47,7 +47,7 @@ def encode_untrusted(
     """
     chat = _Chat(tokenizer, messages, settings)
     known = _control_tokens(tokenizer, decoding, settings)
-    text = "\0".join(_strings((chat.messages, chat.others)))
+    text = "\0".join(strings_in((chat.messages, chat.others)))
     found = [token for token in known if token.text in text]
     if not found:
         return None
@@ -180,16 +180,16 @@ class _Encoder:
         return ids
 
 
-def _strings(value: Any) -> Iterator[str]:
+def strings_in(value: Any) -> Iterator[str]:
     """All strings in a value of dicts and lists, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for pair in value.items():
-            yield from _strings(pair)
+            yield from strings_in(pair)
     elif isinstance(value, list | tuple):
         for each in value:
-            yield from _strings(each)
+            yield from strings_in(each)
 
 
 def _replace(value: Any, marks: Mapping[str, str]) -> Any:
