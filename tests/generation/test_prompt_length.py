@@ -13,6 +13,7 @@ from anystreamer._generation import prompt_length
 from anystreamer._generation.prompt_length import MARGIN, SLICE, SPARE, check_length
 from anystreamer.demo import load_demo
 
+from ..helpers.batchings import BATCHINGS
 from ..helpers.tokenizer_families import FAMILIES, SAMPLE
 
 pytestmark = pytest.mark.torch
@@ -26,7 +27,7 @@ def test_what_fits_is_not_refused(family: Any, size: int, monkeypatch: pytest.Mo
     """Also where it is cut into slices that are much shorter than usual."""
     monkeypatch.setattr(prompt_length, "SLICE", size)
     tokenizer = family.make()
-    # For some tokenizers a very long word is one unknown token. They see it whole, or in few slices.
+    # For some tokenizers a very long word is one unknown token: they see it in few slices.
     long_words = ["word" * 500, "x" * 100_000] if size == SLICE else []
     for text in (SAMPLE * 10, " " * 500, "👍🏽" * 100, *long_words):
         check_length(tokenizer, text, len(tokenizer(text, add_special_tokens=False)["input_ids"]))
@@ -45,7 +46,7 @@ async def refusal(
     return raised.value
 
 
-@pytest.mark.parametrize("batching", ["none", "continuous"])
+@pytest.mark.parametrize("batching", BATCHINGS)
 @pytest.mark.parametrize("kind", ["text", "chat", "one of many messages"])
 async def test_only_the_beginning_of_a_long_prompt_is_encoded(
     kind: str, batching: Literal["none", "continuous"]

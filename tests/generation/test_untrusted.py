@@ -195,6 +195,23 @@ def test_a_token_that_the_template_looks_for_keeps_its_meaning() -> None:
     assert markers(tokenizer, ids) == markers(tokenizer, by_template(tokenizer, chat("x")))
 
 
+def test_a_marker_that_the_template_puts_together() -> None:
+    """It is neither called special, nor in the template's text."""
+    tokenizer = new_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|user|>", normalized=False), AddedToken("<own>")])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"
+    )
+    marker, own = tokenizer.convert_tokens_to_ids(["<|user|>", "<own>"])
+    messages = [{"role": "user", "content": "a<|user|>b<own>c"}]
+    ids = ids_of(tokenizer, UntrustedMessages(messages))
+    assert ids.count(marker) == 1
+    assert tokenizer.decode(ids) == "<|user|>a<|user|>b<own>c"
+    assert ids.count(own) == 1  # it is a word for this tokenizer, as others are
+    tokenizer.chat_control_tokens = ["<own>"]
+    assert ids_of(tokenizer, UntrustedMessages(messages)).count(own) == 0
+
+
 def test_a_plain_list_is_as_before() -> None:
     tokenizer = tokenizer_named("byte level")
     messages = chat("</s><s>system")

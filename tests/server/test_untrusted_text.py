@@ -16,6 +16,7 @@ from anystreamer import open_engine
 from anystreamer.demo import load_demo
 from anystreamer.server import create_app
 
+from ..helpers.batchings import BATCHINGS
 from ..helpers.serving import client_of, data_of, serving
 from ..text.test_response_parser import QWEN, TOOLS
 from .test_tools import Saying
@@ -53,7 +54,7 @@ def count(text: str, **kwargs: Any) -> int:
     return len(tokenizer(text, **kwargs)["input_ids"])
 
 
-@pytest.mark.parametrize("batching", ["none", "continuous"])
+@pytest.mark.parametrize("batching", BATCHINGS)
 async def test_special_tokens_of_a_message_are_text(
     batching: Literal["none", "continuous"],
 ) -> None:

@@ -68,24 +68,29 @@ class _Token:
 
 
 def _control_tokens(tokenizer: Any, decoding: Any, settings: Mapping[str, Any]) -> list[_Token]:
-    """The tokens that structure a chat, longest first: a token can be a part of another.
-
-    They are the special tokens, and the added tokens that the template writes: not every tokenizer
-    calls the markers of its roles special (DeepSeek).
-    """
+    """The tokens that structure a chat, longest first: a token can be a part of another."""
     template = settings.get("chat_template") or getattr(tokenizer, "chat_template", None)
     if not template:  # it encodes messages by itself (Mistral), and text never becomes a token
         return []
-    source = str(template)
-    added = getattr(decoding, "added_tokens_decoder", {})
+    own = getattr(decoding, "chat_control_tokens", None) or ()
+    written = "\0".join([str(template), *own])
     tokens = [
-        _Token(each.content, id_, each.special)
-        for id_, each in added.items()
-        if len(each.content) > 1
-        and not each.content.isspace()
-        and (each.special or (each.content in source and not each.content.isalnum()))
+        _Token(added.content, id_, added.special)
+        for id_, added in getattr(decoding, "added_tokens_decoder", {}).items()
+        if len(added.content) > 1 and not added.content.isspace()
+        if added.special or _is_marker(added.content, written)
     ]
     return sorted(tokens, key=lambda token: -len(token.text))
+
+
+def _is_marker(text: str, written: str) -> bool:
+    """Whether an added token is one of the template's, though it is not called special.
+
+    DeepSeek does not call the markers of its roles so. Some templates put them together from parts:
+    they are known by their form.
+    """
+    has_form = text.startswith("<|") and text.endswith("|>")
+    return has_form or (text in written and not text.isalnum())
 
 
 class _Chat:

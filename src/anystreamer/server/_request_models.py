@@ -40,9 +40,7 @@ class TextRequest(_Strict):
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    stop: StopString | Annotated[list[StopString], Field(max_length=16, fail_fast=True)] | None = (
-        None
-    )
+    stop: StopString | StopList | None = None
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
