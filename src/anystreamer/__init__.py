@@ -20,6 +20,7 @@ from anystreamer._errors import (
 from anystreamer._generation import (
     AsyncTextIteratorStreamer,
     SupportsGenerate,
+    UntrustedMessages,
     stream_batch,
     stream_text,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "ThreadStream",
     "Timeouts",
     "Timing",
+    "UntrustedMessages",
     "Usage",
     "open_engine",
     "statistics",

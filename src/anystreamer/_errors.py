@@ -93,15 +93,20 @@ class EngineDied(Exception):
 class PromptTooLong(ValueError):
     """Raised at the entry of a stream's block: the model has no space left for an answer."""
 
-    def __init__(self, prompt_tokens: int, context_length: int) -> None:
+    def __init__(
+        self, prompt_tokens: int, context_length: int, is_lower_bound: bool = False
+    ) -> None:
+        at_least = "at least " if is_lower_bound else ""
         super().__init__(
-            f"the model takes {context_length} tokens in all; the prompt has {prompt_tokens}"
+            f"the model takes {context_length} tokens in all; the prompt has "
+            f"{at_least}{prompt_tokens}"
         )
         self.prompt_tokens = prompt_tokens
         self.context_length = context_length
+        self.is_lower_bound = is_lower_bound  # only the beginning of the prompt was counted
 
-    def __reduce__(self) -> tuple[type[PromptTooLong], tuple[int, int]]:
-        return type(self), (self.prompt_tokens, self.context_length)
+    def __reduce__(self) -> tuple[type[PromptTooLong], tuple[int, int, bool]]:
+        return type(self), (self.prompt_tokens, self.context_length, self.is_lower_bound)
 
 
 # -- exceptions of other people's code: their classes can refuse whatever Python lets them refuse

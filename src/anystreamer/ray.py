@@ -68,6 +68,8 @@ class Settings(BaseModel, extra="forbid"):
         600.0,
         description="Seconds for a request, once it has reached a replica. null means no limit.",
     )
+    #: let special tokens in the text of messages be special tokens, not text
+    allow_special_tokens: bool = False
     allow_origins: list[str] = []  #: sites whose pages can use the server from a browser
     allowed_hosts: list[str] | None = None  #: host names that requests can use
     trust_remote_code: bool = False  #: run Python code that comes with the model
@@ -123,6 +125,7 @@ class _Replica:
                 default_max_tokens=settings.default_max_tokens,
                 max_tokens_limit=settings.max_tokens_limit,
                 timeout=settings.timeout,
+                allow_special_tokens=settings.allow_special_tokens,
                 allow_origins=settings.allow_origins,
                 allowed_hosts=settings.allowed_hosts,
             )

@@ -98,7 +98,7 @@ def test_its_guards_and_limits_are_those_that_are_asked_for() -> None:
     arguments = (
         *("--port", "0", "--max-body-bytes", "300", "--default-max-tokens", "3"),
         *("--max-tokens-limit", "5", "--allow-origin", "https://chat.example"),
-        *("--allow-host", "counter.example", "--timeout", "0"),
+        *("--allow-host", "counter.example", "--timeout", "0", "--allow-special-tokens"),
     )
     body: dict[str, object] = {"prompt": "An increasing sequence: one,"}
     with program(*arguments, ANYSTREAMER_API_KEY="key") as process:
@@ -122,6 +122,9 @@ def test_its_guards_and_limits_are_those_that_are_asked_for() -> None:
             response = client.post(TEXT, json=body, headers={"origin": "https://chat.example"})
             assert response.headers["access-control-allow-origin"] == "https://chat.example"
             assert response.json()["usage"]["completion_tokens"] == 3
+            chat = {"messages": [{"role": "user", "content": "<|end|>"}]}
+            response = client.post("/v1/chat/completions", json=chat)
+            assert response.json()["usage"]["prompt_tokens"] == 4
 
 
 OWN_CODE = """

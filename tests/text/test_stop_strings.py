@@ -1,6 +1,9 @@
 """Stop strings: what is shown, what is held back, which one matched, and at what cost."""
 
+import gc
 import sys
+import tracemalloc
+import weakref
 from collections.abc import Callable, Iterable
 from itertools import accumulate, pairwise, product
 from types import FrameType
@@ -11,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from anystreamer._text import stop_strings
-from anystreamer._text.stop_strings import StopStrings
+from anystreamer._text.stop_strings import StopStrings, validate_stop_strings
 
 # Tiny alphabets: strings overlap, contain and complete each other in most examples.
 ALPHABET = "ab"
@@ -265,7 +268,7 @@ def test_feeding_is_linear(stops: list[str], text: str, size: int) -> None:
     stop_strings = StopStrings(stops)
     pieces = [text[start : start + size] for start in range(0, len(text), size)]
     lines = lines_executed(lambda: feed_all(stop_strings, pieces))
-    assert lines <= 10 * len(text) + 20 * len(pieces)
+    assert lines <= 15 * len(text) + 20 * len(pieces)
     assert stop_strings.matched is None
 
 
@@ -277,6 +280,42 @@ def test_feeding_is_linear(stops: list[str], text: str, size: int) -> None:
 def test_setting_up_is_linear(stops: list[str]) -> None:
     """Nothing is made per token of a vocabulary, nor per pair of stop strings."""
     assert lines_executed(lambda: StopStrings(stops)) <= 40 * sum(map(len, stops))
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [["ab" * 50_000], ["".join(map(chr, range(n, n + 10_000))) for n in range(1, 10)], MANY * 2],
+    ids=["long", "many characters", "many"],
+)
+def test_what_it_keeps_is_lean(stops: list[str]) -> None:
+    """A few numbers for each character, and no object."""
+    tracemalloc.start()
+    try:
+        stop_strings = StopStrings(stops)
+        kept, highest = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    characters = sum(map(len, stops))
+    assert kept < 40 * characters
+    assert highest < 60 * characters
+    assert stop_strings
+
+
+def test_what_is_kept_is_shared_and_goes_with_the_last_of_its_users() -> None:
+    """It is built once for each set, and needs no garbage collector."""
+    stops = validate_stop_strings(["ab", "cd"])
+    assert validate_stop_strings(stops) is stops
+    built = weakref.ref(stops.automaton)
+    users = [StopStrings(stops), StopStrings(stops)]
+    assert stops.automaton is built()
+    gc.disable()
+    try:
+        del stops
+        users.pop()
+        assert users.pop().feed("xab") == "x"
+        assert built() is None
+    finally:
+        gc.enable()
 
 
 def test_a_thousand_stop_strings() -> None:

@@ -329,7 +329,7 @@ class _Task(EngineTask):
     def encode(self) -> None:
         """Encode its prompt. Never raises."""
         try:
-            inputs, self._rows = self._request.encode(self._prompts)
+            inputs, self._rows = self._request.encode(self._prompts, self._engine.context_length)
             check_inputs(inputs)  # the keys, and not the form of the prompt, tell of images
             self._engine.check_context_length(self._rows)
         except BaseException as exc:

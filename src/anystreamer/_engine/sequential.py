@@ -82,7 +82,7 @@ class _Task(EngineTask):
         # The context variables of the caller, with which the task was started. Copied in this
         # thread: on the loop they also contain that the event loop runs in the current thread.
         self._context = copy_context()
-        self._call.prepare()
+        self._call.prepare(self._engine.context_length)
         self._engine.check_context_length(self.state.rows)
 
     def queue_deadline(self) -> tuple[float, str]:

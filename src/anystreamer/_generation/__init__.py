@@ -10,6 +10,7 @@ from .model import check_model, is_encoder_decoder, main_input_name, max_context
 from .options import Options, WorkerContext
 from .prompts import Prompt, as_prompts, tokenizer_of, validate_prompt
 from .request import GenerationRequest
+from .untrusted import UntrustedMessages
 
 __all__ = [
     "AsyncTextIteratorStreamer",
@@ -18,6 +19,7 @@ __all__ = [
     "Options",
     "Prompt",
     "SupportsGenerate",
+    "UntrustedMessages",
     "WorkerContext",
     "as_prompts",
     "check_generate_kwargs",

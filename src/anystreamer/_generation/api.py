@@ -90,10 +90,10 @@ def stream_text(
         model: a generation model of transformers, in evaluation mode.
         tokenizer: its tokenizer, or a processor that has one.
         prompt: a text, which the answer continues; or chat messages
-            (``{"role": ..., "content": ...}``), which go through the chat template; or a mapping of
-            model inputs, which goes to ``generate()`` unchanged. An answer to chat messages or to
-            model inputs is a text of its own: if a decoder drops the first space of a text, it
-            drops the answer's.
+            (``{"role": ..., "content": ...}``), which go through the chat template, as
+            `UntrustedMessages` if others have written their text; or a mapping of model inputs,
+            which goes to ``generate()`` unchanged. An answer to chat messages or to model inputs is
+            a text of its own: if a decoder drops the first space of a text, it drops the answer's.
         stop: strings that end the text. They, and parts of them, are never in the text.
         timeout: seconds in all, or `Timeouts` for each phase. After it the model stops at the end
             of its step. The text so far is delivered before `GenerationTimeout` is raised.

@@ -40,9 +40,9 @@ class GenerationCall:
         self._state = state
         self._inputs: Mapping[str, Any] = {}
 
-    def prepare(self) -> None:
+    def prepare(self, context_length: int | None = None) -> None:
         """Encode the prompts, in a thread, before the turn. An error fails the block's entry."""
-        self._inputs, self._state.rows = self._request.encode(self._prompts)
+        self._inputs, self._state.rows = self._request.encode(self._prompts, context_length)
 
     def run(self, producer: Producer[TextChunk]) -> Any:
         """Call ``generate()``, in the worker thread, and return its result.

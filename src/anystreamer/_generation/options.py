@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from .._bridge import validate_buffer_size
 from .._streams import Timeouts, validate_timeouts
-from .._text import validate_stop_strings
+from .._text import StopSet, validate_stop_strings
 
 __all__ = ["OPTION_NAMES", "Options", "WorkerContext"]
 
@@ -36,7 +36,7 @@ class Options:
     parse_response: bool | Mapping[str, Any] = False
     worker_context: WorkerContext | None = None
 
-    stop_strings: tuple[str, ...] = field(init=False)  #: of *stop*
+    stop_strings: StopSet = field(init=False)  #: of *stop*
     timeouts: Timeouts = field(init=False)  #: of *timeout*
 
     def __post_init__(self) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from .._bridge import call_after_fork
+from .prompt_length import check_length
+from .untrusted import UntrustedMessages, encode_untrusted, strings_in
 
 __all__ = [
     "Prompt",
@@ -138,17 +140,22 @@ def encode(
     device: Any,
     uses_torch: bool,
     pads_right: bool,
+    context_length: int | None = None,
 ) -> dict[str, Any]:
     """Turn prompts into model inputs with a row for each, on *device*.
 
     Shorter prompts are padded on the left, where a decoder goes on from their end; or with
     *pads_right* on the right, where an encoder counts positions from their start. A mapping is
-    model inputs already and stays as it is.
+    model inputs already and stays as it is. A prompt that is much longer than *context_length*
+    is refused early.
     """
     if isinstance(prompts, Mapping):
         return dict(prompts)
     with _encoding_lock(tokenizer_of(tokenizer)):
-        rows = [_encode_one(tokenizer, each, chat_template_kwargs, uses_torch) for each in prompts]
+        rows = [
+            _encode_one(tokenizer, each, chat_template_kwargs, uses_torch, context_length)
+            for each in prompts
+        ]
     for row in rows:
         if not prompt_rows(row, "input_ids", 1)[0]:
             raise ValueError("prompt has no tokens: there is nothing to continue")
@@ -218,17 +225,48 @@ def weak_cached(owner: object, kept: dict[int, T], new: Callable[[], T]) -> T:
 
 
 def _encode_one(
-    tokenizer: Any, prompt: Prompt, chat_template_kwargs: Mapping[str, Any], uses_torch: bool
+    tokenizer: Any,
+    prompt: Prompt,
+    chat_template_kwargs: Mapping[str, Any],
+    uses_torch: bool,
+    context_length: int | None,
 ) -> dict[str, Any]:
     return_tensors = {"return_tensors": "pt"} if uses_torch else {}
+    decoding = tokenizer_of(tokenizer)
     if isinstance(prompt, str):
+        if context_length is not None:
+            check_length(decoding, prompt, context_length)
         return dict(tokenizer(text=prompt if uses_torch else [prompt], **return_tensors))
     # The template opens a new message, unless it is to leave the last one open.
     opens_message = not chat_template_kwargs.get("continue_final_message")
-    settings = {"add_generation_prompt": opens_message, **return_tensors, **chat_template_kwargs}
+    settings = {"add_generation_prompt": opens_message, **chat_template_kwargs}
+    if context_length is not None and _could_exceed(context_length, prompt, settings):
+        text = tokenizer.apply_chat_template(list(prompt), tokenize=False, **settings)
+        check_length(decoding, text, context_length)
+    if isinstance(prompt, UntrustedMessages):
+        ids = encode_untrusted(tokenizer, decoding, prompt, settings)
+        if ids is not None:
+            return _inputs_of(ids, uses_torch)
+    settings = {**return_tensors, **settings}
     return dict(
         tokenizer.apply_chat_template(list(prompt), tokenize=True, return_dict=True, **settings)
     )
+
+
+def _could_exceed(context_length: int, messages: Prompt, settings: Mapping[str, Any]) -> bool:
+    """Whether the prompt has more characters than that. Usually not: to render it takes time."""
+    if settings.get("truncation"):
+        return False
+    return sum(map(len, strings_in((messages, settings)))) > context_length
+
+
+def _inputs_of(ids: list[int], uses_torch: bool) -> dict[str, Any]:
+    if not uses_torch:
+        return {"input_ids": [ids]}
+    import torch
+
+    input_ids = torch.tensor([ids])
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
 
 
 def _padded(tokenizer: Any, rows: list[dict[str, Any]], pads_right: bool) -> dict[str, Any]:

@@ -138,9 +138,13 @@ class GenerationRequest:
         )
 
     def encode(
-        self, prompts: Sequence[Prompt] | Mapping[str, Any]
+        self, prompts: Sequence[Prompt] | Mapping[str, Any], context_length: int | None = None
     ) -> tuple[dict[str, Any], list[Row]]:
-        """Make model inputs of the prompts, and the rows of a stream. In a worker thread."""
+        """Make model inputs of the prompts, and the rows of a stream. In a worker thread.
+
+        Prompts that are much longer than *context_length* are refused early.
+        """
+        _ = self.options.stop_strings.automaton  # built here: it can take long
         encoded = encode(
             self.tokenizer,
             prompts,
@@ -148,6 +152,7 @@ class GenerationRequest:
             device=getattr(self.model, "device", None),
             uses_torch=uses_torch(self.model),
             pads_right=is_encoder_decoder(self.model),
+            context_length=context_length,
         )
         if both := sorted(encoded.keys() & self.generate_kwargs.keys()):
             raise TypeError(f"{both[0]}= is given twice: in the prompt and as an argument")

@@ -4,13 +4,14 @@ from .base import SupportsDecode, TextDecoder, special_ids
 from .continuation import ContinuationDecoder
 from .decoder import text_decoder
 from .response_parser import Delta, ResponseParser, response_template_of, validate_template
-from .stop_strings import StopStrings, validate_stop_strings
+from .stop_strings import StopSet, StopStrings, validate_stop_strings
 from .token_bytes import TokenBytes
 
 __all__ = [
     "ContinuationDecoder",
     "Delta",
     "ResponseParser",
+    "StopSet",
     "StopStrings",
     "SupportsDecode",
     "TextDecoder",

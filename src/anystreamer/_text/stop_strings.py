@@ -1,10 +1,39 @@
 """Stop strings: which part of a growing text can be shown, and where the text ends."""
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import islice
 
 
-def validate_stop_strings(stop: object) -> tuple[str, ...]:
-    """Return the *stop* argument as a tuple. Raises TypeError or ValueError for what cannot be."""
+class StopSet(tuple[str, ...]):
+    """Stop strings that have been checked, with the automaton that finds them.
+
+    The automaton is built when it is first needed, and once: the answers to one request share it.
+    """
+
+    @cached_property
+    def automaton(self) -> _Automaton:
+        """It takes a second for a million characters: have it built in a worker thread."""
+        automaton = self.automaton_of_all
+        # One that has another inside, ending before its own last character, cannot match. It has
+        # to go: it would hold text back for nothing.
+        possible = [each for each in self if not automaton.occurs_in(each, len(each) - 1)]
+        return automaton if len(possible) == len(self) else _Automaton(possible)
+
+    @cached_property
+    def automaton_of_all(self) -> _Automaton:
+        """The same for a text that goes on from another: the other can hold a part of a match."""
+        return _Automaton(tuple(self))  # not this object: a cycle, for the garbage collector
+
+
+def validate_stop_strings(stop: object) -> StopSet:
+    """Return the *stop* argument as a set. Raises TypeError or ValueError for what cannot be."""
+    if isinstance(stop, StopSet):
+        return stop
     if isinstance(stop, str):
         stop = [stop]
     # Bytes are an iterable too: of int, which would make for a puzzling message below.
@@ -19,7 +48,7 @@ def validate_stop_strings(stop: object) -> tuple[str, ...]:
                 "a stop string must not be empty: it would match at once; leave it out"
             )
         strings.append(string)
-    return tuple(strings)
+    return StopSet(strings)
 
 
 # The trie of the strings with the fallbacks of Aho and Corasick ("Efficient string matching",
@@ -28,47 +57,95 @@ def validate_stop_strings(stop: object) -> tuple[str, ...]:
 # some string. A character takes the walk at most one level down and each fallback at least one
 # up, so there are fewer fallbacks than characters, for any number of any strings.
 #
-# Nodes are indices into lists, not objects: objects that point at each other would leave every
-# request's trie to the garbage collector, and a copy of a deep one would overflow the stack.
+# It is lean, because strings can be long: 20 bytes for a character. Nodes are indices into arrays.
+# (Objects that point at each other would also leave every request's trie to the garbage collector.)
+# Most nodes have one child, which was added right after them: it is the next index, and only its
+# character is stored. All other edges are in a dict: a string adds one of them at most.
 class _Automaton:
-    def __init__(self, strings: Iterable[str]) -> None:
-        self.children: list[dict[str, int]] = [{}]
-        self.fallback = [0]
-        self.depth = [0]
-        self.on_the_way_to = [""]  # one of the strings that have this prefix
-        self.complete: list[str | None] = [None]  # the longest string that ends here
+    def __init__(self, strings: Sequence[str]) -> None:
+        self._strings = strings
+        most = 1 + sum(map(len, strings))
+        self._next_code = array("I", [_NO_CODE]) * most  # what leads to the next index
+        self._branches: dict[int, int] = {}  # from a node and a character to any other index
+        self._fallback = array("I", [0]) * most
+        self._owner = array("I", [0]) * most  # one of the strings that have this prefix: its index
+        self.complete = array("I", [0]) * most  # the longest string that ends here: its index and 1
+        self.depth = array("I", [0]) * most
+        nodes = 1
+        for index, string in enumerate(strings):
+            nodes = self._add(index, string, nodes)
+        for each in (self._next_code, self._fallback, self._owner, self.complete, self.depth):
+            del each[nodes:]  # prefixes that strings share
+        self._add_fallbacks()
+        self.first_characters = frozenset(string[0] for string in strings)
 
-        for string in strings:
-            node = 0
-            for depth, character in enumerate(string, 1):
-                node = self.children[node].setdefault(character, len(self.children))
-                if node == len(self.children):
-                    self.children.append({})
-                    self.fallback.append(0)
-                    self.depth.append(depth)
-                    self.on_the_way_to.append(string)
-                    self.complete.append(None)
-            self.complete[node] = string
+    def __len__(self) -> int:
+        return len(self._strings)
 
-        breadth_first = [*self.children[0].values()]  # so shorter ones, the fallbacks, come first
-        for node in breadth_first:
-            for character, child in self.children[node].items():
-                self.fallback[child] = self.step(self.fallback[node], character)
-                self.complete[child] = self.complete[child] or self.complete[self.fallback[child]]
-                breadth_first.append(child)
+    def step(self, node: int, code: int) -> int:
+        """The node after one more character, given by its code point."""
+        while self._next_code[node] != code:
+            child = self._branches.get(node << _CODE_BITS | code, 0)
+            if child or not node:
+                return child
+            node = self._fallback[node]
+        return node + 1
 
-    def step(self, node: int, character: str) -> int:
-        while node and character not in self.children[node]:
-            node = self.fallback[node]
-        return self.children[node].get(character, 0)
+    def match(self, node: int) -> str:
+        """The longest string that ends at a node of `complete`."""
+        return self._strings[self.complete[node] - 1]
 
-    def occurs_in(self, text: str) -> bool:
+    def prefix(self, node: int) -> str:
+        """The text that a node stands for."""
+        return self._strings[self._owner[node]][: self.depth[node]] if node else ""
+
+    def occurs_in(self, text: str, end: int) -> bool:
+        """Whether one of the strings is in ``text[:end]``."""
         node = 0
-        for character in text:
-            node = self.step(node, character)
-            if self.complete[node] is not None:
+        for code in map(ord, islice(text, end)):
+            node = self.step(node, code)
+            if self.complete[node]:
                 return True
         return False
+
+    def _add(self, index: int, string: str, nodes: int) -> int:
+        """Add a string to a trie of this many nodes. Returns how many it has then."""
+        node = 0
+        for depth, code in enumerate(map(ord, string), 1):
+            key = node << _CODE_BITS | code
+            child = node + 1 if self._next_code[node] == code else self._branches.get(key, 0)
+            if not child:
+                child, nodes = nodes, nodes + 1
+                self._owner[child], self.depth[child] = index, depth
+                if child == node + 1:
+                    self._next_code[node] = code
+                else:
+                    self._branches[key] = child
+            node = child
+        self.complete[node] = index + 1
+        return nodes
+
+    def _add_fallbacks(self) -> None:
+        """Breadth first: a fallback is shorter, and has its own before it is needed."""
+        branches: dict[int, list[tuple[int, int]]] = {}
+        for key, child in self._branches.items():
+            branches.setdefault(key >> _CODE_BITS, []).append((key & _CODE_MASK, child))
+        nodes = deque([0])
+        while nodes:
+            node = nodes.popleft()
+            children = branches.get(node, [])
+            if self._next_code[node] != _NO_CODE:
+                children = [(self._next_code[node], node + 1), *children]
+            for code, child in children:
+                fallback = self.step(self._fallback[node], code) if node else 0
+                self._fallback[child] = fallback
+                self.complete[child] = self.complete[child] or self.complete[fallback]
+                nodes.append(child)
+
+
+_CODE_BITS = 21  # of a code point
+_CODE_MASK = 2**_CODE_BITS - 1
+_NO_CODE = _CODE_MASK  # no character has it
 
 
 # The node is the whole memory. Its prefix is all the text that is held back: everything before it
@@ -93,27 +170,20 @@ class StopStrings:
 
     def __init__(self, stop: str | Iterable[str] = (), *, after: str = "") -> None:
         strings = validate_stop_strings(stop)
-        automaton = _Automaton(strings)
-        # One that has another inside, ending before its own last character, cannot match, except
-        # where the other is in the text before. It has to go: it would hold text back for nothing.
-        possible = [string for string in strings if after or not automaton.occurs_in(string[:-1])]
-        if len(possible) < len(strings):
-            automaton = _Automaton(possible)
-        self._automaton = automaton
+        self._automaton = automaton = strings.automaton_of_all if after else strings.automaton
         self._node = 0
-        for character in after:
-            self._node = automaton.step(self._node, character)
+        for code in map(ord, after):
+            self._node = automaton.step(self._node, code)
         self.matched = None
 
     def __bool__(self) -> bool:
         """Whether there are any stop strings at all."""
-        return bool(self._automaton.children[0])
+        return bool(self._automaton)
 
     @property
     def held(self) -> str:
         """The text held back: the longest end of the text that can still become a match."""
-        node = self._node
-        return self._automaton.on_the_way_to[node][: self._automaton.depth[node]]
+        return self._automaton.prefix(self._node)
 
     def feed(self, text: str) -> str:
         """Take more text, and return what can be shown now.
@@ -124,19 +194,21 @@ class StopStrings:
         if self.matched is not None:
             return ""
         automaton, before = self._automaton, self._node
+        if not before and automaton.first_characters.isdisjoint(text):  # as nearly always
+            return text
         node = before
         fed = len(text)
-        for position, character in enumerate(text, 1):
-            node = automaton.step(node, character)
-            if (match := automaton.complete[node]) is not None:
-                self.matched = match
+        for position, code in enumerate(map(ord, text), 1):
+            node = automaton.step(node, code)
+            if automaton.complete[node]:
+                self.matched = automaton.match(node)
                 fed = position
                 break
         # Counted, not cut out of `held + text`: a long text held back is not copied every time.
         held = automaton.depth[before]
         shown = held + fed - automaton.depth[node]
         self._node = node if self.matched is None else 0
-        return automaton.on_the_way_to[before][: min(shown, held)] + text[: max(shown - held, 0)]
+        return automaton.prefix(before)[: min(shown, held)] + text[: max(shown - held, 0)]
 
     def flush(self) -> str:
         """Return the text held back, when the text ends without a match."""

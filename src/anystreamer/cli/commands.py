@@ -183,6 +183,13 @@ def serve(
         float,
         typer.Option(min=0.0, help="Seconds for a request, waiting included. 0 means no limit."),
     ] = 600.0,
+    allow_special_tokens: Annotated[
+        bool,
+        typer.Option(
+            "--allow-special-tokens",
+            help="Let special tokens in the text of messages be special tokens, not text.",
+        ),
+    ] = False,
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(
@@ -231,6 +238,7 @@ def serve(
         default_max_tokens=default_max_tokens,
         max_tokens_limit=max_tokens_limit,
         timeout=timeout or None,
+        allow_special_tokens=allow_special_tokens,
         allow_origins=allow_origin or [],
         allowed_hosts=allowed_hosts(host, allow_host or []),
     )

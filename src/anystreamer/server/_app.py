@@ -28,7 +28,8 @@ from ._completion_response import CompletionResponse, Limits
 from ._errors import APIError
 from ._metrics import Metrics
 from ._openai_format import ChatCompletionBuilder, CompletionBuilder, TextCompletionBuilder
-from ._request_models import ChatRequest, CompletionRequest, TextRequest, parsed
+from ._request_body import BodyParser
+from ._request_models import ChatRequest, CompletionRequest, TextRequest
 
 __all__ = ["create_app"]
 
@@ -49,6 +50,7 @@ def create_app(
     send_timeout: float | None = 30.0,
     max_unsent_tokens: int | None = 10_000,
     timeout: float | Timeouts | None = None,
+    allow_special_tokens: bool = False,
     allow_origins: Sequence[str] = (),
     allowed_hosts: Sequence[str] | None = None,
     page: bool = True,
@@ -80,6 +82,10 @@ def create_app(
         max_unsent_tokens: how many tokens can wait for a client that receives nothing. If more
             wait, its connection is closed, and the model stops. None sets no limit.
         timeout: for each request, as in `Engine.stream_text`.
+        allow_special_tokens: encode special tokens in the text of messages and tools as special
+            tokens. By default they are ordinary text there, so that no text can begin a message of
+            another role: see `UntrustedMessages`. The prompt of ``/v1/completions`` is what the
+            model gets, special tokens included, in both cases.
         allow_origins: sites whose pages can use the application from a browser, such as
             ``https://example.org``; ``*`` allows all. By default none can.
         allowed_hosts: host names that requests can use, without ports. Set them if the server is on
@@ -115,6 +121,7 @@ def create_app(
         or max_context_length(getattr(engine, "model", None)),
         sending=sending,
         timeout=timeout,
+        allow_special_tokens=allow_special_tokens,
         response_template=_response_template_of(engine),
     )
     endpoints = _Endpoints(engine, model_name, api_key, max_body_bytes, limits)
@@ -173,6 +180,7 @@ class _Endpoints:
         self._model_name = model_name
         self._key = None if api_key is None else api_key.encode()
         self._max_body_bytes = max_body_bytes
+        self._parser = BodyParser()
         self._limits = limits
         self._metrics = Metrics(engine)
         self._created = int(time.time())
@@ -214,7 +222,7 @@ class _Endpoints:
         on_end = partial(self._metrics.on_end, endpoint)
         try:
             self._check_key(request)
-            asked = parsed(kind, await self._body(request))
+            asked = await self._parser.parse(kind, await self._body(request))
             self._check_model(asked.model)
         except APIError as refused:
             on_end(str(refused.status))

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from .._engine import Engine
-from .._generation import Prompt, continues_prompt, uses_torch
+from .._generation import Prompt, UntrustedMessages, continues_prompt, uses_torch
 from .._streams import TextChunk, TextStream, Timeouts, Usage
 from ._asgi import EVENT_STREAM, run_all
 from ._body_sender import BodySender, SendLimits
@@ -34,6 +34,7 @@ class Limits:
     context: int | None  # tokens, prompt and answer together; None where it is not known
     sending: SendLimits
     timeout: float | Timeouts | None
+    allow_special_tokens: bool  # in the text of messages
     response_template: Mapping[str, Any] | None  # of the model's tokenizer
 
 
@@ -69,7 +70,8 @@ class CompletionResponse(StreamResponse):
     async def _open(self, stack: AsyncExitStack) -> None:
         limit = self._token_limit()
         choice = 0
-        for name, prompt in self._request.prompts:
+        for name, given in self._request.prompts:
+            prompt = self._prompt(given)
             for _ in range(self._request.n or 1):
                 stream = await self._open_choice(stack, choice, prompt, limit)
                 room = self._room(stream, name, limit)
@@ -82,6 +84,11 @@ class CompletionResponse(StreamResponse):
                     self._token_texts.append(self._new_token_texts(stream, prompt))
                 choice += 1
         self._is_accepted = True
+
+    def _prompt(self, given: Prompt) -> Prompt:
+        if isinstance(given, str | Mapping) or self._limits.allow_special_tokens:
+            return given
+        return UntrustedMessages(given)
 
     def _token_limit(self) -> int:
         """Token limit of each answer. Raises APIError if the request asks for too many."""

@@ -13,11 +13,27 @@ from pydantic import (
     Tag,
     model_validator,
 )
-from pydantic_core import PydanticCustomError, from_json
+from pydantic_core import PydanticCustomError
+
+from ._bounded_json import MAX_CONTAINERS, MAX_DEPTH, from_bounded_json
+
+MAX_PARTS = 1024  # of one message
+MAX_CALLS = 128  # of one message
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    # It also lets other threads run: pydantic holds the interpreter's lock between such functions.
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_one_unknown_field(cls, data: Any) -> Any:
+        """Drop all unknown fields but the first: pydantic would make an error of each."""
+        names = cls.model_fields
+        if not isinstance(data, dict) or len(data) <= len(names):
+            return data
+        unknown = next(name for name in data if name not in names)
+        return {name: data[name] for name in (*names, unknown) if name in data}
 
 
 class TextPart(_Strict):
@@ -27,7 +43,7 @@ class TextPart(_Strict):
     text: str
 
 
-Content = str | list[TextPart]
+Content = str | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
 def _text_of(content: Content) -> str:
@@ -49,11 +65,16 @@ class TextMessage(_Strict):
 def _object_of(text: object) -> object:
     """Parse arguments: clients send them as JSON text, and chat templates want an object."""
     try:
-        parsed = from_json(text or "{}", allow_inf_nan=False) if isinstance(text, str) else None
+        parsed = from_bounded_json(text or "{}") if isinstance(text, str) else None
     except ValueError:
         parsed = None
     if not isinstance(parsed, dict):
-        raise PydanticCustomError("no_object", "must be a string with a JSON object")
+        raise PydanticCustomError(
+            "no_object",
+            "must be a string with a JSON object, of at most {containers} objects and arrays and "
+            "{depth} levels",
+            {"containers": MAX_CONTAINERS, "depth": MAX_DEPTH},
+        )
     return parsed
 
 
@@ -91,7 +112,9 @@ class AssistantMessage(_Strict):
     function_call: None = None
     parsed: Any = None  # added by the official client
     reasoning_content: str | None = None
-    tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
+    tool_calls: (
+        Annotated[list[ToolCall], Field(min_length=1, max_length=MAX_CALLS, fail_fast=True)] | None
+    ) = None
 
     @model_validator(mode="after")
     def _check(self) -> AssistantMessage:

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    ValidationError,
-    model_validator,
-)
-from pydantic_core import from_json
+from pydantic import Field, model_validator
 
 from .._generation import Prompt
+from .._text import StopSet, validate_stop_strings
 from ._errors import APIError
 from ._message_models import Message, Tool, _Strict
 from ._seed import Seed
 
-__all__ = ["ChatRequest", "CompletionRequest", "TextRequest", "parsed"]
+__all__ = ["ChatRequest", "CompletionRequest", "TextRequest"]
 
-RequestT = TypeVar("RequestT", bound="TextRequest")
+MAX_MESSAGES = 2048
+MAX_STOP_CHARACTERS = 4096  # of all stop strings together
 
 # Below this temperature the likeliest token is always chosen, and dividing by it overflows.
 GREEDY = 1e-4
 
 
 StopString = Annotated[str, Field(min_length=1)]
+StopList = Annotated[list[StopString], Field(max_length=16, fail_fast=True)]
 
 
 class StreamOptions(_Strict):
@@ -41,7 +40,7 @@ class TextRequest(_Strict):
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
+    stop: StopString | StopList | None = None
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -55,7 +54,22 @@ class TextRequest(_Strict):
     def _check(self) -> TextRequest:
         if self.stream_options is not None and not self.stream:
             raise APIError("stream_options needs stream=true", param="stream_options")
+        if sum(map(len, self.stop_set)) > MAX_STOP_CHARACTERS:
+            raise APIError(
+                f"stop: the strings must have at most {MAX_STOP_CHARACTERS} characters together",
+                param="stop",
+                code="invalid_value",
+            )
         return self
+
+    def prepare(self) -> None:
+        """Make now what takes long and is needed later: this can be another thread."""
+        _ = self.prompts
+
+    @cached_property
+    def stop_set(self) -> StopSet:
+        """The stop strings, which all answers to the request share."""
+        return validate_stop_strings(self.stop or ())
 
     @property
     def includes_usage(self) -> bool:
@@ -88,8 +102,8 @@ class TextRequest(_Strict):
             APIError: the model does not support what is asked.
         """
         arguments: dict[str, Any] = {}
-        if self.stop:
-            arguments["stop"] = self.stop
+        if self.stop_set:
+            arguments["stop"] = self.stop_set
         if self.top_logprobs_asked is not None:
             arguments["logprobs"] = True
             if self.top_logprobs_asked:
@@ -110,11 +124,11 @@ class TextRequest(_Strict):
 class ChatRequest(TextRequest):
     """The body of a POST to ``/v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: Annotated[list[Tool], Field(min_length=1, max_length=128)] | None = None
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=128, fail_fast=True)] | None = None
     # The model is not forced to make a call, nor prevented from making two.
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: Literal[True] | None = None
@@ -143,7 +157,7 @@ class ChatRequest(TextRequest):
     def top_logprobs_asked(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    @property
+    @cached_property
     def prompts(self) -> Sequence[tuple[str, Prompt]]:
         prompts = [message.as_prompt() for message in self.messages]
         # Some templates want the name of the function whose result a message has.
@@ -176,7 +190,7 @@ class ChatRequest(TextRequest):
 class CompletionRequest(TextRequest):
     """The body of a POST to ``/v1/completions``."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=128)]
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=128, fail_fast=True)]
     echo: Literal[False] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
 
@@ -190,54 +204,9 @@ class CompletionRequest(TextRequest):
     def top_logprobs_asked(self) -> int | None:
         return self.logprobs
 
-    @property
+    @cached_property
     def prompts(self) -> Sequence[tuple[str, Prompt]]:
         return [
             ("prompt", each)
             for each in ([self.prompt] if isinstance(self.prompt, str) else self.prompt)
         ]
-
-
-def parsed(kind: type[RequestT], body: bytes) -> RequestT:
-    """The request that a body has.
-
-    Raises:
-        APIError: it is not a JSON object, or asks for something that is not supported.
-    """
-    try:
-        data = from_json(body, allow_inf_nan=False)
-    except ValueError as exc:
-        raise APIError(f"the body is not valid JSON: {exc}") from exc
-    if not isinstance(data, dict):
-        raise APIError("the body must be a JSON object")
-    try:
-        return kind.model_validate(data)
-    except ValidationError as exc:
-        raise _refusal(data, exc) from exc
-
-
-def _refusal(data: Mapping[str, Any], exc: ValidationError) -> APIError:
-    """The first of pydantic's errors, in OpenAI's format."""
-    errors = exc.errors(include_url=False, include_context=False)
-    # If several types were tried for a value, the error of the one that matched the most.
-    alternatives = [each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]]
-    named = [(_name(data, each["loc"], each["type"] == "missing"), each) for each in alternatives]
-    param, error = max(named, key=lambda each: each[0].count(".") + each[0].count("["))
-    if error["type"] == "extra_forbidden":
-        return APIError(f"{param} is not supported", param=param, code="unknown_parameter")
-    if error["type"] == "missing":
-        return APIError(f"{param} is missing", param=param, code="missing_required_parameter")
-    return APIError(f"{param}: {error['msg']}", param=param, code="invalid_value")
-
-
-def _name(data: Any, loc: tuple[int | str, ...], is_missing: bool) -> str:
-    """The place of an error, such as ``messages[0].role``: without pydantic's names of types."""
-    name = ""
-    for number, part in enumerate(loc):
-        if isinstance(part, int) and isinstance(data, list) and part < len(data):
-            name, data = f"{name}[{part}]", data[part]
-        elif isinstance(data, dict) and part in data:
-            name, data = f"{name}.{part}" if name else str(part), data[part]
-        elif is_missing and number == len(loc) - 1:
-            name = f"{name}.{part}" if name else str(part)
-    return name[:200]
