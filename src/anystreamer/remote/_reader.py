@@ -6,13 +6,14 @@ import logging
 import math
 from time import perf_counter
 
-import httpx2
 from anyio import CancelScope, current_time, get_cancelled_exc_class
 
 from .._bridge import Sink
 from .._errors import GenerationTimeout
 from .._streams import GenerationState, TextChunk
-from ._errors import connection_lost, to_public_error
+from ._errors import answer_error, connection_error, connection_lost
+from ._http import httpx
+from ._limits import LimitExceeded, Limits
 from ._response import ResponseParser
 from ._sse import EventData
 
@@ -35,13 +36,17 @@ class ResponseReader:
     """
 
     def __init__(
-        self, response: httpx2.Response, parser: ResponseParser, state: GenerationState
+        self,
+        response: httpx.Response,
+        parser: ResponseParser,
+        state: GenerationState,
+        limits: Limits,
     ) -> None:
         self._response = response
         self._parser = parser
         self._state = state
         self._sink = Sink[TextChunk](state)
-        self._events = EventData()
+        self._events = EventData(limits)
         self._scope = CancelScope()
         self._is_over = False  # what still comes is dropped
         self._is_ending = False  # the answer has ended, and its connection is read on for a while
@@ -56,7 +61,7 @@ class ResponseReader:
         try:
             with self._scope:
                 self._set_deadline()
-                async for part in self._response.aiter_bytes():
+                async for part in self._response.aiter_raw():
                     if self._is_over:
                         continue
                     self._take(part)
@@ -72,7 +77,7 @@ class ResponseReader:
             if cancelled is None:
                 self._check_end()
         except Exception as exc:
-            self._fail_unless_ended(exc)
+            self._fail_unless_ended(connection_error(exc, self._response.request))
         finally:
             self._finish()
         if cancelled is not None:
@@ -91,8 +96,8 @@ class ResponseReader:
             self._sink.publish()
         if self._failure is not None:
             self._leave()
-        elif parser.is_done or parser.has_enough:
-            self._is_over = parser.is_done
+        elif parser.is_done or parser.has_enough or self._is_over:
+            self._is_over = self._is_over or parser.is_done
             self._end_within(DRAIN)
         elif parser.ended is not None:
             self._end_within(USAGE_TIMEOUT)
@@ -100,16 +105,20 @@ class ResponseReader:
             self._go_on()
 
     def _parse(self, part: bytes, elapsed: float) -> None:
-        parser = self._parser
-        for data in self._events.feed(part):
-            try:
-                # One by one: the chunks before an error count.
-                for chunk in parser.feed(data, elapsed):
-                    self._sink.push(chunk)
-            except Exception as exc:
-                self._fail_unless_ended(exc)
-            if parser.is_done or self._failure is not None:
-                break
+        parser, request = self._parser, self._response.request
+        try:
+            for data in self._events.feed(part):
+                try:
+                    # One by one: the chunks before an error count.
+                    for chunk in parser.feed(data, elapsed):
+                        self._sink.push(chunk)
+                except Exception as exc:
+                    self._fail_unless_ended(answer_error(exc, request))
+                if parser.is_done or self._failure is not None:
+                    return
+        except LimitExceeded as exc:
+            self._fail_unless_ended(answer_error(exc, request))
+            self._is_over = True  # no more can be parsed
 
     def _go_on(self) -> None:
         """More text is expected."""
@@ -142,7 +151,7 @@ class ResponseReader:
         if self._parser.ended is not None:
             logger.debug("after the end of an answer: %r", exc)
         else:
-            self._fail(to_public_error(exc, self._response.request, is_answering=True))
+            self._fail(exc)
 
     def _fail(self, failure: Exception) -> None:
         if self._failure is None:
