@@ -7,6 +7,7 @@ import math
 from time import perf_counter
 
 from anyio import CancelScope, current_time, get_cancelled_exc_class
+from anyio.lowlevel import cancel_shielded_checkpoint
 
 from .._bridge import Sink
 from .._errors import GenerationTimeout
@@ -25,6 +26,8 @@ logger = logging.getLogger("anystreamer")
 # finish reason, because the usage comes later (seconds). Both usually follow at once.
 DRAIN = 0.1
 USAGE_TIMEOUT = 1.0
+# Parts of the body are parsed in parts of this many bytes: small events take milliseconds then.
+PART_SIZE = 8192
 
 
 class ResponseReader:
@@ -53,35 +56,41 @@ class ResponseReader:
         self._failure: Exception | None = None
         self._seconds_waited = 0.0  # for the consumer
         self._late = ""
+        self._cancelled: BaseException | None = None  # from outside, while it waited
 
     async def run(self) -> None:
         """Read the answer. Returns, or is cancelled, once the connection is closed or read."""
-        cancellation = get_cancelled_exc_class()
-        cancelled: BaseException | None = None
         try:
             with self._scope:
                 self._set_deadline()
                 async for part in self._response.aiter_raw():
-                    if self._is_over:
-                        continue
-                    self._take(part)
-                    # After the end little comes, and time runs: do not wait for the consumer.
-                    if self._is_ending or not self._sink.is_full:
-                        continue
-                    try:
-                        await self._wait_for_space()
-                    except cancellation as exc:
-                        if not self._scope.cancel_called:
-                            cancelled = exc
-                            self._leave()
-            if cancelled is None:
+                    for start in range(0, len(part), PART_SIZE):
+                        if start:  # let other tasks run
+                            await cancel_shielded_checkpoint()
+                        await self._receive(part[start : start + PART_SIZE])
+            if self._cancelled is None:
                 self._check_end()
         except Exception as exc:
             self._fail_unless_ended(connection_error(exc, self._response.request))
         finally:
             self._finish()
-        if cancelled is not None:
-            raise cancelled
+        if self._cancelled is not None:
+            raise self._cancelled
+
+    async def _receive(self, part: bytes) -> None:
+        """Take a part of the body, and wait for the consumer. Never raises."""
+        if self._is_over:
+            return
+        self._take(part)
+        # After the end little comes, and time runs: do not wait for the consumer.
+        if self._is_ending or not self._sink.is_full:
+            return
+        try:
+            await self._wait_for_space()
+        except get_cancelled_exc_class() as exc:
+            if not self._scope.cancel_called:
+                self._cancelled = exc
+                self._leave()
 
     def _take(self, part: bytes) -> None:
         """Take a part of the body. Never raises."""

@@ -47,14 +47,16 @@ class EventData:
         for rest in others:
             self._check_size()
             line, self._line = bytes(self._line), bytearray(rest)
-            yield from self._end_line(line)
+            if (data := self._end_line(line)) is not None:
+                yield data
         self._check_size()
 
     def _check_size(self) -> None:
         if self._size + len(self._line) > self._limits.max_event_size:
             raise self._limits.exceeded("max_event_size", "an event of the answer")
 
-    def _end_line(self, line: bytes) -> Iterator[bytes]:
+    def _end_line(self, line: bytes) -> bytes | None:
+        """Take a line. Returns the data of the event that it ends."""
         if self._is_first_line:
             line = line.removeprefix(BYTE_ORDER_MARK)
             self._is_first_line = False
@@ -64,7 +66,8 @@ class EventData:
             self._add(line, b'{"error":%s}' % line[6:])
         elif not line and self._data:
             data, self._data, self._size = b"\n".join(self._data), [], 0
-            yield data
+            return data
+        return None
 
     def _add(self, line: bytes, data: bytes) -> None:
         self._data.append(data)
