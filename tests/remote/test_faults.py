@@ -13,7 +13,6 @@ from time import perf_counter
 from typing import Any
 
 import anyio
-import httpx2
 import openai
 import pytest
 from anyio import CancelScope
@@ -23,6 +22,7 @@ from anyio.streams.tls import TLSStream
 from anystreamer import EngineBusy, FinishReason, GenerationTimeout, TextStream, Timeouts
 from anystreamer._streams.timeouts import Deadlines
 from anystreamer.remote import _reader, open_remote_engine
+from anystreamer.remote._http import httpx
 
 from ..helpers.inside import open_states, state_of, worker_left
 from ..helpers.remote_engines import remote_engine
@@ -359,7 +359,7 @@ async def test_a_certificate_that_nobody_vouches_for_and_one_that_is_trusted() -
         with pytest.raises(openai.APIConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
             await read(url)
         trusted = ssl.create_default_context(cafile=str(CERTIFICATE))
-        client = httpx2.AsyncClient(verify=trusted, trust_env=False)
+        client = httpx.AsyncClient(verify=trusted, trust_env=False)
         async with open_remote_engine(url, "m", http_client=client) as engine:
             async with engine.stream_text("hi") as stream:
                 assert await stream.read() == "safe"

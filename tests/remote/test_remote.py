@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import httpx2
 import openai
 import pytest
 from anyio import CancelScope
@@ -21,6 +20,7 @@ from hypothesis import strategies as st
 
 from anystreamer import Engine, EngineBusy, EngineClosed, FinishReason, Timeouts
 from anystreamer.remote import open_remote_engine
+from anystreamer.remote._http import httpx
 from anystreamer.remote._limits import Limits
 from anystreamer.remote._request import RemoteRequest
 from anystreamer.remote._response import RemoteRow, ResponseParser
@@ -461,7 +461,7 @@ async def test_what_it_tells_of_itself() -> None:
 
 
 async def test_a_client_of_one_s_own_is_closed_with_the_engine() -> None:
-    client = httpx2.AsyncClient(trust_env=False)
+    client = httpx.AsyncClient(trust_env=False)
     async with wire(ANSWER) as server:
         owner = open_remote_engine(server.url, "m", http_client=client)
         async with owner as engine, engine.stream_text("hi") as stream:
