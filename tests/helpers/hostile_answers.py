@@ -78,7 +78,7 @@ ANSWERS = {
         HEAD + chunked(_call('{"', name="f")), chunked(_call("x" * 2000)), words="event_size"
     ),
     "short arguments": HostileAnswer(
-        HEAD + chunked(_call('{"', name="f")), _many(_call("x", name="f")), words="event_size"
+        HEAD + chunked(_call('{"', name="f")), _many(_call("x", name="f")), words="answer_size"
     ),
     "tool calls": HostileAnswer(HEAD, _many(_call("{}", name="f")), words="tool calls"),
     "text": HostileAnswer(HEAD, _many(said("no end")), words="answer_size"),
@@ -101,8 +101,8 @@ class Outcome:
     stall: float  # seconds for which the loop did not run other tasks
 
 
-async def meet(answer: HostileAnswer, patience: float) -> Outcome:
-    """Read the answer with a remote engine; a timeout ends it after *patience* seconds."""
+async def meet(answer: HostileAnswer, timeout: Any, **options: Any) -> Outcome:
+    """Read the answer with a remote engine."""
     stall = 0.0
 
     async def watch() -> None:
@@ -114,12 +114,15 @@ async def meet(answer: HostileAnswer, patience: float) -> Outcome:
 
     raised: BaseException = AssertionError("no error")
     with flooding_server(answer.first, answer.again, pause=answer.pause) as server:
-        async with remote_engine(server.url) as engine, anyio.create_task_group() as tasks:
+        async with (
+            remote_engine(server.url, **options) as engine,
+            anyio.create_task_group() as tasks,
+        ):
             tasks.start_soon(watch)
             started = perf_counter()
             try:
                 async with engine.stream_text(
-                    [{"role": "user", "content": "hi"}], timeout=patience, logprobs=answer.logprobs
+                    [{"role": "user", "content": "hi"}], timeout=timeout, logprobs=answer.logprobs
                 ) as stream:
                     if not answer.is_read:
                         await until(lambda: worker_left(stream))
