@@ -132,6 +132,8 @@ def test_any_events(events: list[Any]) -> None:
     for chunk in [*chunks, *parser.finish(0.0)]:
         chunk.encode()
         assert chunk.field is not None
+        if isinstance(chunk.value, str):
+            chunk.value.encode()
         assert chunk.logprobs is not None
         assert all(isinstance(each, float) for each in chunk.logprobs)
     message = parser.message

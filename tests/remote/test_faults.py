@@ -266,6 +266,32 @@ async def test_halves_of_characters_that_stay_alone_do_not_become_text_that_nobo
     text.encode()
 
 
+async def test_halves_of_characters_become_one_in_every_field() -> None:
+    events = [
+        b'data: {"choices": [{"delta": {%s}}]}\n\n' % delta
+        for delta in (
+            b'"reasoning_content": "\\ud83d"',
+            b'"reasoning_content": "\\ude42"',
+            b'"reasoning_content": "\\ud83d"',
+            b'"content": "a"',
+            b'"tool_calls": [{"function": {"name": "f", "arguments": "{\\"a\\": \\"\\ud83d"}}]',
+            b'"tool_calls": [{"function": {"arguments": "\\ude42\\"}"}}]',
+        )
+    ]
+    play = sends(CLOSING + b"".join(events) + ending())
+    async with wire(play) as server, remote_engine(server.url) as engine:
+        async with engine.stream_text([{"role": "user", "content": "hi"}]) as stream:
+            await stream.read()
+    assert stream.message == {
+        "role": "assistant",
+        "reasoning_content": "🙂\ufffd",
+        "content": "a",
+        "tool_calls": [
+            {"type": "function", "function": {"name": "f", "arguments": {"a": "🙂"}}},
+        ],
+    }
+
+
 async def test_a_connection_is_used_again_after_an_answer() -> None:
     async def twice(stream: SocketStream) -> None:
         for _ in range(3):

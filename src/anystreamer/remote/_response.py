@@ -80,6 +80,7 @@ class ResponseParser:
         self._characters = _Characters()
         self._logprobs: list[float] | None = [] if logprobs else None  # of no chunk as yet
         self._content_field = "content" if names_content else None
+        self._field = "content"  # whose text came last
         self._field_texts: dict[str, list[str]] = {}
         self._tool_calls = ToolCalls(limits)
         self._complete_calls: list[dict[str, Any]] = []
@@ -217,11 +218,18 @@ class ResponseParser:
             self._row.matched_stop_string = self._stop[0]
 
     def _text(self, field: str, text: str, elapsed: float) -> list[TextChunk]:
-        if field == "content":
-            return self._content(self._characters.feed(text), elapsed)
-        chunks = self._held_back(elapsed)
-        self._field_texts.setdefault(field, []).append(text)
-        return [*chunks, self._chunk("", elapsed, field, text)]
+        chunks = [] if field == self._field else self._held_back(elapsed)
+        self._field = field
+        return [*chunks, *self._joined(self._characters.feed(text), elapsed)]
+
+    def _joined(self, text: str, elapsed: float) -> list[TextChunk]:
+        """Whole characters of the current field."""
+        if self._field == "content":
+            return self._content(text, elapsed)
+        if not text:
+            return []
+        self._field_texts.setdefault(self._field, []).append(text)
+        return [self._chunk("", elapsed, self._field, text)]
 
     def _content(self, text: str, elapsed: float) -> list[TextChunk]:
         if self._stop_strings.matched is not None:
@@ -234,8 +242,8 @@ class ResponseParser:
         return self._shown(shown, elapsed)
 
     def _held_back(self, elapsed: float) -> list[TextChunk]:
-        """The content that was held back until more of it comes, as something else has come."""
-        chunks = self._content(self._characters.flush(), elapsed)
+        """What was held back until more of it comes, as something else has come."""
+        chunks = self._joined(self._characters.flush(), elapsed)
         return chunks + self._shown(self._stop_strings.flush(), elapsed)
 
     def _shown(self, text: str, elapsed: float) -> list[TextChunk]:

@@ -140,7 +140,11 @@ class _Arguments:
             self._is_parsed = False
 
     def __str__(self) -> str:
-        return self._text.getvalue()
+        text = self._text.getvalue()
+        if text.isascii():
+            return text
+        # In JSON one character can be sent as two halves, each in a piece of its own.
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
     def equals(self, text: str) -> bool:
         return self._size == len(text) and str(self) == text
