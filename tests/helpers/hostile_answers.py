@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any
 
 import anyio
+import openai
 
 from .flooding_server import flooding_server
 from .inside import worker_left
@@ -37,6 +38,7 @@ class HostileAnswer:
     pause: float = 0.0
     logprobs: bool = False
     is_read: bool = True  # by the consumer
+    error: type[Exception] = openai.APIError
     words: str = ""  # in the error
 
 
@@ -70,8 +72,12 @@ ANSWERS = {
     "headers": HostileAnswer(HEAD[:-2], b"x: y\r\n" * 10_000, words="cannot be reached"),
     "trailers": HostileAnswer(HEAD + b"0\r\n", b"x: y\r\n" * 10_000, words="closed"),
     "the size of a chunk": HostileAnswer(HEAD, b"0" * MUCH, words="closed"),
-    "an error's body": HostileAnswer(_error(), chunked(b"x" * MUCH), words="500"),
-    "an error's body, slowly": HostileAnswer(_error(), chunked(b"x"), 0.01, words="500"),
+    "an error's body": HostileAnswer(
+        _error(), chunked(b"x" * MUCH), error=openai.InternalServerError
+    ),
+    "an error's body, slowly": HostileAnswer(
+        _error(), chunked(b"x"), 0.01, error=openai.InternalServerError
+    ),
     "gzip": HostileAnswer(_compressed(HEAD), words="gzip"),
     "an error's gzip": HostileAnswer(_compressed(_error()), words="gzip"),
     "arguments": HostileAnswer(
