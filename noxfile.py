@@ -125,11 +125,11 @@ def run_without_torch(session: nox.Session, *options: str) -> None:
 
 
 def run_with_the_oldest(session: nox.Session, *options: str) -> None:
-    """What depends on anyio and transformers, with the oldest of them that are supported."""
+    """What depends on these packages, with the oldest of them that are supported."""
     install_all(session)
     oldest = ("anyio==4.11.0", "trio==0.31.0", "transformers==5.0.0", "tokenizers==0.22.2")
-    install(session, *oldest)
-    names = ("bridge", "generation", "engine/test_engine.py")
+    install(session, *oldest, "openai==2.0.0")  # which is made of another HTTP client
+    names = ("bridge", "generation", "engine/test_engine.py", "remote")
     # Of these folders what takes long, and depends on Python and the loop instead.
     others = ("bridge/test_interrupts.py", "bridge/test_teardown.py")
     session.run(
@@ -256,7 +256,7 @@ def quick(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def tests_of_the_oldest(session: nox.Session) -> None:
-    """What depends on anyio and transformers, with the oldest of them that are supported."""
+    """What depends on anyio, transformers and openai, with the oldest that are supported."""
     run_with_the_oldest(session, "-k", f"not ({at_night(session)})")
 
 

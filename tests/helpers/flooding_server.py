@@ -1,4 +1,4 @@
-"""A program: a server whose one answer never ends, sent as fast as its client reads.
+"""A program: a server whose one answer never ends, sent as fast as its client reads, or slowly.
 
 It is a process of its own because it must not share the event loop of its client. On uvloop, a
 socket that has new data in each iteration of the loop keeps anyio from delivering a cancellation.
@@ -10,8 +10,9 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 __all__ = ["FloodingServer", "flooding_server"]
 
@@ -31,13 +32,24 @@ class FloodingServer:
 
 
 @contextmanager
-def flooding_server(first: bytes, again: bytes) -> Iterator[FloodingServer]:
-    """Serve one request with *first*, and then with *again* until the connection is closed."""
+def flooding_server(first: bytes, again: bytes, *, pause: float = 0.0) -> Iterator[FloodingServer]:
+    """Serve one request with *first*, and then with *again* until the connection is closed.
+
+    Args:
+        first: how the answer begins.
+        again: sent over and over; nothing is sent if it is empty.
+        pause: seconds after each time.
+    """
+    parts = [first.decode("latin-1"), again.decode("latin-1"), pause]
     with subprocess.Popen(
-        [sys.executable, __file__, json.dumps([first.decode(), again.decode()])],
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(parts) + "\n")
+        process.stdin.flush()
         try:
             yield FloodingServer(process)
         finally:
@@ -45,17 +57,17 @@ def flooding_server(first: bytes, again: bytes) -> Iterator[FloodingServer]:
 
 
 def main() -> None:
-    first, again = (each.encode() for each in json.loads(sys.argv[1]))
+    first, again, pause = json.loads(sys.stdin.readline())
     with socket.create_server(("127.0.0.1", 0)) as listener:
         print(listener.getsockname()[1], flush=True)
         connection, _ = listener.accept()
-    with connection:
+    with connection, suppress(ConnectionError):
         connection.recv(65536)
-        try:
-            connection.sendall(first)
-            while True:
-                connection.sendall(again)
-        except ConnectionError:
+        connection.sendall(first.encode("latin-1"))
+        while again:
+            connection.sendall(again.encode("latin-1"))
+            time.sleep(pause)
+        while connection.recv(65536):
             pass
 
 

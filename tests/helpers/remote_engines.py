@@ -6,10 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx2
-
 from anystreamer import Engine
 from anystreamer.remote import open_remote_engine
+from anystreamer.remote._http import httpx
 from anystreamer.server import create_app
 
 from .serving import serving
@@ -17,12 +16,12 @@ from .serving import serving
 __all__ = ["behind_a_server", "remote_engine"]
 
 # Making one takes 50 ms for each client otherwise.
-PLAIN = httpx2.create_ssl_context(verify=False)
+PLAIN = httpx.create_ssl_context(verify=False)
 
 
 def remote_engine(url: str, model: str = "anystreamer", **kwargs: Any) -> Any:
     """An engine that is a server on loopback."""
-    client = httpx2.AsyncClient(trust_env=False, verify=PLAIN, timeout=600)
+    client = httpx.AsyncClient(trust_env=False, verify=PLAIN, timeout=600)
     return open_remote_engine(url, model, **{"max_retries": 0, "http_client": client, **kwargs})
 
 

@@ -13,7 +13,6 @@ from time import perf_counter
 from typing import Any
 
 import anyio
-import httpx2
 import openai
 import pytest
 from anyio import CancelScope
@@ -23,6 +22,7 @@ from anyio.streams.tls import TLSStream
 from anystreamer import EngineBusy, FinishReason, GenerationTimeout, TextStream, Timeouts
 from anystreamer._streams.timeouts import Deadlines
 from anystreamer.remote import _reader, open_remote_engine
+from anystreamer.remote._http import httpx
 
 from ..helpers.inside import open_states, state_of, worker_left
 from ..helpers.remote_engines import remote_engine
@@ -266,6 +266,32 @@ async def test_halves_of_characters_that_stay_alone_do_not_become_text_that_nobo
     text.encode()
 
 
+async def test_halves_of_characters_become_one_in_every_field() -> None:
+    events = [
+        b'data: {"choices": [{"delta": {%s}}]}\n\n' % delta
+        for delta in (
+            b'"reasoning_content": "\\ud83d"',
+            b'"reasoning_content": "\\ude42"',
+            b'"reasoning_content": "\\ud83d"',
+            b'"content": "a"',
+            b'"tool_calls": [{"function": {"name": "f", "arguments": "{\\"a\\": \\"\\ud83d"}}]',
+            b'"tool_calls": [{"function": {"arguments": "\\ude42\\"}"}}]',
+        )
+    ]
+    play = sends(CLOSING + b"".join(events) + ending())
+    async with wire(play) as server, remote_engine(server.url) as engine:
+        async with engine.stream_text([{"role": "user", "content": "hi"}]) as stream:
+            await stream.read()
+    assert stream.message == {
+        "role": "assistant",
+        "reasoning_content": "🙂\ufffd",
+        "content": "a",
+        "tool_calls": [
+            {"type": "function", "function": {"name": "f", "arguments": {"a": "🙂"}}},
+        ],
+    }
+
+
 async def test_a_connection_is_used_again_after_an_answer() -> None:
     async def twice(stream: SocketStream) -> None:
         for _ in range(3):
@@ -359,7 +385,7 @@ async def test_a_certificate_that_nobody_vouches_for_and_one_that_is_trusted() -
         with pytest.raises(openai.APIConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
             await read(url)
         trusted = ssl.create_default_context(cafile=str(CERTIFICATE))
-        client = httpx2.AsyncClient(verify=trusted, trust_env=False)
+        client = httpx.AsyncClient(verify=trusted, trust_env=False)
         async with open_remote_engine(url, "m", http_client=client) as engine:
             async with engine.stream_text("hi") as stream:
                 assert await stream.read() == "safe"

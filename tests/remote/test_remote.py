@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import httpx2
 import openai
 import pytest
 from anyio import CancelScope
@@ -21,6 +20,8 @@ from hypothesis import strategies as st
 
 from anystreamer import Engine, EngineBusy, EngineClosed, FinishReason, Timeouts
 from anystreamer.remote import open_remote_engine
+from anystreamer.remote._http import httpx
+from anystreamer.remote._limits import Limits
 from anystreamer.remote._request import RemoteRequest
 from anystreamer.remote._response import RemoteRow, ResponseParser
 from anystreamer.remote._sse import EventData
@@ -394,11 +395,11 @@ def test_events_are_the_same_however_they_were_cut(noise: bytes, cuts: list[int]
         + noise
         + b"\n\ndata: four"
     )
-    whole = list(EventData().feed(body))
+    whole = list(EventData(Limits()).feed(body))
     assert whole[:3] == [b"one", b"two\n2", b"three"]
     assert b"four" not in whole
     places = [0, *sorted(cut % (len(body) + 1) for cut in cuts), len(body)]
-    events = EventData()
+    events = EventData(Limits())
     pieces = [body[start:end] for start, end in pairwise(places)]
     assert [data for piece in pieces for data in events.feed(piece)] == whole
 
@@ -408,7 +409,7 @@ def test_any_text_in_any_pieces(text: str, cuts: list[int], stop: list[str]) -> 
     """Also where a piece ends inside of a character, as JSON can have it."""
     units = text.encode("utf-16-le", "replace")
     places = [0, *sorted(2 * cut % (len(units) + 2) for cut in cuts), len(units)]
-    answer = ResponseParser(RemoteRow(), stop, logprobs=False, names_content=False)
+    answer = ResponseParser(RemoteRow(), stop, Limits(), logprobs=False, names_content=False)
     chunks: list[str] = []
     for start, end in pairwise(places):
         piece = units[start:end].decode("utf-16-le", "surrogatepass")
@@ -460,7 +461,7 @@ async def test_what_it_tells_of_itself() -> None:
 
 
 async def test_a_client_of_one_s_own_is_closed_with_the_engine() -> None:
-    client = httpx2.AsyncClient(trust_env=False)
+    client = httpx.AsyncClient(trust_env=False)
     async with wire(ANSWER) as server:
         owner = open_remote_engine(server.url, "m", http_client=client)
         async with owner as engine, engine.stream_text("hi") as stream:

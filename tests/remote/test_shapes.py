@@ -14,6 +14,7 @@ from anyio.abc import SocketStream
 
 from anystreamer import FinishReason, Usage
 from anystreamer.remote import _reader
+from anystreamer.remote._limits import Limits
 from anystreamer.remote._response import RemoteRow, ResponseParser
 from anystreamer.remote._tool_calls import ToolCalls
 
@@ -305,7 +306,7 @@ def test_pieces_of_three_calls_in_every_order() -> None:
     expected = [called(name, name, **{name: i}) for i, name in enumerate(names)]
     for order in permutations(range(len(pieces))):
         if all(order.index(2 * i) < order.index(2 * i + 1) for i in range(3)):
-            calls = ToolCalls()
+            calls = ToolCalls(Limits())
             calls.feed(starts)
             for each in order:
                 index, text = pieces[each]
@@ -473,7 +474,7 @@ async def test_finish_reasons_of_other_makers(
 
 @pytest.mark.parametrize("reason", ["", "null", "None", "not_finished", None])
 def test_reasons_that_stand_for_none(reason: str | None) -> None:
-    parser = ResponseParser(RemoteRow(), [], logprobs=False, names_content=False)
+    parser = ResponseParser(RemoteRow(), [], Limits(), logprobs=False, names_content=False)
     pieces = list(parser.feed(json.dumps(chunk({"content": "a"}, reason)).encode(), 0.0))
     assert (list(map(str, pieces)), parser.ended) == (["a"], None)
 

@@ -4,7 +4,7 @@ try:
     from ._engine import open_remote_engine
 except ModuleNotFoundError as _missing:
     _name = (_missing.name or "").partition(".")[0]
-    if _name not in ("openai", "httpx2"):
+    if _name not in ("openai", "httpx", "httpx2"):
         raise
     raise ImportError(
         f"anystreamer.remote needs {_name}: pip install 'anystreamer[remote]'"

@@ -8,7 +8,6 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from time import perf_counter
 from typing import Any
 
-import httpx2
 import openai
 from anyio import CancelScope, move_on_after
 
@@ -17,7 +16,9 @@ from .._engine import BaseEngine, EngineContext, EngineTask
 from .._errors import GenerationTimeout
 from .._generation import Prompt
 from .._streams import GenerationSpan, GenerationState, TextStream, queue_deadline
-from ._errors import to_public_error
+from ._errors import request_error
+from ._http import address_of, content_encoding, guard, httpx, new_client
+from ._limits import Limits
 from ._reader import ResponseReader
 from ._request import NAME, RemoteRequest
 from ._response import RemoteRow, ResponseParser
@@ -33,6 +34,8 @@ def open_remote_engine(
     *,
     api_key: str | None = None,
     max_retries: int = 2,
+    max_event_size: float = 2**20,
+    max_answer_size: float = 2**25,
     **client_options: Any,
 ) -> EngineContext:
     """Use a model on a server, as `open_engine` uses a model of this process.
@@ -60,6 +63,11 @@ def open_remote_engine(
         max_retries: how often a request is sent again that was refused for now, or got no answer:
             after the seconds of the server's ``Retry-After``, or a growing pause. It is never sent
             again once its answer has begun.
+        max_event_size: bytes of one event of an answer, and characters of the arguments of all its
+            tool calls; `math.inf` for no limit.
+        max_answer_size: bytes that an answer can take in memory: its characters, 128 for each piece
+            of text that the server sends, and 32 for each log-probability. The default is enough
+            for 250,000 tokens. What is larger raises `openai.APIError`, after the text before it.
         client_options: further arguments for `openai.AsyncOpenAI`: ``default_headers``,
             ``http_client``, ``timeout`` (of one attempt to connect, read or write), ...
 
@@ -67,25 +75,29 @@ def open_remote_engine(
         TypeError, ValueError: at once, for an argument that cannot work.
     """
     url = _url_of(base_url)
+    limits = Limits(max_event_size, max_answer_size)
     if not isinstance(model, str):
         raise TypeError(f"model must be the name that the server has for it, got {model!r:.60}")
     # Without a key the client would take one from the environment. So it gets one, and does not
     # send it.
     names = {name.lower() for name in client_options.get("default_headers") or {}}
     is_open = api_key is None and "authorization" not in names
-    headers = {"Authorization": openai.omit} if is_open else {}
+    headers: dict[str, Any] = {"Authorization": openai.omit} if is_open else {}
+    headers["Accept-Encoding"] = "identity"  # a small answer could become one of any size
     options = {
         "base_url": url,
         "api_key": api_key or "none",
         "max_retries": max_retries,
         **client_options,
     }
-    return _RemoteContext(lambda: RemoteEngine(_client(options), model, headers))
+    return _RemoteContext(lambda: RemoteEngine(_client(options), model, headers, limits))
 
 
 def _client(options: dict[str, Any]) -> openai.AsyncOpenAI:
     """Make a client without what it takes from the environment, which is for OpenAI's servers."""
-    client = openai.AsyncOpenAI(**options)
+    http_client = options.get("http_client") or new_client()
+    client = openai.AsyncOpenAI(**{**options, "http_client": http_client})
+    guard(http_client)
     client.organization = options.get("organization")
     client.project = options.get("project")
     # It has no public way to leave out the headers of OPENAI_CUSTOM_HEADERS.
@@ -93,13 +105,13 @@ def _client(options: dict[str, Any]) -> openai.AsyncOpenAI:
     return client
 
 
-def _url_of(base_url: str) -> httpx2.URL:
+def _url_of(base_url: str) -> httpx.URL:
     """The URL of an API. Raises TypeError or ValueError if it is not one."""
     if not isinstance(base_url, str):
         raise TypeError(f"base_url must be a str, got {type(base_url).__name__}")
     try:
-        url = httpx2.URL(base_url)
-    except httpx2.InvalidURL as exc:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL as exc:
         raise ValueError(f"base_url must be an http(s) URL, got {base_url!r}: {exc}") from exc
     if url.scheme not in ("http", "https") or not url.host:
         raise ValueError(f"base_url must begin with http:// or https://, got {base_url!r}")
@@ -125,11 +137,18 @@ class _RemoteContext(EngineContext):
 class RemoteEngine(BaseEngine):
     """Sends each request at once: requests wait on the server, and not here."""
 
-    def __init__(self, client: openai.AsyncOpenAI, model: str, headers: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        client: openai.AsyncOpenAI,
+        model: str,
+        headers: dict[str, Any],
+        limits: Limits,
+    ) -> None:
         super().__init__(math.inf, None)
         self.client = client
         self.model = model
         self.headers = headers  # of each request
+        self.limits = limits  # of each answer
         self._closing = SafeEvent()
 
     def stream_text(self, prompt: Prompt, **arguments: Any) -> StreamContext[TextStream]:
@@ -154,6 +173,21 @@ def _new_state(request: RemoteRequest) -> GenerationState:
     return GenerationState(request.options.max_buffer_size, span=span)
 
 
+def _refusal(response: httpx.Response) -> str | None:
+    """Why a response cannot be an answer, to go into a message; None if it can."""
+    address = address_of(response.url)
+    if encoding := content_encoding(response):
+        return (
+            f"{address} must answer without content-encoding, as it was asked to, got "
+            f"{encoding[:60]}: let the server, or the proxy before it, not compress event streams"
+        )
+    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != EVENT_STREAM:
+        got = media_type[:60] or "no content-type"
+        return f"{address} must answer with {EVENT_STREAM}, got {got}: check base_url"
+    return None
+
+
 class _Task(EngineTask):
     """A request's task: sends it, and reads the answer. It counts as queued until the headers."""
 
@@ -161,7 +195,7 @@ class _Task(EngineTask):
         super().__init__(engine, NAME, _new_state(request))
         self._engine = engine
         self._request = request
-        self._response: httpx2.Response
+        self._response: httpx.Response
         self._row = RemoteRow()
         self.state.rows = [self._row]
 
@@ -179,26 +213,20 @@ class _Task(EngineTask):
                 response: Any = await self._engine.client.post(
                     request.path,
                     body=request.body,
-                    options={"headers": self._engine.headers},
-                    cast_to=httpx2.Response,
+                    options={"headers": self._engine.headers, "follow_redirects": False},
+                    cast_to=httpx.Response,
                     stream=True,
                     stream_cls=openai.AsyncStream[object],
                 )
                 self._response = response
             except Exception as exc:
-                failure = to_public_error(exc, None, is_answering=False)
+                failure = request_error(exc)
                 raise failure from failure.__cause__
         if waiting.cancelled_caught:
             raise GenerationTimeout(phase)
-        media_type = self._response.headers.get("content-type", "").partition(";")[0].strip()
-        if media_type.lower() != EVENT_STREAM:
+        if wrong := _refusal(self._response):
             await self._response.aclose()
-            raise openai.APIResponseValidationError(
-                self._response,
-                None,
-                message=f"{self._response.url} must answer with {EVENT_STREAM}, got "
-                f"{media_type or 'no content-type'}: check base_url",
-            )
+            raise openai.APIResponseValidationError(self._response, None, message=wrong)
 
     def turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
         return aclosing(self._response), self.ticket
@@ -208,6 +236,7 @@ class _Task(EngineTask):
         parser = ResponseParser(
             self._row,
             request.options.stop_strings,
+            self._engine.limits,
             logprobs=request.options.logprobs,
             names_content=bool(request.options.parse_response),
         )
@@ -215,7 +244,7 @@ class _Task(EngineTask):
             self._row.answer = parser
         self.state.clock.set_deadlines(request.options.timeouts, perf_counter())
         try:
-            await ResponseReader(self._response, parser, self.state).run()
+            await ResponseReader(self._response, parser, self.state, self._engine.limits).run()
         finally:
             if (usage := self._row.server_usage) is not None:
                 self._engine.metrics.tokens(usage.completion_tokens, perf_counter(), None)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from time import perf_counter
 
-import httpx2
 from anyio import CancelScope, current_time, get_cancelled_exc_class
+from anyio.lowlevel import cancel_shielded_checkpoint
 
 from .._bridge import Sink
 from .._errors import GenerationTimeout, describe
 from .._reporting import SafeLogger
 from .._streams import GenerationState, TextChunk
-from ._errors import connection_lost, to_public_error
+from ._errors import answer_error, connection_error, connection_lost
+from ._http import httpx
+from ._limits import LimitExceeded, Limits
 from ._response import ResponseParser
 from ._sse import EventData
 
@@ -24,6 +26,8 @@ logger = SafeLogger()
 # finish reason, because the usage comes later (seconds). Both usually follow at once.
 DRAIN = 0.1
 USAGE_TIMEOUT = 1.0
+# Parts of the body are parsed in parts of this many bytes: small events take milliseconds then.
+PART_SIZE = 8192
 
 
 class ResponseReader:
@@ -35,48 +39,58 @@ class ResponseReader:
     """
 
     def __init__(
-        self, response: httpx2.Response, parser: ResponseParser, state: GenerationState
+        self,
+        response: httpx.Response,
+        parser: ResponseParser,
+        state: GenerationState,
+        limits: Limits,
     ) -> None:
         self._response = response
         self._parser = parser
         self._state = state
         self._sink = Sink[TextChunk](state)
-        self._events = EventData()
+        self._events = EventData(limits)
         self._scope = CancelScope()
         self._is_over = False  # what still comes is dropped
         self._is_ending = False  # the answer has ended, and its connection is read on for a while
         self._failure: Exception | None = None
         self._seconds_waited = 0.0  # for the consumer
         self._late = ""
+        self._cancelled: BaseException | None = None  # from outside, while it waited
 
     async def run(self) -> None:
         """Read the answer. Returns, or is cancelled, once the connection is closed or read."""
-        cancellation = get_cancelled_exc_class()
-        cancelled: BaseException | None = None
         try:
             with self._scope:
                 self._set_deadline()
-                async for part in self._response.aiter_bytes():
-                    if self._is_over:
-                        continue
-                    self._take(part)
-                    # After the end little comes, and time runs: do not wait for the consumer.
-                    if self._is_ending or not self._sink.is_full:
-                        continue
-                    try:
-                        await self._wait_for_space()
-                    except cancellation as exc:
-                        if not self._scope.cancel_called:
-                            cancelled = exc
-                            self._leave()
-            if cancelled is None:
+                async for part in self._response.aiter_raw():
+                    for start in range(0, len(part), PART_SIZE):
+                        if start:  # let other tasks run
+                            await cancel_shielded_checkpoint()
+                        await self._receive(part[start : start + PART_SIZE])
+            if self._cancelled is None:
                 self._check_end()
         except Exception as exc:
-            self._fail_unless_ended(exc)
+            self._fail_unless_ended(connection_error(exc, self._response.request))
         finally:
             self._finish()
-        if cancelled is not None:
-            raise cancelled
+        if self._cancelled is not None:
+            raise self._cancelled
+
+    async def _receive(self, part: bytes) -> None:
+        """Take a part of the body, and wait for the consumer. Never raises."""
+        if self._is_over:
+            return
+        self._take(part)
+        # After the end little comes, and time runs: do not wait for the consumer.
+        if self._is_ending or not self._sink.is_full:
+            return
+        try:
+            await self._wait_for_space()
+        except get_cancelled_exc_class() as exc:
+            if not self._scope.cancel_called:
+                self._cancelled = exc
+                self._leave()
 
     def _take(self, part: bytes) -> None:
         """Take a part of the body. Never raises."""
@@ -91,8 +105,8 @@ class ResponseReader:
             self._sink.publish()
         if self._failure is not None:
             self._leave()
-        elif parser.is_done or parser.has_enough:
-            self._is_over = parser.is_done
+        elif parser.is_done or parser.has_enough or self._is_over:
+            self._is_over = self._is_over or parser.is_done
             self._end_within(DRAIN)
         elif parser.ended is not None:
             self._end_within(USAGE_TIMEOUT)
@@ -100,16 +114,20 @@ class ResponseReader:
             self._go_on()
 
     def _parse(self, part: bytes, elapsed: float) -> None:
-        parser = self._parser
-        for data in self._events.feed(part):
-            try:
-                # One by one: the chunks before an error count.
-                for chunk in parser.feed(data, elapsed):
-                    self._sink.push(chunk)
-            except Exception as exc:
-                self._fail_unless_ended(exc)
-            if parser.is_done or self._failure is not None:
-                break
+        parser, request = self._parser, self._response.request
+        try:
+            for data in self._events.feed(part):
+                try:
+                    # One by one: the chunks before an error count.
+                    for chunk in parser.feed(data, elapsed):
+                        self._sink.push(chunk)
+                except Exception as exc:
+                    self._fail_unless_ended(answer_error(exc, request))
+                if parser.is_done or self._failure is not None:
+                    return
+        except LimitExceeded as exc:
+            self._fail_unless_ended(answer_error(exc, request))
+            self._is_over = True  # no more can be parsed
 
     def _go_on(self) -> None:
         """More text is expected."""
@@ -142,7 +160,7 @@ class ResponseReader:
         if self._parser.ended is not None:
             logger.debug("after the end of an answer: %s", describe(exc))
         else:
-            self._fail(to_public_error(exc, self._response.request, is_answering=True))
+            self._fail(exc)
 
     def _fail(self, failure: Exception) -> None:
         if self._failure is None:

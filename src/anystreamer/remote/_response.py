@@ -10,11 +10,14 @@ from typing import Any
 
 from .._streams import FinishReason, Row, TextChunk, Usage
 from .._text import StopStrings
+from ._limits import LOGPROB_SIZE, MAX_DELTAS, PIECE_SIZE, LimitExceeded, Limits
 from ._shapes import (
     ServerError,
+    choices_of,
     error_in,
     finish_reason_of,
     has_reason,
+    items,
     logprobs_of,
     text_parts,
     usage_in,
@@ -58,19 +61,28 @@ class ResponseParser:
     """
 
     def __init__(
-        self, row: RemoteRow, stop: Sequence[str], *, logprobs: bool, names_content: bool
+        self,
+        row: RemoteRow,
+        stop: Sequence[str],
+        limits: Limits,
+        *,
+        logprobs: bool,
+        names_content: bool,
     ) -> None:
         self.is_done = False  #: the server has sent its last event
         self.has_enough = False  #: a stop string was found here
         self.events_seen = 0  #: events with text, a tool call or a reason
         self._row = row
+        self._limits = limits
+        self._size = 0
         self._stop = stop
         self._stop_strings = StopStrings(stop)
         self._characters = _Characters()
         self._logprobs: list[float] | None = [] if logprobs else None  # of no chunk as yet
         self._content_field = "content" if names_content else None
+        self._field = "content"  # whose text came last
         self._field_texts: dict[str, list[str]] = {}
-        self._tool_calls = ToolCalls()
+        self._tool_calls = ToolCalls(limits)
         self._complete_calls: list[dict[str, Any]] = []
         self._has_delta = False
         self._reason: FinishReason | None = None  # the server's, or a stop string found here
@@ -95,13 +107,15 @@ class ResponseParser:
         """Take the data of an event, and yield its chunks: also those before an error in it.
 
         Raises:
-            InvalidEvent, ServerError
+            InvalidEvent, LimitExceeded, ServerError
         """
         data = data.strip()
         if data == DONE:
             self.is_done = True
         if data in (b"", DONE):
             return
+        if data.count(b",") > self._limits.max_values:
+            raise self._limits.exceeded("max_event_size", "what an event of the answer has")
         try:
             event = json.loads(data)
             if (error := error_in(event)) is not None:
@@ -109,11 +123,15 @@ class ResponseParser:
             has_usage, usage = usage_in(event)
             if has_usage:
                 self._row.server_usage = usage
-            for choice in event.get("choices") or ():
-                # A server can send several answers in place of one.
-                if choice and choice.get("index") in (None, 0):
-                    yield from self._choice(choice, event, elapsed)
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as exc:
+            # A server can send several answers in place of one.
+            deltas = [each for each in choices_of(event) if each.get("index") in (None, 0)]
+            if len(deltas) > MAX_DELTAS:
+                raise LimitExceeded(f"an event has more than {MAX_DELTAS} deltas of one choice")
+            for choice in deltas:
+                yield from self._choice(choice, event, elapsed)
+        except (LimitExceeded, ServerError):
+            raise
+        except Exception as exc:  # whatever reading it as one of OpenAI's comes to
             shown = data[:200].decode(errors="replace")
             raise InvalidEvent(
                 f"the server sent an event that OpenAI's API does not have: {shown}"
@@ -148,7 +166,7 @@ class ResponseParser:
         self, choice: Mapping[str, Any], event: Mapping[str, Any], elapsed: float
     ) -> Iterator[TextChunk]:
         delta = self._delta_of(choice)
-        texts = list(text_parts(choice, delta))
+        texts = items(list(text_parts(choice, delta)))
         calls = delta.get("tool_calls")
         if not calls and delta.get("function_call"):  # OpenAI, before tool_calls
             calls = {"function": delta["function_call"]}
@@ -162,15 +180,23 @@ class ResponseParser:
         reason = next((each for each in reasons if has_reason(each)), None)
         self.events_seen += bool(texts or calls or logprobs or reason)
         self._reasons_are_early |= bool(self._reason and (texts or calls))
+        self._add_size(len(logprobs) * LOGPROB_SIZE)
         if self._logprobs is not None:
             self._logprobs += logprobs
         for field, text in texts:
+            self._add_size(PIECE_SIZE + len(text))
             yield from self._text(field, text, elapsed)
         if calls:
+            self._add_size(PIECE_SIZE)
             yield from self._held_back(elapsed)
             self._tool_calls.feed(calls)
         if reason is not None and not self.has_enough:
             self._end(reason, choice)
+
+    def _add_size(self, size: int) -> None:
+        self._size += size
+        if self._size > self._limits.max_answer_size:
+            raise self._limits.exceeded("max_answer_size", "the answer")
 
     def _delta_of(self, choice: Mapping[str, Any]) -> Mapping[str, Any]:
         """What is new in a choice."""
@@ -192,11 +218,18 @@ class ResponseParser:
             self._row.matched_stop_string = self._stop[0]
 
     def _text(self, field: str, text: str, elapsed: float) -> list[TextChunk]:
-        if field == "content":
-            return self._content(self._characters.feed(text), elapsed)
-        chunks = self._held_back(elapsed)
-        self._field_texts.setdefault(field, []).append(text)
-        return [*chunks, self._chunk("", elapsed, field, text)]
+        chunks = [] if field == self._field else self._held_back(elapsed)
+        self._field = field
+        return [*chunks, *self._joined(self._characters.feed(text), elapsed)]
+
+    def _joined(self, text: str, elapsed: float) -> list[TextChunk]:
+        """Whole characters of the current field."""
+        if self._field == "content":
+            return self._content(text, elapsed)
+        if not text:
+            return []
+        self._field_texts.setdefault(self._field, []).append(text)
+        return [self._chunk("", elapsed, self._field, text)]
 
     def _content(self, text: str, elapsed: float) -> list[TextChunk]:
         if self._stop_strings.matched is not None:
@@ -209,8 +242,8 @@ class ResponseParser:
         return self._shown(shown, elapsed)
 
     def _held_back(self, elapsed: float) -> list[TextChunk]:
-        """The content that was held back until more of it comes, as something else has come."""
-        chunks = self._content(self._characters.flush(), elapsed)
+        """What was held back until more of it comes, as something else has come."""
+        chunks = self._joined(self._characters.flush(), elapsed)
         return chunks + self._shown(self._stop_strings.flush(), elapsed)
 
     def _shown(self, text: str, elapsed: float) -> list[TextChunk]:

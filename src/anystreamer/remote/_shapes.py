@@ -10,12 +10,15 @@ from typing import Any
 
 from .._reporting import SafeLogger
 from .._streams import FinishReason, Usage
+from ._limits import MAX_ITEMS, LimitExceeded
 
 __all__ = [
     "ServerError",
+    "choices_of",
     "error_in",
     "finish_reason_of",
     "has_reason",
+    "items",
     "logprobs_of",
     "text_parts",
     "usage_in",
@@ -35,6 +38,17 @@ class ServerError(Exception):
         self.error = error
 
 
+def items(sent: Any) -> Sequence[Any]:
+    """The entries of a list; none if it is null. Each of them takes time."""
+    if sent is None:
+        return ()
+    if not isinstance(sent, list):
+        raise TypeError(f"must be a list, got {sent!r:.60}")
+    if len(sent) > MAX_ITEMS:
+        raise LimitExceeded(f"an event of the answer has a list of more than {MAX_ITEMS} entries")
+    return sent
+
+
 # -- errors
 
 _MESSAGE_NAMES = ("message", "detail", "text")
@@ -47,10 +61,17 @@ def error_in(event: Mapping[str, Any]) -> Any:
     is_error = "error" in (event.get("object"), event.get("type"))  # vLLM before 0.10, SGLang
     if is_error or event.get("error_code"):  # FastChat
         return event
-    choices = event.get("choices")
-    if choices is None:
+    if event.get("choices") is None:
         return event if event.get("detail") else None  # FastAPI
-    return next((error for choice in choices if choice and (error := choice.get("error"))), None)
+    return next(filter(None, (choice.get("error") for choice in choices_of(event))), None)
+
+
+# -- choices
+
+
+def choices_of(event: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The choices of an event; some servers send empty ones."""
+    return [choice for choice in items(event.get("choices")) if choice]
 
 
 # -- text
@@ -88,8 +109,8 @@ def _parts(value: Any, field: str) -> Iterator[tuple[str, str]]:
             field = _PART_FIELDS.get(value.get("type", ""), field)
             text = next((value[name] for name in _PART_NAMES if value.get(name)), None)
             yield from _parts(text, field)
-        case Sequence():
-            for part in value:
+        case list():
+            for part in items(value):
                 yield from _parts(part, field)
         case _:
             raise TypeError(f"{field} must be text, got {value!r:.60}")
@@ -112,13 +133,16 @@ def logprobs_of(sent: Any) -> list[float]:
 
 # -- usage
 
+# Larger counts are a mistake, and integers of any size cannot be used as float.
+MAX_TOKENS = 2**53
+
 
 def usage_in(event: Mapping[str, Any]) -> tuple[bool, Usage | None]:
     """Whether an event has token counts, and what they are: None if not all are known."""
     places = [
         event.get("usage"),
         (event.get("x_groq") or {}).get("usage"),
-        *(choice.get("usage") for choice in event.get("choices") or () if choice),  # Moonshot
+        *(choice.get("usage") for choice in choices_of(event)),  # Moonshot
     ]
     usage = next((each for each in places if each), None)
     return usage is not None, _usage(usage)
@@ -135,6 +159,8 @@ def _usage(sent: Any) -> Usage | None:
     elif total is not None and prompt is None and completion is not None:
         prompt = total - completion
     if prompt is None or completion is None or prompt < 0 or completion < 0:
+        return None
+    if max(prompt, completion) > MAX_TOKENS:
         return None
     return Usage(prompt, completion, completion)
 

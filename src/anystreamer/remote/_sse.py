@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ._limits import Limits
+
 __all__ = ["EventData"]
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class EventData:
@@ -18,13 +22,20 @@ class EventData:
     https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self._line = bytearray()  # the line that has not ended
+        self._is_first_line = True
         self._after_cr = False  # the line has ended: a line feed that comes now belongs to its end
         self._data: list[bytes] = []  # of the event that has not ended
+        self._size = 0  # of the lines with this data
 
     def feed(self, part: bytes) -> Iterator[bytes]:
-        """Take more bytes, and yield the data of each event that they end."""
+        """Take more bytes, and yield the data of each event that they end.
+
+        Raises:
+            LimitExceeded: an event is too large. Nothing can be fed after that.
+        """
         if self._after_cr and part:
             part = part.removeprefix(b"\n")
             self._after_cr = False
@@ -34,11 +45,30 @@ class EventData:
         first, *others = part.split(b"\n")
         self._line += first
         for rest in others:
+            self._check_size()
             line, self._line = bytes(self._line), bytearray(rest)
-            if line.startswith(b"data:"):
-                self._data.append(line[5:].removeprefix(b" "))
-            elif line.startswith(b"error:"):
-                self._data.append(b'{"error":%s}' % line[6:])
-            elif not line and self._data:
-                data, self._data = b"\n".join(self._data), []
+            if (data := self._end_line(line)) is not None:
                 yield data
+        self._check_size()
+
+    def _check_size(self) -> None:
+        if self._size + len(self._line) > self._limits.max_event_size:
+            raise self._limits.exceeded("max_event_size", "an event of the answer")
+
+    def _end_line(self, line: bytes) -> bytes | None:
+        """Take a line. Returns the data of the event that it ends."""
+        if self._is_first_line:
+            line = line.removeprefix(BYTE_ORDER_MARK)
+            self._is_first_line = False
+        if line.startswith(b"data:"):
+            self._add(line, line[5:].removeprefix(b" "))
+        elif line.startswith(b"error:"):
+            self._add(line, b'{"error":%s}' % line[6:])
+        elif not line and self._data:
+            data, self._data, self._size = b"\n".join(self._data), [], 0
+            return data
+        return None
+
+    def _add(self, line: bytes, data: bytes) -> None:
+        self._data.append(data)
+        self._size += len(line) + 1  # also of empty ones, which take memory, too

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ._limits import MAX_CALLS, LimitExceeded, Limits
+from ._shapes import items
+
 __all__ = ["ToolCalls"]
+
+# Characters that are parsed to see whether arguments are whole, while they come.
+PARSED_AT_MOST = 2**22
+_ENDS = frozenset('}"l')  # of an object, of JSON in JSON, and of null
 
 # Everything else in a delta, such as the signature that Gemini wants back, stays with the call.
 _KNOWN_KEYS = frozenset(("index", "id", "type", "function", "custom", "name", "arguments", "input"))
@@ -21,32 +29,58 @@ class ToolCalls:
     give all calls the index 0: there an id or a name tells where a new call begins.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._size = 0
+        self._values = 0
         self._calls: list[_Call] = []
 
-    def feed(self, deltas: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-        """Take the deltas of an event: a list, or only one (older TGI)."""
-        if isinstance(deltas, Mapping):
-            deltas = (deltas,)
+    def feed(self, deltas: Any) -> None:
+        """Take the deltas of an event: a list, or only one (older TGI).
+
+        Raises:
+            LimitExceeded: the calls are too large, or too many.
+            AttributeError, TypeError: a delta of another kind.
+        """
+        deltas = (deltas,) if isinstance(deltas, Mapping) else items(deltas)
         for position, delta in enumerate(deltas):
-            content = delta.get("function") or delta.get("custom") or delta
-            arguments = _text_of(content.get("arguments", content.get("input")))
-            key = _Key(delta.get("index"), delta.get("id"), content.get("name"))
-            call = self._find(key, arguments, latest=position - len(deltas))
-            if call is None:
-                call = _Call(key.index)
-                self._calls.append(call)
-            elif key.name and call.is_complete:
-                arguments = ""  # it was sent again as a whole
-            call.id = call.id or key.id
-            call.name = call.name or key.name
-            call.is_custom = call.is_custom or bool(delta.get("custom"))
-            call.arguments.append(arguments)
-            call.extra |= {
-                name: value
-                for name, value in delta.items()
-                if name not in _KNOWN_KEYS and value is not None
-            }
+            self._feed_one(delta, latest=position - len(deltas))
+
+    def _feed_one(self, delta: Mapping[str, Any], *, latest: int) -> None:
+        content = delta.get("function") or delta.get("custom") or delta
+        arguments = _text_of(content.get("arguments", content.get("input")))
+        key = _Key(delta.get("index"), _name(delta.get("id")), _name(content.get("name")))
+        call = self._find(key, arguments, latest=latest)
+        if call is None:
+            call = self._begin(key)
+        elif key.name and call.is_complete:
+            arguments = ""  # it was sent again as a whole
+        extra = {
+            name: value
+            for name, value in delta.items()
+            if name not in _KNOWN_KEYS and value is not None
+        }
+        self._check_size(arguments, extra)
+        call.id = call.id or key.id
+        call.name = call.name or key.name
+        call.is_custom = call.is_custom or bool(delta.get("custom"))
+        call.arguments.append(arguments)
+        call.extra |= extra
+
+    def _begin(self, key: _Key) -> _Call:
+        if len(self._calls) == MAX_CALLS:
+            raise LimitExceeded(f"the answer has more than {MAX_CALLS} tool calls")
+        call = _Call(key.index)
+        self._calls.append(call)
+        return call
+
+    def _check_size(self, arguments: str, extra: Mapping[str, Any]) -> None:
+        """Bound what is kept, and the time that it takes to parse at the end."""
+        self._size += len(arguments) + (len(str(extra)) if extra else 0)
+        self._values += arguments.count(",")
+        limits = self._limits
+        if self._size > limits.max_event_size or self._values > limits.max_values:
+            raise limits.exceeded("max_event_size", "what the answer's tool calls have")
 
     def finish(self, *, is_cut: bool) -> list[dict[str, Any] | str]:
         """Return the calls, in the order in which they began. A malformed call is its text.
@@ -55,7 +89,7 @@ class ToolCalls:
             is_cut: the answer was cut off, so that a call whose arguments are not complete would
                 be another call than the model wanted: it is left out.
         """
-        values = (call.value for call in self._calls if call.is_complete or not is_cut)
+        values = (call.value for call in self._calls if not (is_cut and call.is_cut))
         return [value for value in values if value]
 
     def _find(self, key: _Key, arguments: str, *, latest: int) -> _Call | None:
@@ -82,20 +116,76 @@ class ToolCalls:
 class _Key:
     """What identifies the call that a delta belongs to."""
 
-    index: int | None
+    index: Any
     id: str | None
     name: str | None
+
+
+class _Arguments:
+    """The arguments of a call: a text that grows, and the object that it is once it is whole."""
+
+    def __init__(self) -> None:
+        self._text = io.StringIO()
+        self._size = 0
+        self._end = ""  # the last character that is not a space
+        self._is_parsed = False
+        self._object: dict[str, Any] | None = None
+        self._characters_parsed = 0  # in all attempts
+
+    def append(self, text: str) -> None:
+        if text:
+            self._text.write(text)
+            self._size += len(text)
+            self._end = text.rstrip()[-1:] or self._end
+            self._is_parsed = False
+
+    def __str__(self) -> str:
+        text = self._text.getvalue()
+        if text.isascii():
+            return text
+        # In JSON one character can be sent as two halves, each in a piece of its own.
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+    def equals(self, text: str) -> bool:
+        return self._size == len(text) and str(self) == text
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no character, or spaces alone."""
+        return not self._end
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a JSON object, as far as it has come.
+
+        It is looked at whenever the server repeats the call's name. So that the time does not grow
+        with the square of its length, only some ends are looked at, and only until
+        `PARSED_AT_MOST`: then the server sends pieces, and not the same call over and over.
+        """
+        if not self._is_parsed:
+            if self._end not in _ENDS or self._characters_parsed > PARSED_AT_MOST:
+                return False
+            self._characters_parsed += self._size
+        return self.object is not None
+
+    @property
+    def object(self) -> dict[str, Any] | None:
+        """The JSON object that it is; None if it is not one."""
+        if not self._is_parsed:
+            self._is_parsed = True
+            self._object = _object_of(str(self))
+        return self._object
 
 
 @dataclass(slots=True)
 class _Call:
     """One call, as far as it has come."""
 
-    index: int | None
+    index: Any  # compared, and nothing else
     id: str | None = None
     name: str | None = None
     is_custom: bool = False  # its argument is any text
-    arguments: list[str] = field(default_factory=list)
+    arguments: _Arguments = field(default_factory=_Arguments)
     extra: dict[str, Any] = field(default_factory=dict)
 
     def accepts(self, key: _Key, arguments: str) -> bool:
@@ -106,28 +196,43 @@ class _Call:
             return False
         if not (arguments and self.is_complete):
             return True
-        is_repeated = arguments == "".join(self.arguments)
-        return is_repeated and key.id is not None and key.id == self.id
+        is_same = key.id is not None and key.id == self.id
+        return is_same and self.arguments.equals(arguments)
 
     @property
     def is_complete(self) -> bool:
         """Whether the arguments are a whole JSON object: more of them cannot follow."""
-        text = "".join(self.arguments)
-        return bool(self.name and text.strip()) and _object_of(text) is not None
+        return bool(self.name) and not self.arguments.is_empty and self.arguments.is_whole
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the arguments end before they are whole, once no more of them comes."""
+        return not self.name or self.arguments.is_empty or self.arguments.object is None
 
     @property
     def value(self) -> dict[str, Any] | str:
         """The call as a message has it. The text of its arguments if it is malformed."""
-        text = "".join(self.arguments)
-        arguments = _object_of(text)
+        arguments = self.arguments.object
         if not self.name or (arguments is None and not self.is_custom):
-            return text
+            return str(self.arguments)
         if self.is_custom:
-            content = {"type": "custom", "custom": {"name": self.name, "input": text}}
+            content = {
+                "type": "custom",
+                "custom": {"name": self.name, "input": str(self.arguments)},
+            }
         else:
             function = {"name": self.name, "arguments": arguments}
             content = {"type": "function", "function": function}
         return {**({} if self.id is None else {"id": self.id}), **content, **self.extra}
+
+
+def _name(sent: Any) -> str | None:
+    """A name or an id."""
+    if sent is None or isinstance(sent, str):
+        return sent
+    if isinstance(sent, int) and not isinstance(sent, bool):
+        return str(sent)
+    raise TypeError(f"a tool call's name and id must be text, got {sent!r:.60}")
 
 
 def _text_of(arguments: Any) -> str:
@@ -144,7 +249,7 @@ def _object_of(text: str) -> dict[str, Any] | None:
         if isinstance(value, str):
             try:
                 value = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return None
     if value is None:  # a function without parameters
         return {}

@@ -1,0 +1,167 @@
+"""The HTTP client that openai's is made of: which library it is of, and what it may not do.
+
+openai 3 is made of httpx2, and takes a client of httpx, too. openai 2 is made of httpx.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import sys
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from http.cookiejar import DefaultCookiePolicy
+from typing import TYPE_CHECKING, Any
+
+import openai
+from anyio import CancelScope, current_time
+
+from .._errors import is_kind
+
+if TYPE_CHECKING:
+    import httpx2 as httpx
+
+__all__ = [
+    "address_of",
+    "content_encoding",
+    "guard",
+    "httpx",
+    "is_timeout",
+    "new_client",
+    "retry_after",
+]
+
+logger = logging.getLogger("anystreamer")
+
+# Of an error's body: what is read (bytes), for how long (seconds), and how deeply it can be nested.
+# What is not read is not needed: the message comes first.
+ERROR_SIZE = 65536
+ERROR_TIMEOUT = 10.0
+ERROR_DEPTH = 50
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')  # of JSON
+_LIBRARIES = ("httpx2", "httpx")
+
+
+def _library_of(kind: type) -> Any:
+    """The library that a class is derived from."""
+    names = (each.__module__.partition(".")[0] for each in kind.__mro__)
+    return sys.modules[next(name for name in names if name in _LIBRARIES)]
+
+
+if not TYPE_CHECKING:
+    httpx = _library_of(openai.DefaultAsyncHttpxClient)
+
+
+def is_timeout(exc: Exception) -> bool:
+    """Whether it is a timeout of the client, whichever library that is of."""
+    modules = [sys.modules[name] for name in _LIBRARIES if name in sys.modules]
+    return is_kind(exc, tuple(each.TimeoutException for each in modules))
+
+
+def address_of(url: httpx.URL) -> str:
+    """A URL for a message: without what can be secret."""
+    return str(url.copy_with(userinfo=b"", query=None, fragment=None))
+
+
+def content_encoding(response: httpx.Response) -> str:
+    """How a body is compressed; empty if it is not. It was not to be: see `new_client`."""
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    return "" if encoding == "identity" else encoding
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """The seconds of a ``Retry-After``: a number, or a date. None if it is neither."""
+    value = headers.get("retry-after", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except Exception:  # of many kinds, as the parser is made for what mails have
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def new_client() -> httpx.AsyncClient:
+    """Make a client with openai's own settings, which keeps no cookies: they could pile up."""
+    client = openai.DefaultAsyncHttpxClient()
+    client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))
+    return client
+
+
+def guard(client: httpx.AsyncClient) -> None:
+    """Let a client follow no redirect, and read errors within limits."""
+    hooks = client.event_hooks
+    client.event_hooks = {**hooks, "response": [_limit_error, *hooks["response"]]}
+
+
+async def _limit_error(response: httpx.Response) -> None:
+    """Give an error a body that can be read at once, and nothing that leads elsewhere.
+
+    The client calls it with each response before anything else sees it. It raises nothing: that
+    would become an error of the connection, after which the request is sent again.
+    """
+    if response.is_success:
+        return
+    headers = response.headers
+    if location := headers.pop("location", None):
+        # It would get the prompt, and the key if that is in a header of the caller's.
+        body = _message(
+            f"{address_of(response.request.url)} redirects to {location[:200]}, which is not "
+            "followed: if that is right, pass it as base_url"
+        )
+    elif encoding := content_encoding(response):
+        body = _message(f"the error's body has content-encoding {encoding[:60]}: it was not read")
+    else:
+        body = await _read_start(response)
+        if _depth(body) > ERROR_DEPTH:
+            body = _message(f"the error's body is nested more than {ERROR_DEPTH} levels deep")
+    await _close(response)
+    headers.pop("content-encoding", None)
+    if retry_after(headers) is None:
+        headers.pop("retry-after", None)
+    response.encoding = "utf-8"  # what the server names can be a decompressor
+    response.stream = _library_of(type(response)).ByteStream(body)
+
+
+async def _read_start(response: httpx.Response) -> bytes:
+    """Read the body to its end, to a limit, to a deadline, or until the connection breaks.
+
+    See `ResponseReader` for why the loop is not left.
+    """
+    body = bytearray()
+    stream: Any = response.stream
+    try:
+        with CancelScope(deadline=current_time() + ERROR_TIMEOUT) as scope:
+            async for part in stream:
+                body += part[: ERROR_SIZE - len(body)]
+                if len(body) == ERROR_SIZE:
+                    scope.cancel()
+    except Exception as exc:
+        logger.debug("in the body of an error: %r", exc)
+    return bytes(body)
+
+
+async def _close(response: httpx.Response) -> None:
+    stream: Any = response.stream
+    try:
+        await stream.aclose()
+    except Exception as exc:
+        logger.debug("after the body of an error: %r", exc)
+
+
+def _message(text: str) -> bytes:
+    return json.dumps({"error": {"message": text}}).encode()
+
+
+def _depth(body: bytes) -> int:
+    """How deeply JSON is nested, or more."""
+    depth = deepest = 0
+    for bracket in re.findall(rb"[\[\]{}]", _STRING.sub(b"", body)):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest

@@ -1,0 +1,66 @@
+"""How large an answer can be, and its parts. A server cannot make the client grow beyond that."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+__all__ = [
+    "LOGPROB_SIZE",
+    "MAX_CALLS",
+    "MAX_DELTAS",
+    "MAX_ITEMS",
+    "PIECE_SIZE",
+    "LimitExceeded",
+    "Limits",
+]
+
+
+# What a piece of text takes in memory beside its characters, until it is read; and a
+# log-probability. Tokens have four characters on average: an answer can have 250,000 of them.
+PIECE_SIZE = 128
+LOGPROB_SIZE = 32
+# Tool calls of an answer; entries of a list in an event, and deltas of one choice in it: each takes
+# microseconds. Log-probabilities take less, and their number is limited by the event's size alone.
+MAX_CALLS = 128
+MAX_ITEMS = 256
+MAX_DELTAS = 16
+
+
+class LimitExceeded(Exception):
+    """The server sends more than a limit allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits that `open_remote_engine` has options for."""
+
+    #: Bytes of one event, and of one line. Characters of the arguments of all tool calls: they are
+    #: parsed together.
+    max_event_size: float = 2**20
+    #: What all text, fields and log-probabilities of an answer take, in bytes.
+    max_answer_size: float = 2**25
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            is_whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (is_whole or value == math.inf) or value < 1:
+                raise ValueError(
+                    f"{field.name} must be a whole number from 1 on, or math.inf, got {value!r:.60}"
+                )
+
+    @property
+    def max_values(self) -> float:
+        """How many values one event can have: parsing small ones takes the time, not their bytes.
+
+        So one event takes some ten milliseconds. No other task of the loop runs meanwhile.
+        """
+        return self.max_event_size / 16
+
+    def exceeded(self, name: str, subject: str) -> LimitExceeded:
+        """The error of a limit, by the name of its option."""
+        return LimitExceeded(
+            f"{subject} is larger than {name}={getattr(self, name)}: if the server is right, pass "
+            f"a larger {name} to open_remote_engine()"
+        )
