@@ -12,6 +12,7 @@ __all__ = [
     "Prompt",
     "as_prompts",
     "encode",
+    "padded",
     "prompt_rows",
     "tokenizer_of",
     "validate_prompt",
@@ -150,7 +151,11 @@ def encode(
     for row in rows:
         if not prompt_rows(row, "input_ids", 1)[0]:
             raise ValueError("prompt has no tokens: there is nothing to continue")
-    inputs = rows[0] if len(rows) == 1 else _padded(tokenizer_of(tokenizer), rows, pads_right)
+    inputs = (
+        rows[0]
+        if len(rows) == 1
+        else padded(rows, getattr(tokenizer_of(tokenizer), "pad_token_id", None), pads_right)
+    )
     if device is not None and getattr(device, "type", None) != "meta":
         inputs = {
             name: value.to(device) if hasattr(value, "to") else value
@@ -220,7 +225,9 @@ def _encode_one(
     )
 
 
-def _padded(tokenizer: Any, rows: list[dict[str, Any]], pads_right: bool) -> dict[str, Any]:
+def padded(
+    rows: list[dict[str, Any]], pad_token_id: int | None, pads_right: bool
+) -> dict[str, Any]:
     """Put rows together, with padding that the attention mask leaves out.
 
     Not done by the tokenizer: it would need a pad token, and a setting that other threads see.
@@ -232,16 +239,15 @@ def _padded(tokenizer: Any, rows: list[dict[str, Any]], pads_right: bool) -> dic
             f"prompts: {sorted(unknown)[0]} cannot be padded here; "
             "let the processor make the inputs, and pass them as one mapping"
         )
-    pad = getattr(tokenizer, "pad_token_id", None)
     longest = max(row["input_ids"].shape[1] for row in rows)
     inputs: dict[str, Any] = {}
     for name in rows[0].keys() | {"attention_mask"}:
-        filler = pad if name == "input_ids" and pad is not None else 0
-        padded = []
+        filler = pad_token_id if name == "input_ids" and pad_token_id is not None else 0
+        values = []
         for row in rows:
             missing = longest - row["input_ids"].shape[1]
             value = row[name] if name in row else torch.ones_like(row["input_ids"])
             sides = (0, missing) if pads_right else (missing, 0)
-            padded.append(torch.nn.functional.pad(value, sides, value=filler))
-        inputs[name] = torch.cat(padded)
+            values.append(torch.nn.functional.pad(value, sides, value=filler))
+        inputs[name] = torch.cat(values)
     return inputs

@@ -122,7 +122,7 @@ class GenerationRequest:
             eos,
             # Not every tokenizer calls every EOS special, nor does every response template know of
             # it in every field: it would become text.
-            eos if self.options.skip_special_tokens else (),
+            self.options.skip_special_tokens,
             whisper_window_buffer(self.model, self.generate_kwargs, eos),
         )
 
