@@ -26,7 +26,7 @@ TOKENS = 8
 @cache
 def blip() -> TinyModel:
     """It ends a text by a token that it names when it calls the model inside."""
-    return build("blip", "BlipForConditionalGeneration")
+    return build("BlipForConditionalGeneration")
 
 
 def answer(number: int) -> list[int]:
@@ -57,7 +57,7 @@ async def test_a_row_ends_with_the_token_that_the_inner_call_names(end: int) -> 
     """What fills it up to the length of the others is not its own."""
     expected = [until(end, answer(0)), until(end, answer(1))]
     assert len(expected[0]) < len(expected[1])
-    kwargs = {"max_new_tokens": TOKENS}
+    kwargs: dict[str, Any] = {"max_new_tokens": TOKENS}
     async with stream_batch(blip().model, tokenizer(), images(), **kwargs) as stream:
         texts = await stream.read()
     assert stream.token_ids == expected
@@ -76,7 +76,7 @@ async def test_an_end_that_the_inner_call_does_not_know_ends_nothing(
 ) -> None:
     ids = answer(0)
     monkeypatch.setattr(blip().model.generation_config, "eos_token_id", ids[2])
-    kwargs = {"max_new_tokens": TOKENS}
+    kwargs: dict[str, Any] = {"max_new_tokens": TOKENS}
     async with stream_text(blip().model, tokenizer(), blip().inputs(0), **kwargs) as stream:
         await stream.read()
     assert (stream.token_ids, stream.finish_reason) == (ids, FinishReason.LENGTH)

@@ -52,8 +52,8 @@ class GenerationCall:
             BaseException: the exception of ``generate()``.
         """
         with (self._request.options.worker_context or contextlib.nullcontext)():
-            is_padded = not isinstance(self._prompts, Mapping)
-            return _Run(self._request, self._inputs, self._state, producer, is_padded).run()
+            is_ours = not isinstance(self._prompts, Mapping)
+            return _Run(self._request, self._inputs, self._state, producer, is_ours).run()
 
 
 class _Run:
@@ -65,10 +65,10 @@ class _Run:
         inputs: Mapping[str, Any],
         state: GenerationState,
         producer: Producer[TextChunk],
-        is_padded: bool,
+        is_batch_ours: bool,
     ) -> None:
         self._request = request
-        self._is_padded = is_padded  # by us, if the prompts differ in length
+        self._is_batch_ours = is_batch_ours  # and not model inputs of the caller's
         self._state = state
         self._producer = producer
         self._uses_torch = uses_torch(request.model)
@@ -99,7 +99,7 @@ class _Run:
         started = perf_counter()
         output, is_cut = None, False
         try:
-            self._check_padding()
+            self._check_batch()
             with request.stops_between_layers(producer.should_stop), self._inner_calls_reported():
                 output = request.model.generate(**self._kwargs, streamer=streamer)
         except BaseException as exc:
@@ -119,18 +119,18 @@ class _Run:
         self._note_ends(output, seconds, is_cut)
         return output
 
-    def _check_padding(self) -> None:
-        """Refuse prompts that were padded here, if the model answers those wrong."""
+    def _check_batch(self) -> None:
+        """Refuse prompts whose rows were put together here, if the model answers those wrong."""
         request = self._request
-        if not self._is_padded or len(self._rows) == 1 or not self._uses_torch:
+        if not self._is_batch_ours or len(self._rows) == 1 or not self._uses_torch:
             return
-        from .padding_check import check_padding
+        from .batch_check import check_batch
 
-        check_padding(
+        check_batch(
             request.model,
             [row.prompt_token_ids for row in self._state.rows],
             request.generate_kwargs,
-            pads_right=is_encoder_decoder(request.model),
+            pad=request.pad,
             should_stop=self._producer.should_stop,
         )
 

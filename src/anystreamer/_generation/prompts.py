@@ -136,13 +136,11 @@ def encode(
     *,
     device: Any,
     uses_torch: bool,
-    pads_right: bool,
+    pad: Callable[[list[dict[str, Any]]], dict[str, Any]],
 ) -> dict[str, Any]:
     """Turn prompts into model inputs with a row for each, on *device*.
 
-    Shorter prompts are padded on the left, where a decoder goes on from their end; or with
-    *pads_right* on the right, where an encoder counts positions from their start. A mapping is
-    model inputs already and stays as it is.
+    A mapping is model inputs already and stays as it is. *pad* puts several prompts together.
     """
     if isinstance(prompts, Mapping):
         return dict(prompts)
@@ -151,11 +149,7 @@ def encode(
     for row in rows:
         if not prompt_rows(row, "input_ids", 1)[0]:
             raise ValueError("prompt has no tokens: there is nothing to continue")
-    inputs = (
-        rows[0]
-        if len(rows) == 1
-        else padded(rows, getattr(tokenizer_of(tokenizer), "pad_token_id", None), pads_right)
-    )
+    inputs = rows[0] if len(rows) == 1 else pad(rows)
     if device is not None and getattr(device, "type", None) != "meta":
         inputs = {
             name: value.to(device) if hasattr(value, "to") else value
@@ -187,7 +181,11 @@ def prompt_rows(inputs: Mapping[str, Any], main_input: str, copies: int) -> list
 
 
 def _has_ids(value: Any) -> bool:
-    return value is not None and len(getattr(value, "shape", (0, 0))) <= 2
+    """Whether they are ids: ``inputs`` can be the samples of a recording."""
+    if value is None or len(getattr(value, "shape", (0, 0))) > 2:
+        return False
+    is_floating_point = getattr(value, "is_floating_point", lambda: False)
+    return not is_floating_point()
 
 
 # A call of a tokenizer stores its padding and truncation in the tokenizer, so calls from several
@@ -229,6 +227,9 @@ def padded(
     rows: list[dict[str, Any]], pad_token_id: int | None, pads_right: bool
 ) -> dict[str, Any]:
     """Put rows together, with padding that the attention mask leaves out.
+
+    Shorter prompts are padded on the left, where a decoder goes on from their end; or with
+    *pads_right* on the right, where an encoder counts positions from their start.
 
     Not done by the tokenizer: it would need a pad token, and a setting that other threads see.
     """

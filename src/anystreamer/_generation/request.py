@@ -11,9 +11,15 @@ from .._streams import GenerationSpan, GenerationState, Row, queue_deadline
 from .._text import ResponseParser, StopStrings, TextDecoder, text_decoder, validate_template
 from .detokenizer import RowDetokenizer, continues_prompt, eos_ids
 from .generate_kwargs import check_cancel_within, check_generate_kwargs, effective_setting
-from .model import check_model, is_encoder_decoder, main_input_name, uses_torch
+from .model import (
+    check_model,
+    is_encoder_decoder,
+    is_transducer,
+    main_input_name,
+    uses_torch,
+)
 from .options import Options
-from .prompts import Prompt, encode, prompt_rows, tokenizer_of
+from .prompts import Prompt, encode, padded, prompt_rows, tokenizer_of
 from .shown_stop_strings import ShownStopStrings
 from .whisper import (
     check_whisper_fallback,
@@ -132,6 +138,11 @@ class GenerationRequest:
         decoder = text_decoder(self.decoding, skip_special_tokens=False)
         return ShownStopStrings(StopStrings(strings), decoder)
 
+    def pad(self, encoded: list[dict[str, Any]]) -> dict[str, Any]:
+        """Put encoded prompts together, as `encode` does with those of a batch."""
+        pad_token_id = getattr(self.decoding, "pad_token_id", None)
+        return padded(encoded, pad_token_id, is_encoder_decoder(self.model))
+
     def encode(
         self, prompts: Sequence[Prompt] | Mapping[str, Any]
     ) -> tuple[dict[str, Any], list[Row]]:
@@ -142,7 +153,7 @@ class GenerationRequest:
             self.options.chat_template_kwargs or {},
             device=getattr(self.model, "device", None),
             uses_torch=uses_torch(self.model),
-            pads_right=is_encoder_decoder(self.model),
+            pad=self.pad,
         )
         if both := sorted(encoded.keys() & self.generate_kwargs.keys()):
             raise TypeError(f"{both[0]}= is given twice: in the prompt and as an argument")
@@ -171,5 +182,11 @@ class GenerationRequest:
             raise ValueError(
                 "token_healing=True: generate() pads the healed prompts anew and keeps the old "
                 "attention mask; heal one prompt at a time, with stream_text()"
+            )
+        if len(rows) > 1 and is_transducer(self.model):
+            raise ValueError(
+                f"{len(rows)} rows: {type(self.model).__name__} goes on with a row after its "
+                "recording has ended, until the others have; "
+                "stream one recording at a time, with stream_text()"
             )
         check_whisper_rows(self.model, self.generate_kwargs, inputs, len(rows))

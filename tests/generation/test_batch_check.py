@@ -1,4 +1,4 @@
-"""`stream_batch` refuses to pad prompts for a model that answers padded prompts wrong."""
+"""`stream_batch` refuses prompts that a model answers wrong in a batch, or in a padded one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROMPTS = ["one", "a longer prompt"]
 
 def new_bart() -> Any:
     """A decoder that counts positions from the padding on."""
-    return build("bart", "BartForCausalLM").model
+    return build("BartForCausalLM").model
 
 
 @cache
@@ -66,13 +66,16 @@ async def test_model_inputs_go_to_generate_unchanged() -> None:
 async def test_a_model_is_tried_once() -> None:
     model = new_llama(seed=9)
     with steps_of(model) as steps:
-        await batch(model, byte_tokenizer(), ["one", "two"])
-        assert steps.count == 5  # nothing is padded
-        await batch(model, byte_tokenizer(), PROMPTS)
-        tried = steps.count - 10
-        assert 0 < tried <= 4
-        await batch(model, byte_tokenizer(), PROMPTS)
-        assert steps.count == 15 + tried
+        for prompts in (["one", "two"], PROMPTS):
+            before = steps.count
+            await batch(model, byte_tokenizer(), prompts)
+            tried = steps.count - before - 5
+            assert 0 < tried <= 4
+            await batch(model, byte_tokenizer(), prompts)
+            assert steps.count == before + 10 + tried
+        before = steps.count
+        await batch(model, byte_tokenizer(), ["one", "one"])  # nothing to compare
+        assert steps.count == before + 5
 
 
 async def test_rounding_in_half_precision_refuses_no_model() -> None:
@@ -94,3 +97,24 @@ async def test_a_cancellation_during_the_trial_takes_one_step(step: int) -> None
     assert steps.count <= step + 1
     with pytest.raises(ValueError, match="pads the shorter prompts"):
         await batch(model, tokenizer(), PROMPTS)
+
+
+async def test_a_model_that_mixes_rows_up_is_refused_every_batch() -> None:
+    model = build("RwkvForCausalLM").model
+    with pytest.raises(ValueError, match="has several rows, and RwkvForCausalLM then answers"):
+        await batch(model, tokenizer(), ["one", "two"])
+
+
+async def test_the_trial_pads_as_the_batch_is_padded() -> None:
+    """CPM-Ant reads no mask: it leaves the id 0 out, whatever the tokenizer pads with."""
+    model = build("CpmAntForCausalLM").model
+    with pytest.raises(ValueError, match="pads the shorter prompts"):
+        await batch(model, tokenizer(), PROMPTS)
+
+
+async def test_a_model_that_walks_over_frames_is_refused_several_recordings() -> None:
+    """It goes on with a row whose recording has ended, and nothing tells which of them has."""
+    tiny = build("ParakeetForTDT")
+    features = torch.cat([each for n in range(2) for each in tiny.inputs(n).values()])
+    with pytest.raises(ValueError, match=r"2 rows: ParakeetForTDT .* one recording at a time"):
+        await batch(tiny.model, tokenizer(), {"input_features": features})
