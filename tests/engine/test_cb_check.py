@@ -24,7 +24,7 @@ from anystreamer.demo import load_demo
 
 from ..helpers.scripted import until
 from ..helpers.tiny_models import TinyProcessor, generated, llama, new_llama, steps_of, tokenizer
-from . import tiny_zoo
+from ..zoo.build import build
 
 pytestmark = [
     pytest.mark.torch,
@@ -34,7 +34,6 @@ pytestmark = [
 ]
 
 PROMPT = "Once upon"
-CLASSES = {name: model_type for model_type, name in tiny_zoo.listed()}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,7 +45,7 @@ def what_torch_loads_late_is_no_garbage(one_thread_for_the_model: None) -> None:
 
 @cache
 def zoo(class_name: str) -> Any:
-    return tiny_zoo.build(CLASSES[class_name], class_name)
+    return build(class_name).model
 
 
 def continuous(model: Any, encoder: Any = None, **kwargs: Any) -> Any:

@@ -12,6 +12,7 @@ import transformers
 from anyio import CancelScope, from_thread
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    MaxLengthCriteria,
     PreTrainedTokenizerFast,
     Qwen2_5OmniConfig,
     Qwen2_5OmniForConditionalGeneration,
@@ -419,3 +420,37 @@ async def test_codes_are_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None
         async with spoken(timeout=Timeouts(between_tokens=1000)) as stream:
             await stream.read()
     assert stream.text == "hello there"
+
+
+async def test_the_limit_of_the_answers_own_model_is_its_length() -> None:
+    async with spoken() as stream:
+        await stream.read()
+    assert stream.finish_reason is FinishReason.LENGTH
+    async with spoken(
+        thinker_logits_processor=[Say("hi", EOS)], thinker_max_new_tokens=9
+    ) as stream:
+        await stream.read()
+    assert (stream.text, stream.finish_reason) == ("hi", FinishReason.EOS)
+
+
+async def test_a_callers_criterion_is_about_the_answer_and_not_about_the_speech() -> None:
+    seen: list[int] = []
+
+    def criterion(input_ids: Any, scores: Any, **kwargs: Any) -> bool:
+        seen.append(input_ids.shape[1])
+        return False
+
+    with steps_of(omni().talker) as codes:
+        async with spoken(stopping_criteria=[criterion]) as stream:
+            await stream.read()
+    assert len(seen) == len("hello there")
+    assert codes.count == 12
+
+
+async def test_a_criterion_of_transformers_beside_speech() -> None:
+    """It is asked once more about the result, which is the text and the sound of it."""
+    criterion = MaxLengthCriteria(max_length=2 + 5)
+    async with spoken(stopping_criteria=[criterion]) as stream:
+        await stream.read()
+    assert stream.text == "hello"
+    assert stream.finish_reason is FinishReason.CRITERIA

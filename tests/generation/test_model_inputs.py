@@ -9,9 +9,10 @@ import pytest
 import torch
 import transformers
 
-from anystreamer import stream_batch, stream_text
+from anystreamer import open_engine, stream_batch, stream_text
 
 from ..helpers.tiny_models import CHAT_TEMPLATE, EOS, VOCABULARY, llama, new_tokenizer, tokenizer
+from ..zoo.build import build
 
 pytestmark = pytest.mark.torch
 
@@ -211,3 +212,23 @@ async def test_a_chat_whose_last_message_goes_on() -> None:
     ) as stream:
         await stream.read()
     assert stream.prompt_token_ids == expected
+
+
+async def test_samples_of_a_recording_are_not_ids() -> None:
+    """`inputs` is the name of both. They are no tokens, of which an engine counts the prompt's."""
+    tiny = build("SpeechEncoderDecoderModel")
+    (samples,) = tiny.inputs(0).values()
+    output = tiny.model.generate(samples, max_new_tokens=5)
+    async with open_engine(tiny.model, tokenizer(), context_length=100) as engine:
+        async with engine.stream_text({"inputs": samples}, max_new_tokens=5) as stream:
+            await stream.read()
+    assert stream.token_ids == output[0, 1:].tolist()
+    assert stream.prompt_token_ids == []
+    assert stream.usage is not None
+    assert stream.usage.prompt_tokens == 0
+
+
+async def test_a_model_whose_tokens_are_not_text_is_refused() -> None:
+    tiny = build("DiaForConditionalGeneration")
+    with pytest.raises(ValueError, match="generates audio, and stream_text\\(\\) streams text: "):
+        stream_text(tiny.model, tokenizer(), "hello")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from .._generation import logits_distance, logits_tolerance
 from .cb_manager import attention_of, cause_of_death, is_dying, use_attention
 
 __all__ = ["AnswerCheck"]
@@ -30,14 +31,6 @@ NEW_TOKENS = 3
 
 # How often to look whether the engine was closed meanwhile (seconds).
 RESULT_POLL = 0.1
-
-# Logits beyond this belong to tokens that the model excludes.
-EXCLUDED = 1e4
-
-# How far apart two rows of logits of one answer can be, in units of their spread. Over 270 small
-# models, those that are served correctly reached 0.000007 in float32 and 0.02 in bfloat16, the
-# others began at 0.17.
-TOLERANCE = 0.1
 
 
 class AnswerCheck:
@@ -78,12 +71,12 @@ class AnswerCheck:
         recorded.check_layers()
         with use_attention(self._model, self._attention):
             distance = max(
-                _distance(
+                logits_distance(
                     recorded.answer(prompt), self._answer_alone(prompt, token_ids[request_id])
                 )
                 for request_id, prompt in self._prompts.items()
             )
-        if not distance <= _tolerance(self._model):  # it can be NaN
+        if not distance <= logits_tolerance(self._model):  # it can be NaN
             raise ValueError(
                 "its answers to two test prompts are not those of generate(): the logits differ by "
                 f"{distance:.2g} of their spread"
@@ -219,27 +212,3 @@ def _unlike_prompts(vocabulary: int, special_ids: set[int]) -> list[list[int]]:
     total, first = sum(PROMPT_LENGTHS), PROMPT_LENGTHS[0]
     spread = [usable[(2 * i + 1) * len(usable) // (2 * total)] for i in range(total)]
     return [spread[:first], spread[: first - 1 : -1]]
-
-
-def _distance(batched: list[torch.Tensor], alone: list[torch.Tensor]) -> float:
-    """How far apart the rows of one answer are, on average.
-
-    On average, because in half precision rounding can send a token to another expert.
-    """
-    distances = [_row_distance(*rows) for rows in zip(batched, alone, strict=True)]
-    return sum(distances) / len(distances)
-
-
-def _row_distance(batched: torch.Tensor, alone: torch.Tensor) -> float:
-    counted = (alone.abs() < EXCLUDED) & (batched.abs() < EXCLUDED)
-    batched, alone = batched[counted], alone[counted]
-    difference = (batched - batched.mean()) - (alone - alone.mean())
-    error = float(difference.square().mean().sqrt())
-    return error / float(alone.std(correction=0)) if error else 0.0
-
-
-def _tolerance(model: Any) -> float:
-    """`TOLERANCE` where it is computed with fewer bits than float32 has, and a hundredth there."""
-    if model.dtype.itemsize < 4 or torch.get_float32_matmul_precision() != "highest":
-        return TOLERANCE
-    return TOLERANCE / 100

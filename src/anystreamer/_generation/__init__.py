@@ -2,6 +2,7 @@
 
 from .api import SupportsGenerate, stream_batch, stream_text
 from .call import GenerationCall
+from .compare_logits import logits_distance, logits_tolerance
 from .detokenizer import continues_prompt
 from .drop_in import AsyncTextIteratorStreamer
 from .generate_kwargs import check_generate_kwargs, new_token_limit
@@ -26,6 +27,8 @@ __all__ = [
     "check_model",
     "continues_prompt",
     "is_encoder_decoder",
+    "logits_distance",
+    "logits_tolerance",
     "main_input_name",
     "max_context_length",
     "model_limiter",

@@ -155,9 +155,11 @@ def stream_batch(
     """Generate from several prompts at once, and stream the texts of all rows in one stream.
 
     As `stream_text`, for a list of prompts, ``num_return_sequences``, or both. Shorter prompts are
-    padded on the left, and for an encoder on the right. Each row has its own stop strings, finish
-    reason and usage, and can be stopped alone. A row that has ended gives no more text. When all
-    rows have ended, the model stops.
+    padded on the left, and for an encoder on the right. If the model answers prompts wrong in a
+    batch, the stream raises `ValueError`: it is tried with a few tokens, once for each model.
+
+    Each row has its own stop strings, finish reason and usage, and can be stopped alone. A row that
+    has ended gives no more text. When all rows have ended, the model stops.
 
     Args:
         prompts: texts, or lists of chat messages; or one mapping of model inputs with a row for

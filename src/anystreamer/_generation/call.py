@@ -52,7 +52,8 @@ class GenerationCall:
             BaseException: the exception of ``generate()``.
         """
         with PreservingContext((self._request.options.worker_context or contextlib.nullcontext)()):
-            return _Run(self._request, self._inputs, self._state, producer).run()
+            is_ours = not isinstance(self._prompts, Mapping)
+            return _Run(self._request, self._inputs, self._state, producer, is_ours).run()
 
 
 class _Run:
@@ -64,8 +65,10 @@ class _Run:
         inputs: Mapping[str, Any],
         state: GenerationState,
         producer: Producer[TextChunk],
+        is_batch_ours: bool,
     ) -> None:
         self._request = request
+        self._is_batch_ours = is_batch_ours  # and not model inputs of the caller's
         self._state = state
         self._producer = producer
         self._uses_torch = uses_torch(request.model)
@@ -96,7 +99,8 @@ class _Run:
         started = perf_counter()
         output, is_cut = None, False
         try:
-            with request.stops_between_layers(producer.should_stop):
+            self._check_batch()
+            with request.stops_between_layers(producer.should_stop), self._inner_calls_reported():
                 output = request.model.generate(**self._kwargs, streamer=streamer)
         except BaseException as exc:
             is_cut = is_kind(exc, GenerationStopped) and streamer.is_to_stop()
@@ -115,6 +119,28 @@ class _Run:
         self._note_ends(output, seconds, is_cut)
         return output
 
+    def _check_batch(self) -> None:
+        """Refuse prompts whose rows were put together here, if the model answers those wrong."""
+        request = self._request
+        if not self._is_batch_ours or len(self._rows) == 1 or not self._uses_torch:
+            return
+        from .batch_check import check_batch
+
+        check_batch(
+            request.model,
+            [row.prompt_token_ids for row in self._state.rows],
+            request.generate_kwargs,
+            pad=request.pad,
+            should_stop=self._producer.should_stop,
+        )
+
+    def _inner_calls_reported(self) -> contextlib.AbstractContextManager[None]:
+        if not self._uses_torch:
+            return contextlib.nullcontext()
+        from .inner_calls import inner_calls_reported
+
+        return inner_calls_reported(self._request.model, self._streamer)
+
     def _add_hooks(self) -> None:
         """Add our criteria and processors to the arguments of ``generate()``."""
         request, kwargs = self._request, self._kwargs
@@ -128,7 +154,7 @@ class _Run:
             )
 
             # In the list classes of transformers, which some models' own generate() relies on.
-            self._criteria = wrap_criteria(self._criteria)
+            self._criteria = wrap_criteria(self._criteria, lambda: self._streamer.is_over)
             kwargs["stopping_criteria"] = criteria_list(
                 *self._criteria, StopFlagCriteria(self._rows_to_stop)
             )
@@ -183,7 +209,8 @@ class _Run:
     def _note_ends(self, output: Any, seconds: float, is_cut: bool) -> None:
         """Note how each row ended. Raises GenerationTimeout if a deadline ended one."""
         request, state, streamer = self._request, self._state, self._streamer
-        limit = new_token_limit(request.model, self._kwargs, streamer.prompt_length)
+        model, kwargs = streamer.inner_call or (request.model, self._kwargs)
+        limit = new_token_limit(model, kwargs, streamer.prompt_length)
         # A model that does not stream can have no limit of tokens, and make more.
         reached_limit = streamer.steps >= limit if streamer.was_called else streamer.steps == limit
         max_time = request.setting("max_time")

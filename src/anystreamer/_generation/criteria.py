@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from .._streams import Logprob
+from .returned_tokens import sequences_of
 
 __all__ = [
     "LogprobsProcessor",
@@ -49,14 +50,21 @@ class StopFlagCriteria(StoppingCriteria):
 
 
 class RecordingCriteria(StoppingCriteria):
-    """A criterion of the caller's, with its latest answer."""
+    """A criterion of the caller's, with its latest answer about the text.
 
-    def __init__(self, criterion: Any) -> None:
+    When *is_over* returns True, the text has ended, and a model made of several goes on with
+    something else, such as speech. The criterion is then not called, and stops nothing.
+    """
+
+    def __init__(self, criterion: Any, is_over: Callable[[], bool]) -> None:
         self._criterion = criterion
+        self._is_over = is_over
         self._answer: Any = None
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
         """Return the answer of the caller's criterion."""
+        if self._is_over():
+            return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         self._answer = self._criterion(input_ids, scores, **kwargs)
         return self._answer
 
@@ -103,8 +111,7 @@ class LogprobsProcessor(LogitsProcessor):
 
 def any_would_stop(criteria: Iterable[Any], output: Any) -> bool:
     """Whether one of transformers' own criteria stops after the result of ``generate()``."""
-    is_mapping = isinstance(output, Mapping)  # Whisper returns a plain dict
-    sequences = output["sequences"] if is_mapping else getattr(output, "sequences", output)
+    sequences = sequences_of(output)
     return any(
         bool(criterion(sequences, None).any())
         for criterion in criteria
@@ -122,7 +129,7 @@ def processor_list(*processors: Any) -> LogitsProcessorList:
     return LogitsProcessorList(processors)
 
 
-def wrap_criteria(criteria: Iterable[Any]) -> list[Any]:
+def wrap_criteria(criteria: Iterable[Any], is_over: Callable[[], bool]) -> list[Any]:
     """The caller's criteria, each in a `RecordingCriteria`, except for transformers' own.
 
     ``generate()`` recognises those by their type.
@@ -130,6 +137,6 @@ def wrap_criteria(criteria: Iterable[Any]) -> list[Any]:
     return [
         criterion
         if type(criterion).__module__ == "transformers.generation.stopping_criteria"
-        else RecordingCriteria(criterion)
+        else RecordingCriteria(criterion, is_over)
         for criterion in criteria
     ]

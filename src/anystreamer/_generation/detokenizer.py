@@ -30,7 +30,7 @@ class RowDetokenizer:
         stop_strings: end the text, and are not part of it.
         shown_stop_strings: those of ``generate()`` itself, which are part of the text, if any.
         eos_token_ids: end the row.
-        skipped_token_ids: are never text, whatever the decoder makes of them.
+        skips_eos: they are never text, whatever the decoder makes of them.
         window: of a model that transcribes a recording in windows.
     """
 
@@ -42,7 +42,7 @@ class RowDetokenizer:
         stop_strings: StopStrings,
         shown_stop_strings: ShownStopStrings | None,
         eos_token_ids: Collection[int],
-        skipped_token_ids: Collection[int] = (),
+        skips_eos: bool = False,
         window: WhisperWindowBuffer | None = None,
     ) -> None:
         self.number = number
@@ -51,7 +51,7 @@ class RowDetokenizer:
         self._stop_strings = stop_strings
         self._shown_stop_strings = shown_stop_strings
         self._eos_token_ids = frozenset(eos_token_ids)
-        self._skipped_token_ids = frozenset(skipped_token_ids)
+        self._skips_eos = skips_eos
         self._skipped: list[int] = []
         self.window = window
         self._pending: list[int] = []  # ids whose text has not been delivered
@@ -80,6 +80,10 @@ class RowDetokenizer:
             token_ids, logprobs = self.window.take(token_ids, logprobs)
         return self._process(token_ids, logprobs, elapsed)
 
+    def set_eos(self, token_ids: Collection[int]) -> None:
+        """Let these end the row, in place of those that the caller's arguments name."""
+        self._eos_token_ids = frozenset(token_ids)
+
     def end_window(self, elapsed: float) -> list[TextChunk]:
         """Return what the end of a window makes final, if there are windows."""
         return [] if self.window is None else self._process(*self.window.end(), elapsed)
@@ -103,8 +107,7 @@ class RowDetokenizer:
             self._logprobs = [*(self._logprobs or ()), *logprobs]
         if self._shown_stop_strings is not None:
             self._shown_stop_strings.add_tokens(token_ids)
-        if self._skipped_token_ids:
-            skipped = self._skipped_token_ids
+        if self._skips_eos and (skipped := self._eos_token_ids):
             self._skipped += [each for each in token_ids if each in skipped]
             token_ids = [each for each in token_ids if each not in skipped]
         text = self._apply_stop_strings(self._decoder.decode(token_ids))

@@ -7,6 +7,7 @@ from typing import Any
 __all__ = [
     "check_model",
     "is_encoder_decoder",
+    "is_transducer",
     "main_input_name",
     "max_context_length",
     "uses_torch",
@@ -21,6 +22,11 @@ def uses_torch(model: Any) -> bool:
 def is_encoder_decoder(model: Any) -> bool:
     """Whether a model reads the prompt with an encoder and writes the answer with a decoder."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def is_transducer(model: Any) -> bool:
+    """Whether a model walks over the frames of a recording (RNN-T, TDT), and ends with them."""
+    return hasattr(getattr(model, "config", None), "max_symbols_per_step")
 
 
 def main_input_name(model: Any) -> str:
@@ -51,6 +57,11 @@ def check_model(name: str, model: Any) -> None:
         raise TypeError(
             f"model must have generate(), and {type(model).__name__} has none: "
             "load it with AutoModelForCausalLM or another class for generation"
+        )
+    if "text" not in getattr(model, "output_modalities", ("text",)):
+        raise ValueError(
+            f"{type(model).__name__} generates {' and '.join(model.output_modalities)}, and "
+            f"{name}() streams text: call its generate() from stream_from_thread() instead"
         )
     if getattr(model, "training", False):
         raise ValueError(

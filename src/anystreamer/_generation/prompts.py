@@ -16,6 +16,7 @@ __all__ = [
     "Prompt",
     "as_prompts",
     "encode",
+    "padded",
     "prompt_rows",
     "tokenizer_of",
     "validate_prompt",
@@ -139,15 +140,13 @@ def encode(
     *,
     device: Any,
     uses_torch: bool,
-    pads_right: bool,
+    pad: Callable[[list[dict[str, Any]]], dict[str, Any]],
     context_length: int | None = None,
 ) -> dict[str, Any]:
     """Turn prompts into model inputs with a row for each, on *device*.
 
-    Shorter prompts are padded on the left, where a decoder goes on from their end; or with
-    *pads_right* on the right, where an encoder counts positions from their start. A mapping is
-    model inputs already and stays as it is. A prompt that is much longer than *context_length*
-    is refused early.
+    A mapping is model inputs already and stays as it is. *pad* puts several prompts together. A
+    prompt that is much longer than *context_length* is refused early.
     """
     if isinstance(prompts, Mapping):
         return dict(prompts)
@@ -159,7 +158,7 @@ def encode(
     for row in rows:
         if not prompt_rows(row, "input_ids", 1)[0]:
             raise ValueError("prompt has no tokens: there is nothing to continue")
-    inputs = rows[0] if len(rows) == 1 else _padded(tokenizer_of(tokenizer), rows, pads_right)
+    inputs = rows[0] if len(rows) == 1 else pad(rows)
     if device is not None and getattr(device, "type", None) != "meta":
         inputs = {
             name: value.to(device) if hasattr(value, "to") else value
@@ -191,7 +190,11 @@ def prompt_rows(inputs: Mapping[str, Any], main_input: str, copies: int) -> list
 
 
 def _has_ids(value: Any) -> bool:
-    return value is not None and len(getattr(value, "shape", (0, 0))) <= 2
+    """Whether they are ids: ``inputs`` can be the samples of a recording."""
+    if value is None or len(getattr(value, "shape", (0, 0))) > 2:
+        return False
+    is_floating_point = getattr(value, "is_floating_point", lambda: False)
+    return not is_floating_point()
 
 
 # A call of a tokenizer stores its padding and truncation in the tokenizer, so calls from several
@@ -269,8 +272,13 @@ def _inputs_of(ids: list[int], uses_torch: bool) -> dict[str, Any]:
     return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
 
 
-def _padded(tokenizer: Any, rows: list[dict[str, Any]], pads_right: bool) -> dict[str, Any]:
+def padded(
+    rows: list[dict[str, Any]], pad_token_id: int | None, pads_right: bool
+) -> dict[str, Any]:
     """Put rows together, with padding that the attention mask leaves out.
+
+    Shorter prompts are padded on the left, where a decoder goes on from their end; or with
+    *pads_right* on the right, where an encoder counts positions from their start.
 
     Not done by the tokenizer: it would need a pad token, and a setting that other threads see.
     """
@@ -281,16 +289,15 @@ def _padded(tokenizer: Any, rows: list[dict[str, Any]], pads_right: bool) -> dic
             f"prompts: {sorted(unknown)[0]} cannot be padded here; "
             "let the processor make the inputs, and pass them as one mapping"
         )
-    pad = getattr(tokenizer, "pad_token_id", None)
     longest = max(row["input_ids"].shape[1] for row in rows)
     inputs: dict[str, Any] = {}
     for name in rows[0].keys() | {"attention_mask"}:
-        filler = pad if name == "input_ids" and pad is not None else 0
-        padded = []
+        filler = pad_token_id if name == "input_ids" and pad_token_id is not None else 0
+        values = []
         for row in rows:
             missing = longest - row["input_ids"].shape[1]
             value = row[name] if name in row else torch.ones_like(row["input_ids"])
             sides = (0, missing) if pads_right else (missing, 0)
-            padded.append(torch.nn.functional.pad(value, sides, value=filler))
-        inputs[name] = torch.cat(padded)
+            values.append(torch.nn.functional.pad(value, sides, value=filler))
+        inputs[name] = torch.cat(values)
     return inputs

@@ -12,9 +12,15 @@ from .._streams import GenerationSpan, GenerationState, Row, queue_deadline
 from .._text import ResponseParser, StopStrings, TextDecoder, text_decoder, validate_template
 from .detokenizer import RowDetokenizer, continues_prompt, eos_ids
 from .generate_kwargs import check_cancel_within, check_generate_kwargs, effective_setting
-from .model import check_model, is_encoder_decoder, main_input_name, uses_torch
+from .model import (
+    check_model,
+    is_encoder_decoder,
+    is_transducer,
+    main_input_name,
+    uses_torch,
+)
 from .options import Options
-from .prompts import Prompt, encode, prompt_rows, tokenizer_of
+from .prompts import Prompt, encode, padded, prompt_rows, tokenizer_of
 from .shown_stop_strings import ShownStopStrings
 from .whisper import (
     check_whisper_fallback,
@@ -123,7 +129,7 @@ class GenerationRequest:
             eos,
             # Not every tokenizer calls every EOS special, nor does every response template know of
             # it in every field: it would become text.
-            eos if self.options.skip_special_tokens else (),
+            self.options.skip_special_tokens,
             whisper_window_buffer(self.model, self.generate_kwargs, eos),
         )
 
@@ -136,6 +142,11 @@ class GenerationRequest:
             # The decoder of an encoder-decoder does not see the prompt.
             lambda: [] if is_encoder_decoder(self.model) else row.prompt_token_ids,
         )
+
+    def pad(self, encoded: list[dict[str, Any]]) -> dict[str, Any]:
+        """Put encoded prompts together, as `encode` does with those of a batch."""
+        pad_token_id = getattr(self.decoding, "pad_token_id", None)
+        return padded(encoded, pad_token_id, is_encoder_decoder(self.model))
 
     def encode(
         self, prompts: Sequence[Prompt] | Mapping[str, Any], context_length: int | None = None
@@ -151,7 +162,7 @@ class GenerationRequest:
             self.options.chat_template_kwargs or {},
             device=getattr(self.model, "device", None),
             uses_torch=uses_torch(self.model),
-            pads_right=is_encoder_decoder(self.model),
+            pad=self.pad,
             context_length=context_length,
         )
         if both := sorted(encoded.keys() & self.generate_kwargs.keys()):
@@ -181,5 +192,11 @@ class GenerationRequest:
             raise ValueError(
                 "token_healing=True: generate() pads the healed prompts anew and keeps the old "
                 "attention mask; heal one prompt at a time, with stream_text()"
+            )
+        if len(rows) > 1 and is_transducer(self.model):
+            raise ValueError(
+                f"{len(rows)} rows: {type(self.model).__name__} goes on with a row after its "
+                "recording has ended, until the others have; "
+                "stream one recording at a time, with stream_text()"
             )
         check_whisper_rows(self.model, self.generate_kwargs, inputs, len(rows))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-__all__ = ["returned_tokens"]
+__all__ = ["returned_tokens", "sequences_of"]
 
 
 def returned_tokens(
@@ -31,8 +31,7 @@ def returned_tokens(
     Raises:
         RuntimeError: there are no ids in the result, or not of that many rows.
     """
-    ids = output["sequences"] if isinstance(output, Mapping) else output
-    ids = _as_list(getattr(ids, "sequences", ids))
+    ids = _as_list(sequences_of(output))
     if _is_ids(ids) and rows == 1:
         ids = [ids]
     if not isinstance(ids, list) or len(ids) != rows or not all(map(_is_ids, ids)):
@@ -53,6 +52,15 @@ def returned_tokens(
 def _up_to_its_end(row: list[int], eos_token_ids: Collection[int]) -> list[int]:
     end = next((i for i, each in enumerate(row) if each in eos_token_ids), len(row))
     return row[: end + 1]
+
+
+def sequences_of(output: Any) -> Any:
+    """The ids in the result of ``generate()``, in each form that models return them in."""
+    while isinstance(output, tuple):  # the text comes first, and its sound second
+        output = output[0]
+    if isinstance(output, Mapping):  # Whisper returns a plain dict
+        return output["sequences"]
+    return getattr(output, "sequences", output)
 
 
 def _as_list(value: Any) -> Any:

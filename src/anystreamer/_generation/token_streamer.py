@@ -5,14 +5,15 @@ Needs neither torch nor transformers: a tensor is whatever has ``tolist()``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, cast
 
 from .._bridge import Producer
 from .._errors import GenerationStopped
 from .._streams import GenerationState, Logprob, TextChunk
-from .detokenizer import RowDetokenizer
+from .detokenizer import RowDetokenizer, eos_ids
+from .generate_kwargs import effective_setting
 
 __all__ = ["TokenStreamer", "row_of"]
 
@@ -49,6 +50,7 @@ class TokenStreamer:
         self._token_healing = token_healing
         self._has_windows = has_windows
         self.was_called = False  # by generate(), with a prompt
+        self.inner_call: tuple[Any, Mapping[str, Any]] | None = None
         self.logprobs_of: Callable[[list[int]], list[Logprob]] | None = None
         self._next_is_prompt = True
         self.is_over = False  # the answer has ended, though generate() can go on
@@ -57,6 +59,14 @@ class TokenStreamer:
         self._taken_in_advance = 0  # steps that a criterion handed over before their put()
         self.prompt_length = 0
         self.steps = 0  # tokens that each row has been given
+
+    def begin_inner(self, model: Any, generate_kwargs: Mapping[str, Any]) -> None:
+        """A model's own ``generate()`` passes its work on to a model inside, with these."""
+        if self.is_over:  # it makes speech, for instance
+            return
+        self.inner_call = model, generate_kwargs
+        for row in self._rows:
+            row.set_eos(eos_ids(effective_setting(model, generate_kwargs, "eos_token_id")))
 
     def put(self, value: Any) -> None:
         """Take the prompt, then each step's tokens: tensors of shape ``(B, T)``, then ``(B,)``.

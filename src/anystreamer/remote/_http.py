@@ -6,7 +6,6 @@ openai 3 is made of httpx2, and takes a client of httpx, too. openai 2 is made o
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
 import sys
@@ -20,6 +19,7 @@ import openai
 from anyio import CancelScope, current_time
 
 from .._errors import is_kind
+from .._reporting import SafeLogger
 
 if TYPE_CHECKING:
     import httpx2 as httpx
@@ -34,7 +34,7 @@ __all__ = [
     "retry_after",
 ]
 
-logger = logging.getLogger("anystreamer")
+logger = SafeLogger()
 
 # Of an error's body: what is read (bytes), for how long (seconds), and how deeply it can be nested.
 # What is not read is not needed: the message comes first.

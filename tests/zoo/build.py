@@ -1,4 +1,4 @@
-"""Tiny models of all classes that transformers lists for text generation, built from their configs.
+"""Tiny models of all classes that transformers lists for making text, built from their configs.
 
 What a config is made of differs from class to class. So the sizes that are known by name are made
 small, in a few variants, until a model of the class can be built and can generate.
@@ -7,22 +7,31 @@ small, in a few variants, until a model of the class can be built and can genera
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 import transformers
 from transformers import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-)
+from transformers.models.auto import modeling_auto
 
-__all__ = ["VOCABULARY", "build", "listed"]
+from .inputs import KINDS, Inputs
+from .tokenizer import VOCABULARY
 
-VOCABULARY = 300
+__all__ = ["VOCABULARY", "TinyModel", "build", "listed"]
+
 HEADS = 4
-MOST_PARAMETERS = 20_000_000
+MOST_PARAMETERS = 30_000_000
+
+# The lists of transformers whose models make text. Those that make speech, music or spectrograms
+# alone are in others.
+_LISTS = (
+    "CAUSAL_LM IMAGE_TEXT_TO_TEXT MULTIMODAL_LM SEQ_TO_SEQ_CAUSAL_LM SPEECH_SEQ_2_SEQ CTC RNNT TDT "
+    "VISUAL_QUESTION_ANSWERING"
+).split()
 
 _SIZES: dict[str, int] = {
     **dict.fromkeys("vocab_size vocab_size_per_layer_input".split(), VOCABULARY),
@@ -52,9 +61,39 @@ _SIZES: dict[str, int] = {
     **dict.fromkeys("mamba_n_heads time_step_rank mamba_dt_rank".split(), 4),
     **dict.fromkeys("expand mamba_expand".split(), 2),
     "mamba_d_head": 16,
+    # Recordings and images, and what reads them.
+    **dict.fromkeys("num_mel_bins feature_size input_feat_per_channel".split(), 16),
+    **dict.fromkeys("feature_projection_input_dim input_dim".split(), 16),
+    "max_source_positions": 20,
+    "max_target_positions": 64,
+    "patch_embed_hidden_size": 192,
+    **dict.fromkeys("encoder_hidden_size cross_attention_hidden_size".split(), 32),
+    **dict.fromkeys("attention_hidden_size conv_channels t2u_encoder_ffn_dim".split(), 32),
+    **dict.fromkeys("decoder_hidden_size cross_hidden_size subsampling_conv_channels".split(), 32),
+    **dict.fromkeys("speech_encoder_layers t2u_encoder_layers t2u_decoder_layers".split(), 2),
+    **dict.fromkeys("speech_encoder_attention_heads".split(), HEADS),
+    **dict.fromkeys("speech_encoder_intermediate_size t2u_decoder_ffn_dim".split(), 32),
 }
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "decoder_start_token_id": 0}
+
+# Sizes that some configs leave out, which the model then does not work out.
+_FILLED = {"head_dim"}
+
+# What a model cannot generate without, by type.
+_OWN: dict[str, dict[str, Any]] = {
+    "reformer": {"is_decoder": True},
+    "xmod": {"default_language": "en_XX"},
+    "qwen2_5_omni": {"enable_audio_output": False},
+    "qwen3_omni_moe": {"enable_audio_output": False},
+}
+
+# Of models that are put together from two others: which ones.
+_PARTS = {
+    "encoder-decoder": ("bert", "bert"),
+    "vision-encoder-decoder": ("vit", "bert"),
+    "speech-encoder-decoder": ("wav2vec2", "bert"),
+}
 
 # Sizes to change, None to leave them as the config has them. Tried one after the other.
 _VARIANTS: tuple[Mapping[str, int | None], ...] = (
@@ -69,43 +108,63 @@ _VARIANTS: tuple[Mapping[str, int | None], ...] = (
 )
 
 
-def listed() -> list[tuple[str, str]]:
-    """The model types and class names that transformers lists for generating text."""
-    pairs: dict[tuple[str, str], None] = {}
-    for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES):
+@dataclass(frozen=True)
+class TinyModel:
+    """A model, and how to make inputs that it generates from."""
+
+    model: Any
+    inputs: Inputs
+
+
+@cache
+def listed() -> dict[str, list[str]]:
+    """The classes that transformers lists for making text, each with the types of its configs."""
+    types: dict[str, list[str]] = {}
+    for name in _LISTS:
+        mapping = getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES", {})
         for model_type, names in mapping.items():
-            for name in names if isinstance(names, tuple) else (names,):
-                pairs[model_type, name] = None
-    return list(pairs)
+            for class_name in names if isinstance(names, tuple) else (names,):
+                if getattr(transformers, class_name).can_generate():
+                    types.setdefault(class_name, []).append(model_type)
+    return {class_name: list(dict.fromkeys(each)) for class_name, each in types.items()}
 
 
-def build(model_type: str, class_name: str) -> Any:
+def build(class_name: str) -> TinyModel:
     """A model of a class that can generate, with weights that make each part of it count.
 
     Raises:
         RuntimeError: no variant can; the causes are in its notes.
     """
     failure = RuntimeError(f"no tiny {class_name}")
-    for variant in _VARIANTS:
+    for model_type, variant in itertools.product(listed()[class_name], _VARIANTS):
         try:
             model = _build(model_type, class_name, {**_SIZES, **variant})
-            model.generate(torch.tensor([[50, 60, 70]]), max_new_tokens=2, do_sample=False)
         except Exception as exc:
-            failure.add_note(f"{type(exc).__name__}: {str(exc)[:200]}")
-        else:
-            return model
+            _add_cause(failure, exc)
+            continue
+        for inputs in KINDS[model.main_input_name]:
+            try:
+                model.generate(**inputs(0), max_new_tokens=2, do_sample=False)
+            except Exception as exc:
+                _add_cause(failure, exc)
+            else:
+                return TinyModel(model, inputs)
     raise failure
 
 
+def _add_cause(failure: RuntimeError, cause: Exception) -> None:
+    failure.add_note(f"{type(cause).__name__}: {str(cause)[:200]}")
+
+
 def _build(model_type: str, class_name: str, sizes: Mapping[str, int | None]) -> Any:
-    config = CONFIG_MAPPING[model_type]()
+    config = _new_config(model_type)
     for each in _with_sub_configs(config):
         _shrink(each, sizes)
     new_model: Any = getattr(transformers, class_name)
     with torch.device("meta"):  # takes no memory
         parameters = sum(each.numel() for each in new_model(config).parameters())
     if parameters > MOST_PARAMETERS:
-        raise ValueError("it is not tiny")
+        raise ValueError(f"it is not tiny: {parameters} parameters")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = new_model(config).eval()
@@ -114,9 +173,28 @@ def _build(model_type: str, class_name: str, sizes: Mapping[str, int | None]) ->
             for weights in model.parameters():
                 if weights.dim() > 1:
                     weights.copy_(torch.randn(weights.shape) / weights.shape[-1] ** 0.5)
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 2
+    _set_generation_config(model)
     return model
+
+
+def _new_config(model_type: str) -> Any:
+    if (parts := _PARTS.get(model_type)) is not None:
+        encoder, decoder = (CONFIG_MAPPING[each]() for each in parts)
+        new_config: Any = CONFIG_MAPPING[model_type]
+        return new_config.from_encoder_decoder_configs(encoder, decoder)
+    return CONFIG_MAPPING[model_type](**_OWN.get(model_type, {}))
+
+
+def _set_generation_config(model: Any) -> None:
+    config = model.generation_config
+    for name, value in list(vars(config).items()):
+        if name.endswith("_token_id") and isinstance(value, int) and value >= VOCABULARY:
+            setattr(config, name, None)
+    config.eos_token_id = None
+    config.num_beams = 1
+    config.pad_token_id = 2
+    if config.decoder_start_token_id is None and model.config.is_encoder_decoder:
+        config.decoder_start_token_id = 0
 
 
 def _with_sub_configs(config: Any) -> Iterator[Any]:
@@ -144,6 +222,6 @@ def _shrink(config: Any, sizes: Mapping[str, int | None]) -> None:
 
 def _shrink_one(config: Any, name: str, size: int | None) -> None:
     before = getattr(config, name)
-    if size is None or isinstance(before, bool) or before is None:
+    if size is None or isinstance(before, bool) or (before is None and name not in _FILLED):
         return
     setattr(config, name, [size] * min(len(before), 2) if isinstance(before, list) else size)
