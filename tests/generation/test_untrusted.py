@@ -67,7 +67,14 @@ def ids_of(tokenizer: Any, messages: Any, **kwargs: Any) -> list[int]:
     """What a stream makes of a prompt."""
     from anystreamer._generation.prompts import encode
 
-    inputs = encode(tokenizer, [messages], kwargs, device=None, uses_torch=True, pads_right=False)
+    inputs = encode(
+        tokenizer,
+        [messages],
+        kwargs,
+        device=None,
+        uses_torch=True,
+        pad=lambda rows: rows[0],
+    )
     assert inputs["attention_mask"].shape == inputs["input_ids"].shape
     (ids,) = inputs["input_ids"].tolist()
     return list(ids)
