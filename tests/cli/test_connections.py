@@ -207,6 +207,22 @@ async def test_only_so_many_connections_are_open(server: str) -> None:
         assert status == b"404"
 
 
+async def test_a_connection_that_its_client_has_closed_is_closed_at_once(server: str) -> None:
+    """Not after the time for idle connections."""
+    limits = ConnectionLimits(max_connections=1, head_timeout=10 * PATIENCE)
+    async with limited_serving(application(), server, limits) as url:
+        status = b""
+        async with connected(url) as stream:
+            await stream.send(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            assert b" 404 " in await response_of(stream)
+        with anyio.fail_after(PATIENCE):
+            while status != b"404":
+                async with connected(url) as stream:
+                    with suppress(*GONE):
+                        await stream.send(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+                    status = (await rest_of(stream) or b" 503 ").split()[1]
+
+
 # -- a client that disconnects, with bytes behind its request
 
 

@@ -381,11 +381,11 @@ async def test_the_line_has_an_end_where_the_cache_has() -> None:
 async def test_closing_does_not_wait_for_prompts_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     encode, encoded, may_go_on = GenerationRequest.encode, [], threading.Event()
 
-    def held(self: Any, prompts: Any) -> Any:
+    def held(self: Any, prompts: Any, *args: Any) -> Any:
         encoded.append(prompts)
         while not (may_go_on.is_set() or engine.is_closed):
             time.sleep(0.001)
-        return encode(self, prompts)
+        return encode(self, prompts, *args)
 
     monkeypatch.setattr(GenerationRequest, "encode", held)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -58,12 +57,12 @@ def worker_left(stream: Any) -> bool:
 async def held(stream: Any, times: int = 3) -> None:
     """Wait until the producer has looked at its full buffer this many times more, and waits."""
     space: Any = state_of(stream).space_available
-    waits = 0
+    usual_wait, waits = space.wait, 0
 
-    def wait(timeout: float) -> bool:
+    def wait(timeout: float) -> None:
         nonlocal waits
         waits += 1
-        return threading.Event.wait(space, timeout)
+        usual_wait(timeout)
 
     space.wait = wait
     try:

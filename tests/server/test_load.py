@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import httpx
 import pytest
+import sniffio
 from anyio import CancelScope, Event, create_task_group, sleep
 
 from anystreamer import Engine, TextStream, open_engine
@@ -27,7 +28,7 @@ from anystreamer.server import create_app
 from ..conftest import installed
 from ..helpers.levels import Level
 from ..helpers.scripted import until
-from ..helpers.serving import SERVERS, client_of, data_of, serving
+from ..helpers.serving import SERVERS, client_of, data_of, limited_serving
 
 pytestmark = [
     pytest.mark.torch,
@@ -277,7 +278,8 @@ async def load_of(
     # Few at once, so that there is a line.
     kind: dict[str, Any] = {"max_running": 4} if batching == "continuous" else {}
     async with open_engine(*demo(), batching=batching, max_waiting=max_waiting, **kind) as engine:
-        async with serving(create_app(engine), server) as url:
+        usual = "hypercorn" if sniffio.current_async_library() == "trio" else "uvicorn"
+        async with limited_serving(create_app(engine), server or usual) as url:
             yield Load(engine, url, may_refuse=max_waiting is not None)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["MAX_HEAD_LINES", "PARSED_AT_ONCE", "REFUSAL", "ConnectionLimits"]
+__all__ = ["MAX_HEAD_LINES", "PARSED_AT_ONCE", "REFUSAL", "ConnectionLimits", "lines_of_head"]
 
 # A head, and trailers, can have this many lines. Each takes h11 some 10 us, and the loop waits.
 MAX_HEAD_LINES = 256
@@ -32,3 +32,11 @@ class ConnectionLimits:
         The application's own limit, `send_timeout`, comes first, and counts the client.
         """
         return None if self.send_timeout is None else 2 * self.send_timeout
+
+
+def lines_of_head(waiting: bytes) -> int:
+    """How many lines the first head, or the trailers, have of which these bytes are the begin.
+
+    Of the requests behind a request that is being answered, each has a head of its own.
+    """
+    return waiting.partition(b"\r\n\r\n")[0].count(b"\n")

@@ -18,7 +18,13 @@ from hypercorn.events import Closed, RawData
 from hypercorn.events import Event as ProtocolEvent
 
 from .connection_abort import with_abort
-from .connection_limits import MAX_HEAD_LINES, PARSED_AT_ONCE, REFUSAL, ConnectionLimits
+from .connection_limits import (
+    MAX_HEAD_LINES,
+    PARSED_AT_ONCE,
+    REFUSAL,
+    ConnectionLimits,
+    lines_of_head,
+)
 
 __all__ = ["LimitedConfig", "limited_connections"]
 
@@ -61,6 +67,7 @@ class _Limits(_TCPServer):  # type: ignore[misc]
 
     app: Any
     config: Any  # a `LimitedConfig`
+    idle_task: Any
     protocol: Any
 
     @abstractmethod
@@ -114,13 +121,15 @@ class _Limits(_TCPServer):  # type: ignore[misc]
                         break
             await self.protocol.handle(Closed())
             tasks.cancel_scope.cancel()
+        # On trio, hypercorn would wait for the end of its time for idle connections.
+        await self.idle_task.stop()
 
     async def _handle(self, part: bytes) -> None:
         """Give some bytes to the parser."""
         await self.protocol.handle(RawData(part))
         connection = self.protocol.protocol.connection  # HTTP/2 has another one, with own limits
         waiting, _ = getattr(connection, "trailing_data", (b"", False))
-        if waiting.count(b"\n") > MAX_HEAD_LINES:
+        if lines_of_head(waiting) > MAX_HEAD_LINES:
             await self._abort()
 
     # -- what a client takes

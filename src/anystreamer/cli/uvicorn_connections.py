@@ -14,7 +14,13 @@ from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .connection_abort import with_abort
-from .connection_limits import MAX_HEAD_LINES, PARSED_AT_ONCE, REFUSAL, ConnectionLimits
+from .connection_limits import (
+    MAX_HEAD_LINES,
+    PARSED_AT_ONCE,
+    REFUSAL,
+    ConnectionLimits,
+    lines_of_head,
+)
 
 __all__ = ["LimitedConfig"]
 
@@ -69,7 +75,7 @@ class _Connection(H11Protocol):
                 break
             super().data_received(data[start : start + PARSED_AT_ONCE])
             waiting, _ = self.conn.trailing_data
-            if waiting.count(b"\n") > MAX_HEAD_LINES and not self.transport.is_closing():
+            if lines_of_head(waiting) > MAX_HEAD_LINES and not self.transport.is_closing():
                 self.send_400_response("Too many lines in a request's head.")
         self._update_head_timer()
 

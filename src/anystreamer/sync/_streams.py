@@ -192,6 +192,11 @@ class SyncTextStream(SyncStream[TextStream]):
         return self._stream.token_ids
 
     @property
+    def unread_tokens(self) -> int:
+        """How many tokens have been generated that this consumer has not received yet."""
+        return self._stream.unread_tokens
+
+    @property
     def textless_end(self) -> TextChunk | None:
         """The tokens after the last chunk, as a chunk without text; None if there are none."""
         return self._stream.textless_end
@@ -252,6 +257,11 @@ class SyncBatchStream(SyncStream[BatchStream]):
     def token_ids(self) -> list[list[int]]:
         """The ids of all tokens of each row delivered so far."""
         return self._stream.token_ids
+
+    @property
+    def unread_tokens(self) -> int:
+        """How many tokens have been generated that this consumer has not received yet."""
+        return self._stream.unread_tokens
 
     @property
     def textless_end(self) -> list[TextChunk | None]:
