@@ -9,7 +9,7 @@ import openai
 
 from .._errors import EngineBusy, GenerationTimeout, is_kind, message_of, reason_of
 from .._streams import PHASES
-from ._http import httpx, is_timeout, retry_after
+from ._http import httpx, is_of_connection, is_timeout, retry_after
 from ._limits import LimitExceeded
 from ._response import InvalidEvent
 from ._shapes import ServerError
@@ -46,6 +46,8 @@ def request_error(exc: Exception) -> Exception:
 
 def connection_error(exc: Exception, request: httpx.Request) -> Exception:
     """The public error for what was raised while an answer was received, by any layer below."""
+    if not is_of_connection(exc):
+        return exc  # raised by other code, such as a transport of the caller's
     failure = openai.APITimeoutError(request) if is_timeout(exc) else connection_lost(request)
     return _because_of(exc, failure)
 

@@ -16,7 +16,13 @@ from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 
 import openai
-from anyio import CancelScope, current_time
+from anyio import (
+    BrokenResourceError,
+    CancelScope,
+    ClosedResourceError,
+    EndOfStream,
+    current_time,
+)
 
 from .._errors import is_kind
 from .._reporting import SafeLogger
@@ -29,6 +35,7 @@ __all__ = [
     "content_encoding",
     "guard",
     "httpx",
+    "is_of_connection",
     "is_timeout",
     "new_client",
     "retry_after",
@@ -58,8 +65,21 @@ if not TYPE_CHECKING:
 
 def is_timeout(exc: Exception) -> bool:
     """Whether it is a timeout of the client, whichever library that is of."""
-    modules = [sys.modules[name] for name in _LIBRARIES if name in sys.modules]
-    return is_kind(exc, tuple(each.TimeoutException for each in modules))
+    return is_kind(exc, tuple(each.TimeoutException for each in _libraries()))
+
+
+def is_of_connection(exc: Exception) -> bool:
+    """Whether it is an error of a connection: of the HTTP library, or of what that is made of."""
+    kinds = (each_kind for each in _libraries() for each_kind in (each.HTTPError, each.StreamError))
+    return is_kind(exc, (*kinds, *_ERRORS_BELOW))
+
+
+# The HTTP library turns nearly all of them into its own.
+_ERRORS_BELOW = (OSError, EOFError, BrokenResourceError, ClosedResourceError, EndOfStream)
+
+
+def _libraries() -> list[Any]:
+    return [sys.modules[name] for name in _LIBRARIES if name in sys.modules]
 
 
 def address_of(url: httpx.URL) -> str:
