@@ -25,6 +25,7 @@ __all__ = [
     "message_of",
     "raise_preserving_context",
     "reason_of",
+    "traceback_of",
     "wrap_control_flow_exception",
 ]
 
@@ -159,7 +160,7 @@ class PreservingContext(Generic[T]):
 def _refusal_of_traceback(exc: BaseException) -> type[BaseException] | None:
     """Return the type of what *exc* raises when its traceback is set; None if it can be set."""
     try:
-        exc.__traceback__ = _TRACEBACK.__get__(exc)
+        exc.__traceback__ = traceback_of(exc)
     except BaseException as refusal:
         return type(refusal)
     return None
@@ -181,6 +182,12 @@ def message_of(exc: BaseException) -> str:
         raise
     except BaseException:
         return ""
+
+
+def traceback_of(exc: BaseException) -> TracebackType | None:
+    """Return the traceback, which the class of *exc* can refuse to be asked for."""
+    traceback: TracebackType | None = _TRACEBACK.__get__(exc)
+    return traceback
 
 
 def reason_of(exc: BaseException) -> BaseException | None:

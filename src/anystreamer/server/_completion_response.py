@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from .._streams import TextChunk, TextStream, Timeouts, Usage
 from ._asgi import EVENT_STREAM, run_all
 from ._body_sender import BodySender, SendLimits
 from ._errors import APIError, in_clients_terms
+from ._open_streams import OpenStreams
 from ._openai_format import DONE, CompletionBuilder, Token, event, usage_of
 from ._request_models import TextRequest
 from ._stream_response import StreamResponse, unread_tokens
@@ -67,17 +67,17 @@ class CompletionResponse(StreamResponse):
 
     # -- opening
 
-    async def _open(self, stack: AsyncExitStack) -> None:
+    async def _open(self, streams: OpenStreams) -> None:
         limit = self._token_limit()
         choice = 0
         for name, given in self._request.prompts:
             prompt = self._prompt(given)
             for _ in range(self._request.n or 1):
-                stream = await self._open_choice(stack, choice, prompt, limit)
+                stream = await self._open_choice(streams, choice, prompt, limit)
                 room = self._room(stream, name, limit)
                 if room < limit:  # the default limit: the answer gets as much as there is room for
                     await stream.aclose()
-                    stream = await self._open_choice(stack, choice, prompt, room)
+                    stream = await self._open_choice(streams, choice, prompt, room)
                 self._choices.append(stream)
                 self._builder.add_choice()
                 if self._request.top_logprobs_asked is not None:
@@ -131,12 +131,12 @@ class CompletionResponse(StreamResponse):
         )
 
     async def _open_choice(
-        self, stack: AsyncExitStack, choice: int, prompt: Prompt, limit: int
+        self, streams: OpenStreams, choice: int, prompt: Prompt, limit: int
     ) -> TextStream:
         arguments: dict[str, Any] = self._request.arguments(choice, self._limits.response_template)
         if self._request.seed is not None and not uses_torch(getattr(self._engine, "model", None)):
             raise APIError("seed is not supported by this model", param="seed")
-        return await stack.enter_async_context(
+        return await streams.open(
             self._engine.stream_text(
                 prompt, timeout=self._limits.timeout, max_new_tokens=limit, **arguments
             )

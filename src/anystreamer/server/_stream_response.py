@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
 from functools import partial
 
 from anyio import move_on_after, sleep
@@ -17,6 +16,7 @@ from .._errors import is_kind
 from ._asgi import STREAM_HEADERS, cancel_on_disconnect
 from ._body_sender import BodySender, ClientStalled, SendLimits
 from ._errors import SHUTDOWN_ERROR, APIError, engine_error, is_about_request, unexpected_error
+from ._open_streams import OpenStreams
 
 __all__ = ["StreamResponse", "unread_tokens"]
 
@@ -113,8 +113,8 @@ class StreamResponse(Response, ABC):
         When it returns, all streams have been left.
         """
         try:
-            async with AsyncExitStack() as stack:
-                await self._open(stack)
+            async with OpenStreams() as streams:
+                await self._open(streams)
                 await self._send_body(sender)
         except ClientStalled:
             raise
@@ -148,7 +148,7 @@ class StreamResponse(Response, ABC):
     # -- the subclass's format
 
     @abstractmethod
-    async def _open(self, stack: AsyncExitStack) -> None:
+    async def _open(self, streams: OpenStreams) -> None:
         """Open the streams. Raises what they are refused with."""
 
     @abstractmethod

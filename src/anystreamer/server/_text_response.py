@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from .._streams import FinishReason, Usage
 from ._asgi import EVENT_STREAM, log
 from ._body_sender import BodySender, SendLimits
 from ._errors import APIError
+from ._open_streams import OpenStreams
 from ._stream_response import StreamResponse, unread_tokens
 
 __all__ = ["TextStreamResponse"]
@@ -105,9 +106,9 @@ class TextStreamResponse(StreamResponse):
         if self.background is not None:
             await self.background()
 
-    async def _open(self, stack: AsyncExitStack) -> None:
+    async def _open(self, streams: OpenStreams) -> None:
         stream = self._engine_stream
-        self._stream = await stack.enter_async_context(stream() if callable(stream) else stream)
+        self._stream = await streams.open(stream() if callable(stream) else stream)
 
     async def _send_body(self, sender: BodySender) -> None:
         assert self._stream is not None
