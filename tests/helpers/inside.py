@@ -125,9 +125,9 @@ class LoopDeliveries:
         self._delivery = delivery.LoopDelivery.of_this_loop()
         publish = delivery.LoopDelivery.publish
 
-        def counted(loop_delivery: Any) -> None:
+        def counted(loop_delivery: Any, **kwargs: Any) -> None:
             self.count += 1
-            publish(loop_delivery)
+            publish(loop_delivery, **kwargs)
 
         monkeypatch.setattr(delivery.LoopDelivery, "publish", counted)
 

@@ -45,13 +45,14 @@ __all__ = ["QUEUE_POLL", "Crossing", "LoopDelivery", "guard"]
 # busy that crossings would then take more than the second share. benchmarks/overhead.py measures
 # it.
 CROSSING_SHARE = 0.05
-CROSSING_CAP = 0.0015
+CROSSING_CAP = 0.002
 CROSSING_SHARE_AT_MOST = 0.1
 HOLD_AT_MOST = 0.01
 
-# The loop looks this long after the hold has ended (seconds). Before that, a producer that has not
-# stalled crosses: then the look is put off, which costs less than a look.
-LOOK_DELAY = 0.0005
+# The loop looks this long after the hold has ended (seconds), or half as long as the hold was.
+# Before that, a producer that has not stalled crosses: then the look is put off, which costs less
+# than a look.
+LOOK_DELAY = 0.001
 
 # stop() only sets an attribute, because nothing else is safe in a signal handler. While a worker
 # waits for its turn, a task on the loop looks at the attribute this often (seconds).
@@ -118,7 +119,7 @@ class LoopDelivery:
 
     # -- on the loop
 
-    def publish(self) -> None:
+    def publish(self, *, is_look: bool = False) -> None:
         """Deliver all that is pending now, and wake the consumers."""
         self._look_is_planned = False  # first: see above
         items = 0
@@ -129,13 +130,15 @@ class LoopDelivery:
             items += state.publish()
             self._waiting.popleft()  # last: a Ctrl-C can strike before
         now = perf_counter()
-        is_burst = items > 1 or (items and now < self._hold_until)
+        # By the time, too: a consumer that is awake takes items without a delivery.
+        is_burst = items > 1 or now < self._hold_until + self._hold
         self._hold_until = now + self._hold
         if self._looks:
-            self._plan_look() if is_burst else self._cancel_look()
+            # A look that finds nothing is the end of a burst.
+            self._plan_look() if is_burst and (items or not is_look) else self._cancel_look()
 
     def _plan_look(self) -> None:
-        seconds = self._hold_until - perf_counter() + LOOK_DELAY
+        seconds = self._hold_until - perf_counter() + max(LOOK_DELAY, self._hold / 2)
         self._looks[0].scope.deadline = loop_time() + seconds
         self._look_is_planned = True
 
@@ -152,7 +155,7 @@ class LoopDelivery:
                 with look.scope:
                     await sleep_forever()
                 look.scope = CancelScope()
-                self.publish()
+                self.publish(is_look=True)
         finally:
             self._looks.remove(look)
             if self._look_is_planned and self._looks:
