@@ -20,14 +20,9 @@ LOOPS = ["asyncio", *(["uvloop"] if "uvloop" in str(NATIVE_LOOPS) else []), "tri
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize(
-    # Several at night only: one that strikes asyncio's own code can damage its state.
-    "ctrl_cs",
-    [1, pytest.param(2, marks=pytest.mark.nightly), pytest.param(3, marks=pytest.mark.nightly)],
-)
-@pytest.mark.parametrize(
-    "processes", [24, pytest.param(1500, marks=[pytest.mark.nightly, pytest.mark.timeout(3600)])]
-)
+@pytest.mark.nightly  # at random moments, also where the promises say that nothing can be done
+@pytest.mark.parametrize("ctrl_cs", [1, 2, 3])
+@pytest.mark.parametrize("processes", [24, pytest.param(1500, marks=pytest.mark.timeout(3600))])
 def test_processes_that_are_interrupted_at_any_moment_end(
     loop: str, ctrl_cs: int, processes: int
 ) -> None:
