@@ -179,6 +179,28 @@ async def test_a_thread_does_not_wait_for_the_crossing_of_another(
         await until(lambda: [len(other.received) for other in others] == wanted)
 
 
+async def test_an_item_that_comes_while_a_crossing_ends_is_not_left_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its thread finds another one crossing, whose delivery was just over."""
+    deliveries = LoopDeliveries(monkeypatch)
+
+    def emit_and_return() -> None:  # on the loop, which the crossing thread waits for
+        wanted = other.producer.emitted + 1
+        other.producer.emit_soon()
+        deadline = time.monotonic() + PATIENCE
+        while other.producer.emitted < wanted:
+            time.sleep(0.0002)
+            assert time.monotonic() < deadline
+
+    async with readers(2) as (crossing, other):
+        await until(lambda: not deliveries.look_is_planned)
+        await anyio.sleep(0.05)  # longer than a burst
+        deliveries.after_next = emit_and_return
+        await crossing.producer.emit()
+        await until(lambda: len(other.received) == other.producer.emitted == 2)
+
+
 def stands_in_crossing(thread: int) -> bool:
     frame: Any = sys._current_frames().get(thread)
     while frame is not None:

@@ -122,12 +122,15 @@ class LoopDeliveries:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
+        self.after_next: Callable[[], object] = lambda: None  # before its thread goes on
         self._delivery = delivery.LoopDelivery.of_this_loop()
         publish = delivery.LoopDelivery.publish
 
         def counted(loop_delivery: Any, **kwargs: Any) -> None:
             self.count += 1
             publish(loop_delivery, **kwargs)
+            action, self.after_next = self.after_next, lambda: None
+            action()
 
         monkeypatch.setattr(delivery.LoopDelivery, "publish", counted)
 

@@ -94,7 +94,8 @@ class LoopDelivery:
 
     def cross_in_turn(self, state: StreamState[Any], cross: Callable[[], None]) -> None:
         """Call *cross* if it is due, unless another thread is crossing: that one takes along."""
-        while state.is_registered and self._is_due(state) and self._lock.acquire(blocking=False):
+        # Again for a thread that found the lock held, after the loop had collected the items.
+        while self._waiting and self._is_due(state) and self._lock.acquire(blocking=False):
             try:
                 cross()
             finally:
@@ -173,10 +174,7 @@ _delivery: RunVar[LoopDelivery] = RunVar("anystreamer delivery")
 
 
 class Crossing:
-    """The way of one thread to the loop.
-
-    Made on the loop, used in one thread.
-    """
+    """The way of a stream's producer to the loop. Made on the loop, used in threads."""
 
     def __init__(self, state: StreamState[Any]) -> None:
         self._state = state

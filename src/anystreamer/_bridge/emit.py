@@ -72,4 +72,4 @@ class Stopping:
         at once. It is never called after the producer has returned. An exception that it raises
         is logged.
         """
-        self._producer.stop_callbacks.add(callback)
+        self._producer.on_stop(callback)

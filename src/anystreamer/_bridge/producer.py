@@ -51,11 +51,10 @@ class Producer(Generic[T]):
         self._token: EventLoopToken = current_token()
         self._thread = 0  # that runs it, as long as it does
         self._push_lock = threading.Lock()  # between the threads that emit
-        self.stop_callbacks: StopCallbacks = StopCallbacks(lambda: state.should_end)
         self._has_refused = False  # emit() has raised GenerationStopped
         self._extra_stop_check: Callable[[], bool] | None = None
         self._seconds_waited = 0.0  # for space in the buffer
-        state.stop_callbacks = self.stop_callbacks
+        state.stop_callbacks = self._stop_callbacks = StopCallbacks()
         state.space_available = self._space_available = ThreadEvent()
 
     def run(self, produce: Callable[[Producer[T]], object]) -> None:
@@ -70,7 +69,7 @@ class Producer(Generic[T]):
         except BaseException as exc:
             self._sink.fail(exc)
         self._thread = 0
-        self.stop_callbacks.end()
+        self._stop_callbacks.end()
 
     def emit(self, *items: T) -> None:
         """Deliver items. Waits while the buffer is full, unless another task needs the model.
@@ -128,6 +127,12 @@ class Producer(Generic[T]):
                 self._when_cancelled()
                 return True
         return self._extra_stop_check is not None and self._extra_stop_check()
+
+    def on_stop(self, callback: Callable[[], object]) -> None:
+        """Call a function once at a stop, or now if that has come."""
+        self._stop_callbacks.add(callback)
+        if self._state.should_end:
+            self._stop_callbacks.call()
 
     def check_also(self, extra_stop_check: Callable[[], bool] | None) -> None:
         """Let `should_stop` call this function as well; None ends that."""

@@ -21,22 +21,16 @@ class StopCallbacks:
     """Calls each function once, after a stop, and before the producer has returned.
 
     It takes no lock, because a stop can come in a signal handler.
-
-    Args:
-        is_stopped: whether the stop has come. It is set before `call` is called.
     """
 
-    def __init__(self, is_stopped: Callable[[], bool]) -> None:
-        self._is_stopped = is_stopped
+    def __init__(self) -> None:
         self._callbacks: deque[Callable[[], object]] = deque()
         self._calling: set[object] = set()  # has an item for each thread that is in `call`
         self._is_over = False
 
     def add(self, callback: Callable[[], object]) -> None:
-        """Register a function. After a stop, it is called at once."""
+        """Register a function for the next `call`."""
         self._callbacks.append(callback)
-        if self._is_stopped():
-            self.call()
 
     def call(self) -> None:
         """Call what is registered, in this thread. Never raises an `Exception`."""
