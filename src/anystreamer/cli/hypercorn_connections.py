@@ -39,9 +39,9 @@ class LimitedConfig(Config):
         super().__init__()
         self.connection_limits = limits
         self.open_connections = 0
-        self.h11_max_incomplete_size = limits.max_head_bytes
+        self.h11_max_incomplete_size: int = limits.max_head_bytes
         # Its time for idle connections runs until a request's head has arrived.
-        self.keep_alive_timeout = limits.head_timeout
+        self.keep_alive_timeout: float = limits.head_timeout
 
 
 @contextmanager
