@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import httpx
 import pytest
 from anyio.from_thread import start_blocking_portal
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from anystreamer import open_engine
@@ -191,8 +192,12 @@ def post() -> Iterator[Callable[[str, Any], httpx.Response]]:
         with portal.wrap_async_context_manager(opened) as engine:
             app = create_app(engine, default_max_tokens=2)
             with portal.wrap_async_context_manager(serving(app)) as url:
-                with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
-                    yield lambda path, body: client.post(path, json=body)
+                headers = {"content-type": "application/json"}
+                with httpx.Client(
+                    base_url=url, headers=headers, trust_env=False, timeout=30
+                ) as client:
+                    # Not `json=`: httpx refuses to send the infinities, which others do send.
+                    yield lambda path, body: client.post(path, content=json.dumps(body))
 
 
 @pytest.mark.parametrize("kind", ["as allowed", "changed"])
@@ -203,6 +208,10 @@ def test_no_body_is_answered_with_a_500(
 
     @given(chats | completions if kind == "as allowed" else changed())
     @settings(deadline=None)
+    @example((CHAT, {"messages": math.inf}))
+    @example((TEXT, {"prompt": "hello", "max_tokens": 1, "temperature": -math.inf}))
+    @example((TEXT, {"prompt": "hello", "max_tokens": 1, "seed": math.nan}))
+    @example((CHAT, {"messages": [{"role": "user", "content": math.inf}], "tools": math.nan}))
     def ask(request: tuple[str, Any]) -> None:
         response = post(*request)
         statuses.add(response.status_code)
