@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
+from typing import TypeVar
 
 from anyio import move_on_after, sleep
+from anyio.abc import ObjectReceiveStream
+from anyio.lowlevel import checkpoint
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .._asgi_extensions import ABORT, CANCELS_ON_DISCONNECT
+from .._bridge import ThreadStream
 from .._errors import is_kind
 from ._asgi import STREAM_HEADERS, cancel_on_disconnect
 from ._body_sender import BodySender, ClientStalled, SendLimits
 from ._errors import SHUTDOWN_ERROR, APIError, engine_error, is_about_request, unexpected_error
 from ._open_streams import OpenStreams
 
-__all__ = ["StreamResponse", "unread_tokens"]
+__all__ = ["StreamResponse", "checkpointed", "unread_tokens"]
+
+T = TypeVar("T")
 
 # How long the server can take to close the connection of a stalled client (seconds). A server that
 # cannot do it at once gets a response without its last part, and can log an error.
@@ -28,6 +34,26 @@ STALLED_CLOSE_TIMEOUT = 5.0
 def unread_tokens(stream: object) -> int:
     """How many tokens of a stream wait to be sent; 0 where an engine of another kind made it."""
     return int(getattr(stream, "unread_tokens", 0))
+
+
+def checkpointed(stream: ObjectReceiveStream[T]) -> AsyncIterator[T]:
+    """Iterate over a stream, with a checkpoint for each item.
+
+    Without one, a stream that always has text would hold the event loop, and a disconnect would go
+    unnoticed: not every server's ``send()`` is a checkpoint. Each `receive` of this library is.
+    """
+    return aiter(stream) if isinstance(stream, ThreadStream) else _Checkpointed(stream)
+
+
+class _Checkpointed(AsyncIterator[T]):
+    """Not a generator: the event loop would have to close it when a response is cancelled."""
+
+    def __init__(self, stream: ObjectReceiveStream[T]) -> None:
+        self._items = aiter(stream)
+
+    async def __anext__(self) -> T:
+        await checkpoint()  # first: a cancellation loses no item
+        return await anext(self._items)
 
 
 class StreamResponse(Response, ABC):
