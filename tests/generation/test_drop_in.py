@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+from collections.abc import Callable
 from threading import Thread
 from typing import Any
 
@@ -14,6 +15,7 @@ import transformers
 from anyio import to_thread
 
 from anystreamer import AsyncTextIteratorStreamer, GenerationStopped
+from anystreamer._generation.text_queue import TextQueue
 
 from ..helpers.tiny_models import generated, llama, seeded, steps_of, tokenizer
 
@@ -241,6 +243,48 @@ async def test_text_from_just_before_the_thread_ended_is_received() -> None:
             received.append(text)
     assert received == ["the last"]
     await streamer.aclose()
+
+
+async def test_a_loop_that_has_not_delivered_yet_is_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each item asks the loop, and no other thread, unless the one before has asked already."""
+    asked: list[Callable[[], None]] = []
+    started: list[str] = []
+    start = Thread.start
+
+    def noted(thread: Thread) -> None:
+        started.append(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(Thread, "start", noted)
+
+    class Streamer:
+        def is_end(self, item: Any) -> bool:
+            return bool(item == "end")
+
+    streamer = Streamer()
+    items = TextQueue(streamer.is_end, asked.append)
+    for _ in range(2):
+        for item in ("a", "b", "c"):
+            items.put_nowait(item)
+        assert len(asked) == 1
+        async with anyio.create_task_group() as group:
+            got: list[Any] = []
+
+            async def get(got: list[Any] = got) -> None:
+                got.extend([await items.get() for _ in range(4)])
+
+            group.start_soon(get)
+            asked.pop()()
+            await anyio.wait_all_tasks_blocked()
+            assert got == []
+            items.put_nowait("d")  # the loop had delivered: it is asked again
+            asked.pop()()
+        assert got == ["a", "b", "c", "d"]
+    items.put_nowait("end")
+    items.close()
+    assert started == ["anystreamer watch"]  # whether the text can still be ended
 
 
 async def test_closing_it_wakes_a_waiting_consumer() -> None:

@@ -2,7 +2,7 @@
 
 from .api import stream_from_thread, stream_iterable
 from .context import SingleErrorContext, StreamContext, ThreadContext, UngroupedTaskGroup
-from .delivery import Crossing, guard
+from .delivery import guard
 from .detached import DetachedContext, DetachedTasks, LoopGone
 from .emit import Emit, Stopping
 from .home import call_after_fork
@@ -17,7 +17,6 @@ from .worker_task import ThreadTask, WorkerTask, close_if_unstarted, has_waiters
 
 __all__ = [
     "JOIN_POLL",
-    "Crossing",
     "DetachedContext",
     "DetachedTasks",
     "Emit",
