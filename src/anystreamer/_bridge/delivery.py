@@ -92,6 +92,11 @@ class LoopDelivery:
             state.is_registered = True
             self._waiting.append(state)
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether an item that has been registered can wait: for a crossing, or for the look."""
+        return self._look_is_planned and perf_counter() < self._hold_until
+
     def cross_in_turn(self, state: StreamState[Any], cross: Callable[[], None]) -> None:
         """Call *cross* if it is due, unless another thread is crossing: that one takes along."""
         # Again for a thread that found the lock held, after the loop had collected the items.
@@ -187,11 +192,12 @@ class Crossing:
     def deliver(self) -> None:
         """Have the items that were pushed delivered: the first at once, others as is due."""
         delivery = self._delivery
-        delivery.register(self._state)
-        if self._has_crossed:
-            delivery.cross_in_turn(self._state, self.flush)
-        else:
+        if not self._state.is_registered:
+            delivery.register(self._state)
+        if not self._has_crossed:
             self.flush()
+        elif not delivery.is_holding:
+            delivery.cross_in_turn(self._state, self.flush)
 
     def flush(self) -> None:
         """Block until the loop has delivered the items that were pushed.
