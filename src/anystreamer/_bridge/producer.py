@@ -24,8 +24,9 @@ __all__ = ["Producer"]
 T = TypeVar("T")
 
 # While a worker waits for space in the buffer, nobody tells it that a scope was cancelled, that
-# another task needs the model, or that there is space, but less than half of it. So it looks: this
-# often (seconds), and if no one else can need the model, less and less often.
+# another task needs the model, that a deadline has passed, or that there is space, but less than
+# half of it. So it looks: this often (seconds), and less and less often if the first and the last
+# are all that can happen: the loop sees a scope by itself, unless it is blocked.
 SPACE_POLL = 0.01
 SPACE_POLL_AT_MOST = 0.5
 SPACE_POLL_SHARE = 0.1  # of the time that it has waited
@@ -179,6 +180,6 @@ class Producer(Generic[T]):
         return self._is_model_needed is not None and self._is_model_needed()
 
     def _space_poll(self, waited: float) -> float:
-        if self._is_model_needed is not None:
+        if self._is_model_needed is not None or self._extra_stop_check is not None:
             return SPACE_POLL
         return min(max(SPACE_POLL, waited * SPACE_POLL_SHARE), SPACE_POLL_AT_MOST)

@@ -120,6 +120,7 @@ class StreamState(Generic[T]):
         self.taken: int = 0  # items that the consumer has got, or that were dropped instead
         self.receiver_waiting: Event | SafeEvent = NO_WAITER
         self.receive_began: SafeEvent = SafeEvent()  # set when a receive() begins to wait
+        self.guard_needed: SafeEvent = SafeEvent()  # its turn has come, or it is first in the queue
         self.guard_scope: CancelScope | None = None  # of the guard, while it runs
         self.number: int = 0  # in the log
         self.is_counted: bool = True  # in the statistics, or has no part in them
@@ -191,6 +192,7 @@ class StreamState(Generic[T]):
         """Begin the worker's turn."""
         self.phase = Phase.RUNNING
         self.started_at = perf_counter()
+        self.guard_needed.set()
 
     def exit(self) -> None:
         """Note that the worker has left its producer, or will never enter it."""
