@@ -25,6 +25,7 @@ import anyio
 import culsans
 import janus
 from anyio import from_thread, to_thread
+from anyio.lowlevel import checkpoint
 from starlette.concurrency import iterate_in_threadpool
 
 import anystreamer
@@ -127,7 +128,9 @@ async def memory_stream(count: int, run: Run, *, size: float = 0) -> None:
             run.arrived()
 
 
-async def queue_with_two_sides(module: Any, count: int, run: Run, *, size: int = 0) -> None:
+async def queue_with_two_sides(
+    module: Any, count: int, run: Run, *, size: int = 0, is_fair: bool = False
+) -> None:
     made = module.Queue(size)
 
     def produce() -> None:
@@ -139,6 +142,8 @@ async def queue_with_two_sides(module: Any, count: int, run: Run, *, size: int =
         tasks.start_soon(to_thread.run_sync, produce)
         while await made.async_q.get() is not END:
             run.arrived()
+            if is_fair:
+                await checkpoint()
     if module is janus:
         await made.aclose()
 
@@ -166,6 +171,11 @@ def floods(count: int, size: int | None) -> dict[int, Ways]:
             "culsans": (
                 partial(queue_with_two_sides, culsans, count, size=size or 0),
                 ALL_LOOPS,
+            ),
+            # On asyncio its `get` is a checkpoint only if it waits: other tasks do not run.
+            "culsans and a checkpoint": (
+                partial(queue_with_two_sides, culsans, count, size=size or 0, is_fair=True),
+                ON_ASYNCIO,
             ),
             "janus": (partial(queue_with_two_sides, janus, count, size=size or 0), ON_ASYNCIO),
         }
