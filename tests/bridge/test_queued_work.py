@@ -100,7 +100,7 @@ async def test_streams_in_the_queue_are_watched_by_one_task(
 ) -> None:
     """Hundreds can wait. When the first one leaves the queue, another one watches."""
     watching: list[int] = []
-    usual_sleep = delivery.async_sleep
+    usual_sleep = anyio.sleep
 
     async def noted(seconds: float) -> None:
         watching.append(anyio.get_current_task().id)
