@@ -104,6 +104,7 @@ class ContinuousBatchingEngine(ThreadEngine):
             "worker_context": request.options.worker_context is not None,
             "cancel_within": request.options.cancel_within != "step",
             "logprobs": request.options.logprobs,
+            "response_format": request.options.form is not None,
             "max_buffer_size": request.options.max_buffer_size < float("inf"),
         }
         unknown += [name for name, is_given in others.items() if is_given]

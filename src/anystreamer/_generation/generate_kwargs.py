@@ -12,6 +12,7 @@ from .model import uses_torch
 __all__ = [
     "check_cancel_within",
     "check_generate_kwargs",
+    "check_response_format",
     "effective_setting",
     "is_assisted",
     "new_token_limit",
@@ -112,6 +113,28 @@ def _check_logprobs(model: Any, generate_kwargs: Mapping[str, Any]) -> None:
         )
     if not uses_torch(model):
         raise ValueError("logprobs=True needs a model of transformers")
+
+
+def check_response_format(model: Any, generate_kwargs: Mapping[str, Any]) -> None:
+    """Refuse a model, or arguments, with which an answer cannot keep to a form.
+
+    Raises:
+        ValueError: the reason.
+    """
+    if not uses_torch(model):
+        raise ValueError("response_format needs a model of transformers")
+    setting = partial(effective_setting, model, generate_kwargs)
+    for name in ("min_new_tokens", "min_length"):
+        if setting(name):
+            raise ValueError(
+                f"{name}={setting(name)}: an answer with a response_format ends where its form "
+                "does; leave it out"
+            )
+    if setting("assistant_tokenizer") is not None:
+        raise ValueError(
+            "response_format: the drafts of a model with another tokenizer cannot keep to the "
+            "form; leave out assistant_tokenizer="
+        )
 
 
 def check_cancel_within(model: Any, generate_kwargs: Mapping[str, Any], cancel_within: str) -> None:

@@ -1,0 +1,98 @@
+"""The processor that lets ``generate()`` choose only tokens that the answer's form allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LogitsProcessor
+
+from .._text import FormMatcher
+
+__all__ = ["FormMask"]
+
+
+class FormMask(LogitsProcessor):
+    """Masks the scores of tokens that the form of a row does not allow.
+
+    The tokens are taken from the streamer, which has them on the CPU before the next forward pass
+    begins. So a mask is made while a device is still busy with that pass: reading *input_ids* would
+    wait for it. Only drafts, which the streamer does not see, are read.
+
+    Args:
+        matchers: of the rows.
+        prompt_length: how many of the ids are not of the answer.
+        reads_drafts: whether the ids can be drafts, of assisted decoding.
+    """
+
+    def __init__(
+        self,
+        matchers: Sequence[FormMatcher],
+        prompt_length: Callable[[], int],
+        *,
+        reads_drafts: bool,
+    ) -> None:
+        self._matchers = matchers
+        self._prompt_length = prompt_length
+        self._made: list[list[int]] | None = [[] for _ in matchers] if reads_drafts else None
+        self._was_called = False
+
+    def take(self, step: Sequence[Sequence[int]]) -> None:
+        """Take the tokens that were chosen for each row.
+
+        Raises:
+            ValueError: the form does not allow one of them.
+        """
+        if not self._was_called:
+            raise ValueError(
+                "response_format: this model's generate() does not call logits processors"
+            )
+        if self._made is not None:
+            for made, ids in zip(self._made, step, strict=True):
+                made.extend(ids)
+            return
+        for matcher, ids in zip(self._matchers, step, strict=True):
+            if not matcher.advance(ids):
+                raise ValueError(
+                    "response_format: other settings or processors left no token that the form "
+                    "allows"
+                )
+
+    def is_complete(self, row: int) -> bool:
+        """Whether a row's answer is a whole text of the form, and nothing can follow."""
+        if self._made is not None:
+            self._matchers[row].seek(self._made[row])
+        return self._matchers[row].is_complete
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return *scores*, of shape ``(B, vocabulary)``, with -inf where a token is not allowed.
+
+        A row whose allowed tokens are all -inf already is left as it is: another processor forces a
+        token, such as the last one before a limit.
+        """
+        self._was_called = True
+        if self._made is not None:
+            for matcher, ids in zip(self._matchers, input_ids.tolist(), strict=True):
+                matcher.seek(ids[self._prompt_length() :])
+        rows = [matcher.allowed_bits() for matcher in self._matchers]
+        if all(bits is None for bits in rows):
+            return scores
+        vocabulary = scores.shape[-1]
+        allowed = torch.from_numpy(np.stack([_unpacked(bits, vocabulary) for bits in rows]))
+        masked = scores.masked_fill(~allowed.to(scores.device), float("-inf"))
+        is_forced = masked.isneginf().all(dim=-1, keepdim=True)
+        return torch.where(is_forced, scores, masked)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FormMask:
+        # Assisted decoding copies processors for the drafts. They are of the same answer.
+        return self
+
+
+def _unpacked(bits: bytes | None, vocabulary: int) -> Any:
+    """One bool for each token of the model's vocabulary, which can be larger than the bits are."""
+    if bits is None:
+        return np.ones(vocabulary, np.bool_)
+    flags = np.unpackbits(np.frombuffer(bits, np.uint8), count=vocabulary, bitorder="little")
+    return flags.view(np.bool_)
