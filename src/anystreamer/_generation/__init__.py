@@ -7,6 +7,7 @@ from .detokenizer import continues_prompt
 from .drop_in import AsyncTextIteratorStreamer
 from .generate_kwargs import check_generate_kwargs, new_token_limit
 from .limiters import model_limiter
+from .mask_scores import mask_scores
 from .model import check_model, is_encoder_decoder, main_input_name, max_context_length, uses_torch
 from .options import Options, WorkerContext
 from .prompts import Prompt, as_prompts, tokenizer_of, validate_prompt
@@ -30,6 +31,7 @@ __all__ = [
     "logits_distance",
     "logits_tolerance",
     "main_input_name",
+    "mask_scores",
     "max_context_length",
     "model_limiter",
     "new_token_limit",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import LogitsProcessor
 
 from .._text import FormMatcher
+from .mask_scores import mask_scores
 
 __all__ = ["FormMask"]
 
@@ -67,32 +67,15 @@ class FormMask(LogitsProcessor):
         return self._matchers[row].is_complete
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return *scores*, of shape ``(B, vocabulary)``, with -inf where a token is not allowed.
-
-        A row whose allowed tokens are all -inf already is left as it is: another processor forces a
-        token, such as the last one before a limit.
-        """
+        """Return *scores*, of shape ``(B, vocabulary)``, with -inf where a token is not allowed."""
         self._was_called = True
         if self._made is not None:
             for matcher, ids in zip(self._matchers, input_ids.tolist(), strict=True):
                 matcher.seek(ids[self._prompt_length() :])
         rows = [matcher.allowed_bits() for matcher in self._matchers]
-        if all(bits is None for bits in rows):
-            return scores
-        vocabulary = scores.shape[-1]
-        allowed = torch.from_numpy(np.stack([_unpacked(bits, vocabulary) for bits in rows]))
-        masked = scores.masked_fill(~allowed.to(scores.device), float("-inf"))
-        is_forced = masked.isneginf().all(dim=-1, keepdim=True)
-        return torch.where(is_forced, scores, masked)
+        masked: torch.Tensor = mask_scores(scores, rows)
+        return masked
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FormMask:
         # Assisted decoding copies processors for the drafts. They are of the same answer.
         return self
-
-
-def _unpacked(bits: bytes | None, vocabulary: int) -> Any:
-    """One bool for each token of the model's vocabulary, which can be larger than the bits are."""
-    if bits is None:
-        return np.ones(vocabulary, np.bool_)
-    flags = np.unpackbits(np.frombuffer(bits, np.uint8), count=vocabulary, bitorder="little")
-    return flags.view(np.bool_)
