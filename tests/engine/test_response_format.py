@@ -68,7 +68,7 @@ async def test_it_makes_the_tokens_of_an_engine_without_batching() -> None:
     model, tokenizer = load_demo()
     answers = []
     for batching in ("none", "continuous"):
-        async with open_engine(model, tokenizer, batching=batching) as engine:  # type: ignore[arg-type]
+        async with open_engine(model, tokenizer, batching=batching) as engine:
             async with engine.stream_text(
                 "Count: one,", response_format=SCHEMA, max_new_tokens=80
             ) as stream:
