@@ -7,11 +7,11 @@ from .detokenizer import continues_prompt
 from .drop_in import AsyncTextIteratorStreamer
 from .generate_kwargs import check_generate_kwargs, new_token_limit
 from .limiters import model_limiter
-from .mask_scores import mask_scores
 from .model import check_model, is_encoder_decoder, main_input_name, max_context_length, uses_torch
 from .options import Options, WorkerContext
 from .prompts import Prompt, as_prompts, tokenizer_of, validate_prompt
 from .request import GenerationRequest
+from .score_mask import mask_scores
 from .untrusted import UntrustedMessages
 
 __all__ = [

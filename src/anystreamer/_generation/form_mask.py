@@ -9,7 +9,7 @@ import torch
 from transformers import LogitsProcessor
 
 from .._text import FormMatcher
-from .mask_scores import mask_scores
+from .score_mask import mask_scores
 
 __all__ = ["FormMask"]
 
