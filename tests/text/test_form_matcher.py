@@ -31,6 +31,13 @@ def new_tokenizer() -> Any:
 TOKENIZER = new_tokenizer()
 
 
+class Wrapped:
+    """As transformers', around one of tokenizers', which cannot be referred to weakly."""
+
+    def __init__(self) -> None:
+        self.backend_tokenizer = new_tokenizer()
+
+
 def matcher_of(response_format: Any) -> FormMatcher:
     form = validate_response_format(response_format)
     assert form is not None
@@ -134,8 +141,10 @@ def test_a_grammar_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return original(*args, **kwargs)
 
     monkeypatch.setattr(llguidance, "LLMatcher", counted)
+    form, tokenizer = validate_response_format(Choice(["only this", "and that"])), Wrapped()
+    assert form is not None
     for _ in range(3):
-        matcher_of(Choice(["only this", "and that"]))
+        new_matcher(tokenizer, form, [EOS])
     assert len(made) == 1
 
 
