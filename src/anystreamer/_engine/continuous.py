@@ -349,7 +349,6 @@ class _Task(EngineTask):
         try:
             inputs, self._rows = self._request.encode(self._prompts, self._engine.context_length)
             check_inputs(inputs)  # the keys, and not the form of the prompt, tell of images
-            self._engine.check_context_length(self._rows)
             self._form_matcher = self._request.form_matcher(self._rows[0])
         except BaseException as exc:
             self._failure = wrap_control_flow_exception(exc, self.cancellation)

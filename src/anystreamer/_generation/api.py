@@ -20,7 +20,7 @@ from .._streams import BatchStream, GenerationState, GenerationStream, TextStrea
 from .._text import ResponseFormat, SupportsDecode
 from .call import GenerationCall
 from .limiters import model_limiter
-from .model import main_input_name
+from .model import main_input_name, max_context_length
 from .options import OPTION_NAMES, WorkerContext
 from .prompts import Prompt, as_prompts, validate_prompt, validate_prompts
 from .request import GenerationRequest
@@ -223,7 +223,7 @@ class _GenerationTask(ThreadTask[StreamT]):
         super().__init__(request.name, state, new_stream(state), call.run, find_limiter)
 
     async def prepare(self) -> None:
-        await run_sync_joined(self._call.prepare)
+        await run_sync_joined(self._call.prepare, max_context_length(self._request.model))
         await checkpoint()  # a cancellation that came meanwhile must not be missed
 
     def queue_deadline(self) -> tuple[float, str]:

@@ -34,6 +34,7 @@ from .model import (
     uses_torch,
 )
 from .options import Options
+from .prompt_checks import check_context_length, check_vocabulary
 from .prompts import Prompt, encode, padded, prompt_rows, tokenizer_of
 from .shown_stop_strings import ShownStopStrings
 from .whisper import (
@@ -44,6 +45,10 @@ from .whisper import (
 )
 
 __all__ = ["GenerationRequest"]
+
+
+# Other inputs, such as images, can stand for ids that have no embedding.
+_PLAIN_TEXT = {"input_ids", "attention_mask", "token_type_ids"}
 
 
 class GenerationRequest:
@@ -188,7 +193,8 @@ class GenerationRequest:
     ) -> tuple[dict[str, Any], list[Row]]:
         """Make model inputs of the prompts, and the rows of a stream. In a worker thread.
 
-        Prompts that are much longer than *context_length* are refused early.
+        A prompt that leaves no token of *context_length* for an answer is refused, and early if it
+        is much longer.
         """
         _ = self.options.stop_strings.automaton  # built here: it can take long
         encoded = encode(
@@ -217,6 +223,10 @@ class GenerationRequest:
             )
             for row, prompt in zip(ids, sources, strict=True)
         ]
+        if context_length is not None:
+            check_context_length(self.model, ids, context_length)
+        if uses_torch(self.model) and encoded.keys() <= _PLAIN_TEXT:
+            check_vocabulary(self.model, ids)
         self._check_rows(encoded, rows)
         for row in rows:
             row.form = self.options.form
