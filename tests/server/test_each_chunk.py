@@ -15,7 +15,7 @@ from anyio.abc import ObjectReceiveStream
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anystreamer import TextChunk
+from anystreamer import TextChunk, stream_iterable
 from anystreamer.server import TextStreamResponse, create_app
 from anystreamer.server import _openai_format as openai_format
 from anystreamer.server._body_sender import BodySender
@@ -25,6 +25,8 @@ from anystreamer.server._openai_format import (
     TextCompletionBuilder,
 )
 
+from ..helpers.inside import worker_left
+from ..helpers.scripted import until
 from ..helpers.serving import data_of, events_of
 
 CALL = {"name": "look", "arguments": {"at": "\u2028"}}
@@ -162,12 +164,34 @@ class Texts(ObjectReceiveStream[str]):
 
 
 @asynccontextmanager
-async def _opened(stream: Texts) -> AsyncIterator[Any]:
+async def _opened(stream: ObjectReceiveStream[str]) -> AsyncIterator[Any]:
     yield stream
 
 
 def stream_of(texts: list[str]) -> Callable[[], Any]:
     return lambda: _opened(Texts(texts))
+
+
+@pytest.mark.parametrize("format", ["text", "sse"])
+async def test_all_that_is_ready_goes_out_in_few_parts(format: Any) -> None:
+    """Each part costs a call of the server and of the kernel."""
+    parts: list[bytes] = []
+
+    async def send(message: Any) -> None:
+        parts.append(message.get("body", b""))
+
+    texts = [f"{number} " for number in range(1000)]
+    async with stream_iterable(lambda: texts) as stream:
+        await until(lambda: worker_left(stream))
+        response = TextStreamResponse(lambda: _opened(stream), format)
+        await response({"type": "http", "method": "GET"}, never, send)
+    body = b"".join(parts).decode()
+    if format == "sse":
+        *said, _ = events_of(body)
+        assert [json.loads(data)["text"] for _, data in said] == texts
+    else:
+        assert body == "".join(texts)
+    assert 10 <= len(parts) <= 13  # the head, the end, and parts that are not without bounds
 
 
 async def never() -> Any:

@@ -73,7 +73,7 @@ class BodySender:
         self._abort = abort  # closes the connection, where the server can
         self._head = {"type": "http.response.start", "status": status, "headers": headers}
         # Acquiring it is no checkpoint, which would be another turn of the event loop for each
-        # part. `checkpointed` says where the checkpoints are.
+        # part. `ReadyItems` says where the checkpoints are.
         self._lock = Lock(fast_acquire=True)
         self._sent_at = current_time()
         self._sending_since: float | None = None  # while the server takes a part

@@ -20,7 +20,7 @@ from ._asgi import EVENT_STREAM, log
 from ._body_sender import BodySender, SendLimits
 from ._errors import APIError
 from ._open_streams import OpenStreams
-from ._stream_response import StreamResponse, checkpointed, unread_tokens
+from ._stream_response import ReadyItems, StreamResponse, unread_tokens
 
 __all__ = ["TextStreamResponse"]
 
@@ -116,9 +116,9 @@ class TextStreamResponse(StreamResponse):
         await sender.within(self._send_limits, partial(unread_tokens, self._stream), send_text)
 
     async def _send_text(self, stream: ObjectReceiveStream[str], sender: BodySender) -> None:
-        async for chunk in checkpointed(stream):
+        async for chunks in ReadyItems(stream):
             self._is_accepted = True
-            await sender.send(_text_event(chunk) if self._sends_events else chunk)
+            await sender.send("".join(map(_text_event, chunks) if self._sends_events else chunks))
 
     def _end(self) -> str:
         if not self._sends_events:
