@@ -2,6 +2,7 @@
 
 from anystreamer._bridge import (
     Emit,
+    Ending,
     Statistics,
     Stopping,
     ThreadStream,
@@ -39,6 +40,7 @@ __all__ = [
     "AsyncTextIteratorStreamer",
     "BatchStream",
     "Emit",
+    "Ending",
     "Engine",
     "EngineBusy",
     "EngineClosed",

@@ -5,6 +5,7 @@ from .context import SingleErrorContext, StreamContext, ThreadContext, Ungrouped
 from .delivery import Crossing, guard
 from .detached import DetachedContext, DetachedTasks, LoopGone
 from .emit import Emit, Stopping
+from .ending import Ending
 from .home import call_after_fork
 from .join import JOIN_POLL, SafeEvent, ThreadEvent, run_sync_joined, track_active_thread
 from .observing import Statistics, statistics
@@ -21,6 +22,7 @@ __all__ = [
     "DetachedContext",
     "DetachedTasks",
     "Emit",
+    "Ending",
     "LoopGone",
     "Phase",
     "Producer",

@@ -61,6 +61,7 @@ def stream_from_thread(
             ``should_stop``, the `GenerationStopped` that ``emit`` raises after a stop ends it.
             Other threads can call both, too, until it has returned. ``emit.many(items)`` delivers
             several items, and ``emit.offer(item)`` returns False after a stop and does not raise.
+            What it returns is the `result` of the stream.
         max_buffer_size: ``emit`` waits while this many items have not been received, unless another
             task waits for *limiter*. Unbounded by default.
         limiter: the stream waits for a token of it before the thread starts, and holds the token
@@ -93,7 +94,7 @@ def stream_iterable(
     Args:
         make_iterable: called in the thread. The iterable that it returns is iterated there, and
             closed there if it has a ``close()``: a generator, a database cursor, a llama.cpp
-            completion.
+            completion. The return value of a generator is the `result` of the stream.
         max_buffer_size: as for `stream_from_thread`.
         limiter: as for `stream_from_thread`.
         on_stop: as for `stream_from_thread`.
@@ -107,7 +108,7 @@ def stream_iterable(
             f"not a {type(make_iterable).__name__}: write stream_iterable(lambda: ...)"
         )
 
-    def produce(emit: Emit[T], should_stop: Stopping) -> None:
+    def produce(emit: Emit[T], should_stop: Stopping) -> object:
         iterable = make_iterable()
         with _Closing(iterable):
             iterator = iter(iterable)
@@ -115,9 +116,10 @@ def stream_iterable(
                 while not should_stop():
                     try:
                         item = next(iterator)
-                    except StopIteration:
-                        return
+                    except StopIteration as end:
+                        return end.value
                     emit(item)
+        return None
 
     return _context("stream_iterable", produce, max_buffer_size, limiter, on_stop)
 

@@ -61,7 +61,9 @@ class Producer(Generic[T]):
         """Call the producer, and put its result or its error into the state. Never raises."""
         self._thread = threading.get_ident()
         try:
-            self._sink.succeed(produce(self))
+            result = produce(self)
+            self._state.returned_by_itself = not self._state.should_end
+            self._sink.succeed(result)
         except (GenerationStopped, self._cancellation) as exc:
             # From a producer that was stopped, these are the normal end.
             if not self.should_stop():

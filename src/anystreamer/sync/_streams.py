@@ -12,7 +12,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import anyio
 
-from .._bridge import LoopGone, StreamContext
+from .._bridge import Ending, LoopGone, StreamContext
 from .._errors import add_note, describe, is_kind, raise_preserving_context
 from .._streams import (
     BatchStream,
@@ -142,6 +142,16 @@ class SyncStream(Generic[StreamT]):
     def output(self) -> Any:
         """The return value of ``generate()``; None until the end, and where it did not return."""
         return self._stream.output
+
+    @property
+    def result(self) -> Any:
+        """As `ThreadStream.result`: what the producer returned; None until the end."""
+        return self._stream.result
+
+    @property
+    def ending(self) -> Ending | None:
+        """As `ThreadStream.ending`: how the producer ended; None until then."""
+        return self._stream.ending
 
     @property
     def _stream(self) -> StreamT:
