@@ -1,6 +1,7 @@
 """A blocking producer in a worker thread becomes an async stream. Needs anyio alone."""
 
 from .api import stream_from_thread, stream_iterable
+from .callables import close_unstarted, name_of, unblocking_kind, validate_callback
 from .context import SingleErrorContext, StreamContext, ThreadContext, UngroupedTaskGroup
 from .delivery import Crossing, guard
 from .detached import DetachedContext, DetachedTasks, LoopGone
@@ -41,13 +42,17 @@ __all__ = [
     "WorkerTask",
     "call_after_fork",
     "close_if_unstarted",
+    "close_unstarted",
     "guard",
     "has_waiters",
+    "name_of",
     "run_sync_joined",
     "statistics",
     "stream_from_thread",
     "stream_iterable",
     "track_active_thread",
+    "unblocking_kind",
     "validate_buffer_size",
+    "validate_callback",
     "validate_limiter",
 ]

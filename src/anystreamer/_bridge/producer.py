@@ -94,7 +94,7 @@ class Producer(Generic[T]):
 
     def _check_thread(self) -> None:
         if not self._thread:
-            raise RuntimeError("emit() was called after the producer had returned")
+            raise RuntimeError(f"emit() was called after {self._state.name} had returned")
         try:
             is_loop = current_token() == self._token
         except RuntimeError:  # no event loop runs in this thread

@@ -119,7 +119,8 @@ class StreamState(Generic[T]):
         self.receive_began: SafeEvent = SafeEvent()  # set when a receive() begins to wait
         self.guard_scope: CancelScope | None = None  # of the guard, while it runs
         self.ending: Ending | None = None  # until the end
-        self.number: int = 0  # in the log
+        self.name: str = ""  # in the log
+        self.number: int = 0  # the same
         self.is_counted: bool = True  # in the statistics, or has no part in them
 
     # -- from any thread
@@ -167,6 +168,11 @@ class StreamState(Generic[T]):
     def is_full(self) -> bool:
         """Whether `max_buffer_size` items wait for the consumer."""
         return self.pushed - self.taken >= self.max_buffer_size
+
+    @property
+    def label(self) -> str:
+        """What it is called in the log, and by debuggers."""
+        return f"{self.name} #{self.number}"
 
     def progress(self) -> tuple[int, int]:
         """Return how many tokens have been computed, and how many delivered."""
