@@ -36,6 +36,7 @@ async def test_both_are_set_before_the_end_is_seen_and_not_before() -> None:
         assert (stream.result, stream.ending) == (None, None)
         assert [await stream.receive(), await stream.receive()] == [0, 1]
         await until(lambda: producer.has_left)
+        assert (stream.result, stream.ending) == (None, None)
         with pytest.raises(EndOfStream):
             await stream.receive()
         assert (stream.result, stream.ending) == ({"rows": 2}, "ended")
@@ -142,6 +143,7 @@ async def test_a_producer_that_raises_has_failed(error: BaseException) -> None:
             await stream.receive()
         assert (stream.result, stream.ending) == (None, Ending.FAILED)
         stream.stop()
+    await stream.aclose()
     assert stream.ending is Ending.FAILED
 
 

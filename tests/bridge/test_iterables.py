@@ -302,6 +302,7 @@ async def test_an_iterable_of_others_is_left_open() -> None:
         await stream.receive()
     assert not cursor.closed
     assert not other.closed
+    assert not other.cursors[0].closed
 
 
 class Wrapper:

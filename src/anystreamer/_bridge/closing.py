@@ -32,8 +32,8 @@ class Closing:
     """
 
     def __init__(self, obj: object, name: str, was_stopped: Callable[[], bool]) -> None:
-        self._close = None if _is_standard_stream(obj) else getattr(obj, "close", None)
-        # Some wrappers of a standard stream pass on its methods: click's, for one.
+        self._close = getattr(obj, "close", None)
+        # Not of *obj*: wrappers of a standard stream can pass on its methods, as click's do.
         if _is_standard_stream(getattr(self._close, "__self__", None)):
             self._close = None
         self._name = name

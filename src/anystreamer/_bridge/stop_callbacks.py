@@ -58,7 +58,9 @@ class StopCallbacks:
     def _call_one(self, callback: Callable[[], object]) -> None:
         try:
             check_result(callback(), "a callback")
-        except (Exception, GenerationStopped) as exc:  # the latter from emit()
+        except GenerationStopped:  # from emit(), which has delivered the item or was too late
+            pass
+        except Exception as exc:
             logger.warning(
                 "the on_stop callback %s failed: %s",
                 name_of(callback),
