@@ -259,6 +259,11 @@ class SyncTextStream(SyncGenerationStream[TextStream]):
         """The answer as a chat message, with ``parse_response``; None until the end."""
         return self._stream.message
 
+    @property
+    def parsed(self) -> Any:
+        """What the answer was parsed into, with ``response_format``; None if it was cut."""
+        return self._stream.parsed
+
 
 class SyncBatchStream(SyncGenerationStream[BatchStream]):
     """A `BatchStream` for a ``with`` block and a ``for`` loop. Attributes have the same meaning."""
@@ -325,3 +330,8 @@ class SyncBatchStream(SyncGenerationStream[BatchStream]):
     def message(self) -> list[dict[str, Any] | None]:
         """Each row's answer as a chat message, with ``parse_response``; None until the end."""
         return self._stream.message
+
+    @property
+    def parsed(self) -> list[Any]:
+        """What each row's answer was parsed into; see `SyncTextStream.parsed`."""
+        return self._stream.parsed
