@@ -157,5 +157,7 @@ class Producer(Generic[T]):
             self._space_available.clear()
             is_model_needed = self._is_model_needed is not None and self._is_model_needed()
             if self._sink.is_full and not is_model_needed:
+                self._state.hold()
                 self._space_available.wait(SPACE_POLL)
             self._seconds_waited += perf_counter() - started
+        self._state.is_held = False
