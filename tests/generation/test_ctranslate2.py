@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,19 @@ LENGTH = 500
 
 
 @pytest.fixture(scope="module")
-def counter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
+def counter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """The embedded model, converted, and its tokenizer."""
     ctranslate2 = pytest.importorskip("ctranslate2")
     folder = tmp_path_factory.mktemp("ctranslate2")
     model, tokenizer = load_demo()
     tokenizer.bos_token = tokenizer.unk_token = tokenizer.eos_token  # the converter asks for them
-    for part in (model, tokenizer):
-        part.save_pretrained(folder / "model")
     converted = str(Path(folder / "converted"))
-    ctranslate2.converters.TransformersConverter(str(folder / "model")).convert(converted)
-    yield ctranslate2.Generator(converted, device="cpu", intra_threads=1), tokenizer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tqdm.tqdm.monitor_interval", 0)  # a thread that stays, for progress bars
+        for part in (model, tokenizer):
+            part.save_pretrained(folder / "model")
+        ctranslate2.converters.TransformersConverter(str(folder / "model")).convert(converted)
+    return ctranslate2.Generator(converted, device="cpu", intra_threads=1), tokenizer
 
 
 class Counting:
