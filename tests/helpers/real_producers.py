@@ -250,7 +250,11 @@ def training(emit: Emit[Any], should_stop: Stopping, reach: Reach, endless: bool
 
 
 def observer_of_files(emit: Emit[Any], should_stop: Stopping, reach: Reach, endless: bool) -> None:
-    """It calls a handler in a thread of its own."""
+    """It calls a handler in a thread of its own, and holds a lock meanwhile.
+
+    Its stop() waits for that lock. In the event loop, which the handler waits for in emit(), that
+    would be a deadlock. So a stop wakes the producer, which stops it.
+    """
     events = pytest.importorskip("watchdog.events")
     observers = pytest.importorskip("watchdog.observers")
     reach(CONNECTING)
@@ -260,17 +264,20 @@ def observer_of_files(emit: Emit[Any], should_stop: Stopping, reach: Reach, endl
             assert threading.get_ident() != producer
             emit.offer("running")
             if not endless:
-                observer.stop()
+                woken.set()
 
     producer = threading.get_ident()
+    woken = threading.Event()
+    should_stop.on_stop(woken.set)
     with tempfile.TemporaryDirectory() as folder:
         observer = observers.Observer()
         observer.schedule(Handler(), folder)
         observer.start()
-        should_stop.on_stop(observer.stop)
         reach(CONNECTED)
         with open(os.path.join(folder, "new"), "w"):
             pass
+        woken.wait()
+        observer.stop()
         observer.join()
         reach(ENDED)
 
