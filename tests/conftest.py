@@ -81,15 +81,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not HAS_TORCH and item.get_closest_marker("torch"):
             item.add_marker(pytest.mark.skip(reason="needs torch and transformers"))
-        if item.get_closest_marker("heavy") and runs_on_uvloop(item):
-            item.add_marker(pytest.mark.nightly)
+        for loop in loops_of(item):
+            item.add_marker(loop)
+            if loop == "uvloop" and not is_about_the_loop(item):
+                item.add_marker(pytest.mark.variant)
     # Workers take files in this order. One that takes minutes must not be the last to be taken.
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 
-def runs_on_uvloop(item: pytest.Item) -> bool:
-    return "uvloop" in item.nodeid.rpartition("[")[2]
+def loops_of(item: pytest.Item) -> list[str]:
+    """The event loops that the test's parameters name. The marks of these names select it."""
+    parameters = item.nodeid.partition("[")[2]
+    return [loop for loop in ("asyncio", "uvloop", "trio") if loop in parameters]
+
+
+# uvloop runs asyncio's own tasks and futures. What it does by itself is to call from threads, to
+# wake, to handle signals and to read and write sockets.
+ABOUT_THE_LOOP = ("tests/bridge/", "tests/server/test_server.py", "tests/remote/test_faults.py")
+PROOFS = (Path(__file__).parents[1] / "docs" / "proofs.md").read_text(encoding="utf-8")
+NAMED_AS_PROOF = frozenset(re.findall(r"`(tests/[\w/]+\.py(?:::\w+)?)`", PROOFS))
+
+
+def is_about_the_loop(item: pytest.Item) -> bool:
+    """Whether uvloop can make a difference to it, or it proves a promise: see CONTRIBUTING.md."""
+    if item.get_closest_marker("heavy"):
+        return False
+    test = item.nodeid.partition("[")[0]
+    proves = test in NAMED_AS_PROOF or test.partition("::")[0] in NAMED_AS_PROOF
+    return proves or test.startswith(ABOUT_THE_LOOP)
 
 
 LOOPS = [
