@@ -5,6 +5,7 @@ To import them takes an interpreter seconds, and the rest of such a program next
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import runpy
@@ -12,7 +13,7 @@ import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from typing import TextIO
+from typing import Any, TextIO
 
 __all__ = ["WarmProgram"]
 
@@ -79,6 +80,11 @@ def _file(reader: Connection) -> TextIO:
         return os.fdopen(os.dup(reader.fileno()), encoding="utf-8")
 
 
+def _output(fd: int, encoding: str, **options: Any) -> TextIO:
+    """As an interpreter opens it."""
+    return io.TextIOWrapper(os.fdopen(fd, "wb", closefd=False), encoding=encoding, **options)
+
+
 def _run(
     command: tuple[str, ...], env: dict[str, str], output: Connection, errors: Connection
 ) -> None:
@@ -90,8 +96,8 @@ def _run(
     output.close()
     errors.close()
     encoding = env.get("PYTHONIOENCODING", "utf-8")
-    sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115  for its life
-    sys.stderr = open(2, "w", encoding=encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stdout = _output(1, encoding)
+    sys.stderr = _output(2, encoding, errors="backslashreplace", line_buffering=True)
     kind, program, *arguments = command
     sys.argv = [kind, *arguments]
     if kind == "-m":
