@@ -103,9 +103,11 @@ def install_all(session: nox.Session) -> None:
 # For pytest's `-m`: what runs by day and at night with the other Pythons and the oldest releases.
 DAY = "not (nightly or variant or slow or uvloop or trio)"
 NIGHT = "not nightly and (variant or slow or uvloop or trio)"
+# A Python or a release does not differ by what Hypothesis thinks of.
+FEW_EXAMPLES = {"HYPOTHESIS_PROFILE": "quick"}
 
 
-def run_without_torch(session: nox.Session, *options: str) -> None:
+def run_without_torch(session: nox.Session, *options: str, **env: str) -> None:
     """The tests that need no model, where torch is not installed."""
     install(session, *CONSTRAINTS, "--group", "tests", f".[{EXTRAS}]")
     # A browser does not see which Python it is.
@@ -115,11 +117,11 @@ def run_without_torch(session: nox.Session, *options: str) -> None:
         "--ignore=tests/server/test_chat_page_in_chromium.py",
         *options,
         *session.posargs,
-        env=ENV,
+        env=ENV | env,
     )
 
 
-def run_with_the_oldest(session: nox.Session, *options: str) -> None:
+def run_with_the_oldest(session: nox.Session, *options: str, **env: str) -> None:
     """What depends on these packages, with the oldest of them that are supported."""
     install_all(session)
     oldest = ("anyio==4.11.0", "trio==0.31.0", "transformers==5.0.0", "tokenizers==0.22.2")
@@ -134,7 +136,7 @@ def run_with_the_oldest(session: nox.Session, *options: str) -> None:
         *options,
         *(f"tests/{name}" for name in names),
         *session.posargs,
-        env=ENV,
+        env=ENV | env,
     )
 
 
@@ -258,20 +260,20 @@ def quick(session: nox.Session) -> None:
         *SIDE_BY_SIDE,
         *("-m", "not (nightly or variant or slow or uvloop)"),
         *session.posargs,
-        env={"HYPOTHESIS_PROFILE": "quick"} | ENV,
+        env=ENV | FEW_EXAMPLES,
     )
 
 
 @nox.session(python=PYTHON)
 def tests_of_the_oldest(session: nox.Session) -> None:
     """What depends on anyio, transformers and openai, with the oldest that are supported."""
-    run_with_the_oldest(session, "-m", DAY)
+    run_with_the_oldest(session, "-m", DAY, **FEW_EXAMPLES)
 
 
 @nox.session(python=OTHER_PYTHONS)
 def tests_without_torch(session: nox.Session) -> None:
     """The tests that need no model, where torch is not installed."""
-    run_without_torch(session, "-m", DAY)
+    run_without_torch(session, "-m", DAY, **FEW_EXAMPLES)
 
 
 @nox.session(python=PYTHON)
