@@ -150,10 +150,23 @@ def one_thread_for_the_model() -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    # The imported modules are not garbage: without them a collection after
-    # each test costs next to nothing, even with torch among them.
+    collect_garbage()
+
+
+_modules = 0  # that were there at the last collection
+
+
+def collect_garbage() -> None:
+    """Tasks and sockets that nobody awaited or closed complain: here, and not in a later test.
+
+    Imported modules are not garbage. Without them a collection after each test costs next to
+    nothing, even with torch among them. torch and others import more when they are used.
+    """
+    global _modules
     gc.collect()
-    gc.freeze()
+    if len(sys.modules) > _modules:
+        _modules = len(sys.modules)
+        gc.freeze()
 
 
 # Loops keep idle worker threads for a while: AnyIO's until the loop ends, trio's for
@@ -215,9 +228,7 @@ def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         threads[0].join(0.01)
     if threads:
         pytest.fail("Threads left running:\n\n" + "\n".join(map(stack, threads)), pytrace=False)
-    # Tasks and sockets that nobody awaited or closed complain when they are
-    # collected: here, and not in a later test.
-    gc.collect()
+    collect_garbage()
 
 
 @pytest.fixture
