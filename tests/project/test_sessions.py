@@ -37,8 +37,11 @@ def test_each_test_runs_by_day_or_at_night(day: str, night: str) -> None:
 
 
 def test_the_workflow_of_the_night_runs_each_session_of_it() -> None:
-    workflow = (ROOT / ".github" / "workflows" / "nightly.yml").read_text(encoding="utf-8")
-    listed = set(re.findall(r"^ +- (\w+)(?:-3\.\d+)?$", workflow, re.MULTILINE))
+    workflow = ROOT / ".github" / "workflows" / "nightly.yml"
+    if not workflow.exists():
+        pytest.skip("an sdist has no workflows")
+    text = workflow.read_text(encoding="utf-8")
+    listed = set(re.findall(r"^ +- (\w+)(?:-3\.\d+)?$", text, re.MULTILINE))
     tagged = {
         each.name
         for each in NOXFILE.body
