@@ -33,11 +33,12 @@ from anystreamer._streams import (
     Timing,
     Usage,
 )
-from anystreamer._text import SupportsDecode, text_decoder
+from anystreamer._text import Choice, Grammar, Regex, SupportsDecode, text_decoder
 
 __all__ = [
     "AsyncTextIteratorStreamer",
     "BatchStream",
+    "Choice",
     "Emit",
     "Engine",
     "EngineBusy",
@@ -47,7 +48,9 @@ __all__ = [
     "FinishReason",
     "GenerationStopped",
     "GenerationTimeout",
+    "Grammar",
     "Histogram",
+    "Regex",
     "Statistics",
     "Stopping",
     "SupportsDecode",

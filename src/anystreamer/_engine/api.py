@@ -13,7 +13,7 @@ from .._bridge import JOIN_POLL, SingleErrorContext, StreamContext, UngroupedTas
 from .._errors import EngineClosed, is_kind, raise_preserving_context
 from .._generation import Prompt, SupportsGenerate, WorkerContext, check_model, tokenizer_of
 from .._streams import TextStream, Timeouts
-from .._text import SupportsDecode
+from .._text import ResponseFormat, SupportsDecode
 from .base import BaseEngine
 from .metrics import EngineStatistics
 from .sequential import SequentialEngine
@@ -38,6 +38,7 @@ class Engine(Protocol):
         skip_special_tokens: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         parse_response: bool | Mapping[str, Any] = False,
+        response_format: ResponseFormat | None = None,
         worker_context: WorkerContext | None = None,
         **generate_kwargs: Any,
     ) -> StreamContext[TextStream]:

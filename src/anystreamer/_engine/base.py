@@ -24,7 +24,6 @@ from .._errors import (
     EngineBusy,
     EngineClosed,
     EngineDied,
-    PromptTooLong,
     is_kind,
     raise_preserving_context,
 )
@@ -32,12 +31,11 @@ from .._generation import (
     GenerationRequest,
     Prompt,
     as_prompts,
-    is_encoder_decoder,
     main_input_name,
     max_context_length,
     validate_prompt,
 )
-from .._streams import GenerationState, Row, TextStream
+from .._streams import GenerationState, TextStream
 from .metrics import EngineMetrics, EngineStatistics
 from .queue import AdmissionQueue, Ticket
 
@@ -238,20 +236,6 @@ class ThreadEngine(BaseEngine):
     @abstractmethod
     def _main(self) -> None:
         """Run in the engine's thread until `_is_closed`. Sets `ready`."""
-
-    def check_context_length(self, rows: Iterable[Row]) -> None:
-        """Refuse a prompt that leaves no token of the model's context for an answer.
-
-        Raises:
-            PromptTooLong
-        """
-        if self.context_length is None:
-            return
-        # The answer of an encoder-decoder has a context of its own.
-        reserved = 0 if is_encoder_decoder(self.model) else 1
-        for row in rows:
-            if len(row.prompt_token_ids) + reserved > self.context_length:
-                raise PromptTooLong(len(row.prompt_token_ids), self.context_length)
 
     async def open(self) -> None:
         self.encoding = CapacityLimiter(1)
