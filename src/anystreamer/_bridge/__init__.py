@@ -8,12 +8,20 @@ from .detached import DetachedContext, DetachedTasks, LoopGone
 from .emit import Emit, Stopping
 from .ending import Ending
 from .home import call_after_fork
-from .join import JOIN_POLL, SafeEvent, ThreadEvent, run_sync_joined, track_active_thread
-from .observing import Statistics, statistics
+from .join import (
+    JOIN_POLL,
+    SafeEvent,
+    ThreadEvent,
+    active_threads,
+    run_sync_joined,
+    track_active_thread,
+)
+from .observing import Statistics, open_streams, statistics
 from .producer import Producer
 from .sink import Sink
 from .state import Phase, StreamState
 from .stream import ThreadStream
+from .thread_condition import ThreadCondition
 from .validation import validate_buffer_size, validate_limiter
 from .worker_task import ThreadTask, WorkerTask, close_if_unstarted, has_waiters
 
@@ -34,18 +42,21 @@ __all__ = [
     "Stopping",
     "StreamContext",
     "StreamState",
+    "ThreadCondition",
     "ThreadContext",
     "ThreadEvent",
     "ThreadStream",
     "ThreadTask",
     "UngroupedTaskGroup",
     "WorkerTask",
+    "active_threads",
     "call_after_fork",
     "close_if_unstarted",
     "close_unstarted",
     "guard",
     "has_waiters",
     "name_of",
+    "open_streams",
     "run_sync_joined",
     "statistics",
     "stream_from_thread",
