@@ -14,7 +14,7 @@ from .home import call_after_fork
 from .join import active_threads
 from .state import Phase, StreamState, dropped
 
-__all__ = ["Statistics", "on_end", "on_open", "on_start", "statistics"]
+__all__ = ["Statistics", "on_end", "on_open", "on_start", "open_streams", "statistics"]
 
 logger = SafeLogger()
 
@@ -33,7 +33,8 @@ class Statistics:
 class _OpenStream:
     """A stream that is counted, without keeping it alive."""
 
-    def __init__(self, state: StreamState[Any]) -> None:
+    def __init__(self, name: str, state: StreamState[Any]) -> None:
+        self.name = name
         self.state = ref(state)
         self.progress = 0, 0  # when it was last looked at
 
@@ -56,27 +57,27 @@ call_after_fork(_forget_parent)
 
 
 def on_open(name: str, state: StreamState[Any]) -> None:
-    """Count a stream whose block is entered."""
-    state.number = next(_numbers)
+    """Name and count a stream whose block is entered."""
+    state.name, state.number = name, next(_numbers)
     state.is_counted = False
     with _lock:
         _count_dropped()
-        _open[state.number] = _OpenStream(state)
-    logger.debug("%s #%d waits for its turn", name, state.number)
+        _open[state.number] = _OpenStream(name, state)
+    logger.debug("%s waits for its turn", state.label)
 
 
-def on_start(name: str, state: StreamState[Any]) -> None:
+def on_start(state: StreamState[Any]) -> None:
     """Log that a stream's turn has come."""
-    logger.debug("%s #%d runs", name, state.number)
+    logger.debug("%s runs", state.label)
 
 
-def on_end(name: str, state: StreamState[Any]) -> None:
+def on_end(state: StreamState[Any]) -> None:
     """Count the tokens of a stream whose worker has exited and whose block is being left."""
     with _lock:
         _count(state.number, state.progress())
     state.is_counted = True
     if logger.is_enabled_for(logging.DEBUG):
-        logger.debug("%s #%d ended: %s", name, state.number, state.summary())
+        logger.debug("%s ended: %s", state.label, state.summary())
 
 
 def _count(number: int, progress: tuple[int, int]) -> None:
@@ -114,3 +115,10 @@ def statistics() -> Statistics:
         computed_tokens=computed + sum(each for each, _ in progress),
         delivered_tokens=delivered + sum(each for _, each in progress),
     )
+
+
+def open_streams() -> list[tuple[str, StreamState[Any]]]:
+    """The streams whose worker has not exited, each with its name. For tests."""
+    with _lock:
+        found = [(stream.name, stream.state()) for stream in _open.values()]
+    return [(name, state) for name, state in found if state is not None and not state.has_exited]

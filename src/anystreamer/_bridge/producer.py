@@ -71,7 +71,9 @@ class Producer(Generic[T]):
         """Call the producer, and put its result or its error into the state. Never raises."""
         self._thread = get_ident()
         try:
-            self._sink.succeed(produce(self))
+            result = produce(self)
+            self._state.returned_by_itself = not self._state.should_end
+            self._sink.succeed(result)
         except (GenerationStopped, self._cancellation) as exc:
             # From a producer that was stopped, these are the normal end.
             if not self.should_stop():
@@ -103,7 +105,7 @@ class Producer(Generic[T]):
 
     def _check_thread(self) -> None:
         if not self._thread:
-            raise RuntimeError("emit() was called after the producer had returned")
+            raise RuntimeError(f"emit() was called after {self._state.name} had returned")
         try:
             is_loop = current_token() == self._token
         except RuntimeError:  # no event loop runs in this thread
@@ -170,10 +172,12 @@ class Producer(Generic[T]):
         began, waited_before = perf_counter(), self._seconds_waited
         space.clear()  # before each look, so that what comes after it ends the wait
         while state.is_full and not self.should_stop() and not self._gives_way():
+            state.hold()
             space.wait(self._space_poll(perf_counter() - began))
             self._seconds_waited = waited_before + perf_counter() - began
             space.clear()
         self._seconds_waited = waited_before + perf_counter() - began
+        state.is_held = False
         space.set()  # for another thread that waits: `clear` can have come before it woke
 
     def _gives_way(self) -> bool:

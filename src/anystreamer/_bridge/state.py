@@ -23,10 +23,11 @@ This holds without a GIL too.
 - `stop_requested`, `abandoned`: any thread, a finalizer or a signal handler. They change from False
   to True once. The producer polls them; callbacks that it has registered are called after that.
 - the error: any thread may append one to a list. The first one counts.
-- `result`: the producer, before its worker exits.
+- `result` and `returned_by_itself`: the producer, before its worker exits.
 - `is_registered`: a producer sets it, and the loop clears it before it takes the items.
 - `space_available`: the producer sets the attribute and waits for the event. The loop sets the
   event, and if a thread waits for it, so does whoever stops the stream.
+- `is_held`: the producer, or the loop for one that has no thread. `held` tells tests of it.
 - all other attributes: the loop.
 
 Invariants:
@@ -60,9 +61,11 @@ from anyio import (
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from .._errors import describe
+from .ending import Ending
 from .home import Home
 from .join import SafeEvent, ThreadEvent
 from .stop_callbacks import StopCallbacks
+from .thread_condition import ThreadCondition
 
 __all__ = ["NO_WAITER", "Phase", "StreamState", "dropped"]
 
@@ -102,8 +105,11 @@ class StreamState(Generic[T]):
         self.is_registered: bool = False  # the next delivery of the loop takes its items along
         self._errors: list[BaseException] = []
         self.result: Any = None
+        self.returned_by_itself: bool = False  # the producer: no stop had come before
         self.stop_callbacks: StopCallbacks | None = None  # of a producer that runs
         self.space_available: ThreadEvent | SafeEvent = NO_WAITER
+        self.is_held: bool = False  # the producer waits for space in the buffer
+        self.held: ThreadCondition | None = None  # once a task has waited for that
 
         self.phase: Phase = Phase.QUEUED
         self.started_at: float | None = None  # perf_counter, as all times here
@@ -122,7 +128,9 @@ class StreamState(Generic[T]):
         self.receive_began: SafeEvent = SafeEvent()  # set when a receive() begins to wait
         self.guard_needed: SafeEvent = SafeEvent()  # its turn has come, or it is first in the queue
         self.guard_scope: CancelScope | None = None  # of the guard, while it runs
-        self.number: int = 0  # in the log
+        self.ending: Ending | None = None  # until the end
+        self.name: str = ""  # in the log
+        self.number: int = 0  # the same
         self.is_counted: bool = True  # in the statistics, or has no part in them
 
     # -- from any thread
@@ -174,6 +182,11 @@ class StreamState(Generic[T]):
         """Whether `max_buffer_size` items wait for the consumer."""
         return self.pushed - self.taken >= self.max_buffer_size
 
+    @property
+    def label(self) -> str:
+        """What it is called in the log, and by debuggers."""
+        return f"{self.name} #{self.number}"
+
     def progress(self) -> tuple[int, int]:
         """Return how many tokens have been computed, and how many delivered."""
         return 0, 0
@@ -185,6 +198,12 @@ class StreamState(Generic[T]):
         if not self.abandoned:
             self.pushed += len(items)  # before they can be taken
             self.pending.extend(items)
+
+    def hold(self) -> None:
+        """Note that the producer begins to wait for space in the buffer."""
+        self.is_held = True
+        if self.held is not None:
+            self.held.notify()
 
     # -- on the loop: phases
 
@@ -201,6 +220,8 @@ class StreamState(Generic[T]):
         self.phase = Phase.EXITED
         self.buffer_send.close()
         self.worker_exited.set()
+        if self.held is not None:
+            self.held.notify()
         self._end_guard()
 
     # -- on the loop: the way to the consumer
@@ -265,6 +286,12 @@ class StreamState(Generic[T]):
         if left <= self._refill_at < left + count or self.stop_requested:
             self.space_available.set()
 
+    async def wait_until_held(self) -> None:
+        """Wait until the producer waits for space that nothing has made yet, or has exited."""
+        if self.held is None:
+            self.held = ThreadCondition()
+        await self.held.wait_for(lambda: (self.is_held and self.is_full) or self.has_exited)
+
     # -- on the loop: the end
 
     def close(self, *, cancel_worker: bool = True) -> None:
@@ -287,7 +314,20 @@ class StreamState(Generic[T]):
             self.guard_scope.cancel()
 
     def finalize(self) -> None:
-        """Decide how the stream ended. Called after the worker has exited, once or more often."""
+        """Decide how the stream ended. Called after the worker has exited, once or more often.
+
+        The first call decides.
+        """
+        if self.ending is None:
+            self.ending = self.decide_ending()
+
+    def decide_ending(self) -> Ending:
+        """Decide how the stream ended, where several endings meet."""
+        if self.error is not None:
+            return Ending.FAILED
+        if self.returned_by_itself and self.pushed == self.taken:
+            return Ending.ENDED
+        return Ending.STOPPED if self.stop_requested else Ending.CANCELLED
 
     def drop_items(self) -> None:
         """Drop all items that were not received. After the worker, and after `finalize`."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from anyio import BusyResourceError, ClosedResourceError, EndOfStream, Event, WouldBlock
 from anyio.abc import ObjectReceiveStream
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from .._errors import raise_preserving_context
+from .ending import Ending
 from .state import NO_WAITER, Phase, StreamState
 from .validation import validate_max_items
 
@@ -121,6 +122,19 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
             pass
         raise StopAsyncIteration
 
+    @property
+    def result(self) -> Any:
+        """What the producer returned; a generator's return value. None until the end.
+
+        It stays None if the producer raised, also the `GenerationStopped` that ended it.
+        """
+        return None if self.ending is None else self._state.result
+
+    @property
+    def ending(self) -> Ending | None:
+        """How the producer ended; None until then. Set before the end is seen."""
+        return self._state.ending
+
     def stop(self) -> None:
         """Ask the producer to end after the current step. Its items can still be received.
 
@@ -144,6 +158,24 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         await state.worker_exited.wait()
         state.finalize()
         state.drop_items()
+
+    async def wait_until_held(self) -> None:
+        """Wait until the producer waits for space: `max_buffer_size` items were not received.
+
+        From then on it makes nothing until an item is received or the stream is stopped. It is for
+        tests, which can rely on that without a pause. It looks at no clock.
+
+        Raises:
+            RuntimeError: the producer has ended, or the stream is unbounded: then nothing holds it.
+                Or this is another event loop than the stream's.
+        """
+        state = self._state
+        state.home.check()
+        if state.max_buffer_size == math.inf:
+            raise RuntimeError("the stream is unbounded, so nothing holds it: pass max_buffer_size")
+        await state.wait_until_held()
+        if state.has_exited:
+            raise RuntimeError("the producer has ended, so nothing holds it")
 
     def __repr__(self) -> str:
         state = self._state
