@@ -207,14 +207,25 @@ async def test_only_so_many_connections_are_open(server: str) -> None:
         assert status == b"404"
 
 
-async def test_a_connection_that_its_client_has_closed_is_closed_at_once(server: str) -> None:
+async def answers_those_who_left(scope: Any, receive: Any, send: Any) -> None:
+    """An application that answers `/left` when its client has disconnected, the others at once."""
+    while scope.get("path") == "/left" and (await receive())["type"] != "http.disconnect":
+        pass
+    await application()(scope, receive, send)
+
+
+@pytest.mark.parametrize("path", ["", "left"], ids=["answered", "left before the answer"])
+async def test_a_connection_that_its_client_has_closed_is_closed_at_once(
+    server: str, path: str
+) -> None:
     """Not after the time for idle connections."""
     limits = ConnectionLimits(max_connections=1, head_timeout=10 * PATIENCE)
-    async with limited_serving(application(), server, limits) as url:
+    async with limited_serving(answers_those_who_left, server, limits) as url:
         status = b""
         async with connected(url) as stream:
-            await stream.send(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
-            assert b" 404 " in await response_of(stream)
+            await stream.send(f"GET /{path} HTTP/1.1\r\nhost: a\r\n\r\n".encode())
+            if not path:
+                assert b" 404 " in await response_of(stream)
         with anyio.fail_after(PATIENCE):
             while status != b"404":
                 async with connected(url) as stream:
