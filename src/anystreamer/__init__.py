@@ -9,7 +9,7 @@ from anystreamer._bridge import (
     stream_from_thread,
     stream_iterable,
 )
-from anystreamer._engine import Engine, EngineStatistics, Histogram, open_engine
+from anystreamer._engine import Engine, EngineStatistics, open_engine
 from anystreamer._errors import (
     EngineBusy,
     EngineClosed,
@@ -34,6 +34,7 @@ from anystreamer._streams import (
     Usage,
 )
 from anystreamer._text import SupportsDecode, text_decoder
+from anystreamer._workers import Histogram
 
 __all__ = [
     "AsyncTextIteratorStreamer",

@@ -1,0 +1,17 @@
+"""Who owns threads for an application: the base of engines, and workers for any producer."""
+
+from .context import OwnerContext
+from .metrics import Counts, Histogram, TurnMetrics
+from .owner import OwnedTask, Owner
+from .threads import WorkItem, WorkThreads
+
+__all__ = [
+    "Counts",
+    "Histogram",
+    "OwnedTask",
+    "Owner",
+    "OwnerContext",
+    "TurnMetrics",
+    "WorkItem",
+    "WorkThreads",
+]
