@@ -2,14 +2,22 @@
 
 from .api import stream_from_thread, stream_iterable
 from .context import SingleErrorContext, StreamContext, ThreadContext, UngroupedTaskGroup
-from .delivery import Crossing, guard
+from .delivery import QUEUE_POLL, Crossing, guard
 from .detached import DetachedContext, DetachedTasks, LoopGone
 from .emit import Emit, Stopping
 from .home import call_after_fork
-from .join import JOIN_POLL, SafeEvent, ThreadEvent, run_sync_joined, track_active_thread
+from .join import (
+    JOIN_POLL,
+    SafeEvent,
+    ThreadEvent,
+    cancel_again,
+    run_sync_joined,
+    track_active_thread,
+)
 from .observing import Statistics, statistics
 from .producer import Producer
 from .sink import Sink
+from .source import Source, source_of
 from .state import Phase, StreamState
 from .stream import ThreadStream
 from .validation import validate_buffer_size, validate_limiter
@@ -17,6 +25,7 @@ from .worker_task import ThreadTask, WorkerTask, close_if_unstarted, has_waiters
 
 __all__ = [
     "JOIN_POLL",
+    "QUEUE_POLL",
     "Crossing",
     "DetachedContext",
     "DetachedTasks",
@@ -27,6 +36,7 @@ __all__ = [
     "SafeEvent",
     "SingleErrorContext",
     "Sink",
+    "Source",
     "Statistics",
     "Stopping",
     "StreamContext",
@@ -38,10 +48,12 @@ __all__ = [
     "UngroupedTaskGroup",
     "WorkerTask",
     "call_after_fork",
+    "cancel_again",
     "close_if_unstarted",
     "guard",
     "has_waiters",
     "run_sync_joined",
+    "source_of",
     "statistics",
     "stream_from_thread",
     "stream_iterable",

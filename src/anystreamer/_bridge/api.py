@@ -10,13 +10,12 @@ from typing import Any, TypeVar, overload
 
 from anyio import CapacityLimiter
 
-from .context import StreamContext, ThreadContext
+from .context import StreamContext
 from .emit import Emit, Stopping
 from .producer import Producer
-from .state import StreamState
+from .source import Source
 from .stream import ThreadStream
 from .validation import validate_buffer_size, validate_limiter
-from .worker_task import ThreadTask
 
 __all__ = ["stream_from_thread", "stream_iterable"]
 
@@ -144,10 +143,6 @@ class _Closing:
             self._close()
 
 
-class _BlockingTask(ThreadTask[ThreadStream[T]]):
-    is_free = True
-
-
 def _context(
     name: str,
     produce: Callable[[Emit[T], Stopping], object],
@@ -166,8 +161,4 @@ def _context(
             stopping.on_stop(on_stop)
         return produce(Emit(producer), stopping)
 
-    def new_task() -> ThreadTask[ThreadStream[T]]:
-        state = StreamState[T](max_buffer_size)
-        return _BlockingTask(name, state, ThreadStream(state), run, lambda: limiter)
-
-    return ThreadContext(name, new_task)
+    return Source(name, run, max_buffer_size).context(limiter)
