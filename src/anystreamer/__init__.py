@@ -34,7 +34,7 @@ from anystreamer._streams import (
     Usage,
 )
 from anystreamer._text import SupportsDecode, text_decoder
-from anystreamer._workers import Histogram
+from anystreamer._workers import Histogram, Worker, WorkerStatistics, open_worker
 
 __all__ = [
     "AsyncTextIteratorStreamer",
@@ -60,7 +60,10 @@ __all__ = [
     "Timing",
     "UntrustedMessages",
     "Usage",
+    "Worker",
+    "WorkerStatistics",
     "open_engine",
+    "open_worker",
     "statistics",
     "stream_batch",
     "stream_from_thread",

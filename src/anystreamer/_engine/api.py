@@ -10,7 +10,7 @@ from .._bridge import StreamContext
 from .._generation import Prompt, SupportsGenerate, WorkerContext, check_model, tokenizer_of
 from .._streams import TextStream, Timeouts
 from .._text import SupportsDecode
-from .._workers import OwnerContext
+from .._workers import OwnerContext, validate_count
 from .base import BaseEngine
 from .metrics import EngineStatistics
 from .sequential import SequentialEngine
@@ -103,12 +103,7 @@ def open_engine(
         ("max_running", max_running, 1),
         ("context_length", context_length, 1),
     ):
-        if number is None:
-            continue
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"{name} must be a whole number, not {number!r}")
-        if number < least:
-            raise ValueError(f"{name} must be at least {least}, not {number}")
+        validate_count(name, number, least)
     check_model("open_engine", model)
     tokenizer_of(tokenizer)
     if batching == "continuous":

@@ -4,6 +4,8 @@ from .context import OwnerContext
 from .metrics import Counts, Histogram, TurnMetrics
 from .owner import OwnedTask, Owner
 from .threads import WorkItem, WorkThreads
+from .validation import validate_count
+from .worker import Worker, WorkerStatistics, open_worker
 
 __all__ = [
     "Counts",
@@ -14,4 +16,8 @@ __all__ = [
     "TurnMetrics",
     "WorkItem",
     "WorkThreads",
+    "Worker",
+    "WorkerStatistics",
+    "open_worker",
+    "validate_count",
 ]
