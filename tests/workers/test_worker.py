@@ -26,6 +26,7 @@ from anystreamer import (
     open_worker,
     stream_from_thread,
 )
+from anystreamer._workers import WorkThreads
 
 from ..helpers.inside import state_of
 from ..helpers.scripted import PATIENCE, Latch, Scripted, rest, until
@@ -215,6 +216,26 @@ async def test_what_leaves_while_it_waits_never_runs(way: WayOut) -> None:
             latch.let_go()
             assert await rest(first) == ["a"]
         assert await worker.run(int) == 0
+    assert not producer.entered
+
+
+async def test_what_is_stopped_on_its_way_to_the_thread_never_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    call = WorkThreads.call
+
+    async def call_after_stop(threads: WorkThreads, *args: Any) -> None:
+        stream.stop()
+        await call(threads, *args)
+
+    latch, producer = Latch(), Scripted()
+    async with open_worker() as worker:
+        async with worker.stream_from_thread(latch):
+            async with worker.stream_from_thread(producer) as stream:
+                await until_waiting(worker, 1)
+                monkeypatch.setattr(WorkThreads, "call", call_after_stop)
+                latch.let_go()
+                assert await rest(stream) == []
     assert not producer.entered
 
 
