@@ -72,9 +72,11 @@ async def database(
     app = Starlette(routes=[Route("/", response), Route("/generated", generated)])
     async with open_worker(max_waiting=max_waiting) as worker:
         rows = Rows(await worker.run(sqlite3.connect, ":memory:"), limit)
-        async with serving(app, server) as url, client_of(url) as client:
-            yield client, worker, rows
-        await worker.run(rows.connection.close)
+        try:
+            async with serving(app, server) as url, client_of(url) as client:
+                yield client, worker, rows
+        finally:
+            await worker.run(rows.connection.close)
 
 
 @pytest.mark.parametrize("server", SERVERS)
