@@ -644,7 +644,9 @@ def dies_at(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("step", [1, 2, 30])
 @pytest.mark.parametrize("error", [MemoryError("out of it"), Gone()])
-async def test_a_dead_manager_is_told_to_all(step: int, error: BaseException) -> None:
+async def test_when_the_manager_dies_every_stream_gets_its_error(
+    step: int, error: BaseException
+) -> None:
     told: list[Any] = []
     entered: list[Any] = []
     may_go = threading.Event()

@@ -377,7 +377,7 @@ async def test_stop_strings_never_leak(kind: Kind, script: list[str]) -> None:
         assert stream.usage is not None
 
 
-async def test_what_only_looked_like_a_stop_string_is_told(kind: Kind) -> None:
+async def test_what_only_looked_like_a_stop_string_is_delivered(kind: Kind) -> None:
     async with kind.open(ScriptedModel(["one ", "STO"])) as (engine, _):
         async with engine.stream_text("hi", stop="STOP") as stream:
             assert await stream.read() == "one STO"

@@ -196,7 +196,7 @@ async def test_first_come_first_served_and_never_two_at_once() -> None:
     assert prompts(model) == [str(number) for number in range(10)]
 
 
-async def test_the_position_in_the_queue_is_told() -> None:
+async def test_the_position_in_the_queue_is_known() -> None:
     gate = Gate()
     model = ScriptedModel([gate, "a"])
     async with engine_of(model) as engine, contextlib.AsyncExitStack() as stack:
@@ -451,7 +451,7 @@ async def test_a_generator_that_is_cancelled_in_a_scope_of_its_task() -> None:
         await checkpoint()
 
 
-async def test_generators_that_outlive_the_engine_are_told() -> None:
+async def test_generators_that_outlive_the_engine_get_an_error() -> None:
     model = ScriptedModel(ENDLESS)
     async with engine_of(model) as engine:
         tokens = Held(engine).tokens()

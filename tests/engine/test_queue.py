@@ -48,7 +48,7 @@ def test_the_wait_of_a_burst_is_shared_by_all_slots() -> None:
 
 
 @pytest.mark.torch
-async def test_who_is_refused_in_a_burst_is_told_of_all_slots() -> None:
+async def test_a_refusal_in_a_burst_counts_all_slots() -> None:
     from anystreamer.demo import load_demo
 
     model, tokenizer = load_demo()

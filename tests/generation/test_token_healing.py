@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from functools import cache
 from typing import Any
 
@@ -11,24 +10,14 @@ import torch
 
 from anystreamer import FinishReason, stream_batch, stream_text
 
-from ..helpers.llama_streams import ENDLESS, PROMPT, finished
+from ..helpers.llama_streams import ENDLESS, finished
 from ..helpers.tiny_models import (
     Say,
-    generated,
-    llama,
     steps_of,
 )
 from ..helpers.word_models import new_word_llama, new_word_tokenizer
 
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture(scope="module", autouse=True)
-def torch_is_loaded_completely() -> None:
-    """Else each test's collection looks through half of torch."""
-    generated(llama(), PROMPT, max_new_tokens=2)
-    gc.collect()
-    gc.freeze()
 
 
 @cache

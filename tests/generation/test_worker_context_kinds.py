@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,14 +25,6 @@ from ..helpers.tiny_models import (
 )
 
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture(scope="module", autouse=True)
-def torch_is_loaded_completely() -> None:
-    """Else each test's collection looks through half of torch."""
-    generated(llama(), PROMPT, max_new_tokens=2)
-    gc.collect()
-    gc.freeze()
 
 
 def in_force() -> tuple[bool, str]:

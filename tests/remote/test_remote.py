@@ -266,7 +266,7 @@ async def test_a_tool_call_that_was_cut_is_not_made() -> None:
     assert stream.finish_reason is FinishReason.LENGTH
 
 
-async def test_a_tool_call_that_is_malformed_is_told_as_text() -> None:
+async def test_a_tool_call_that_is_malformed_is_delivered_as_text() -> None:
     pieces, stream = await answered(call(0, "{seconds", "wait", "c1"), ending("tool_calls"))
     assert [(piece.field, piece.value) for piece in pieces] == [("tool_calls", "{seconds")]
     assert stream.message == {"role": "assistant", "content": ""}
@@ -304,7 +304,7 @@ async def test_an_answer_of_tgi_s() -> None:
     assert stream.usage.completion_tokens == 2
 
 
-async def test_other_names_for_reasoning_are_not_told_twice() -> None:
+async def test_other_names_for_reasoning_are_not_delivered_twice() -> None:
     both = delta(reasoning="Hm.", reasoning_content="Hm.")
     pieces, _ = await answered(both, delta(reasoning=" Hm."), delta(refusal="No."), ending())
     assert [(piece.field, piece.value) for piece in pieces] == [

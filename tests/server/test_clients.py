@@ -109,7 +109,7 @@ async def test_a_curl_that_is_ended_stops_the_model(server: str) -> None:
 
 @needs_curl
 @pytest.mark.parametrize("server", SERVERS)
-async def test_curl_is_told_what_is_wrong(server: str, tmp_path: Path) -> None:
+async def test_curl_gets_a_message_that_says_what_is_wrong(server: str, tmp_path: Path) -> None:
     gate = Gate()
     kwargs: dict[str, Any] = {"api_key": "key", "max_body_bytes": 1024**2}
     files = ("--output", str(tmp_path / "body"), "--dump-header", str(tmp_path / "headers"))

@@ -243,7 +243,7 @@ app = application(ScriptedModel(ENDLESS, delay=0.001))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM to catch")
-def test_a_process_that_is_told_to_end_tells_its_clients(tmp_path: Path) -> None:
+def test_a_process_that_gets_sigterm_sends_its_clients_an_error(tmp_path: Path) -> None:
     """uvicorn's process goes right after the application's end, and its loop with it."""
     (tmp_path / "program.py").write_text(PROGRAM)
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])

@@ -305,7 +305,7 @@ async def test_who_stays_is_answered_and_who_leaves_is_gone(batching: str, serve
 @pytest.mark.heavy
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("batching", BATCHING)
-async def test_who_finds_no_room_is_told_so_and_nobody_else(batching: str, server: str) -> None:
+async def test_only_clients_that_find_no_room_get_an_error(batching: str, server: str) -> None:
     async with load_of(batching, server, max_waiting=10) as load:
         await load.round(CLIENTS)
     print(load.outcomes)

@@ -118,7 +118,7 @@ async def test_who_leaves_stops_the_model(kind: dict[str, Any]) -> None:
         assert answer["choices"][0]["text"] == " two, three, four, five,"
 
 
-async def test_log_probabilities_are_told_for_each_token() -> None:
+async def test_each_token_has_its_log_probability() -> None:
     greedy = {"max_tokens": 8, "temperature": 0}
     chat = {"messages": [{"role": "user", "content": "Count from seven to twelve."}], **greedy}
     async with edge() as (client, _):
@@ -143,7 +143,7 @@ async def test_log_probabilities_are_told_for_each_token() -> None:
     assert all(token["top_logprobs"] == [] for token in content)
 
 
-async def test_the_likeliest_tokens_are_told_beside_the_chosen_ones() -> None:
+async def test_the_likeliest_tokens_are_listed_beside_the_chosen_ones() -> None:
     greedy = {"max_tokens": 4, "temperature": 0}
     chat = {"messages": [{"role": "user", "content": "Count from seven to twelve."}], **greedy}
     async with edge() as (client, _):

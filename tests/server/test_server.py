@@ -641,7 +641,7 @@ async def test_the_openai_client(server: str) -> None:
                 await ask(model="other")
 
 
-async def test_the_openai_client_that_breaks_off_and_one_that_is_told_of_an_error() -> None:
+async def test_the_openai_client_that_breaks_off_and_one_that_gets_an_error() -> None:
     model = ScriptedModel(ENDLESS, delay=0.001)
     async with open_engine(model, model.tokenizer) as engine:
         async with serving(create_app(engine)) as url, official(url) as client:

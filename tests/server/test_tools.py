@@ -154,7 +154,7 @@ async def test_an_answer_that_was_cut_ends_with_length_and_has_no_half_call() ->
     assert "tool_calls" not in message
 
 
-async def test_a_malformed_call_is_told_as_text() -> None:
+async def test_a_malformed_call_is_sent_as_text() -> None:
     said = "One.\n<tool_call>\n{nonsense\n</tool_call>\n<tool_call>[1]</tool_call>Two."
     deltas, reason, message = await both(Saying(said), {"messages": MESSAGES, "tools": TOOLS})
     content = "".join(delta.get("content") or "" for delta in deltas)
@@ -258,13 +258,13 @@ async def test_models_whose_templates_know_no_tools_refuse_them() -> None:
             assert (await client.post(CHAT, json={"messages": MESSAGES})).status_code == 200
 
 
-async def test_completions_are_told_as_they_are_said() -> None:
+async def test_completions_are_sent_unparsed() -> None:
     async with edge(Saying(THOUGHT + JSON_CALL)) as url, client_of(url) as client:
         answer = (await client.post("/v1/completions", json={"prompt": "hi"})).json()
     assert answer["choices"][0]["text"] == THOUGHT + JSON_CALL
 
 
-async def test_the_tokens_of_all_fields_are_told() -> None:
+async def test_the_tokens_of_all_fields_have_log_probabilities() -> None:
     body = {"messages": MESSAGES, "tools": TOOLS, "logprobs": True, "top_logprobs": 2}
     text = f"{THOUGHT}Yes{JSON_CALL}"
     async with edge(Saying(text)) as url, client_of(url) as client:

@@ -275,7 +275,7 @@ async def test_a_model_that_ends_in_a_tool_call_without_closing_it() -> None:
     assert stream.message == parsed('<tool_call>{"name": "go"}')
 
 
-async def test_what_the_prompt_opens_is_known_and_not_told() -> None:
+async def test_what_the_prompt_opens_is_known_and_not_delivered() -> None:
     async with stream_of("so\n</think>\nYes", prompt=PROMPT + "<think>\nFirst, ") as stream:
         pieces = [piece async for piece in stream]
     assert told(pieces) == [("reasoning_content", "so"), ("content", "Yes")]
@@ -296,7 +296,7 @@ async def test_a_prompt_that_opens_no_answer_is_no_part_of_it() -> None:
     assert stream.message == {"role": "assistant", "content": "Yes"}
 
 
-async def test_an_eos_that_the_template_does_not_know_is_not_told() -> None:
+async def test_an_eos_that_the_template_does_not_know_is_not_delivered() -> None:
     async with stream_text(
         llama(),
         tokenizer(),
