@@ -2,6 +2,7 @@
 
 from anystreamer._bridge import (
     Emit,
+    Ending,
     Statistics,
     Stopping,
     ThreadStream,
@@ -40,6 +41,7 @@ __all__ = [
     "AsyncTextIteratorStreamer",
     "BatchStream",
     "Emit",
+    "Ending",
     "Engine",
     "EngineBusy",
     "EngineClosed",

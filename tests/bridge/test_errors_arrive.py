@@ -209,7 +209,7 @@ async def test_of_two_errors_the_bodys_wins_and_the_producers_becomes_a_note() -
     (note,) = caught.value.__notes__
     assert "ValueError" in note
     assert "the worker's" in note
-    assert "stream_from_thread" in note
+    assert "Scripted" in note
 
 
 async def test_an_error_while_stopping_becomes_a_note_too() -> None:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import itertools
+import logging
 import math
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from anyio import CancelScope, CapacityLimiter
 
-from anystreamer import stream_iterable
+from anystreamer import Ending, stream_iterable
 
-from ..helpers.scripted import rest, until
+from ..helpers.scripted import PATIENCE, PROGRAM_PATIENCE, rest, until
 from ..helpers.ways_out import (
     BodyError,
+    WayOut,
     cancelled_before_the_end,
     closed,
+    each_way_out,
     leaving,
     raising,
     stopped,
@@ -189,9 +199,171 @@ async def test_an_error_of_close_arrives_and_takes_the_first_one_along() -> None
         async with stream_iterable(lambda: Broken(fails_at=0)) as stream:
             await rest(stream)
     assert isinstance(caught.value.__context__, ConnectionError)
-    with pytest.raises(LookupError):
-        async with stream_iterable(lambda: Broken(math.inf)) as stream:
-            await stream.receive()
+
+
+class CannotClose(Cursor):
+    def close(self) -> None:
+        super().close()
+        raise LookupError("it was lost")
+
+
+class CannotCloseItsIterator(CursorOf):
+    def __iter__(self) -> Iterator[int]:
+        self.cursors.append(CannotClose(math.inf))
+        return self.cursors[-1]
+
+
+class CannotCloseAtAll(CannotCloseItsIterator):
+    def close(self) -> None:
+        super().close()
+        raise LookupError("it was lost as well")
+
+
+def cannot_clean_up() -> Iterator[int]:
+    try:
+        yield from itertools.count()
+    finally:
+        raise LookupError("it was lost")
+
+
+def goes_on() -> Iterator[int]:
+    try:
+        yield from itertools.count()
+    except GeneratorExit:
+        yield -1
+
+
+class ClosesInALoop(Cursor):
+    async def close(self) -> None:  # type: ignore[override]
+        raise AssertionError
+
+
+BAD_ENDS: dict[str, tuple[Callable[[], Any], list[str]]] = {
+    "iterator": (lambda: CannotClose(math.inf), ["LookupError: it was lost"]),
+    "iterator of an iterable": (CannotCloseItsIterator, ["LookupError: it was lost"]),
+    "both": (
+        CannotCloseAtAll,
+        ["LookupError: it was lost", "LookupError: it was lost as well"],
+    ),
+    "finally": (cannot_clean_up, ["LookupError: it was lost"]),
+    "generator that goes on": (goes_on, ["RuntimeError: generator ignored GeneratorExit"]),
+    "async close": (lambda: ClosesInALoop(math.inf), ["returned a coroutine"]),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ENDS)
+@each_way_out
+async def test_an_error_of_close_after_a_stop_is_logged(
+    kind: str, way: WayOut, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The consumer has left, or asked for the end, and is not to blame."""
+    make, errors = BAD_ENDS[kind]
+    with CancelScope() as scope, contextlib.suppress(BodyError):
+        async with stream_iterable(make, name="counted") as stream:
+            assert await stream.receive() == 0
+            await way(stream, scope)
+    assert stream.ending in (Ending.STOPPED, Ending.CANCELLED)
+    logged = [each for each in caplog.records if each.levelno == logging.WARNING]
+    messages = [each.getMessage() for each in logged if each.name == "anystreamer"]
+    assert len(messages) == len(errors)
+    for message, error in zip(messages, errors, strict=True):
+        assert message.startswith("counted was stopped, and its close() failed: ")
+        assert error in message
+
+
+async def test_an_error_of_close_after_a_stop_does_not_hide_an_error_of_the_iterable() -> None:
+    reached, go = threading.Event(), threading.Event()
+
+    class Interrupted(CannotClose):
+        def __next__(self) -> int:
+            reached.set()
+            assert go.wait(PATIENCE)
+            raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError, match="gone"):
+        async with stream_iterable(Interrupted, on_stop=go.set):
+            await until(reached.is_set)
+
+
+async def test_an_async_close_is_an_error_at_the_end() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(TypeError, match=r"close\(\) must do its work when it is called"):
+            async with stream_iterable(ClosesInALoop) as stream:
+                await rest(stream)
+        gc.collect()
+
+
+async def test_an_iterable_of_others_is_left_open() -> None:
+    cursor, other = Cursor(math.inf), CursorOf()
+    async with stream_iterable(lambda: cursor, close=False) as stream:
+        await stream.receive()
+    async with stream_iterable(lambda: other, close=False) as stream:
+        await stream.receive()
+    assert not cursor.closed
+    assert not other.closed
+    assert not other.cursors[0].closed
+
+
+class Wrapper:
+    """Passes everything on to a file, as click's `KeepOpenFile` does."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._file)
+
+
+STANDARD_STREAMS: dict[str, Callable[[], Any]] = {
+    "text": lambda: sys.stdin,
+    "bytes": lambda: sys.stdin.buffer,
+    "raw": lambda: sys.stdin.buffer.raw,  # type: ignore[union-attr]
+    "wrapped": lambda: Wrapper(sys.stdin),
+    "wrapped bytes": lambda: Wrapper(sys.stdin.buffer),
+    "original": lambda: sys.__stdin__,
+}
+
+
+@pytest.mark.parametrize("kind", STANDARD_STREAMS)
+async def test_a_standard_stream_is_not_closed(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lines"
+    path.write_text("one\ntwo\n", encoding="utf-8")
+    with path.open(encoding="utf-8") as file:
+        monkeypatch.setattr(sys, "__stdin__" if kind == "original" else "stdin", file)
+        async with stream_iterable(STANDARD_STREAMS[kind]) as stream:
+            assert "one" in str(await stream.receive())
+        assert not file.closed
+        assert not file.buffer.closed
+        async with stream_iterable(lambda: path.open(encoding="utf-8")) as stream:
+            assert await rest(stream) == ["one\n", "two\n"]
+
+
+def test_a_program_can_go_on_to_read_its_stdin() -> None:
+    program = (
+        "import anyio, sys\n"
+        "from anystreamer import stream_iterable\n"
+        "async def main():\n"
+        "    async with stream_iterable(lambda: sys.stdin, max_buffer_size=1) as lines:\n"
+        "        print(await lines.receive(), end='')\n"
+        "anyio.run(main)\n"
+        "assert not sys.stdin.closed\n"
+        "print(input())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        input="one\n" + "more\n" * 100,
+        capture_output=True,
+        text=True,
+        timeout=PROGRAM_PATIENCE,
+        check=False,
+    )
+    assert done.stdout == "one\nmore\n", done.stderr
 
 
 async def test_plain_iterables_need_no_close() -> None:

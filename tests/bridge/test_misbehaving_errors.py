@@ -122,7 +122,7 @@ async def test_from_the_body_beside_a_failing_worker(
         notes = [*error.__notes__]
     warnings = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
     (note,) = [*notes, *warnings]
-    assert note == "The worker of stream_from_thread() failed as well: OSError: no memory"
+    assert note == "The worker of failing.<locals>.produce failed as well: OSError: no memory"
 
 
 @every_kind

@@ -6,7 +6,9 @@ import logging
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import anyio
@@ -14,7 +16,13 @@ import pytest
 from anyio import CapacityLimiter
 
 import anystreamer
-from anystreamer import Statistics, stream_batch, stream_from_thread, stream_text
+from anystreamer import (
+    Statistics,
+    stream_batch,
+    stream_from_thread,
+    stream_iterable,
+    stream_text,
+)
 from anystreamer.testing import Gate, ScriptedModel
 
 from ..helpers.inside import state_of
@@ -90,10 +98,90 @@ async def test_the_log_tells_of_each_stream(caplog: pytest.LogCaptureFixture) ->
     assert waits == f"{number}waits for its turn"
     assert runs == f"{number}runs"
     assert ended.startswith(f"{number}ended: eos; 3 of 3 tokens delivered; Timing(queued=")
-    assert (
-        others[-1] == f"stream_from_thread #{state_of(stream).number + 1} ended: OSError: no memory"
-    )
+    assert others[-1] == f"Scripted #{state_of(stream).number + 1} ended: OSError: no memory"
     assert {record.name for record in ours} == {"anystreamer"}
+
+
+class Rows:
+    """A callable object, and one with a method that is a producer."""
+
+    def __call__(self, *args: Any) -> list[int]:
+        return []
+
+    def all(self, *args: Any) -> list[int]:
+        return []
+
+
+def rows(*args: Any) -> list[int]:
+    return []
+
+
+NAMES: dict[str, Any] = {
+    "rows": rows,
+    "Rows": Rows(),
+    "Rows.all": Rows().all,
+    "list": list,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_stream_has_the_name_of_its_producer(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    producer = NAMES[name]
+    caplog.set_level(logging.DEBUG, logger="anystreamer")
+    contexts = [stream_iterable(partial(partial(producer)))]
+    if producer is not list:
+        contexts += [stream_iterable(producer), stream_from_thread(producer)]
+        contexts += [stream_from_thread(partial(producer))]
+    for context in contexts:
+        async with context as stream:
+            async for _ in stream:
+                pass
+    ours = [record.getMessage() for record in caplog.records if record.name == "anystreamer"]
+    assert len(ours) == 3 * len(contexts)
+    assert all(message.startswith(f"{name} #") for message in ours)
+
+
+@pytest.mark.parametrize("opener", [stream_from_thread, stream_iterable])
+async def test_a_stream_can_be_given_a_name(opener: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="anystreamer")
+    async with opener(rows, name="the nightly export") as stream:
+        async for _ in stream:
+            pass
+    ours = [record.getMessage() for record in caplog.records if record.name == "anystreamer"]
+    assert len(ours) == 3
+    assert all(message.startswith("the nightly export #") for message in ours)
+
+
+async def test_its_thread_and_its_tasks_have_the_name_while_it_runs() -> None:
+    """Debuggers and profilers show both, and the log the thread's."""
+    threads = [threading.current_thread()]
+
+    def produce(emit: Any, should_stop: Any) -> None:
+        threads.append(threading.current_thread())
+        emit(threading.current_thread().name)
+
+    async with stream_from_thread(produce, name="export") as stream:
+        label = f"export #{state_of(stream).number}"
+        tasks = [task.name for task in anyio.get_running_tasks()]
+        assert await stream.receive() == label
+    assert label in tasks
+    _, worker = threads
+    assert worker.name != label
+
+
+async def test_a_message_to_the_producer_has_the_name() -> None:
+    late: list[Any] = []
+
+    def export(emit: Any, should_stop: Any) -> None:
+        late.append(emit)
+
+    async with stream_from_thread(export) as stream:
+        async for _ in stream:
+            pass
+        with pytest.raises(RuntimeError, match=r"export had returned"):
+            late[0](1)
 
 
 async def test_nothing_is_logged_by_default(caplog: pytest.LogCaptureFixture) -> None:

@@ -138,6 +138,32 @@ async def test_a_callback_that_raises_ends_nothing(caplog: pytest.LogCaptureFixt
     assert "from a callback" in caplog.text
 
 
+async def test_a_callback_can_emit_a_last_item(caplog: pytest.LogCaptureFixture) -> None:
+    """What `emit` raises after a stop is for the producer, and not for who stops."""
+    raised: list[BaseException] = []
+
+    def produce(emit: Any, stopping: Any) -> None:
+        stopping.on_stop(lambda: emit("last"))
+        emit("first")
+        while not stopping():
+            time.sleep(0.0002)
+
+    def stop() -> None:
+        try:
+            stream.stop()
+        except BaseException as exc:
+            raised.append(exc)
+
+    async with stream_from_thread(produce) as stream:
+        assert await stream.receive() == "first"
+        thread = threading.Thread(target=stop)
+        thread.start()
+        assert [item async for item in stream] == ["last"]
+        await until(lambda: not thread.is_alive())
+    assert not raised
+    assert not [each for each in caplog.records if each.name == "anystreamer"]
+
+
 def test_what_is_no_function_is_refused_at_once() -> None:
     with pytest.raises(TypeError, match="on_stop must be a callable"):
         stream_from_thread(lambda emit, stopping: None, on_stop=1)  # type: ignore[call-overload]

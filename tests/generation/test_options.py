@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import inspect
+import warnings
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
@@ -10,6 +14,7 @@ import pytest
 
 from anystreamer import Engine, Timeouts, stream_batch, stream_text
 from anystreamer._generation import Options
+from anystreamer.testing import ScriptedModel
 
 PUBLIC: dict[str, Any] = {
     "stream_text": stream_text,
@@ -52,3 +57,44 @@ def test_an_iterator_of_stop_strings_is_read_once() -> None:
 def test_options_do_not_change() -> None:
     with pytest.raises(FrozenInstanceError):
         Options().stop = "x"  # type: ignore[misc]
+
+
+# -- worker_context
+
+
+async def an_async_function() -> None:
+    raise AssertionError
+
+
+@contextlib.asynccontextmanager
+async def an_async_context() -> AsyncIterator[None]:
+    raise AssertionError
+    yield
+
+
+def an_undecorated_context() -> Iterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("wrong", [an_async_function, an_undecorated_context, 1])
+def test_a_worker_context_that_is_not_a_plain_function_is_refused_at_once(wrong: Any) -> None:
+    model = ScriptedModel(["a"])
+    with pytest.raises(TypeError, match="worker_context must be a"):
+        stream_text(model, model.tokenizer, "hi", worker_context=wrong)
+
+
+@pytest.mark.parametrize(
+    "returns", [an_async_function, an_async_context, an_undecorated_context, lambda: None]
+)
+async def test_a_worker_context_that_returns_no_context_manager_is_an_error(returns: Any) -> None:
+    """Before a forward pass, and with no warning of a coroutine that was never awaited."""
+    model = ScriptedModel(["a"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(TypeError, match="worker_context must return a context manager"):
+            async with stream_text(
+                model, model.tokenizer, "hi", worker_context=lambda: returns()
+            ) as stream:
+                await stream.read()
+        gc.collect()
+    assert not model.calls

@@ -24,6 +24,7 @@ import anystreamer
 from anystreamer import (
     BatchStream,
     Emit,
+    Ending,
     Engine,
     EngineStatistics,
     FinishReason,
@@ -107,6 +108,7 @@ async def any_item(rows: Callable[[], Iterator[tuple[int, str]]]) -> None:
     async with anystreamer.stream_from_thread(produce) as from_thread:
         assert_type(from_thread, ThreadStream[bytes])
         assert_type([item async for item in from_thread], list[bytes])
+        assert_type(from_thread.ending, Ending | None)
     async with anystreamer.stream_iterable(rows) as of_rows:
         assert_type(of_rows, ThreadStream[tuple[int, str]])
         assert_type(await of_rows.receive(), tuple[int, str])
@@ -151,6 +153,23 @@ def without_a_loop(model: SupportsGenerate, tokenizer: SupportsDecode) -> None:
     with sync.stream_batch(model, tokenizer, ["hi"]) as batch:
         assert_type(batch.read(), list[str])
         batch.stop(0)
+
+    def produce(emit: Callable[[bytes], None], should_stop: Callable[[], bool]) -> int:
+        emit(b"")
+        return 1
+
+    def produce_many(emit: Emit[int], should_stop: Stopping) -> None:
+        emit.many([1, 2])
+
+    with sync.stream_from_thread(produce, name="bytes") as from_thread:
+        assert_type(from_thread, sync.SyncThreadStream[bytes])
+        assert_type(next(from_thread), bytes)
+        assert_type(list(from_thread), list[bytes])
+        assert_type(from_thread.ending, Ending | None)
+    with sync.stream_from_thread(produce_many) as many:
+        assert_type(next(many), int)
+    with sync.stream_iterable(lambda: [1, 2], close=False) as of_a_lambda:
+        assert_type(of_a_lambda, sync.SyncThreadStream[int])
     with sync.open_engine(model, tokenizer, max_waiting=3) as engine:
         assert_type(engine, sync.OwnedSyncEngine)
         assert_type(engine.stream_text("hi", stop="!"), sync.SyncTextStream)
@@ -184,6 +203,8 @@ async def wrong_arguments(model: SupportsGenerate, tokenizer: SupportsDecode) ->
     anystreamer.Timeouts(totel=3)  # type: ignore[call-arg]
     open_remote_engine("http://localhost")  # type: ignore[call-arg]
     sync.stream_text(model, None, "hi")  # type: ignore[arg-type]
+    sync.stream_iterable([1, 2])  # type: ignore[arg-type]
+    sync.stream_iterable(lambda: [1], name=1)  # type: ignore[arg-type]
     sync.open_engine(model, tokenizer, batching="static")  # type: ignore[arg-type]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -307,3 +309,40 @@ def test_what_a_response_is_not_made_of() -> None:
         TextStreamResponse("text")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="format"):
         TextStreamResponse(Starlette().router.lifespan_context(None), "xml")  # type: ignore[arg-type]
+
+
+# -- what gives it no stream
+
+
+async def an_async_function() -> Any:
+    raise AssertionError
+
+
+async def an_async_generator_function() -> AsyncIterator[str]:
+    yield ""
+
+
+@pytest.mark.parametrize("function", [an_async_function, an_async_generator_function])
+def test_an_async_function_is_refused_at_once(function: Any) -> None:
+    with pytest.raises(TypeError, match=f"engine_stream .* {function.__name__} is an async"):
+        TextStreamResponse(function)
+
+
+@pytest.mark.parametrize("returned", [an_async_function, an_async_generator_function, str])
+async def test_a_function_that_returns_no_stream_is_an_error_of_the_application(
+    returned: Any,
+) -> None:
+    """Not of the request, so no 400; and no warning of a coroutine that was never awaited."""
+
+    async def say(request: Request) -> Response:
+        return TextStreamResponse(lambda: returned())
+
+    transport = httpx.ASGITransport(Starlette(routes=[Route("/", say)]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            with pytest.raises(
+                RuntimeError, match=r"engine_stream must return engine\.stream_text"
+            ):
+                await client.get("/")
+        gc.collect()

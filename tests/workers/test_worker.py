@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, cast
 from weakref import ref
 
@@ -18,6 +20,7 @@ from anyio.lowlevel import checkpoint
 
 from anystreamer import (
     Emit,
+    Ending,
     EngineBusy,
     EngineClosed,
     EngineDied,
@@ -396,12 +399,14 @@ async def test_a_function_returns_its_result_or_raises_its_error() -> None:
             await worker.run(fail, 1, "a")
         assert raised.value is error
         refuse: Any = worker
-        with pytest.raises(TypeError, match="func must be a blocking function"):
+        with pytest.raises(TypeError, match="func must be a plain function"):
             await refuse.run(anyio.sleep, 1)
-        with pytest.raises(TypeError, match="func must be a blocking function"):
+        with pytest.raises(TypeError, match="func must be a callable"):
             await refuse.run(1)
         with pytest.raises(TypeError, match="on_stop must be"):
             await refuse.run(int, on_stop=1)
+        with pytest.raises(TypeError, match="returned a generator"):  # for another thread
+            await refuse.run(lambda: (number for number in range(3)))
 
 
 async def test_a_function_whose_caller_is_cancelled_ends_first() -> None:
@@ -543,6 +548,40 @@ async def test_statistics_count_and_time() -> None:
     assert statistics.total.count == 3
     assert statistics.total.sum >= statistics.queued.sum > 0
     assert repr(worker) == "<anystreamer.Worker closed, 0 running, 0 waiting>"
+
+
+async def test_a_stream_has_a_result_an_ending_and_a_name(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def numbers() -> Generator[str, None, str]:
+        yield threading.current_thread().name
+        return "result"
+
+    caplog.set_level(logging.DEBUG, "anystreamer")
+    async with open_worker() as worker:
+        async with worker.stream_iterable(numbers, name="mine") as stream:
+            assert (await rest(stream))[0].startswith("mine #")
+            assert stream.result == "result"
+            assert stream.ending is Ending.ENDED
+        async with worker.stream_from_thread(Scripted()) as stopped_stream:
+            stopped_stream.stop()
+            await rest(stopped_stream)
+            assert stopped_stream.ending is Ending.STOPPED
+        assert not (await worker.run(threading.current_thread)).name.startswith("current_thread")
+    log = caplog.text
+    assert "mine #" in log
+    assert "Scripted #" in log
+    assert "current_thread #" in log
+
+
+async def test_an_iterable_can_stay_open(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    path.write_text("one\ntwo\n")
+    with path.open() as lines:
+        async with open_worker() as worker:
+            async with worker.stream_iterable(lambda: lines, close=False) as stream:
+                assert await rest(stream) == ["one\n", "two\n"]
+        assert not lines.closed
 
 
 async def test_nothing_is_kept_of_a_stream_that_has_ended() -> None:

@@ -1,10 +1,12 @@
 """A blocking producer in a worker thread becomes an async stream. Needs anyio alone."""
 
 from .api import stream_from_thread, stream_iterable
+from .callables import check_result, close_unstarted, name_of, unblocking_kind, validate_callback
 from .context import SingleErrorContext, StreamContext, ThreadContext, UngroupedTaskGroup
 from .delivery import QUEUE_POLL, Crossing, guard
 from .detached import DetachedContext, DetachedTasks, LoopGone
 from .emit import Emit, Stopping
+from .ending import Ending
 from .home import call_after_fork
 from .join import (
     JOIN_POLL,
@@ -20,8 +22,8 @@ from .sink import Sink
 from .source import Source, source_of
 from .state import Phase, StreamState
 from .stream import ThreadStream
-from .validation import validate_buffer_size, validate_limiter
-from .worker_task import ThreadTask, WorkerTask, close_if_unstarted, has_waiters
+from .validation import validate_buffer_size, validate_limiter, validate_name
+from .worker_task import ThreadTask, WorkerTask, close_if_unstarted, has_waiters, run_named
 
 __all__ = [
     "JOIN_POLL",
@@ -30,6 +32,7 @@ __all__ = [
     "DetachedContext",
     "DetachedTasks",
     "Emit",
+    "Ending",
     "LoopGone",
     "Phase",
     "Producer",
@@ -49,15 +52,22 @@ __all__ = [
     "WorkerTask",
     "call_after_fork",
     "cancel_again",
+    "check_result",
     "close_if_unstarted",
+    "close_unstarted",
     "guard",
     "has_waiters",
+    "name_of",
+    "run_named",
     "run_sync_joined",
     "source_of",
     "statistics",
     "stream_from_thread",
     "stream_iterable",
     "track_active_thread",
+    "unblocking_kind",
     "validate_buffer_size",
+    "validate_callback",
     "validate_limiter",
+    "validate_name",
 ]

@@ -39,15 +39,15 @@ class UngroupedTaskGroup:
         """Allow `start`."""
         await self._task_group.__aenter__()
 
-    def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Start a task. It must not raise.
+    def start(self, coroutine: Coroutine[Any, Any, None], name: str = "anystreamer") -> None:
+        """Start a task of this name. It must not raise.
 
         `TaskGroup.start`, which waits for the task, is not used: if the task is cancelled natively
         before its first step, that waits for ever.
         """
         self._unstarted[coroutine] = wrapper = self._begin(coroutine)
         try:
-            self._task_group.start_soon(lambda: wrapper)
+            self._task_group.start_soon(lambda: wrapper, name=name)
         except RuntimeError:  # the task group has ended
             del self._unstarted[coroutine]
             wrapper.close()
@@ -131,12 +131,17 @@ class SingleErrorContext:
 class _StartsTasks(Protocol):
     """Where the worker task of a stream runs."""
 
-    def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def start(self, coroutine: Coroutine[Any, Any, None], name: str = "anystreamer") -> None:
         """Start a coroutine in a task of its own. It must not raise."""
 
 
 class StreamContext(SingleErrorContext, Generic[StreamT]):
-    """The ``async with`` block that owns a stream: its worker has left when it ends."""
+    """The ``async with`` block that owns a stream: its worker has left when it ends.
+
+    Args:
+        name: of the public function, which a message tells how to use.
+        new_task: makes the worker task.
+    """
 
     _cancels_task = True  # what cancels the block cancels its worker task
     _tasks: _StartsTasks  # once `_start` has returned
@@ -165,8 +170,9 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
         self.task = task = await self._start()
         failure: BaseException | None = None
         try:
+            label = task.state.label
             for coroutine in task.coroutines():
-                self._tasks.start(coroutine)
+                self._tasks.start(coroutine, label)
             await task.prepared_or_failed.wait()
             if not task.is_prepared:
                 failure = task.state.error
@@ -195,10 +201,10 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
         raised = await self._stop_and_join(task, body)
         try:
             state.finalize()
-            on_end(self._name, state)
+            on_end(state)
         finally:
             error = state.close_and_take_error()
-        return self._choose_exception(body, raised, error, task.cancellation)
+        return self._choose_exception(task, body, raised, error)
 
     async def _stop_and_join(
         self, task: WorkerTask[StreamT], body: BaseException | None
@@ -219,10 +225,10 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
 
     def _choose_exception(
         self,
+        task: WorkerTask[StreamT],
         body: BaseException | None,
         raised: BaseException | None,
         error: BaseException | None,
-        cancellation: type[BaseException],
     ) -> BaseException | None:
         """Choose what the block raises.
 
@@ -232,6 +238,7 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
                 cancellation which has not been caught.
             error: what the worker raised, unless the consumer has seen it.
         """
+        cancellation = task.cancellation
         is_cancelled = is_kind(body, cancellation)
         if is_cancelled and is_kind(error, EngineClosed):
             error = None  # a loop that ends cancels both: this adds nothing
@@ -239,7 +246,7 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
             return raised  # a KeyboardInterrupt
         if body is not None and not is_cancelled:
             if error is not None and error is not body:
-                add_note(body, f"The worker of {self._name}() failed as well: {describe(error)}")
+                add_note(body, f"The worker of {task.name} failed as well: {describe(error)}")
             return body
         return raised if error is None else error
 

@@ -92,9 +92,9 @@ class DetachedTasks(Generic[TaskT]):
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def start(self, coroutine: Coroutine[Any, Any, None], name: str = "anystreamer") -> None:
         """Start a coroutine in the owner's task group. It must not raise."""
-        self._task_group.start(coroutine)
+        self._task_group.start(coroutine, name)
 
     async def _watch(self) -> None:
         """End queued tasks whose stream was stopped or forgotten: both only set a flag."""

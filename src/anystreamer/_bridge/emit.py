@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
 from .._errors import GenerationStopped
+from .callables import validate_callback
 from .producer import Producer
 
 __all__ = ["Emit", "Stopping"]
@@ -74,7 +75,11 @@ class Stopping:
         connection, kill a process, shut down a socket. If the stop has come already, it is called
         at once. It is never called after the producer has returned. An exception that it raises
         is logged.
+
+        Raises:
+            TypeError: *callback* is not a plain function, but an async one, for example.
         """
+        validate_callback(callback)
         self._producer.on_stop(callback)
 
     def wait_for(self, func: Callable[[*ArgsT], Awaitable[ResultT]], *args: *ArgsT) -> ResultT:

@@ -56,27 +56,27 @@ call_after_fork(_forget_parent)
 
 
 def on_open(name: str, state: StreamState[Any]) -> None:
-    """Count a stream whose block is entered."""
-    state.number = next(_numbers)
+    """Name and count a stream whose block is entered."""
+    state.name, state.number = name, next(_numbers)
     state.is_counted = False
     with _lock:
         _count_dropped()
         _open[state.number] = _OpenStream(state)
-    logger.debug("%s #%d waits for its turn", name, state.number)
+    logger.debug("%s waits for its turn", state.label)
 
 
-def on_start(name: str, state: StreamState[Any]) -> None:
+def on_start(state: StreamState[Any]) -> None:
     """Log that a stream's turn has come."""
-    logger.debug("%s #%d runs", name, state.number)
+    logger.debug("%s runs", state.label)
 
 
-def on_end(name: str, state: StreamState[Any]) -> None:
+def on_end(state: StreamState[Any]) -> None:
     """Count the tokens of a stream whose worker has exited and whose block is being left."""
     with _lock:
         _count(state.number, state.progress())
     state.is_counted = True
     if logger.is_enabled_for(logging.DEBUG):
-        logger.debug("%s #%d ended: %s", name, state.number, state.summary())
+        logger.debug("%s ended: %s", state.label, state.summary())
 
 
 def _count(number: int, progress: tuple[int, int]) -> None:

@@ -63,7 +63,9 @@ class Producer(Generic[T]):
         """Call the producer, and put its result or its error into the state. Never raises."""
         self._thread = threading.get_ident()
         try:
-            self._sink.succeed(produce(self))
+            result = produce(self)
+            self._state.returned_by_itself = not self._state.should_end
+            self._sink.succeed(result)
         except (GenerationStopped, self._cancellation) as exc:
             # From a producer that was stopped, these are the normal end.
             if not self.should_stop():
@@ -94,7 +96,7 @@ class Producer(Generic[T]):
 
     def _check_thread(self) -> None:
         if not self._thread:
-            raise RuntimeError("emit() was called after the producer had returned")
+            raise RuntimeError(f"emit() was called after {self._state.name} had returned")
         try:
             is_loop = current_token() == self._token
         except RuntimeError:  # no event loop runs in this thread

@@ -23,7 +23,8 @@ T = TypeVar("T")
 class Source(Generic[T]):
     """What makes the items of a stream, checked and ready to run in any thread."""
 
-    name: str  #: of the public function, for messages
+    name: str  #: of the public function, for messages on how to use it
+    label: str  #: of the producer, for the log and for messages
     run: Callable[[Producer[T]], object]  #: blocks until all items have been made
     max_buffer_size: float
 
@@ -42,7 +43,7 @@ class _SourceContext(ThreadContext[ThreadStream[T]]):
         source = self.source
         state = StreamState[T](source.max_buffer_size)
         return _BlockingTask(
-            source.name, state, ThreadStream(state), source.run, lambda: self._limiter
+            source.label, state, ThreadStream(state), source.run, lambda: self._limiter
         )
 
 

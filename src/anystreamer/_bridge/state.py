@@ -22,7 +22,7 @@ This holds without a GIL too.
 - `stop_requested`, `abandoned`: any thread, a finalizer or a signal handler. They change from False
   to True once. The producer polls them; callbacks that it has registered are called after that.
 - the error: any thread may append one to a list. The first one counts.
-- `result`: the producer, before its worker exits.
+- `result` and `returned_by_itself`: the producer, before its worker exits.
 - `is_registered`: a producer sets it, and the loop clears it before it takes the items.
 - `space_available`: the producer sets the attribute and waits for the event, the loop sets the
   event.
@@ -59,6 +59,7 @@ from anyio import (
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from .._errors import describe
+from .ending import Ending
 from .home import Home
 from .join import SafeEvent, ThreadEvent
 from .stop_callbacks import StopCallbacks
@@ -98,6 +99,7 @@ class StreamState(Generic[T]):
         self.is_registered: bool = False  # the next delivery of the loop takes its items along
         self._errors: list[BaseException] = []
         self.result: Any = None
+        self.returned_by_itself: bool = False  # the producer: no stop had come before
         self.stop_callbacks: StopCallbacks | None = None  # of a producer that runs
         self.space_available: ThreadEvent | SafeEvent = NO_WAITER
 
@@ -116,7 +118,9 @@ class StreamState(Generic[T]):
         self.receiver_waiting: Event | SafeEvent = NO_WAITER
         self.receive_began: SafeEvent = SafeEvent()  # set when a receive() begins to wait
         self.guard_scope: CancelScope | None = None  # of the guard, while it runs
-        self.number: int = 0  # in the log
+        self.ending: Ending | None = None  # until the end
+        self.name: str = ""  # in the log
+        self.number: int = 0  # the same
         self.is_counted: bool = True  # in the statistics, or has no part in them
 
     # -- from any thread
@@ -164,6 +168,11 @@ class StreamState(Generic[T]):
     def is_full(self) -> bool:
         """Whether `max_buffer_size` items wait for the consumer."""
         return self.pushed - self.taken >= self.max_buffer_size
+
+    @property
+    def label(self) -> str:
+        """What it is called in the log, and by debuggers."""
+        return f"{self.name} #{self.number}"
 
     def progress(self) -> tuple[int, int]:
         """Return how many tokens have been computed, and how many delivered."""
@@ -264,7 +273,20 @@ class StreamState(Generic[T]):
             self.guard_scope.cancel()
 
     def finalize(self) -> None:
-        """Decide how the stream ended. Called after the worker has exited, once or more often."""
+        """Decide how the stream ended. Called after the worker has exited, once or more often.
+
+        The first call decides.
+        """
+        if self.ending is None:
+            self.ending = self.decide_ending()
+
+    def decide_ending(self) -> Ending:
+        """Decide how the stream ended, where several endings meet."""
+        if self.error is not None:
+            return Ending.FAILED
+        if self.returned_by_itself and self.pushed == self.taken:
+            return Ending.ENDED
+        return Ending.STOPPED if self.stop_requested else Ending.CANCELLED
 
     def drop_items(self) -> None:
         """Drop all items that were not received. After the worker, and after `finalize`."""

@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Callable
 from time import sleep
 
-from .._errors import describe
+from .._errors import GenerationStopped, describe
 from .._reporting import SafeLogger
+from .callables import check_result, name_of
 
 __all__ = ["StopCallbacks"]
 
@@ -56,9 +57,16 @@ class StopCallbacks:
 
     def _call_one(self, callback: Callable[[], object]) -> None:
         try:
-            callback()
+            check_result(callback(), "a callback")
+        except GenerationStopped:  # from emit(), which has delivered the item or was too late
+            pass
         except Exception as exc:
-            logger.warning("an on_stop callback failed: %s", describe(exc))
+            logger.warning(
+                "the on_stop callback %s failed: %s",
+                name_of(callback),
+                describe(exc),
+                exc_info=exc,
+            )
 
     def end(self) -> None:
         """Call no more: the producer has returned. Waits for a callback that is being called."""

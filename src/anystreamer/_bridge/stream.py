@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from anyio import BusyResourceError, ClosedResourceError, EndOfStream, Event, WouldBlock
 from anyio.abc import ObjectReceiveStream
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from .._errors import raise_preserving_context
+from .ending import Ending
 from .state import NO_WAITER, Phase, StreamState
 
 __all__ = ["ThreadStream"]
@@ -93,6 +94,19 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         except EndOfStream:
             pass
         raise StopAsyncIteration
+
+    @property
+    def result(self) -> Any:
+        """What the producer returned; a generator's return value. None until the end.
+
+        It stays None if the producer raised, also the `GenerationStopped` that ended it.
+        """
+        return None if self.ending is None else self._state.result
+
+    @property
+    def ending(self) -> Ending | None:
+        """How the producer ended; None until then. Set before the end is seen."""
+        return self._state.ending
 
     def stop(self) -> None:
         """Ask the producer to end after the current step. Its items can still be received.

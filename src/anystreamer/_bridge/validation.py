@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from anyio import CapacityLimiter
 
-__all__ = ["validate_buffer_size", "validate_limiter"]
+__all__ = ["validate_buffer_size", "validate_limiter", "validate_name"]
 
 T = TypeVar("T")
 
@@ -29,3 +29,10 @@ def validate_buffer_size(max_buffer_size: float) -> float:
     if max_buffer_size < 1:
         raise ValueError(f"max_buffer_size must be at least 1, not {max_buffer_size!r}")
     return max_buffer_size
+
+
+def validate_name(name: str | None) -> str:
+    """Return the *name* argument, "" for None. Raises TypeError if it is not a str."""
+    if name is None or isinstance(name, str):
+        return name or ""
+    raise TypeError(f"name must be a str, not {type(name).__name__}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -20,7 +21,7 @@ from .producer import Producer
 from .state import Phase, StreamState
 from .stream import ThreadStream
 
-__all__ = ["ThreadTask", "WorkerTask", "close_if_unstarted", "has_waiters"]
+__all__ = ["ThreadTask", "WorkerTask", "close_if_unstarted", "has_waiters", "run_named"]
 
 StreamT = TypeVar("StreamT", bound="ThreadStream[Any]")
 
@@ -31,7 +32,7 @@ class WorkerTask(Generic[StreamT]):
     Subclasses define what is done in each phase: `prepare`, `turns`, `work`.
 
     Args:
-        name: of the public function, for messages.
+        name: of its producer, for the log and for messages.
         state: of the stream.
         stream: for the consumer.
     """
@@ -108,7 +109,7 @@ class WorkerTask(Generic[StreamT]):
                     await self._wait_for(turn)
                     if not state.should_end:
                         state.start()
-                        on_start(self.name, state)
+                        on_start(state)
                         await self.work()
         except self.cancellation:
             state.abandon()
@@ -171,11 +172,23 @@ class ThreadTask(WorkerTask[StreamT]):
         is_model_needed = None if limiter is None else has_waiters(limiter, current_token())
         producer = Producer[Any](state, is_model_needed)
         await run_sync_joined(
+            run_named,
+            state.label,
             producer.run,
             self._produce,
             when_cancelled=state.abandon_and_cancel,
             within=self._around_thread,
         )
+
+
+def run_named(name: str, func: Callable[..., object], *args: Any) -> None:
+    """Call a function while this thread has this name, which debuggers and the log show."""
+    thread = threading.current_thread()
+    usual, thread.name = thread.name, name
+    try:
+        func(*args)
+    finally:
+        thread.name = usual
 
 
 async def _abandon_when_cancelled(state: StreamState[Any]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-from .._bridge import Producer
+from .._bridge import Producer, close_unstarted, name_of
 from .._errors import GenerationStopped, GenerationTimeout, PreservingContext, is_kind
 from .._streams import FinishReason, GenerationState, TextChunk
 from .generate_kwargs import is_assisted, new_token_limit
@@ -51,9 +51,20 @@ class GenerationCall:
             GenerationTimeout: a deadline has passed.
             BaseException: the exception of ``generate()``.
         """
-        with PreservingContext((self._request.options.worker_context or contextlib.nullcontext)()):
+        with PreservingContext(self._worker_context()):
             is_ours = not isinstance(self._prompts, Mapping)
             return _Run(self._request, self._inputs, self._state, producer, is_ours).run()
+
+    def _worker_context(self) -> contextlib.AbstractContextManager[object]:
+        new_context = self._request.options.worker_context or contextlib.nullcontext
+        context = new_context()
+        if not hasattr(context, "__enter__"):
+            close_unstarted(context)
+            raise TypeError(
+                f"worker_context must return a context manager for a with block, "
+                f"but {name_of(new_context)} returned {type(context).__qualname__}"
+            )
+        return context
 
 
 class _Run:

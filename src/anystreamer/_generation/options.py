@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
-from .._bridge import validate_buffer_size
+from .._bridge import validate_buffer_size, validate_callback
 from .._streams import Timeouts, validate_timeouts
 from .._text import StopSet, validate_stop_strings
 
@@ -44,6 +44,8 @@ class Options:
         object.__setattr__(self, "stop_strings", validate_stop_strings(self.stop))
         object.__setattr__(self, "timeouts", validate_timeouts(self.timeout))
         validate_buffer_size(self.max_buffer_size)
+        if self.worker_context is not None:
+            validate_callback(self.worker_context, "worker_context")
         if self.cancel_within not in ("step", "layer"):
             raise ValueError(f"cancel_within must be 'step' or 'layer', not {self.cancel_within!r}")
         if self.top_logprobs < 0 or (self.top_logprobs and not self.logprobs):

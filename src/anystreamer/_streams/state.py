@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from .._bridge import StreamState
+from .._bridge import Ending, StreamState
 from .._errors import GenerationTimeout, is_kind
 from .clock import TokenClock
 from .tracing import GenerationSpan
@@ -97,8 +97,18 @@ class GenerationState(StreamState[TextChunk]):
             row.usage = row.compute_usage()
         self.timing = self.clock.timing(self.started_at, self.exited_at)
         self.output = self.result
+        super().finalize()
         if self.span is not None:
             self.span.end(self.rows, self.timing, self.error)
+
+    def decide_ending(self) -> Ending:
+        """Decide it from the finish reasons of the rows."""
+        if self.error is not None:
+            return Ending.FAILED
+        reasons = {row.finish_reason for row in self.rows}
+        if FinishReason.CANCELLED in reasons:
+            return Ending.CANCELLED
+        return Ending.STOPPED if FinishReason.STOPPED in reasons else Ending.ENDED
 
     def _finish_reason(self, row: Row) -> FinishReason:
         """Decide why a row ended, where several reasons meet."""

@@ -18,6 +18,7 @@ from .._bridge import (
     UngroupedTaskGroup,
     cancel_again,
     guard,
+    run_named,
     run_sync_joined,
 )
 from .._errors import raise_preserving_context
@@ -111,7 +112,7 @@ class OwnedThreadTask(OwnedTask[ThreadStream[Any]]):
 
     def __init__(self, owner: ThreadOwner, source: Source[Any]) -> None:
         state = StreamState[Any](source.max_buffer_size)
-        super().__init__(owner, source.name, state, ThreadStream(state))
+        super().__init__(owner, source.label, state, ThreadStream(state))
         self._owner = owner
         self._source = source
         self._called_at = perf_counter()
@@ -136,7 +137,7 @@ class OwnedThreadTask(OwnedTask[ThreadStream[Any]]):
 
     def _produce(self, producer: Producer[Any]) -> None:
         if not self.state.should_end:  # it can have been stopped on the way to the thread
-            producer.run(self._source.run)
+            run_named(self.state.label, producer.run, self._source.run)
 
     def on_worker_exit(self) -> None:
         super().on_worker_exit()

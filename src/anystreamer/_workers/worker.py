@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
@@ -16,9 +15,13 @@ from .._bridge import (
     Stopping,
     StreamContext,
     ThreadStream,
+    check_result,
+    name_of,
     source_of,
     stream_from_thread,
     stream_iterable,
+    validate_callback,
+    validate_name,
 )
 from .context import OwnerContext
 from .metrics import Histogram
@@ -56,8 +59,7 @@ def open_worker(
         raise TypeError("threads must be a whole number, not None")
     validate_count("threads", threads, 1)
     validate_count("max_waiting", max_waiting, 0)
-    if name is not None and not isinstance(name, str):
-        raise TypeError(f"name must be a str, not {type(name).__name__}")
+    validate_name(name)
     return _Context(lambda: ThreadOwner(threads, max_waiting, name))
 
 
@@ -88,6 +90,7 @@ class Worker:
         *,
         max_buffer_size: float = math.inf,
         on_stop: Callable[[], object] | None = None,
+        name: str | None = None,
     ) -> StreamContext[ThreadStream[T]]: ...
 
     @overload
@@ -97,6 +100,7 @@ class Worker:
         *,
         max_buffer_size: float = math.inf,
         on_stop: Callable[[], object] | None = None,
+        name: str | None = None,
     ) -> StreamContext[ThreadStream[T]]: ...
 
     def stream_from_thread(
@@ -105,6 +109,7 @@ class Worker:
         *,
         max_buffer_size: float = math.inf,
         on_stop: Callable[[], object] | None = None,
+        name: str | None = None,
     ) -> StreamContext[ThreadStream[Any]]:
         """Run a blocking function in a thread of the worker, and stream what it emits.
 
@@ -118,6 +123,7 @@ class Worker:
             max_buffer_size: ``emit`` waits while this many items have not been received, unless
                 another stream waits for the worker. Unbounded by default.
             on_stop: as for `anystreamer.stream_from_thread`.
+            name: as for `anystreamer.stream_from_thread`.
 
         Raises:
             EngineBusy: when the block is entered, if the queue is full.
@@ -126,7 +132,7 @@ class Worker:
             TypeError, ValueError: at once, for an argument that cannot work.
         """
         return self._own(
-            stream_from_thread(produce, max_buffer_size=max_buffer_size, on_stop=on_stop)
+            stream_from_thread(produce, max_buffer_size=max_buffer_size, on_stop=on_stop, name=name)
         )
 
     def stream_iterable(
@@ -135,6 +141,8 @@ class Worker:
         *,
         max_buffer_size: float = math.inf,
         on_stop: Callable[[], object] | None = None,
+        name: str | None = None,
+        close: bool = True,
     ) -> StreamContext[ThreadStream[T]]:
         """Make, iterate and close a blocking iterable in one thread, and stream its items.
 
@@ -142,12 +150,20 @@ class Worker:
             make_iterable: as for `anystreamer.stream_iterable`.
             max_buffer_size: as for `stream_from_thread`.
             on_stop: as for `stream_from_thread`.
+            name: as for `stream_from_thread`; by default the name of *make_iterable*.
+            close: as for `anystreamer.stream_iterable`.
 
         Raises:
             Exception: the same as `stream_from_thread`.
         """
         return self._own(
-            stream_iterable(make_iterable, max_buffer_size=max_buffer_size, on_stop=on_stop)
+            stream_iterable(
+                make_iterable,
+                max_buffer_size=max_buffer_size,
+                on_stop=on_stop,
+                name=name,
+                close=close,
+            )
         )
 
     async def run(
@@ -162,7 +178,8 @@ class Worker:
         later, this waits until the function has returned.
 
         Args:
-            func: called with *args*, with the context variables of the caller.
+            func: called with *args*, with the context variables of the caller. It must not return
+                a generator or a coroutine: that would do its work elsewhere.
             on_stop: called once if the caller is cancelled, or the worker closed, while *func*
                 runs: to end what blocks it. It must not block.
 
@@ -170,19 +187,18 @@ class Worker:
             EngineBusy, EngineClosed, RuntimeError, TypeError: as from `stream_from_thread`.
             BaseException: what *func* raised.
         """
-        if not callable(func) or inspect.iscoroutinefunction(func):
-            raise TypeError(
-                "func must be a blocking function; await an async one in the event loop"
-            )
-        if on_stop is not None and not callable(on_stop):
-            raise TypeError(f"on_stop must be a callable, not a {type(on_stop).__name__}")
+        validate_callback(func, "func")
+        if on_stop is not None:
+            validate_callback(on_stop, "on_stop")
 
         def call(producer: Producer[Any]) -> T:
             if on_stop is not None:
                 producer.on_stop(on_stop)
-            return func(*args)
+            result = func(*args)
+            check_result(result, name_of(func))
+            return result
 
-        owner, source = self._owner, Source[Any]("Worker.run", call, math.inf)
+        owner, source = self._owner, Source[Any]("run", name_of(func), call, math.inf)
         context = owner.new_context(source.name, lambda: OwnedThreadTask(owner, source))
         async with context as stream:
             async for _ in stream:

@@ -14,6 +14,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from .._bridge import close_unstarted, name_of, unblocking_kind
 from .._errors import message_of
 from .._streams import FinishReason, Usage
 from ._asgi import EVENT_STREAM, log
@@ -87,6 +88,11 @@ class TextStreamResponse(StreamResponse):
                 "engine_stream must be a function that returns engine.stream_text(...), or what "
                 f"that returns, before it is opened; got {type(engine_stream).__name__}"
             )
+        if kind := callable(engine_stream) and unblocking_kind(engine_stream):
+            raise TypeError(
+                "engine_stream must be a function that returns engine.stream_text(...), "
+                f"but {name_of(engine_stream)} is {kind}"
+            )
         # An event can carry an error; plain text that ends looks complete.
         self._ends_with_error = self._sends_events = format == "sse"
         usual_type = EVENT_STREAM if self._sends_events else "text/plain"
@@ -108,7 +114,16 @@ class TextStreamResponse(StreamResponse):
 
     async def _open(self, streams: OpenStreams) -> None:
         stream = self._engine_stream
-        self._stream = await streams.open(stream() if callable(stream) else stream)
+        if callable(stream):
+            stream = stream()
+            if not hasattr(stream, "__aenter__"):
+                close_unstarted(stream)
+                # Not a TypeError: those are about the request.
+                raise RuntimeError(
+                    "engine_stream must return engine.stream_text(...), before it is opened; "
+                    f"it returned {type(stream).__qualname__}"
+                )
+        self._stream = await streams.open(stream)
 
     async def _send_body(self, sender: BodySender) -> None:
         assert self._stream is not None

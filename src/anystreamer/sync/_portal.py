@@ -5,15 +5,25 @@ from __future__ import annotations
 import atexit
 import contextlib
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
-from .._bridge import DetachedTasks, SafeEvent, UngroupedTaskGroup, call_after_fork
+from .._bridge import (
+    DetachedContext,
+    DetachedTasks,
+    SafeEvent,
+    StreamContext,
+    ThreadStream,
+    UngroupedTaskGroup,
+    call_after_fork,
+)
 
-__all__ = ["Tasks", "portal"]
+__all__ = ["Tasks", "in_portal", "portal"]
 
+StreamT = TypeVar("StreamT", bound=ThreadStream[Any])
 Tasks = DetachedTasks[Any]
 
 # Seconds that the interpreter's exit waits for streams that were left open.
@@ -93,3 +103,18 @@ class Portal:
 portal = Portal()
 atexit.register(portal.close)
 call_after_fork(portal.forget)
+
+
+def in_portal(
+    name: str, context: StreamContext[StreamT]
+) -> Callable[[], tuple[Tasks, StreamContext[StreamT]]]:
+    """Return a function that makes the same block as *context*, in the portal's loop.
+
+    It also returns the tasks of that loop, which it starts if it does not run.
+    """
+
+    def new_context() -> tuple[Tasks, StreamContext[StreamT]]:
+        tasks = portal.tasks()
+        return tasks, DetachedContext(name, context.new_task, tasks)
+
+    return new_context

@@ -1,4 +1,4 @@
-"""Streams of text for callers with no event loop: for a ``with`` block and a ``for`` loop."""
+"""Streams for callers with no event loop: for a ``with`` block and a ``for`` loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import anyio
 
-from .._bridge import LoopGone, StreamContext
+from .._bridge import Ending, LoopGone, StreamContext, ThreadStream
 from .._errors import add_note, describe, is_kind, raise_preserving_context
 from .._streams import (
     BatchStream,
@@ -25,17 +25,20 @@ from .._streams import (
 )
 from ._portal import Tasks
 
-__all__ = ["SyncBatchStream", "SyncStream", "SyncTextStream"]
+__all__ = ["SyncBatchStream", "SyncStream", "SyncTextStream", "SyncThreadStream"]
 
 T = TypeVar("T")
-StreamT = TypeVar("StreamT", bound=GenerationStream)
+ResultT = TypeVar("ResultT")
+StreamT = TypeVar("StreamT", bound=ThreadStream[Any])
+TextStreamT = TypeVar("TextStreamT", bound=GenerationStream)
 
 
-class SyncStream(Generic[StreamT]):
-    """A stream of text for a ``with`` block and a ``for`` loop.
+class SyncStream(Generic[StreamT, T]):
+    """A stream for a ``with`` block and a ``for`` loop.
 
     It can be opened in one thread, and read or closed in others. A second ``for`` loop goes on
-    where the first one ended. A stream that is forgotten stops its model when it is collected.
+    where the first one ended. A stream that is forgotten stops its producer, such as a model, when
+    it is collected.
 
     Args:
         name: of the public function, for messages.
@@ -74,39 +77,42 @@ class SyncStream(Generic[StreamT]):
             if exc is None or is_kind(error, KeyboardInterrupt):
                 raise
             if error is not exc:
-                add_note(exc, f"The worker of {self._name}() failed as well: {describe(error)}")
+                add_note(exc, f"The worker of {self._label} failed as well: {describe(error)}")
 
-    def __iter__(self) -> Iterator[TextChunk]:
+    def __iter__(self) -> Iterator[T]:
         self._check_opened()
         return self
 
-    def __next__(self) -> TextChunk:
-        """Return the next chunk; block until there is one.
+    def __next__(self) -> T:
+        """Return the next item; block until there is one.
 
         Raises:
-            BaseException: the exception of ``generate()``, after all text that came before it.
+            BaseException: the exception of the producer, such as ``generate()``, after all items
+                that came before it.
         """
         ended = (anyio.EndOfStream, anyio.ClosedResourceError)  # closed: from another thread
         try:
-            return self._call(self._stream.receive)
+            item: T = self._call(self._stream.receive)
+            return item
         except ended:
             pass
         except LoopGone:  # no other thread touches the stream any more
             with contextlib.suppress(anyio.WouldBlock, *ended):
-                return self._stream.receive_nowait()
+                item = self._stream.receive_nowait()
+                return item
         raise StopIteration
 
     def stop(self) -> None:
-        """Ask the model to end after the current step, as `TextStream.stop` does."""
+        """Ask the producer to end after the current step, as `ThreadStream.stop` does."""
         self._stream.stop()
 
     def close(self) -> None:
-        """Stop the model, and wait until its thread has left it. Called by the end of the block.
+        """Stop the producer, and wait until its thread has left it. The end of the block calls it.
 
-        In a forked child it does nothing: the model runs in the parent.
+        In a forked child it does nothing: the producer runs in the parent.
 
         Raises:
-            BaseException: the exception of ``generate()``, if no one has seen it.
+            BaseException: the exception of the producer, if no one has seen it.
         """
         context = self._context
         if context is None or self._opened is None or self._tasks.home.is_in_parent:
@@ -129,6 +135,49 @@ class SyncStream(Generic[StreamT]):
             closed.set_result(None)
 
     @property
+    def result(self) -> Any:
+        """As `ThreadStream.result`: what the producer returned; None until the end."""
+        return self._stream.result
+
+    @property
+    def ending(self) -> Ending | None:
+        """As `ThreadStream.ending`: how the producer ended; None until then."""
+        return self._stream.ending
+
+    @property
+    def _label(self) -> str:
+        assert self._context is not None
+        assert self._context.task is not None
+        return self._context.task.name
+
+    @property
+    def _stream(self) -> StreamT:
+        self._check_opened()
+        assert self._opened is not None
+        return self._opened
+
+    def _check_opened(self) -> None:
+        if self._opened is None:
+            raise TypeError(
+                f"{self._name}() must be opened first: "
+                f"'with {self._name}(...) as stream:', then 'for item in stream:'"
+            )
+
+    def _call(self, func: Callable[[], Awaitable[ResultT]]) -> ResultT:
+        return self._tasks.call_from_thread(func)
+
+
+class SyncThreadStream(SyncStream[ThreadStream[T], T]):
+    """A `ThreadStream` for a ``with`` block and a ``for`` loop.
+
+    Made by `anystreamer.sync.stream_from_thread` and `anystreamer.sync.stream_iterable`.
+    """
+
+
+class SyncGenerationStream(SyncStream[TextStreamT, TextChunk]):
+    """The part that streams of text of one sequence and of several have in common."""
+
+    @property
     def timing(self) -> Timing | None:
         """Seconds that it took; None until the end."""
         return self._stream.timing
@@ -143,22 +192,6 @@ class SyncStream(Generic[StreamT]):
         """The return value of ``generate()``; None until the end, and where it did not return."""
         return self._stream.output
 
-    @property
-    def _stream(self) -> StreamT:
-        self._check_opened()
-        assert self._opened is not None
-        return self._opened
-
-    def _check_opened(self) -> None:
-        if self._opened is None:
-            raise TypeError(
-                f"{self._name}() must be opened first: "
-                f"'with {self._name}(...) as stream:', then 'for text in stream:'"
-            )
-
-    def _call(self, func: Callable[[], Awaitable[T]]) -> T:
-        return self._tasks.call_from_thread(func)
-
     def _receive_all(self) -> None:
         """Receive the rest of the stream. What it gives is in the stream's ``text``."""
         try:
@@ -168,7 +201,7 @@ class SyncStream(Generic[StreamT]):
                 pass
 
 
-class SyncTextStream(SyncStream[TextStream]):
+class SyncTextStream(SyncGenerationStream[TextStream]):
     """A `TextStream` for a ``with`` block and a ``for`` loop. Attributes have the same meaning."""
 
     def read(self) -> str:
@@ -227,7 +260,7 @@ class SyncTextStream(SyncStream[TextStream]):
         return self._stream.message
 
 
-class SyncBatchStream(SyncStream[BatchStream]):
+class SyncBatchStream(SyncGenerationStream[BatchStream]):
     """A `BatchStream` for a ``with`` block and a ``for`` loop. Attributes have the same meaning."""
 
     def read(self) -> list[str]:

@@ -1,0 +1,87 @@
+"""Functions that a caller passes, to be called in a thread: which do not block, and their names."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from contextlib import suppress
+from functools import partial
+from types import AsyncGeneratorType, GeneratorType, MethodType
+from typing import Any
+
+__all__ = ["check_result", "close_unstarted", "name_of", "unblocking_kind", "validate_callback"]
+
+_KINDS: tuple[tuple[Callable[[object], bool], str], ...] = (
+    (inspect.iscoroutinefunction, "an async function"),
+    (inspect.isasyncgenfunction, "an async generator function"),
+    (inspect.isgeneratorfunction, "a generator function"),
+)
+
+# What has not begun to do its work when it is returned, from the most special kind on.
+_UNSTARTED: tuple[tuple[type[Any], str], ...] = (
+    (GeneratorType, "a generator"),
+    (AsyncGeneratorType, "an async generator"),
+    (Coroutine, "a coroutine"),
+    (Awaitable, "an awaitable"),
+    (AsyncIterator, "an async iterator"),
+    (map, "a map object"),
+    (filter, "a filter object"),
+)
+
+
+def name_of(function: object) -> str:
+    """Return what to call a function in messages: its qualified name, or that of its type."""
+    while isinstance(function, partial):
+        function = function.func
+    name = getattr(function, "__qualname__", None)
+    return name if isinstance(name, str) and name else type(function).__qualname__
+
+
+def unblocking_kind(function: Callable[..., object]) -> str:
+    """Return of which kind a function is that does nothing when it is called; "" if of none."""
+    while isinstance(function, (partial, MethodType)):
+        function = function.func if isinstance(function, partial) else function.__func__
+    for is_kind, kind in _KINDS:
+        # Of an object, Python calls the method of its type.
+        if is_kind(function) or is_kind(type(function).__call__):
+            return kind
+    return ""
+
+
+def validate_callback(callback: object, argument: str = "callback") -> None:
+    """Check a function that is called for what it does. Raises TypeError if it does nothing."""
+    if not callable(callback):
+        raise TypeError(f"{argument} must be a callable, not {type(callback).__name__}")
+    if kind := unblocking_kind(callback):
+        raise TypeError(f"{argument} must be a plain function, but {name_of(callback)} is {kind}")
+
+
+def check_result(result: object, name: str) -> None:
+    """Check what a function has returned that was called for what it does.
+
+    What is refused is closed, so that Python does not warn of a coroutine that was never awaited.
+
+    Args:
+        result: what it returned.
+        name: of the function, for the message.
+
+    Raises:
+        TypeError: it still has to be awaited or iterated.
+    """
+    kind = type(result)  # an object can refuse isinstance(), which asks for its `__class__`
+    if hasattr(kind, "add_done_callback"):  # a task or a future: it goes on by itself
+        return
+    for unstarted, shown in _UNSTARTED:
+        if issubclass(kind, unstarted):
+            close_unstarted(result)
+            raise TypeError(
+                f"{name} must do its work when it is called, but it returned {shown} "
+                f"({kind.__qualname__})"
+            )
+
+
+def close_unstarted(result: object) -> None:
+    """Close a coroutine or a generator that nobody is going to use."""
+    if issubclass(type(result), (Coroutine, Generator)):
+        with suppress(Exception):
+            result.close()  # type: ignore[attr-defined]
