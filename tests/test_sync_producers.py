@@ -120,6 +120,33 @@ def test_emit_many_and_offer() -> None:
     assert stream.ending is Ending.CANCELLED
 
 
+def test_receive_many_takes_all_that_is_ready() -> None:
+    producer = Scripted(10, allowed=4, fails={9: ValueError("no")})
+    with stream_from_thread(producer) as stream:
+        until(lambda: producer.steps == 4)
+        received = stream.receive_many(3)
+        assert received == list(range(len(received)))
+        assert 1 <= len(received) <= 3
+        while len(received) < 4:
+            received += stream.receive_many()
+        producer.allow()
+        until(lambda: producer.has_left)
+        assert received + stream.receive_many() == list(range(9))
+        with pytest.raises(ValueError, match="no"):
+            stream.receive_many()
+        for wrong in (0, "1"):
+            with pytest.raises((TypeError, ValueError), match="max_items"):
+                stream.receive_many(wrong)  # type: ignore[arg-type]
+    with stream_iterable(lambda: [1, 2]) as few:
+        received = []
+        while items := few.receive_many():
+            received += items
+        assert received == [1, 2]
+        assert (few.receive_many(), few.ending) == ([], Ending.ENDED)
+        few.close()
+        assert few.receive_many() == []
+
+
 @pytest.mark.parametrize("way", ["left", "raised", "stopped", "closed elsewhere", "forgotten"])
 def test_a_callback_ends_what_blocks_in_any_way_to_stop(way: str) -> None:
     producer = Blocked()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
@@ -101,6 +102,26 @@ class SyncStream(Generic[StreamT, T]):
                 item = self._stream.receive_nowait()
                 return item
         raise StopIteration
+
+    def receive_many(self, max_items: int | None = None) -> list[T]:
+        """Return all items that are ready, in a list; block until there is one. Empty at the end.
+
+        One call into the event loop for all of them, which takes less time than one for each.
+
+        Args:
+            max_items: leave what is more than this for the next call.
+
+        Raises:
+            BaseException: as from ``next()``.
+            TypeError, ValueError: *max_items* is not a whole number, or less than 1.
+        """
+        try:
+            items: list[T] = self._call(partial(self._stream.receive_many, max_items))
+            return items
+        except (anyio.EndOfStream, anyio.ClosedResourceError):
+            return []
+        except LoopGone:
+            return list(itertools.islice(self, max_items))
 
     def stop(self) -> None:
         """Ask the producer to end after the current step, as `ThreadStream.stop` does."""
@@ -259,6 +280,11 @@ class SyncTextStream(SyncGenerationStream[TextStream]):
         """The answer as a chat message, with ``parse_response``; None until the end."""
         return self._stream.message
 
+    @property
+    def parsed(self) -> Any:
+        """What the answer was parsed into, with ``response_format``; None if it was cut."""
+        return self._stream.parsed
+
 
 class SyncBatchStream(SyncGenerationStream[BatchStream]):
     """A `BatchStream` for a ``with`` block and a ``for`` loop. Attributes have the same meaning."""
@@ -325,3 +351,8 @@ class SyncBatchStream(SyncGenerationStream[BatchStream]):
     def message(self) -> list[dict[str, Any] | None]:
         """Each row's answer as a chat message, with ``parse_response``; None until the end."""
         return self._stream.message
+
+    @property
+    def parsed(self) -> list[Any]:
+        """What each row's answer was parsed into; see `SyncTextStream.parsed`."""
+        return self._stream.parsed
