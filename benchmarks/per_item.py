@@ -22,6 +22,8 @@ BUSY = 0.001  # seconds of work, and of rest; uvloop cannot wait for a shorter t
 class Run:
     """One stream of one turn: when it started and ended, and the latencies of its items."""
 
+    is_flood = False  # its items take no work
+
     def __init__(self) -> None:
         self.started = self.ended = 0.0
         self.latencies: list[float] = []

@@ -132,6 +132,21 @@ def per_item(results: Part) -> Tables:
     }
 
 
+def producers(results: Part) -> Tables:
+    apart = {name: ways for name, ways in results.items() if "flood" in name or "crowd" in name}
+    others = {name: ways for name, ways in results.items() if name not in apart}
+    rate = (
+        "| ratio to culsans = {ratio_to_culsans:quartiles}"
+        "| processor time, µs per item = {cpu_us_per_item:quartiles}"
+        "| other tasks late, ms: median = {late_ms.median} | p99 = {late_ms.p99}"
+        "| max = {late_ms.max}"
+    )
+    cost = "streams | % of a core = {percent_of_a_core} | threads = {threads} | MB = {mb}"
+    return per_item(others) | {
+        name: table(rate if "flood" in name else cost, rows(part)) for name, part in apart.items()
+    }
+
+
 PHASES = ("waiting", "decoding", "held", "prefill")  # how their names begin
 
 
@@ -339,7 +354,7 @@ def runs() -> str:
 TABLES: dict[str, Callable[[Part], Tables]] = {
     each.__name__: each
     for each in (decoding, cancellation, engines, edge, connections, remote, ray_serve, footprint)
-} | {"overhead": per_item, "producers": per_item}
+} | {"overhead": per_item, "producers": producers}
 
 
 def tables(program: str, results: Part) -> Tables:

@@ -33,12 +33,13 @@ from anystreamer._streams import (
     Timing,
     Usage,
 )
-from anystreamer._text import SupportsDecode, text_decoder
+from anystreamer._text import Choice, Grammar, Regex, SupportsDecode, text_decoder
 from anystreamer._workers import Histogram, Worker, WorkerStatistics, open_worker
 
 __all__ = [
     "AsyncTextIteratorStreamer",
     "BatchStream",
+    "Choice",
     "Emit",
     "Engine",
     "EngineBusy",
@@ -48,7 +49,9 @@ __all__ = [
     "FinishReason",
     "GenerationStopped",
     "GenerationTimeout",
+    "Grammar",
     "Histogram",
+    "Regex",
     "Statistics",
     "Stopping",
     "SupportsDecode",

@@ -9,7 +9,8 @@ import anyio
 import pytest
 from anyio import CancelScope, CapacityLimiter, create_task_group
 
-from anystreamer import stream_from_thread
+from anystreamer import ThreadStream, stream_from_thread
+from anystreamer._bridge import delivery
 
 from ..helpers.scripted import Native, Scripted, each_native_loop, rest, until
 from ..helpers.ways_out import WayOut, each_way_out, leave_by
@@ -92,3 +93,41 @@ async def test_work_that_was_stopped_while_queued_passes_its_turn_on() -> None:
             assert await rest(stopped_one) == []
             await limiter.acquire()
     assert not first.entered
+
+
+async def test_streams_in_the_queue_are_watched_by_one_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Hundreds can wait. When the first one leaves the queue, another one watches."""
+    watching: list[int] = []
+    usual_sleep = anyio.sleep
+
+    async def noted(seconds: float) -> None:
+        watching.append(anyio.get_current_task().id)
+        await usual_sleep(seconds / 10)
+
+    monkeypatch.setattr(delivery, "async_sleep", noted)
+    limiter = CapacityLimiter(1)
+    running, queued = Scripted(allowed=0), [Scripted() for _ in range(6)]
+    streams: list[ThreadStream[int]] = []
+    ended: list[int] = []
+
+    async def wait_in_queue(number: int) -> None:
+        async with stream_from_thread(queued[number], limiter=limiter) as stream:
+            streams.append(stream)
+            with pytest.raises(anyio.EndOfStream):
+                await stream.receive()
+        ended.append(number)
+
+    async with create_task_group() as tg, stream_from_thread(running, limiter=limiter):
+        await until(lambda: running.entered)
+        for number in range(6):
+            tg.start_soon(wait_in_queue, number)
+            await until(lambda: len(streams) == number + 1)  # noqa: B023
+        for number in (0, 3, 5, 1, 2, 4):
+            watching.clear()
+            await until(lambda: len(watching) > 3)
+            assert len(set(watching)) == 1
+            streams[number].stop()
+            await until(lambda: number in ended)  # noqa: B023
+    assert not any(producer.entered for producer in queued)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
 
 import anyio
 import pytest
@@ -15,7 +13,7 @@ from anyio import create_task_group
 
 from anystreamer import ThreadStream, stream_from_thread
 
-from ..helpers.inside import CROSSING, LoopDeliveries, hold_back, state_of
+from ..helpers.inside import CROSSING, LoopDeliveries, hold_back, stands_in, state_of
 from ..helpers.scripted import PATIENCE, Emit, ShouldStop, until
 
 
@@ -165,7 +163,7 @@ async def test_a_thread_does_not_wait_for_the_crossing_of_another(
     async with readers(3) as (crossing, *others):
         crossing.producer.emit_soon()
         deadline = time.monotonic() + PATIENCE
-        while not stands_in_crossing(crossing.producer.thread):
+        while not stands_in(CROSSING, crossing.producer.thread):
             crossing.producer.emit_soon()
             time.sleep(0.001)  # the loop is blocked
             assert time.monotonic() < deadline
@@ -175,7 +173,7 @@ async def test_a_thread_does_not_wait_for_the_crossing_of_another(
         while [other.producer.emitted for other in others] != wanted:
             time.sleep(0.001)
             assert time.monotonic() < deadline
-        assert stands_in_crossing(crossing.producer.thread)
+        assert stands_in(CROSSING, crossing.producer.thread)
         await until(lambda: [len(other.received) for other in others] == wanted)
 
 
@@ -199,15 +197,6 @@ async def test_an_item_that_comes_while_a_crossing_ends_is_not_left_behind(
         deliveries.after_next = emit_and_return
         await crossing.producer.emit()
         await until(lambda: len(other.received) == other.producer.emitted == 2)
-
-
-def stands_in_crossing(thread: int) -> bool:
-    frame: Any = sys._current_frames().get(thread)
-    while frame is not None:
-        if frame.f_code is CROSSING:
-            return True
-        frame = frame.f_back
-    return False
 
 
 async def test_nothing_is_kept_of_streams_that_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:

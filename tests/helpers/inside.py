@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 import pytest
 
 from anystreamer import sync
-from anystreamer._bridge import StreamState, delivery
+from anystreamer._bridge import StreamState, ThreadEvent, delivery
 from anystreamer._bridge.producer import Producer
 from anystreamer.testing import Gate
 
@@ -19,6 +22,7 @@ __all__ = [
     "WAITING_FOR_SPACE",
     "Deliveries",
     "LoopDeliveries",
+    "WakeUps",
     "async_stream_of",
     "decoder_of",
     "held",
@@ -29,6 +33,7 @@ __all__ = [
     "pieces_of",
     "share_pieces",
     "stands_before",
+    "stands_in",
     "start_portal",
     "state_of",
     "wake_drain",
@@ -69,6 +74,41 @@ async def held(stream: Any, times: int = 3) -> None:
         await until(lambda: waits >= times)
     finally:
         del space.wait
+
+
+def stands_in(code: CodeType, thread: int | None) -> bool:
+    """Whether a thread is in a function, by the function's code."""
+    frame = None if thread is None else sys._current_frames().get(thread)
+    while frame is not None:
+        if frame.f_code is code:
+            return True
+        frame = frame.f_back
+    return False
+
+
+class WakeUps:
+    """The times that the loop wakes a thread which waits for space in a buffer.
+
+    One more is counted if the buffer has been half full and then not full before the first wait.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.waits: list[float] = []  # how long the thread was going to wait at most
+        usual_set, usual_wait = ThreadEvent.set, ThreadEvent.wait
+        loop_thread = threading.get_ident()
+
+        def counted(event: ThreadEvent) -> None:
+            is_waited_for = event._lock.locked()
+            self.count += is_waited_for and threading.get_ident() == loop_thread
+            usual_set(event)
+
+        def noted(event: ThreadEvent, seconds: float = -1) -> None:
+            self.waits.append(seconds)
+            usual_wait(event, seconds)
+
+        monkeypatch.setattr(ThreadEvent, "set", counted)
+        monkeypatch.setattr(ThreadEvent, "wait", noted)
 
 
 def is_receiving(stream: Any) -> bool:

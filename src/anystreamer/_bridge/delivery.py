@@ -54,8 +54,8 @@ HOLD_AT_MOST = 0.01
 # than a look.
 LOOK_DELAY = 0.001
 
-# stop() only sets an attribute, because nothing else is safe in a signal handler. While a worker
-# waits for its turn, a task on the loop looks at the attribute this often (seconds).
+# stop() only sets an attribute, because nothing else is safe in a signal handler. While workers
+# wait for their turns, a task on the loop looks at their attributes this often (seconds).
 QUEUE_POLL = 0.05
 
 
@@ -74,6 +74,7 @@ class LoopDelivery:
         self._latest_cost = CROSSING_CAP * CROSSING_SHARE_AT_MOST
         self._looks: list[_Look] = []  # the first one does what is planned
         self._look_is_planned = False
+        self._queued: list[StreamState[Any]] = []  # the guard of the first one watches all
 
     @staticmethod
     def of_this_loop() -> LoopDelivery:
@@ -91,6 +92,11 @@ class LoopDelivery:
         if not state.is_registered:
             state.is_registered = True
             self._waiting.append(state)
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether an item that has been registered can wait: for a crossing, or for the look."""
+        return self._look_is_planned and perf_counter() < self._hold_until
 
     def cross_in_turn(self, state: StreamState[Any], cross: Callable[[], None]) -> None:
         """Call *cross* if it is due, unless another thread is crossing: that one takes along."""
@@ -162,6 +168,26 @@ class LoopDelivery:
             if self._look_is_planned and self._looks:
                 self._plan_look()
 
+    async def watch_until_turn(self, state: StreamState[Any]) -> None:
+        """Cancel a stream that is stopped before its turn has come. One task does it for all."""
+        self._queued.append(state)
+        try:
+            while state.phase is Phase.QUEUED:
+                if self._queued[0] is state:
+                    self._cancel_stopped()
+                    await async_sleep(QUEUE_POLL)
+                else:
+                    await state.guard_needed.wait()
+        finally:
+            self._queued.remove(state)
+            if self._queued:
+                self._queued[0].guard_needed.set()
+
+    def _cancel_stopped(self) -> None:
+        for state in self._queued:
+            if state.stop_requested:
+                state.scope.cancel()
+
 
 class _Look:
     """A task that can look. The deadline of its scope is when it does."""
@@ -187,11 +213,12 @@ class Crossing:
     def deliver(self) -> None:
         """Have the items that were pushed delivered: the first at once, others as is due."""
         delivery = self._delivery
-        delivery.register(self._state)
-        if self._has_crossed:
-            delivery.cross_in_turn(self._state, self.flush)
-        else:
+        if not self._state.is_registered:
+            delivery.register(self._state)
+        if not self._has_crossed:
             self.flush()
+        elif not delivery.is_holding:
+            delivery.cross_in_turn(self._state, self.flush)
 
     def flush(self) -> None:
         """Block until the loop has delivered the items that were pushed.
@@ -234,8 +261,6 @@ async def guard(state: StreamState[Any], around_thread: CancelScope | None = Non
 async def _guard_receive(state: StreamState[Any]) -> None:
     """While a receive() waits, deliver, and see a stop in the queue."""
     await state.receive_began.wait()
-    while state.phase is Phase.QUEUED:
-        if state.stop_requested:
-            state.scope.cancel()
-        await async_sleep(QUEUE_POLL)
-    await LoopDelivery.of_this_loop().look_until_cancelled()
+    delivery = LoopDelivery.of_this_loop()
+    await delivery.watch_until_turn(state)
+    await delivery.look_until_cancelled()

@@ -37,6 +37,8 @@ class Emit(Generic[T]):
     def many(self, items: Iterable[T]) -> None:
         """Deliver several items at once, with a single crossing to the event loop at most.
 
+        They can be more than the room in the buffer: it waits after it has added all of them.
+
         Raises:
             GenerationStopped, RuntimeError: as for a single item.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from anyio.lowlevel import current_token
 
@@ -39,6 +39,8 @@ class Home:
         token = current_token()
         # The native token: comparing it takes a tenth of the time, and each receive() does.
         self._current_loop = token.backend_class.current_token
+        # `anyio.lowlevel.checkpoint` without its search for the backend, for the same reason.
+        self.checkpoint: Callable[[], Awaitable[None]] = token.backend_class.checkpoint
         self._loop = token.native_token
         self._process = _process
         self._name = name

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Awaitable, Callable
+from threading import get_ident
 from time import perf_counter
 from typing import Any, Generic, TypeVar
 
-from anyio import from_thread, get_cancelled_exc_class
+from anyio import get_cancelled_exc_class
 from anyio.lowlevel import EventLoopToken, current_token
 
 from .._errors import GenerationStopped
@@ -23,8 +25,13 @@ __all__ = ["Producer"]
 T = TypeVar("T")
 ResultT = TypeVar("ResultT")
 
-# While a worker waits for space in the buffer, it looks at the stop flag this often (seconds).
+# While a worker waits for space in the buffer, nobody tells it that a scope was cancelled, that
+# another task needs the model, that a deadline has passed, or that there is space, but less than
+# half of it. So it looks: this often (seconds), and less and less often if the first and the last
+# are all that can happen: the loop sees a scope by itself, unless it is blocked.
 SPACE_POLL = 0.01
+SPACE_POLL_AT_MOST = 0.5
+SPACE_POLL_SHARE = 0.1  # of the time that it has waited
 
 
 class Producer(Generic[T]):
@@ -51,7 +58,10 @@ class Producer(Generic[T]):
         self._sink = Sink(state)
         self._crossing = Crossing(state)
         self._token: EventLoopToken = current_token()
+        # `anyio.from_thread.check_cancelled` without its search for the backend: each item asks.
+        self._check_cancelled: Callable[[], None] = self._token.backend_class.check_cancelled
         self._thread = 0  # that runs it, as long as it does
+        self._is_bounded = state.max_buffer_size != math.inf
         self._push_lock = threading.Lock()  # between the threads that emit
         self._has_refused = False  # emit() has raised GenerationStopped
         self._extra_stop_check: Callable[[], bool] | None = None
@@ -61,7 +71,7 @@ class Producer(Generic[T]):
 
     def run(self, produce: Callable[[Producer[T]], object]) -> None:
         """Call the producer, and put its result or its error into the state. Never raises."""
-        self._thread = threading.get_ident()
+        self._thread = get_ident()
         try:
             self._sink.succeed(produce(self))
         except (GenerationStopped, self._cancellation) as exc:
@@ -80,15 +90,16 @@ class Producer(Generic[T]):
             GenerationStopped: the stream has been stopped, or its consumer has gone.
             RuntimeError: the producer has returned; or this is the thread of the event loop.
         """
-        if threading.get_ident() != self._thread:
+        is_own_thread = get_ident() == self._thread
+        if not is_own_thread:
             self._check_thread()
-        stopping = self.should_stop()
-        if self._state.abandoned or self._has_refused:
+        is_stopping = self._is_stopping(is_own_thread)
+        if is_stopping and (self._state.abandoned or self._has_refused):
             raise GenerationStopped
         with self._push_lock:
-            self._sink.push(*items)
+            self._state.push(*items)
         self._deliver()
-        if stopping:
+        if is_stopping:
             self._has_refused = True
             raise GenerationStopped
 
@@ -114,17 +125,21 @@ class Producer(Generic[T]):
 
     def _deliver(self) -> None:
         self._crossing.deliver()
-        if self._sink.is_full:
+        if self._is_bounded and self._state.is_full:
             self._wait_for_space()
 
     def should_stop(self) -> bool:
         """Whether to return: after `stop()`, a cancelled scope, or the end of the block."""
-        if self._state.should_end:
+        return self._is_stopping(get_ident() == self._thread)
+
+    def _is_stopping(self, is_own_thread: bool) -> bool:
+        state = self._state
+        if state.stop_requested or state.abandoned:
             return True
         # Sees a cancelled scope at once, even while the loop is blocked.
-        if threading.get_ident() == self._thread:
+        if is_own_thread:
             try:
-                from_thread.check_cancelled()
+                self._check_cancelled()
             except self._cancellation:
                 self._when_cancelled()
                 return True
@@ -138,7 +153,7 @@ class Producer(Generic[T]):
 
     def wait_for(self, func: Callable[[], Awaitable[ResultT]]) -> ResultT:
         """Await something in the event loop, until a stop. See `Stopping.wait_for`."""
-        if threading.get_ident() != self._thread:
+        if get_ident() != self._thread:
             raise RuntimeError("wait_for() can only be called in the producer's own thread")
         if self.should_stop():
             raise GenerationStopped
@@ -159,13 +174,22 @@ class Producer(Generic[T]):
     def _wait_for_space(self) -> None:
         # In this thread and in short steps. A blocking send() on the loop left threads stuck when
         # the loop ended.
-        if self._sink.has_pending:
+        state, space = self._state, self._space_available
+        if state.pending and state.has_waiter:  # a consumer that does not wait takes them itself
             self._crossing.flush()
-        is_model_needed = False
-        while self._sink.is_full and not is_model_needed and not self.should_stop():
-            started = perf_counter()
-            self._space_available.clear()
-            is_model_needed = self._is_model_needed is not None and self._is_model_needed()
-            if self._sink.is_full and not is_model_needed:
-                self._space_available.wait(SPACE_POLL)
-            self._seconds_waited += perf_counter() - started
+        began, waited_before = perf_counter(), self._seconds_waited
+        space.clear()  # before each look, so that what comes after it ends the wait
+        while state.is_full and not self.should_stop() and not self._gives_way():
+            space.wait(self._space_poll(perf_counter() - began))
+            self._seconds_waited = waited_before + perf_counter() - began
+            space.clear()
+        self._seconds_waited = waited_before + perf_counter() - began
+        space.set()  # for another thread that waits: `clear` can have come before it woke
+
+    def _gives_way(self) -> bool:
+        return self._is_model_needed is not None and self._is_model_needed()
+
+    def _space_poll(self, waited: float) -> float:
+        if self._is_model_needed is not None or self._extra_stop_check is not None:
+            return SPACE_POLL
+        return min(max(SPACE_POLL, waited * SPACE_POLL_SHARE), SPACE_POLL_AT_MOST)

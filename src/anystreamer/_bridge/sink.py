@@ -44,7 +44,7 @@ class Sink(Generic[T]):
         return self._state.is_full
 
     async def wait_for_space(self) -> None:
-        """Wait until the consumer has taken an item or closed the stream. On the loop."""
+        """Wait until the consumer has taken half of the items or closed the stream. On the loop."""
         self._state.space_available = space = SafeEvent()
         await space.wait()
 

@@ -8,10 +8,11 @@ reads from it through a `ThreadStream` (`stream.py`).
 The way of an item:
 
 1. The producer appends it to `pending`, in its own thread.
-2. The loop moves it into an anyio memory object stream and wakes the consumer. Either a producer
-   makes the loop do that and waits for it (a `Crossing`), which need not be the producer of this
-   stream, or a task on the loop does it while the producers are silent (`guard`).
-3. The consumer takes it out of the memory object stream.
+2. The loop moves it into an anyio memory object stream, in one batch with all that is pending, and
+   wakes the consumer. Either a producer makes the loop do that and waits for it (a `Crossing`),
+   which need not be the producer of this stream, or a task on the loop does it while the producers
+   are silent (`guard`).
+3. The consumer takes the batch out of the memory object stream, and the items out of the batch.
 
 Who writes what. There is no lock: each attribute has one writer, or all writes to it are atomic.
 This holds without a GIL too.
@@ -24,8 +25,8 @@ This holds without a GIL too.
 - the error: any thread may append one to a list. The first one counts.
 - `result`: the producer, before its worker exits.
 - `is_registered`: a producer sets it, and the loop clears it before it takes the items.
-- `space_available`: the producer sets the attribute and waits for the event, the loop sets the
-  event.
+- `space_available`: the producer sets the attribute and waits for the event. The loop sets the
+  event, and if a thread waits for it, so does whoever stops the stream.
 - all other attributes: the loop.
 
 Invariants:
@@ -91,6 +92,9 @@ class StreamState(Generic[T]):
             "stream", "receive and leave it in its own; stop() and attributes work in any thread"
         )
         self.max_buffer_size: float = max_buffer_size
+        # A producer that waits for space goes on when the consumer has left this many items: half
+        # of the room. To wake it at each item would take longer than most items do.
+        self._refill_at: float = -1 if max_buffer_size == math.inf else max_buffer_size // 2
         self.pending: deque[T] = deque()  # pushed, and not yet in the memory object stream
         self.pushed: int = 0  # items that the producer has pushed
         self.stop_requested: bool = False  # the items made so far will still be read
@@ -108,13 +112,15 @@ class StreamState(Generic[T]):
         self.scope: CancelScope = CancelScope()  # around the worker's turn and its wait for it
         self.closed: bool = False
         self.error_raised: bool = False  # the consumer has seen the error
-        self.buffer_send: MemoryObjectSendStream[T]
-        self.buffer_receive: MemoryObjectReceiveStream[T]
-        self.buffer_send, self.buffer_receive = create_memory_object_stream[T](math.inf)
-        self.buffered: int = 0  # items in the memory object stream
+        self.buffer_send: MemoryObjectSendStream[deque[T]]
+        self.buffer_receive: MemoryObjectReceiveStream[deque[T]]
+        self.buffer_send, self.buffer_receive = create_memory_object_stream[deque[T]](math.inf)
+        self._batch: deque[T] = deque()  # what is left of the batch that was taken out last
+        self.buffered: int = 0  # items in the memory object stream, and in this batch
         self.taken: int = 0  # items that the consumer has got, or that were dropped instead
         self.receiver_waiting: Event | SafeEvent = NO_WAITER
         self.receive_began: SafeEvent = SafeEvent()  # set when a receive() begins to wait
+        self.guard_needed: SafeEvent = SafeEvent()  # its turn has come, or it is first in the queue
         self.guard_scope: CancelScope | None = None  # of the guard, while it runs
         self.number: int = 0  # in the log
         self.is_counted: bool = True  # in the statistics, or has no part in them
@@ -134,15 +140,18 @@ class StreamState(Generic[T]):
     def request_stop(self) -> None:
         """Tell the producer to end. What it has made will still be read."""
         self.stop_requested = True
-        self._call_back()
+        self._interrupt_producer()
 
     def abandon(self) -> None:
         """Tell the producer that nothing will be read any more, unless it has ended."""
         if not self.has_exited:
             self.abandoned = True
-            self._call_back()
+            self._interrupt_producer()
 
-    def _call_back(self) -> None:
+    def _interrupt_producer(self) -> None:
+        """End its wait for space, and whatever it has registered callbacks for."""
+        if isinstance(self.space_available, ThreadEvent):  # others can be set on the loop only
+            self.space_available.set()
         if self.stop_callbacks is not None:
             self.stop_callbacks.call()
 
@@ -183,6 +192,7 @@ class StreamState(Generic[T]):
         """Begin the worker's turn."""
         self.phase = Phase.RUNNING
         self.started_at = perf_counter()
+        self.guard_needed.set()
 
     def exit(self) -> None:
         """Note that the worker has left its producer, or will never enter it."""
@@ -209,9 +219,12 @@ class StreamState(Generic[T]):
         pending = self.pending
         if self.closed or self.has_exited:
             pending.clear()
-        for _ in range(count := len(pending)):
-            self.buffer_send.send_nowait(pending.popleft())
-            self.buffered += 1
+        if count := len(pending):
+            # Sent before it is filled: on trio a Ctrl-C can strike between any two steps here.
+            self.buffer_send.send_nowait(batch := deque[T]())
+            for _ in range(count):
+                batch.append(pending.popleft())
+            self.buffered += count
         return count
 
     @property
@@ -230,16 +243,26 @@ class StreamState(Generic[T]):
         self.count_taken(1)
         return item
 
+    def take_many(self, most: float) -> list[T]:
+        """Take what `take` would in several calls: all that has been drained, or *most* of it."""
+        items = [self.take()]
+        with suppress(WouldBlock, EndOfStream):
+            while len(items) < most:
+                items.append(self.take())
+        return items
+
     def take_buffered(self) -> T:
         """Take the next item out of the memory object stream, and do not count it yet."""
-        item = self.buffer_receive.receive_nowait()
+        while not self._batch:
+            self._batch = self.buffer_receive.receive_nowait()
         self.buffered -= 1
-        return item
+        return self._batch.popleft()
 
     def count_taken(self, count: int) -> None:
         """Count items that the consumer gets now, which makes space for others."""
         self.taken += count
-        if self.max_buffer_size != math.inf:
+        left = self.pushed - self.taken
+        if left <= self._refill_at < left + count or self.stop_requested:
             self.space_available.set()
 
     # -- on the loop: the end

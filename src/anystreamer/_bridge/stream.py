@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import Generic, NoReturn, TypeVar
 
 from anyio import BusyResourceError, ClosedResourceError, EndOfStream, Event, WouldBlock
@@ -10,10 +13,12 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from .._errors import raise_preserving_context
 from .state import NO_WAITER, Phase, StreamState
+from .validation import validate_max_items
 
 __all__ = ["ThreadStream"]
 
 T = TypeVar("T")
+Result = TypeVar("Result")
 
 
 class ThreadStream(ObjectReceiveStream[T], Generic[T]):
@@ -37,6 +42,27 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
             RuntimeError: in another event loop than the stream's.
             BaseException: the producer's own exception, after the items that it emitted before.
         """
+        return await self._receive(self._state.take)
+
+    async def receive_many(self, max_items: int | None = None) -> list[T]:
+        """Return all items that are ready, in a list; wait for one if there is none.
+
+        One checkpoint for all of them, which takes less time than one for each. A cancelled call
+        loses no item. The items are those that `receive` would return one after the other.
+
+        Args:
+            max_items: leave what is more than this for the next call.
+
+        Raises:
+            anyio.EndOfStream: as from `receive`, and all other exceptions too. The end, or the
+                error, comes from the call after the last items.
+            TypeError, ValueError: *max_items* is not a whole number, or less than 1.
+        """
+        most = math.inf if max_items is None else validate_max_items(max_items)
+        return await self._receive(partial(self._state.take_many, most))
+
+    async def _receive(self, take: Callable[[], Result]) -> Result:
+        """Return what *take* takes, as soon as there is an item."""
         state = self._state
         state.home.check()
         if self._receiving:
@@ -46,14 +72,15 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
             # Checkpoint first, then take, so that no item is lost between the two. Waiting is a
             # checkpoint as well.
             if state.has_item or state.closed or state.has_exited:
-                await checkpoint()
+                await state.home.checkpoint()
             else:
                 await checkpoint_if_cancelled()
                 await self._wait()
             while not state.closed:
-                state.drain_pending()
+                if state.pending:
+                    state.drain_pending()
                 try:
-                    return state.take()
+                    return take()
                 except WouldBlock:
                     await self._wait()
                 except EndOfStream:
@@ -143,6 +170,8 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         event = Event()
         self._state.receiver_waiting = event
         self._state.receive_began.set()
+        if self._state.pending:  # from a producer that has not seen that we wait
+            event.set()
         try:
             await event.wait()
         finally:

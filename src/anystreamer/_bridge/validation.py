@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from anyio import CapacityLimiter
 
-__all__ = ["validate_buffer_size", "validate_limiter"]
+__all__ = ["validate_buffer_size", "validate_limiter", "validate_max_items"]
 
 T = TypeVar("T")
 
@@ -21,11 +21,23 @@ def validate_limiter(limiter: object) -> CapacityLimiter | None:
 
 def validate_buffer_size(max_buffer_size: float) -> float:
     """Return the *max_buffer_size* argument. Raises TypeError or ValueError if it is not one."""
-    is_whole = isinstance(max_buffer_size, int) and not isinstance(max_buffer_size, bool)
-    if not is_whole and max_buffer_size != math.inf:
+    if not _is_whole(max_buffer_size) and max_buffer_size != math.inf:
         raise TypeError(
             f"max_buffer_size must be a whole number or math.inf, not {max_buffer_size!r}"
         )
     if max_buffer_size < 1:
         raise ValueError(f"max_buffer_size must be at least 1, not {max_buffer_size!r}")
     return max_buffer_size
+
+
+def validate_max_items(max_items: int) -> int:
+    """Return the *max_items* argument. Raises TypeError or ValueError if it is not one."""
+    if not _is_whole(max_items):
+        raise TypeError(f"max_items must be a whole number or None, not {max_items!r}")
+    if max_items < 1:
+        raise ValueError(f"max_items must be at least 1, not {max_items!r}")
+    return max_items
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -11,6 +11,7 @@ from .._bridge import SafeEvent, Sink
 from .._errors import GenerationTimeout
 from .._generation import GenerationRequest
 from .._streams import FinishReason, GenerationState, TextChunk
+from .._text import FormMatcher
 
 __all__ = ["ActiveRequest", "publish"]
 
@@ -26,6 +27,7 @@ class ActiveRequest:
         max_new_tokens: the limit of its tokens.
         cancel: called with this object when no more results are needed.
         new_error: turns the manager's message into an exception.
+        form_matcher: for the manager's thread alone.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class ActiveRequest:
         max_new_tokens: int,
         cancel: Callable[[ActiveRequest], None],
         new_error: Callable[[str], Exception],
+        form_matcher: FormMatcher | None,
     ) -> None:
         (self._row,) = state.rows
         self.request = request
@@ -43,12 +46,13 @@ class ActiveRequest:
         self.max_new_tokens = max_new_tokens
         self._cancel = cancel
         self._new_error = new_error
+        self.form_matcher = form_matcher
         self.id = f"anystreamer-{next(_request_ids)}"
         self.eos = request.eos_token_ids
         self.finished = False
         self.finished_event = SafeEvent()  # set on the loop
         self._detokenizer = request.row_detokenizer(0, self._row)
-        self._already_seen = 0  # tokens
+        self._generated: list[int] = []
         state.clock.set_deadlines(request.options.timeouts, perf_counter())
 
     def process_result(self, result: Any, now: float) -> bool:
@@ -57,7 +61,7 @@ class ActiveRequest:
             return False
         detokenizer = self._detokenizer
         try:
-            if new := result.generated_tokens[self._already_seen :]:
+            if new := result.generated_tokens[len(self._generated) :]:
                 self._add_tokens(new, now)
             if detokenizer.ended is not None or result.is_finished():
                 if result.error is not None and detokenizer.ended is None:
@@ -69,7 +73,7 @@ class ActiveRequest:
 
     def _add_tokens(self, new: list[int], now: float) -> None:
         clock, detokenizer = self.state.clock, self._detokenizer
-        self._already_seen += len(new)
+        self._generated += new
         clock.is_late(now, now)  # they can have come too late
         clock.tokens(len(new), now, now)
         elapsed = clock.elapsed(now)
@@ -94,12 +98,20 @@ class ActiveRequest:
         if error is not None:
             self.sink.fail(error)
         self.finished = True
+        self._row.is_form_complete = self._is_form_complete()
         if detokenizer.ended is not None:
             self._row.model_finish_reason = detokenizer.ended
-        elif self._already_seen >= self.max_new_tokens:
+        elif len(self._generated) >= self.max_new_tokens:
             self._row.model_finish_reason = FinishReason.LENGTH
         elif clock.expired_phase is not None:
             self.sink.fail(GenerationTimeout(clock.expired_phase))
+
+    def _is_form_complete(self) -> bool:
+        matcher = self.request.form_matcher(self._row)
+        if matcher is None:
+            return False
+        matcher.advance(self._generated)
+        return matcher.is_complete
 
 
 def publish(changed: Iterable[ActiveRequest]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from .._bridge import StreamContext
 from .._generation import Prompt, SupportsGenerate, WorkerContext, check_model, tokenizer_of
 from .._streams import TextStream, Timeouts
-from .._text import SupportsDecode
+from .._text import ResponseFormat, SupportsDecode
 from .._workers import OwnerContext, validate_count
 from .base import BaseEngine
 from .metrics import EngineStatistics
@@ -35,6 +35,7 @@ class Engine(Protocol):
         skip_special_tokens: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         parse_response: bool | Mapping[str, Any] = False,
+        response_format: ResponseFormat | None = None,
         worker_context: WorkerContext | None = None,
         **generate_kwargs: Any,
     ) -> StreamContext[TextStream]:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from anyio import CapacityLimiter
 
 from .._bridge import StreamContext, run_sync_joined
-from .._errors import PromptTooLong
 from .._generation import (
     GenerationRequest,
     Prompt,
     as_prompts,
-    is_encoder_decoder,
     main_input_name,
     max_context_length,
     validate_prompt,
 )
-from .._streams import GenerationState, Row, TextStream
+from .._streams import GenerationState, TextStream
 from .._workers import OwnedTask, Owner
 from .metrics import EngineMetrics, EngineStatistics
 
@@ -82,20 +80,6 @@ class ThreadEngine(BaseEngine):
     @abstractmethod
     def _main(self) -> None:
         """Run in the engine's thread until `_is_closed`. Sets `ready`."""
-
-    def check_context_length(self, rows: Iterable[Row]) -> None:
-        """Refuse a prompt that leaves no token of the model's context for an answer.
-
-        Raises:
-            PromptTooLong
-        """
-        if self.context_length is None:
-            return
-        # The answer of an encoder-decoder has a context of its own.
-        reserved = 0 if is_encoder_decoder(self.model) else 1
-        for row in rows:
-            if len(row.prompt_token_ids) + reserved > self.context_length:
-                raise PromptTooLong(len(row.prompt_token_ids), self.context_length)
 
     async def open(self) -> None:
         self.encoding = CapacityLimiter(1)

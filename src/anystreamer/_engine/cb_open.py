@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from .._errors import describe, is_kind, message_of
+from .._text import FormMatcher
 from .cb_check import AnswerCheck
 from .cb_config import Settings
+from .cb_form_masks import add_form_masks, can_mask
 from .cb_manager import attention_of, cache_size, is_compiled, runs_python, use_attention
 from .cb_passes import one_pass_at_a_time
 
@@ -19,7 +21,11 @@ __all__ = ["open_manager"]
 
 @contextmanager
 def open_manager(
-    model: Any, tokenizer: Any, settings: Settings, is_cancelled: Callable[[], bool]
+    model: Any,
+    tokenizer: Any,
+    settings: Settings,
+    matcher_of: Callable[[str], FormMatcher | None],
+    is_cancelled: Callable[[], bool],
 ) -> Iterator[Any]:
     """Own a manager that runs, and whose answers are those of ``generate()``.
 
@@ -27,6 +33,7 @@ def open_manager(
         model: of transformers.
         tokenizer: its tokenizer.
         settings: of the engine.
+        matcher_of: see `add_form_masks`.
         is_cancelled: whether the engine has been closed meanwhile. Then the check ends early.
 
     Raises:
@@ -37,6 +44,8 @@ def open_manager(
         with _refusing(model):
             check = AnswerCheck(model, _special_ids(model, tokenizer), is_cancelled)
             manager = _new_manager(model, settings, settings.for_manager(model))
+            if can_mask(manager):
+                add_form_masks(manager, matcher_of)
         with nullcontext() if is_compiled(manager) else one_pass_at_a_time(manager.model):
             if not runs_python(manager):
                 # Nothing of such a step can be recorded: another manager is checked in its place.

@@ -15,9 +15,11 @@ from .._bridge import ThreadEvent, run_sync_joined
 from .._errors import PreservingContext, wrap_control_flow_exception
 from .._generation import GenerationRequest, new_token_limit, tokenizer_of
 from .._streams import Row
+from .._text import FormMatcher
 from .active_request import ActiveRequest, publish
 from .base import EngineTask, ThreadEngine
 from .cb_config import SAMPLING, Settings
+from .cb_form_masks import can_mask
 from .cb_greedy import skip_sort_when_greedy
 from .cb_manager import cache_size, cache_used, cause_of_death, is_dying
 from .cb_open import open_manager
@@ -112,6 +114,12 @@ class ContinuousBatchingEngine(ThreadEngine):
                 f"{unknown[0]} is not for batching='continuous', where one forward pass serves "
                 "many requests; use batching='none'"
             )
+        if request.options.form is not None and not can_mask(self.manager):
+            raise ValueError(
+                "response_format is not for batching='continuous' with CUDA graphs, compiled steps "
+                "or asynchronous batching; switch them off in continuous_batching_config, or use "
+                "batching='none'"
+            )
         if isinstance(prompts, Mapping):
             check_inputs(prompts)
 
@@ -184,6 +192,11 @@ class ContinuousBatchingEngine(ThreadEngine):
             "top_p": float(top_p),
         }
 
+    def _matcher_of(self, request_id: str) -> FormMatcher | None:
+        """What keeps a request to its form. In the manager's thread."""
+        active = self.active_requests.get(request_id)
+        return None if active is None else active.form_matcher
+
     def cancel(self, active: ActiveRequest) -> None:
         """Free the pages of a request: no more results are needed. From any thread."""
         if self.active_requests.pop(active.id, None) is not None:
@@ -193,7 +206,11 @@ class ContinuousBatchingEngine(ThreadEngine):
 
     def _main(self) -> None:
         opening = open_manager(
-            self.model, tokenizer_of(self.tokenizer), self._settings, lambda: self._is_closed
+            self.model,
+            tokenizer_of(self.tokenizer),
+            self._settings,
+            self._matcher_of,
+            lambda: self._is_closed,
         )
         with PreservingContext(opening) as manager:
             self.manager = manager
@@ -302,6 +319,7 @@ class _Task(EngineTask):
         self._rows: list[Row] = []
         self._max_new_tokens = 0
         self._failure: BaseException | None = None
+        self._form_matcher: FormMatcher | None = None
 
     async def prepare(self) -> None:
         engine = self._engine
@@ -331,7 +349,7 @@ class _Task(EngineTask):
         try:
             inputs, self._rows = self._request.encode(self._prompts, self._engine.context_length)
             check_inputs(inputs)  # the keys, and not the form of the prompt, tell of images
-            self._engine.check_context_length(self._rows)
+            self._form_matcher = self._request.form_matcher(self._rows[0])
         except BaseException as exc:
             self._failure = wrap_control_flow_exception(exc, self.cancellation)
         self.is_encoded = True
@@ -342,7 +360,12 @@ class _Task(EngineTask):
     async def work(self) -> None:
         engine = self._engine
         active = ActiveRequest(
-            self._request, self.state, self._max_new_tokens, engine.cancel, engine.new_error
+            self._request,
+            self.state,
+            self._max_new_tokens,
+            engine.cancel,
+            engine.new_error,
+            self._form_matcher,
         )
         try:
             engine.submit(active)

@@ -60,7 +60,6 @@ class _Task(EngineTask):
         # thread: on the loop they also contain that the event loop runs in the current thread.
         self._context = copy_context()
         self._call.prepare(self._engine.context_length)
-        self._engine.check_context_length(self.state.rows)
 
     def queue_deadline(self) -> tuple[float, str]:
         return self._request.queue_deadline(self.state)

@@ -11,6 +11,7 @@ from .model import check_model, is_encoder_decoder, main_input_name, max_context
 from .options import Options, WorkerContext
 from .prompts import Prompt, as_prompts, tokenizer_of, validate_prompt
 from .request import GenerationRequest
+from .score_mask import mask_scores
 from .untrusted import UntrustedMessages
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "logits_distance",
     "logits_tolerance",
     "main_input_name",
+    "mask_scores",
     "max_context_length",
     "model_limiter",
     "new_token_limit",

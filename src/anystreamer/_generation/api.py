@@ -17,10 +17,10 @@ from .._bridge import (
     validate_limiter,
 )
 from .._streams import BatchStream, GenerationState, GenerationStream, TextStream, Timeouts
-from .._text import SupportsDecode
+from .._text import ResponseFormat, SupportsDecode
 from .call import GenerationCall
 from .limiters import model_limiter
-from .model import main_input_name
+from .model import main_input_name, max_context_length
 from .options import OPTION_NAMES, WorkerContext
 from .prompts import Prompt, as_prompts, validate_prompt, validate_prompts
 from .request import GenerationRequest
@@ -72,6 +72,7 @@ def stream_text(
     skip_special_tokens: bool = True,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     parse_response: bool | Mapping[str, Any] = False,
+    response_format: ResponseFormat | None = None,
     worker_context: WorkerContext | None = None,
     limiter: CapacityLimiter | None = None,
     **generate_kwargs: Any,
@@ -116,6 +117,11 @@ def stream_text(
             `TextStream.message` has all of it. The types of a call's arguments come from ``tools``
             in *chat_template_kwargs*. *stop* applies to the whole output of the model, with the
             markers of the template.
+        response_format: the form that the answer keeps to: ``"json"`` for any JSON object, a JSON
+            schema (a dict), a pydantic model class, `Regex`, `Choice` or `Grammar`. Tokens that the
+            form does not allow are never chosen; `TextStream.parsed` is what the answer was parsed
+            into. If *parse_response* separates reasoning, the form begins after it. Needs
+            ``anystreamer[structured]`` and a fast tokenizer.
         worker_context: returns a context manager around ``generate()`` in the worker thread, once
             its turn has come: for a seed, an adapter, autocast, a default device.
         limiter: used for the turns, in place of the model's own limiter.
@@ -148,6 +154,7 @@ def stream_batch(
     skip_special_tokens: bool = True,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     parse_response: bool | Mapping[str, Any] = False,
+    response_format: ResponseFormat | None = None,
     worker_context: WorkerContext | None = None,
     limiter: CapacityLimiter | None = None,
     **generate_kwargs: Any,
@@ -216,7 +223,7 @@ class _GenerationTask(ThreadTask[StreamT]):
         super().__init__(request.name, state, new_stream(state), call.run, find_limiter)
 
     async def prepare(self) -> None:
-        await run_sync_joined(self._call.prepare)
+        await run_sync_joined(self._call.prepare, max_context_length(self._request.model))
         await checkpoint()  # a cancellation that came meanwhile must not be missed
 
     def queue_deadline(self) -> tuple[float, str]:

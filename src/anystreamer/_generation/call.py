@@ -75,6 +75,7 @@ class _Run:
         self._kwargs = {**inputs, **request.generate_kwargs}
         self._criteria = list(self._kwargs.get("stopping_criteria") or ())  # the caller's, wrapped
         self._rows = [request.row_detokenizer(number, row) for number, row in enumerate(state.rows)]
+        self._form_mask: Any = None
         self._has_windows = uses_windows(request.model, request.generate_kwargs)
         self._streamer = TokenStreamer(
             state,
@@ -163,6 +164,8 @@ class _Run:
                 recorder = LogprobsProcessor(request.options.top_logprobs)
                 processors.insert(0, recorder)
                 self._streamer.logprobs_of = recorder.of
+            if request.options.form is not None:  # last: no other processor allows more again
+                processors.append(self._new_form_mask())
             if processors:
                 kwargs["logits_processor"] = processor_list(*processors)
         else:
@@ -172,6 +175,19 @@ class _Run:
             ]
         if any(request.setting(name) not in (None, False) for name in _NEED_TOKENIZER):
             kwargs["tokenizer"] = request.decoding
+
+    def _new_form_mask(self) -> Any:
+        from .form_mask import FormMask
+
+        request, streamer = self._request, self._streamer
+        matchers = [request.form_matcher(row) for row in self._state.rows]
+        self._form_mask = FormMask(
+            [each for each in matchers if each is not None],
+            lambda: streamer.prompt_length,
+            reads_drafts=is_assisted(request.model, request.generate_kwargs),
+        )
+        streamer.check_tokens = self._form_mask.take
+        return self._form_mask
 
     def _rows_to_stop(self, sequences: Any) -> list[bool]:
         """For each row, whether it ends with this step: the answer of our criterion."""
@@ -231,6 +247,9 @@ class _Run:
         )
         for row, reason in zip(state.rows, reasons, strict=True):
             row.model_finish_reason = reason
+        if self._form_mask is not None:
+            for number, row in enumerate(state.rows):
+                row.is_form_complete = self._form_mask.is_complete(number)
         if (phase := state.clock.expired_phase) is not None and None in reasons:
             self._producer.succeed(output)
             raise GenerationTimeout(phase)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,13 +13,46 @@ from .model import uses_torch
 __all__ = [
     "check_cancel_within",
     "check_generate_kwargs",
+    "check_response_format",
     "effective_setting",
     "is_assisted",
     "new_token_limit",
 ]
 
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
-_TOKEN_LIMIT_ALIASES = ("max_tokens", "max_completion_tokens")
+
+# Names that other libraries have for something, and what to write here.
+_INSTEAD = {
+    "max_tokens": "use max_new_tokens=",
+    "max_completion_tokens": "use max_new_tokens=",
+    "stop_sequences": "use stop=",
+    "stream": "leave it out, since the result is a stream",
+    "tokenizer": "leave it out, since the tokenizer is known already",
+    "n": "use stream_batch(..., num_return_sequences=)",
+    "best_of": "use stream_batch(..., num_return_sequences=)",
+    "seed": "call torch.manual_seed() in a context manager, and pass that as worker_context=",
+    "system": "put {'role': 'system', 'content': ...} first into the messages",
+    "messages": "pass the messages as the prompt",
+    "tools": "use chat_template_kwargs={'tools': ...}",
+    "enable_thinking": "use chat_template_kwargs={'enable_thinking': ...}",
+    "response_model": "use response_format=",
+    "json_schema": "use response_format=",
+    "frequency_penalty": "use repetition_penalty=",
+    "presence_penalty": "use repetition_penalty=",
+}
+
+# Settings that only sampling reads, and the values that change nothing. A temperature of 0 is how
+# others ask for the likeliest token.
+_SAMPLING: dict[str, tuple[Any, ...]] = {
+    "temperature": (None, 0, 1),
+    "top_k": (None, 0, 50),
+    "top_p": (None, 1),
+    "min_p": (None, 0),
+    "typical_p": (None, 1),
+    "top_h": (None,),
+    "epsilon_cutoff": (None, 0),
+    "eta_cutoff": (None, 0),
+}
 
 # Caches of generate() whose size changes, so that it does not compile.
 _NEVER_COMPILED = ("", "dynamic", "offloaded", "quantized")
@@ -66,7 +100,7 @@ def check_generate_kwargs(
     Raises:
         TypeError, ValueError: with the reason, and what to do instead.
     """
-    _check_arguments(name, generate_kwargs)
+    _check_arguments(name, model, generate_kwargs)
     setting = partial(effective_setting, model, generate_kwargs)
     if _cache(setting).startswith("paged"):
         raise ValueError(
@@ -84,14 +118,27 @@ def check_generate_kwargs(
         )
     if logprobs:
         _check_logprobs(model, generate_kwargs)
+    if model is not None and not (setting("do_sample") or setting("penalty_alpha")):
+        _check_greedy(generate_kwargs)
 
 
-def _check_arguments(name: str, generate_kwargs: Mapping[str, Any]) -> None:
+def _check_greedy(generate_kwargs: Mapping[str, Any]) -> None:
+    for name, neutral in _SAMPLING.items():
+        if name in generate_kwargs and generate_kwargs[name] not in neutral:
+            value = generate_kwargs[name]
+            raise ValueError(
+                f"{name}={value!r} does nothing without sampling: pass do_sample=True as well, or "
+                "leave it out"
+            )
+
+
+def _check_arguments(name: str, model: Any, generate_kwargs: Mapping[str, Any]) -> None:
     if "streamer" in generate_kwargs:
         raise TypeError(f"{name}() passes streamer= itself: iterate over the stream instead")
-    for alias in _TOKEN_LIMIT_ALIASES:
-        if alias in generate_kwargs:
-            raise TypeError(f"{alias}= is not an argument of generate(): use max_new_tokens=")
+    for other in _INSTEAD.keys() & generate_kwargs.keys():
+        # A model can have an input of this name. Servers have more of these than generate().
+        if model is not None and other not in _inputs_of(model):
+            raise TypeError(f"{other}= is not an argument of {name}(): {_INSTEAD[other]}")
     if callable(generate_kwargs.get("custom_generate")):
         raise ValueError(
             "custom_generate= as a callable drops the streamer: "
@@ -104,6 +151,11 @@ def _check_arguments(name: str, generate_kwargs: Mapping[str, Any]) -> None:
         )
 
 
+def _inputs_of(model: Any) -> Collection[str]:
+    forward = getattr(model, "forward", None)
+    return inspect.signature(forward).parameters if callable(forward) else ()
+
+
 def _check_logprobs(model: Any, generate_kwargs: Mapping[str, Any]) -> None:
     if is_assisted(model, generate_kwargs):
         raise ValueError(
@@ -112,6 +164,28 @@ def _check_logprobs(model: Any, generate_kwargs: Mapping[str, Any]) -> None:
         )
     if not uses_torch(model):
         raise ValueError("logprobs=True needs a model of transformers")
+
+
+def check_response_format(model: Any, generate_kwargs: Mapping[str, Any]) -> None:
+    """Refuse a model, or arguments, with which an answer cannot keep to a form.
+
+    Raises:
+        ValueError: the reason.
+    """
+    if not uses_torch(model):
+        raise ValueError("response_format needs a model of transformers")
+    setting = partial(effective_setting, model, generate_kwargs)
+    for name in ("min_new_tokens", "min_length"):
+        if setting(name):
+            raise ValueError(
+                f"{name}={setting(name)}: an answer with a response_format ends where its form "
+                "does; leave it out"
+            )
+    if setting("assistant_tokenizer") is not None:
+        raise ValueError(
+            "response_format: the drafts of a model with another tokenizer cannot keep to the "
+            "form; leave out assistant_tokenizer="
+        )
 
 
 def check_cancel_within(model: Any, generate_kwargs: Mapping[str, Any], cancel_within: str) -> None:

@@ -10,7 +10,13 @@ from typing import Any, Literal, Self
 
 from .._bridge import validate_buffer_size
 from .._streams import Timeouts, validate_timeouts
-from .._text import StopSet, validate_stop_strings
+from .._text import (
+    AnswerForm,
+    ResponseFormat,
+    StopSet,
+    validate_response_format,
+    validate_stop_strings,
+)
 
 __all__ = ["OPTION_NAMES", "Options", "WorkerContext"]
 
@@ -34,15 +40,18 @@ class Options:
     skip_special_tokens: bool = True
     chat_template_kwargs: Mapping[str, Any] | None = None
     parse_response: bool | Mapping[str, Any] = False
+    response_format: ResponseFormat | None = None
     worker_context: WorkerContext | None = None
 
     stop_strings: StopSet = field(init=False)  #: of *stop*
     timeouts: Timeouts = field(init=False)  #: of *timeout*
+    form: AnswerForm | None = field(init=False)  #: of *response_format*
 
     def __post_init__(self) -> None:
         # The class is frozen for everybody else. An iterator in *stop* can be read only once.
         object.__setattr__(self, "stop_strings", validate_stop_strings(self.stop))
         object.__setattr__(self, "timeouts", validate_timeouts(self.timeout))
+        object.__setattr__(self, "form", validate_response_format(self.response_format))
         validate_buffer_size(self.max_buffer_size)
         if self.cancel_within not in ("step", "layer"):
             raise ValueError(f"cancel_within must be 'step' or 'layer', not {self.cancel_within!r}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from .._bridge import call_after_fork
-from .prompt_length import check_length
+from .prompt_checks import check_length
 from .untrusted import UntrustedMessages, encode_untrusted, strings_in
 
 __all__ = [
@@ -69,6 +69,8 @@ def _validate_model_inputs(
 ) -> None:
     if not inputs:
         raise ValueError("prompt is empty: there is nothing to continue")
+    if "role" in inputs and "content" in inputs:
+        raise TypeError("prompt is one chat message: put it into a list, [{'role': ...}]")
     for key in _inputs_with_rows(main_input):
         shape = getattr(inputs.get(key), "shape", None)
         if shape is None:
@@ -149,6 +151,8 @@ def encode(
     prompt that is much longer than *context_length* is refused early.
     """
     if isinstance(prompts, Mapping):
+        if uses_torch:
+            _check_tensors(prompts)
         return dict(prompts)
     with _encoding_lock(tokenizer_of(tokenizer)):
         rows = [
@@ -165,6 +169,15 @@ def encode(
             for name, value in inputs.items()
         }
     return inputs
+
+
+def _check_tensors(inputs: Mapping[str, Any]) -> None:
+    ids = inputs.get("input_ids")
+    if ids is not None and len(getattr(ids, "shape", ())) != 2:
+        raise TypeError(
+            "prompt['input_ids'] must be a tensor of shape (rows, tokens), which is "
+            "torch.tensor([ids]) for one row"
+        )
 
 
 def prompt_rows(inputs: Mapping[str, Any], main_input: str, copies: int) -> list[list[int]]:

@@ -9,9 +9,23 @@ from time import perf_counter
 from typing import Any
 
 from .._streams import GenerationSpan, GenerationState, Row, queue_deadline
-from .._text import ResponseParser, StopStrings, TextDecoder, text_decoder, validate_template
+from .._text import (
+    FormMatcher,
+    ResponseParser,
+    StopStrings,
+    TextDecoder,
+    new_matcher,
+    reasoning_markers,
+    text_decoder,
+    validate_template,
+)
 from .detokenizer import RowDetokenizer, continues_prompt, eos_ids
-from .generate_kwargs import check_cancel_within, check_generate_kwargs, effective_setting
+from .generate_kwargs import (
+    check_cancel_within,
+    check_generate_kwargs,
+    check_response_format,
+    effective_setting,
+)
 from .model import (
     check_model,
     is_encoder_decoder,
@@ -20,6 +34,7 @@ from .model import (
     uses_torch,
 )
 from .options import Options
+from .prompt_checks import check_context_length, check_vocabulary
 from .prompts import Prompt, encode, padded, prompt_rows, tokenizer_of
 from .shown_stop_strings import ShownStopStrings
 from .whisper import (
@@ -30,6 +45,10 @@ from .whisper import (
 )
 
 __all__ = ["GenerationRequest"]
+
+
+# Other inputs, such as images, can stand for ids that have no embedding.
+_PLAIN_TEXT = {"input_ids", "attention_mask", "token_type_ids"}
 
 
 class GenerationRequest:
@@ -56,6 +75,11 @@ class GenerationRequest:
         check_cancel_within(model, generate_kwargs, options.cancel_within)
         self.decoding = tokenizer_of(tokenizer)
         self.template = validate_template(self.decoding, tokenizer, options.parse_response)
+        if options.form is not None:
+            if is_whisper(model) or is_transducer(model):
+                raise ValueError(f"response_format: {type(model).__name__} writes what was said")
+            check_response_format(model, generate_kwargs)
+            self._reasoning = reasoning_markers(self.template)
         self.decoder()  # raises where the tokenizer cannot decode
         self.stops_between_layers(lambda: False)  # raises where the model has no layers to hook
         if is_whisper(model):
@@ -148,12 +172,29 @@ class GenerationRequest:
         pad_token_id = getattr(self.decoding, "pad_token_id", None)
         return padded(encoded, pad_token_id, is_encoder_decoder(self.model))
 
+    def form_matcher(self, row: Row) -> FormMatcher | None:
+        """What keeps a row's answer to the form; None without one. It can take a second.
+
+        Raises:
+            ImportError: llguidance is not installed.
+            ValueError: the form is not valid, or the tokenizer has no vocabulary to read.
+        """
+        form, reasoning = self.options.form, None
+        if form is None:
+            return None
+        if row.response is not None and self._reasoning is not None:
+            field, reasoning = self._reasoning
+            if row.response.open_field == field:
+                reasoning = reasoning._replace(begin="")
+        return new_matcher(self.decoding, form, self.eos_token_ids, reasoning)
+
     def encode(
         self, prompts: Sequence[Prompt] | Mapping[str, Any], context_length: int | None = None
     ) -> tuple[dict[str, Any], list[Row]]:
         """Make model inputs of the prompts, and the rows of a stream. In a worker thread.
 
-        Prompts that are much longer than *context_length* are refused early.
+        A prompt that leaves no token of *context_length* for an answer is refused, and early if it
+        is much longer.
         """
         _ = self.options.stop_strings.automaton  # built here: it can take long
         encoded = encode(
@@ -182,7 +223,14 @@ class GenerationRequest:
             )
             for row, prompt in zip(ids, sources, strict=True)
         ]
+        if context_length is not None:
+            check_context_length(self.model, ids, context_length)
+        if uses_torch(self.model) and encoded.keys() <= _PLAIN_TEXT:
+            check_vocabulary(self.model, ids)
         self._check_rows(encoded, rows)
+        for row in rows:
+            row.form = self.options.form
+            self.form_matcher(row)  # raises what is wrong with the form; the second one is a copy
         return encoded, rows
 
     def _check_rows(self, inputs: Mapping[str, Any], rows: Sequence[Row]) -> None:

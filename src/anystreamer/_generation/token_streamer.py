@@ -52,6 +52,8 @@ class TokenStreamer:
         self.was_called = False  # by generate(), with a prompt
         self.inner_call: tuple[Any, Mapping[str, Any]] | None = None
         self.logprobs_of: Callable[[list[int]], list[Logprob]] | None = None
+        #: takes the tokens of each row that has not ended, and can refuse them
+        self.check_tokens: Callable[[Sequence[Sequence[int]]], None] | None = None
         self._next_is_prompt = True
         self.is_over = False  # the answer has ended, though generate() can go on
         self._is_finished = False
@@ -149,6 +151,8 @@ class TokenStreamer:
     def take_returned(self, rows: Sequence[list[int]]) -> None:
         """Take all tokens of each row, which ``generate()`` returned and did not stream."""
         now = perf_counter()
+        if self.check_tokens is not None:
+            self.check_tokens(rows)
         self.steps = max(map(len, rows))
         self._state.clock.tokens(self.steps, now, self._producer.busy_clock())
         elapsed = self._state.clock.elapsed(now)
@@ -175,6 +179,9 @@ class TokenStreamer:
             return
         now = perf_counter()
         state = self._state
+        if self.check_tokens is not None:
+            rows = zip(self._rows, step, strict=True)
+            self.check_tokens([ids if row.last_step > self.steps else () for row, ids in rows])
         unfinished = [
             (row, ids)
             for row, ids in zip(self._rows, step, strict=True)

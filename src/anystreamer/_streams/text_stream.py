@@ -115,6 +115,20 @@ class TextStream(GenerationStream):
         """
         return self._rows[0].message
 
+    @property
+    def parsed(self) -> Any:
+        """What the answer was parsed into, with ``response_format``.
+
+        An instance of the pydantic model class; the object of a JSON schema or of ``"json"``; the
+        text of a `Regex`, `Choice` or `Grammar`. None until the end, and where the answer was cut:
+        by a limit, a stop, a cancelled scope or an error.
+
+        Raises:
+            pydantic.ValidationError: a validator of the class, which its schema does not show, does
+                not accept the answer.
+        """
+        return self._rows[0].parsed
+
 
 class BatchStream(GenerationStream):
     """The texts of several sequences, as an `anyio.abc.ObjectReceiveStream` of `TextChunk`.
@@ -186,3 +200,8 @@ class BatchStream(GenerationStream):
     def message(self) -> list[dict[str, Any] | None]:
         """Each row's answer as a chat message; see `TextStream.message`. None until the end."""
         return [row.message for row in self._rows]
+
+    @property
+    def parsed(self) -> list[Any]:
+        """What each row's answer was parsed into; see `TextStream.parsed`."""
+        return [row.parsed for row in self._rows]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from .._text import ResponseParser
+from .._text import AnswerForm, ResponseParser
 from .delivered_text import DeliveredText
 
 __all__ = ["FinishReason", "Logprob", "Row", "TextChunk", "Timing", "Usage"]
@@ -152,6 +152,8 @@ class Row:
     matched_stop_string: str | None = None  # the stop string that ended it
     stop_requested: bool = False  # by any thread: `BatchStream.stop`
     response: ResponseParser | None = None  # with parse_response; the worker's until it has exited
+    form: AnswerForm | None = None  # with response_format
+    is_form_complete: bool = False  # all that the model made is a whole text of that form
     continues_prompt: bool = False  # its text goes on from the prompt's, and is not one of its own
 
     delivered_text: DeliveredText = field(default_factory=DeliveredText)
@@ -159,6 +161,7 @@ class Row:
     textless_end: TextChunk | None = None  # tokens after the last text, which no chunk delivers
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    _parsed: list[Any] = field(default_factory=list)  # once it was asked for
 
     @property
     def text(self) -> str:
@@ -176,6 +179,18 @@ class Row:
         if self.response is None or self.finish_reason is None:
             return None
         return self.response.message
+
+    @property
+    def parsed(self) -> Any:
+        """What the form makes of the text, once it has ended; None if the text was cut."""
+        is_whole = self.finish_reason is not None and (
+            self.finish_reason is self.model_finish_reason and self.is_form_complete
+        )
+        if self.form is None or not is_whole:
+            return None
+        if not self._parsed:
+            self._parsed.append(self.form.parse(self.text))
+        return self._parsed[0]
 
     @property
     def has_fields(self) -> bool:

@@ -19,7 +19,15 @@ from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Delta", "ResponseParser", "response_template_of", "validate_template"]
+from .form_matcher import Reasoning
+
+__all__ = [
+    "Delta",
+    "ResponseParser",
+    "reasoning_markers",
+    "response_template_of",
+    "validate_template",
+]
 
 # The content parsers whose value is the text itself: it is emitted while it is generated.
 STREAMED = frozenset({"text", "int", "float", "bool"})
@@ -72,6 +80,30 @@ def response_template_of(tokenizer: Any, processor: Any) -> Any:
     return next((each for each in templates if each is not None), None)
 
 
+# The names of the field for reasoning in templates of transformers.
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+
+
+def reasoning_markers(template: Mapping[str, Any] | None) -> tuple[str, Reasoning] | None:
+    """The field that a template has for reasoning, and its markers; None if it has none.
+
+    Raises:
+        ValueError: they are patterns, of which it is not known where a text ends.
+    """
+    fields = {} if template is None else template["fields"]
+    name = next((name for name in _REASONING if name in fields), None)
+    if name is None:
+        return None
+    markers = {key: fields[name].get(key) for key in ("open", "close")}
+    if not all(isinstance(marker, str) and marker for marker in markers.values()):
+        raise ValueError(
+            f"response_format: the field {name!r} of the response template has no text as `open` "
+            "and `close`, which are needed to know where the form begins"
+        )
+    content = fields.get("content", {}).get("open") or ""
+    return name, Reasoning(markers["open"], markers["close"], content)
+
+
 class ResponseParser:
     """Parses one answer: takes its text as it is generated, returns deltas of its fields."""
 
@@ -102,6 +134,11 @@ class ResponseParser:
         self._parser = new_parser(prompt if has_anchor else "")
         self._take(self._parser.initial_events, [])  # of the prompt: not emitted
         self._spaces = self._spaces and ""
+
+    @property
+    def open_field(self) -> str | None:
+        """The field that the text is in: before the first text, the one that the prompt opened."""
+        return self._open
 
     def feed(self, text: str) -> list[Delta]:
         """Take more of the answer, and return the deltas that it completes."""

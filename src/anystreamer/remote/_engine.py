@@ -196,7 +196,7 @@ class _Task(EngineTask):
         self._engine = engine
         self._request = request
         self._response: httpx.Response
-        self._row = RemoteRow()
+        self._row = RemoteRow(form=request.options.form)
         self.state.rows = [self._row]
 
     @property

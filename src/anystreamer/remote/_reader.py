@@ -11,7 +11,7 @@ from anyio.lowlevel import cancel_shielded_checkpoint
 from .._bridge import Sink
 from .._errors import GenerationTimeout, describe
 from .._reporting import SafeLogger
-from .._streams import GenerationState, TextChunk
+from .._streams import FinishReason, GenerationState, TextChunk
 from ._errors import answer_error, connection_error, connection_lost
 from ._http import httpx
 from ._limits import LimitExceeded, Limits
@@ -196,6 +196,8 @@ class ResponseReader:
         parser = self._parser
         self._sink.push(*parser.finish(self._state.clock.elapsed(perf_counter())))
         self._sink.publish()
-        self._state.rows[0].model_finish_reason = parser.ended
+        row = self._state.rows[0]
+        row.model_finish_reason = parser.ended
+        row.is_form_complete = parser.ended is FinishReason.EOS
         if self._failure is not None:
             self._sink.fail(self._failure)

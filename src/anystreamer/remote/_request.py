@@ -6,6 +6,7 @@ docs/remote.md has the table.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -59,6 +60,8 @@ class RemoteRequest:
             raise ValueError(
                 "parse_response: servers separate fields only in a chat; pass chat messages"
             )
+        if self.options.form is not None and not self.is_chat:
+            raise ValueError("response_format: servers take it only in a chat; pass chat messages")
         self.path = "/chat/completions" if self.is_chat else "/completions"
         self.body = self._body()
 
@@ -70,6 +73,8 @@ class RemoteRequest:
             "skip_special_tokens": not options.skip_special_tokens,
             "parse_response": isinstance(options.parse_response, Mapping),
             "top_logprobs": options.top_logprobs > 0,
+            "response_format": options.form is not None
+            and "json_schema" not in options.form.grammar,
         }
         others = {
             name
@@ -97,7 +102,7 @@ class RemoteRequest:
         else:
             messages = cast("Sequence[Mapping[str, Any]]", self.prompt)
             body["messages"] = [_message(each) for each in messages]
-            body |= self._tools()
+            body |= self._tools() | self._response_format()
             if self.options.logprobs:
                 body["logprobs"] = True
         if self.options.stop_strings:
@@ -114,6 +119,17 @@ class RemoteRequest:
         if body["stream_options"] is None:  # for a server that does not know it
             del body["stream_options"]
         return body
+
+    def _response_format(self) -> dict[str, Any]:
+        if self.options.form is None:
+            return {}
+        if self.options.response_format == "json":
+            return {"response_format": {"type": "json_object"}}
+        schema = {**self.options.form.grammar["json_schema"]}
+        schema.pop("x-guidance", None)
+        name = re.sub(r"[^a-zA-Z0-9_-]", "_", str(schema.get("title") or "answer"))[:64]
+        described = {"name": name, "schema": schema, "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": described}}
 
     def _tools(self) -> dict[str, Any]:
         """The tools of ``chat_template_kwargs``. Its other settings cannot be sent."""

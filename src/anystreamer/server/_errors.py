@@ -38,6 +38,7 @@ _PARAMS = {
     "max_new_tokens": "max_tokens",
     "stop_strings": "stop",
     "logits_processor": "seed",
+    "response_format": "response_format",
 }
 
 

@@ -159,6 +159,37 @@ Message = Annotated[
 ]
 
 
+class JSONSchema(_Strict):
+    """A JSON schema with what clients send beside it. The schema is always kept to."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    json_schema: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(_Strict):
+    """The form that the answer keeps to."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JSONSchema | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> ResponseFormat:
+        if (self.json_schema is None) is (self.type == "json_schema"):
+            raise PydanticCustomError(
+                "json_schema", "json_schema goes with the type json_schema, and with no other"
+            )
+        return self
+
+    @property
+    def form(self) -> str | dict[str, Any] | None:
+        """The argument for ``engine.stream_text``; None for any text."""
+        if self.json_schema is not None:
+            return self.json_schema.json_schema
+        return "json" if self.type == "json_object" else None
+
+
 class Function(_Strict):
     """A function that a model can call."""
 

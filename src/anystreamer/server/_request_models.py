@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from .._generation import Prompt
 from .._text import StopSet, validate_stop_strings
 from ._errors import APIError
-from ._message_models import Message, Tool, _Strict
+from ._message_models import Message, ResponseFormat, Tool, _Strict
 from ._seed import Seed
 
 __all__ = ["ChatRequest", "CompletionRequest", "TextRequest"]
@@ -132,6 +132,7 @@ class ChatRequest(TextRequest):
     # The model is not forced to make a call, nor prevented from making two.
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: Literal[True] | None = None
+    response_format: ResponseFormat | None = None
 
     @model_validator(mode="after")
     def _check_chat(self) -> ChatRequest:
@@ -145,7 +146,16 @@ class ChatRequest(TextRequest):
         for name in ("tool_choice", "parallel_tool_calls"):
             if getattr(self, name) is not None and self.tools is None:
                 raise APIError(f"{name} needs tools", param=name)
+        if self._form is not None and self.tools is not None and self.tool_choice != "none":
+            raise APIError(
+                "response_format is not supported together with tools that can be called",
+                param="response_format",
+            )
         return self
+
+    @property
+    def _form(self) -> str | dict[str, Any] | None:
+        return None if self.response_format is None else self.response_format.form
 
     @property
     def token_limit(self) -> tuple[str, int | None]:
@@ -184,6 +194,8 @@ class ChatRequest(TextRequest):
             hidden = ("tool_calls",) if callable_tools is None else ()
             fields = {name: each for name, each in template["fields"].items() if name not in hidden}
             arguments["parse_response"] = {**template, "fields": fields}
+        if self._form is not None:
+            arguments["response_format"] = self._form
         return arguments
 
 

@@ -226,6 +226,11 @@ class SyncTextStream(SyncStream[TextStream]):
         """The answer as a chat message, with ``parse_response``; None until the end."""
         return self._stream.message
 
+    @property
+    def parsed(self) -> Any:
+        """What the answer was parsed into, with ``response_format``; None if it was cut."""
+        return self._stream.parsed
+
 
 class SyncBatchStream(SyncStream[BatchStream]):
     """A `BatchStream` for a ``with`` block and a ``for`` loop. Attributes have the same meaning."""
@@ -292,3 +297,8 @@ class SyncBatchStream(SyncStream[BatchStream]):
     def message(self) -> list[dict[str, Any] | None]:
         """Each row's answer as a chat message, with ``parse_response``; None until the end."""
         return self._stream.message
+
+    @property
+    def parsed(self) -> list[Any]:
+        """What each row's answer was parsed into; see `SyncTextStream.parsed`."""
+        return self._stream.parsed

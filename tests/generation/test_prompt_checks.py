@@ -9,8 +9,8 @@ import pytest
 
 from anystreamer import open_engine
 from anystreamer._errors import PromptTooLong
-from anystreamer._generation import prompt_length
-from anystreamer._generation.prompt_length import MARGIN, SLICE, SPARE, check_length
+from anystreamer._generation import prompt_checks
+from anystreamer._generation.prompt_checks import MARGIN, SLICE, SPARE, check_length
 from anystreamer.demo import load_demo
 
 from ..helpers.batchings import BATCHINGS
@@ -25,7 +25,7 @@ RUST = [family for family in FAMILIES if hasattr(family.make(), "backend_tokeniz
 @pytest.mark.parametrize("size", [50, SLICE])
 def test_what_fits_is_not_refused(family: Any, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it is cut into slices that are much shorter than usual."""
-    monkeypatch.setattr(prompt_length, "SLICE", size)
+    monkeypatch.setattr(prompt_checks, "SLICE", size)
     tokenizer = family.make()
     # For some tokenizers a very long word is one unknown token: they see it in few slices.
     long_words = ["word" * 500, "x" * 100_000] if size == SLICE else []

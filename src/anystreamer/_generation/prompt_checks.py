@@ -1,12 +1,14 @@
-"""Refuses prompts that are much too long for a model, before all of them is encoded."""
+"""Refuses prompts that a model cannot take: too long for it, or of another vocabulary."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .._errors import PromptTooLong
+from .model import is_encoder_decoder
 
-__all__ = ["check_length"]
+__all__ = ["check_context_length", "check_length", "check_vocabulary"]
 
 # The ids of a text become Python's lists in calls that hold the interpreter's lock: a second for a
 # million of them, in which the event loop stands still. To count tokens does not take the lock.
@@ -39,3 +41,32 @@ def check_length(tokenizer: Any, text: str, context_length: int) -> None:
         tokens += len(encoding)
         if tokens > MARGIN * context_length + SPARE:
             raise PromptTooLong(tokens, context_length, is_lower_bound=True)
+
+
+def check_context_length(model: Any, rows: Sequence[Sequence[int]], context_length: int) -> None:
+    """Refuse a prompt that leaves no token of the model's context for an answer.
+
+    Raises:
+        PromptTooLong
+    """
+    # The answer of an encoder-decoder has a context of its own.
+    reserved = 0 if is_encoder_decoder(model) else 1
+    for ids in rows:
+        if len(ids) + reserved > context_length:
+            raise PromptTooLong(len(ids), context_length)
+
+
+def check_vocabulary(model: Any, rows: Sequence[Sequence[int]]) -> None:
+    """Refuse ids that the model has no embedding for: they are of another model's tokenizer.
+
+    Raises:
+        ValueError
+    """
+    find: Any = getattr(model, "get_input_embeddings", None)
+    weight = getattr(find() if callable(find) else None, "weight", None)
+    largest = max(map(max, filter(None, rows)), default=-1)
+    if weight is not None and largest >= weight.shape[0]:
+        raise ValueError(
+            f"the prompt has the token id {largest}, and {type(model).__name__} has embeddings for "
+            f"{weight.shape[0]} ids only: pass the tokenizer that belongs to the model"
+        )

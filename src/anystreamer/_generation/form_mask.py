@@ -1,0 +1,81 @@
+"""The processor that lets ``generate()`` choose only tokens that the answer's form allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor
+
+from .._text import FormMatcher
+from .score_mask import mask_scores
+
+__all__ = ["FormMask"]
+
+
+class FormMask(LogitsProcessor):
+    """Masks the scores of tokens that the form of a row does not allow.
+
+    The tokens are taken from the streamer, which has them on the CPU before the next forward pass
+    begins. So a mask is made while a device is still busy with that pass: reading *input_ids* would
+    wait for it. Only drafts, which the streamer does not see, are read.
+
+    Args:
+        matchers: of the rows.
+        prompt_length: how many of the ids are not of the answer.
+        reads_drafts: whether the ids can be drafts, of assisted decoding.
+    """
+
+    def __init__(
+        self,
+        matchers: Sequence[FormMatcher],
+        prompt_length: Callable[[], int],
+        *,
+        reads_drafts: bool,
+    ) -> None:
+        self._matchers = matchers
+        self._prompt_length = prompt_length
+        self._made: list[list[int]] | None = [[] for _ in matchers] if reads_drafts else None
+        self._was_called = False
+
+    def take(self, step: Sequence[Sequence[int]]) -> None:
+        """Take the tokens that were chosen for each row.
+
+        Raises:
+            ValueError: the form does not allow one of them.
+        """
+        if not self._was_called:
+            raise ValueError(
+                "response_format: this model's generate() does not call logits processors"
+            )
+        if self._made is not None:
+            for made, ids in zip(self._made, step, strict=True):
+                made.extend(ids)
+            return
+        for matcher, ids in zip(self._matchers, step, strict=True):
+            if not matcher.advance(ids):
+                raise ValueError(
+                    "response_format: other settings or processors left no token that the form "
+                    "allows"
+                )
+
+    def is_complete(self, row: int) -> bool:
+        """Whether a row's answer is a whole text of the form, and nothing can follow."""
+        if self._made is not None:
+            self._matchers[row].seek(self._made[row])
+        return self._matchers[row].is_complete
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return *scores*, of shape ``(B, vocabulary)``, with -inf where a token is not allowed."""
+        self._was_called = True
+        if self._made is not None:
+            for matcher, ids in zip(self._matchers, input_ids.tolist(), strict=True):
+                matcher.seek(ids[self._prompt_length() :])
+        rows = [matcher.allowed_bits() for matcher in self._matchers]
+        masked: torch.Tensor = mask_scores(scores, rows)
+        return masked
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FormMask:
+        # Assisted decoding copies processors for the drafts. They are of the same answer.
+        return self

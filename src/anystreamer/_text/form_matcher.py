@@ -1,0 +1,220 @@
+"""Compiled forms: which tokens an answer can go on with. Needs llguidance."""
+
+from __future__ import annotations
+
+import json
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from copy import copy
+from typing import Any, NamedTuple
+
+from .base import rust_backend, special_ids
+from .response_format import AnswerForm, lark_string
+
+__all__ = ["FormMatcher", "Reasoning", "new_matcher"]
+
+# How many compiled grammars are kept for each tokenizer; those used last.
+KEPT = 64
+
+
+class Reasoning(NamedTuple):
+    """The markers of a response template around the reasoning, which stands before the form."""
+
+    begin: str  #: opens it; "" where the prompt has opened it
+    end: str  #: closes it
+    content: str = ""  #: opens the content after it
+
+
+class _State(NamedTuple):
+    """What is known after a token."""
+
+    is_taken: bool = False  # by llguidance's matcher
+    has_ended: bool = False
+    is_off: bool = False  # the form does not allow the token, or one before it
+
+
+_START = _State()
+
+
+class FormMatcher:
+    """Follows one answer, token by token, and knows what it can go on with.
+
+    It belongs to one thread at a time.
+    """
+
+    def __init__(self, matcher: Any, eos: frozenset[int], special: frozenset[int]) -> None:
+        self._matcher = matcher
+        self._eos = eos
+        self._special = special - eos
+        self._ids: list[int] = []  # of the answer
+        self._states: list[_State] = []  # after each of them
+
+    @property
+    def length(self) -> int:
+        """How many tokens of the answer it has seen."""
+        return len(self._ids)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer is a whole text of the form, and nothing can follow."""
+        if self._state.is_off or not self._matcher.is_accepting():
+            return False
+        return self._state.has_ended or bool(self._matcher.is_stopped())
+
+    @property
+    def _state(self) -> _State:
+        return self._states[-1] if self._states else _START
+
+    def advance(self, token_ids: Iterable[int]) -> bool:
+        """Take the next tokens. Returns False if the form does not allow one of them."""
+        for token_id in token_ids:
+            self._states.append(self._after(token_id))
+            self._ids.append(token_id)
+        return not self._state.is_off
+
+    def seek(self, token_ids: Sequence[int]) -> None:
+        """Go on, or back, to an answer of these tokens: drafts are tried and dropped."""
+        same = 0
+        for old, new in zip(self._ids, token_ids, strict=False):
+            if old != new:
+                break
+            same += 1
+        dropped = sum(state.is_taken for state in self._states[same:])
+        if dropped:
+            self._matcher.rollback(dropped)
+        del self._ids[same:], self._states[same:]
+        self.advance(token_ids[same:])
+
+    def _after(self, token_id: int) -> _State:
+        before = self._state
+        if before.has_ended or before.is_off:
+            return before._replace(is_taken=False)
+        if self._matcher.try_consume_tokens([token_id]):
+            return _State(is_taken=True, has_ended=token_id in self._eos)
+        if token_id in self._eos:  # forced at a limit: the answer is cut there
+            return _State(has_ended=True)
+        # A special token is forced, too, as the first one of some models is. It has no text.
+        return _State(is_off=token_id not in self._special)
+
+    def allowed_bits(self) -> bytes | None:
+        """A bit for each token of the vocabulary, lowest first: 1 if it can be next.
+
+        None if any can: the answer has ended, or a draft is not of the form.
+        """
+        if self._state.has_ended or self._state.is_off:
+            return None
+        bits: bytes = self._matcher.compute_bitmask()
+        return bits
+
+
+def new_matcher(
+    tokenizer: Any, form: AnswerForm, eos: Sequence[int], reasoning: Reasoning | None = None
+) -> FormMatcher:
+    """Make a matcher for an answer. The first of a tokenizer or a form takes long.
+
+    Args:
+        tokenizer: of transformers or tokenizers.
+        form: of the answer.
+        eos: the tokens that end it.
+        reasoning: what can stand before the form.
+
+    Raises:
+        ImportError: llguidance is not installed.
+        ValueError: the form is not valid, or this tokenizer or model cannot keep to one.
+    """
+    if not eos:
+        raise ValueError(
+            "response_format: without an end-of-sequence token the answer would have no end; "
+            "pass eos_token_id="
+        )
+    compiler = _compiler_of(tokenizer, tuple(eos))
+    return FormMatcher(compiler.matcher(form, reasoning), frozenset(eos), special_ids(tokenizer))
+
+
+class _Compiler:
+    """The grammars of one tokenizer, those used last."""
+
+    def __init__(self, tokenizer: Any, eos: tuple[int, ...]) -> None:
+        from llguidance import LLTokenizer
+
+        backend = copy(rust_backend(tokenizer))
+        backend.no_padding()
+        backend.no_truncation()
+        self._backend = backend
+        self._tokenizer = LLTokenizer(backend.to_str(), eos_token=list(eos))
+        self._kept: OrderedDict[str, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def matcher(self, form: AnswerForm, reasoning: Reasoning | None) -> Any:
+        """A new matcher of llguidance's."""
+        grammar = self._grammar(form, reasoning)
+        with self._lock:
+            kept = self._kept.get(grammar)
+            if kept is not None:
+                self._kept.move_to_end(grammar)
+                return kept.deep_copy()
+        compiled = self._compile(grammar)  # outside of the lock, since it can take a second
+        with self._lock:
+            self._kept[grammar] = compiled
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+            return compiled.deep_copy()
+
+    def _compile(self, grammar: str) -> Any:
+        from llguidance import LLMatcher
+
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            raise ValueError(f"response_format is not valid: {matcher.get_error()}")
+        return matcher
+
+    def _grammar(self, form: AnswerForm, reasoning: Reasoning | None) -> str:
+        if reasoning is None:
+            return json.dumps({"grammars": [form.grammar]})
+        begin, end = self._marker(reasoning.begin), self._marker(reasoning.end)
+        is_token = end.startswith("<[")
+        thought = f"thought: TEXT {end}" if is_token else f"thought[suffix={end}]: TEXT"
+        before = f"({begin} thought)?" if begin else "thought"
+        lark = (
+            f"start: {before} SPACE {self._marker(reasoning.content)} @form\n"
+            f"{thought}\nTEXT: /(?s:.*)/\nSPACE: /\\s*/"
+        )
+        return json.dumps({"grammars": [{"lark_grammar": lark}, {"name": "form", **form.grammar}]})
+
+    def _marker(self, text: str) -> str:
+        """Lark's for a marker: llguidance does not take the text of a special token for it."""
+        token_id = self._backend.token_to_id(text) if text else None
+        if token_id is not None and self._tokenizer.is_special_token(token_id):
+            return f"<[{token_id}]>"
+        return lark_string(text) if text else ""
+
+
+# By tokenizer, its size and the ends: one that was given more tokens since is another.
+_compilers: weakref.WeakKeyDictionary[Any, dict[Any, _Compiler]] = weakref.WeakKeyDictionary()
+_compilers_lock = threading.Lock()
+
+
+def _compiler_of(tokenizer: Any, eos: tuple[int, ...]) -> _Compiler:
+    try:
+        import llguidance  # noqa: F401
+    except ImportError as exc:
+        raise ImportError(
+            "response_format= needs llguidance: pip install 'anystreamer[structured]'"
+        ) from exc
+    backend = rust_backend(tokenizer)
+    if backend is None:
+        raise ValueError(
+            f"response_format: {type(tokenizer).__name__} is not a tokenizer of the tokenizers "
+            "library (a fast one), whose vocabulary llguidance can read"
+        )
+    with _compilers_lock:  # building one takes up to a second, and other threads wait for it
+        try:
+            kept = _compilers.setdefault(tokenizer, {})
+        except TypeError:  # no weak references to it, or no hash
+            kept = {}
+        key = (backend.get_vocab_size(), eos)
+        if key not in kept:
+            kept[key] = _Compiler(tokenizer, eos)
+        return kept[key]

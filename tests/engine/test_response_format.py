@@ -1,0 +1,112 @@
+"""`response_format` with continuous batching: each request keeps to a form of its own."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from anyio import create_task_group
+
+from anystreamer import Choice, FinishReason, Regex, open_engine
+from anystreamer.demo import load_demo
+
+pytest.importorskip("llguidance")
+transformers = pytest.importorskip("transformers")
+
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.skipif(
+        not hasattr(transformers, "ContinuousBatchingConfig"), reason="transformers is too old"
+    ),
+]
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"enum": ["one", "two"]}, "m": {"type": "boolean"}},
+    "required": ["n", "m"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+async def test_each_request_keeps_to_its_own_form(sampling: bool) -> None:
+    model, tokenizer = load_demo()
+    forms: list[Any] = [SCHEMA, Choice(["yes", "no"]), None, Regex("[a-f]{20}"), Regex("[0-9]{3}")]
+    kwargs: dict[str, Any] = {"do_sample": True, "temperature": 1.5} if sampling else {}
+    found: dict[int, Any] = {}
+
+    async with open_engine(model, tokenizer, batching="continuous", sampling=sampling) as engine:
+
+        async def ask(number: int) -> None:
+            form = forms[number % len(forms)]
+            async with engine.stream_text(
+                f"Count {number}: one,", response_format=form, max_new_tokens=80, **kwargs
+            ) as stream:
+                await stream.read()
+            found[number] = stream
+
+        async with create_task_group() as tasks:
+            for number in range(15):
+                tasks.start_soon(ask, number)
+    for number, stream in found.items():
+        form = forms[number % len(forms)]
+        if form is None:
+            assert stream.parsed is None
+            continue
+        assert stream.finish_reason is FinishReason.EOS
+        if form is SCHEMA:
+            assert stream.parsed == json.loads(stream.text)
+            assert list(stream.parsed) == ["n", "m"]
+        else:
+            assert stream.parsed == stream.text
+    assert {len(found[3].text), len(found[8].text)} == {20}
+    assert found[1].text in ("yes", "no")
+
+
+async def test_it_makes_the_tokens_of_an_engine_without_batching() -> None:
+    model, tokenizer = load_demo()
+    answers = []
+    for batching in ("none", "continuous"):
+        async with open_engine(model, tokenizer, batching=batching) as engine:
+            async with engine.stream_text(
+                "Count: one,", response_format=SCHEMA, max_new_tokens=80
+            ) as stream:
+                await stream.read()
+        answers.append((stream.token_ids, stream.parsed))
+    assert answers[0] == answers[1]
+
+
+async def test_an_answer_that_is_cut_is_not_parsed() -> None:
+    model, tokenizer = load_demo()
+    async with open_engine(model, tokenizer, batching="continuous") as engine:
+        async with engine.stream_text(
+            "x", response_format=Regex("[a-z]{300}"), max_new_tokens=5
+        ) as stream:
+            await stream.read()
+        assert (stream.finish_reason, stream.parsed) == (FinishReason.LENGTH, None)
+        async with engine.stream_text(
+            "x", response_format=Regex("[a-z]{300}"), max_new_tokens=300
+        ) as stream:
+            await stream.receive()
+        assert stream.parsed is None
+        with pytest.raises(ValueError, match="not valid"):
+            async with engine.stream_text("x", response_format=Regex("("), max_new_tokens=5):
+                pass
+        async with engine.stream_text(
+            "x", response_format=Choice(["ok"]), max_new_tokens=5
+        ) as stream:
+            assert await stream.read() == "ok"  # the others did no harm
+        assert stream.parsed == "ok"
+
+
+async def test_it_is_refused_where_steps_are_prepared_in_advance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, tokenizer = load_demo()
+    async with open_engine(model, tokenizer, batching="continuous") as engine:
+        # No CPU has it, so the setting of a manager that runs is changed.
+        config = engine.manager.continuous_batching_config  # type: ignore[attr-defined]
+        monkeypatch.setattr(config, "use_async_batching", True)
+        with pytest.raises(ValueError, match="asynchronous batching"):
+            engine.stream_text("x", response_format="json")

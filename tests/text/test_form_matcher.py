@@ -1,0 +1,224 @@
+"""The matcher of a form: what it allows next, and going back from drafts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+llguidance = pytest.importorskip("llguidance")
+tokenizers = pytest.importorskip("tokenizers")
+
+from anystreamer import Choice, Grammar, Regex  # noqa: E402
+from anystreamer._text import FormMatcher, new_matcher, validate_response_format  # noqa: E402
+
+_ALPHABET = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+MERGED = ["ab", "abc", "12", '{"', '":', "}}"]
+EOS, START = len(_ALPHABET) + len(MERGED), len(_ALPHABET) + len(MERGED) + 1
+
+
+def new_tokenizer() -> Any:
+    vocabulary = {text: i for i, text in enumerate([*_ALPHABET, *MERGED])}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(False, use_regex=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(["<eos>", "<start>"])
+    return backend
+
+
+TOKENIZER = new_tokenizer()
+
+
+class Wrapped:
+    """As transformers', around one of tokenizers', which cannot be referred to weakly."""
+
+    def __init__(self) -> None:
+        self.backend_tokenizer = new_tokenizer()
+
+
+def matcher_of(response_format: Any) -> FormMatcher:
+    form = validate_response_format(response_format)
+    assert form is not None
+    return new_matcher(TOKENIZER, form, [EOS])
+
+
+def ids_of(text: str) -> list[int]:
+    return list(TOKENIZER.encode(text).ids)
+
+
+def allowed(matcher: FormMatcher) -> set[int] | None:
+    bits = matcher.allowed_bits()
+    if bits is None:
+        return None
+    return {n for n in range(8 * len(bits)) if bits[n // 8] >> n % 8 & 1}
+
+
+texts = st.text(min_size=1, max_size=8)
+
+
+@given(st.lists(texts, min_size=1, max_size=4), texts)
+def test_a_choice_is_of_its_texts_and_nothing_else(options: list[str], other: str) -> None:
+    form = Choice(options)
+    for text in [*options, other]:
+        matcher = matcher_of(form)
+        is_one = text in options
+        matcher.advance([*ids_of(text), EOS])
+        assert matcher.is_complete is is_one
+
+
+SLASHES = "/[]\\"
+
+
+@given(st.text(SLASHES, min_size=1, max_size=6))
+def test_an_expression_can_have_slashes(text: str) -> None:
+    escaped = "".join(f"\\{character}" if character != "/" else "/" for character in text)
+    matcher = matcher_of(Regex(escaped))
+    matcher.advance([*ids_of(text), EOS])
+    assert matcher.is_complete
+
+
+FORMS = [
+    Regex("(ab|abc|12)*x"),
+    Choice(["abab", "abc12", "é🙂"]),
+    Grammar('start: "{" start? "}" | "ab"+'),
+    {"type": "object", "properties": {"ab": {"type": "integer"}}},
+    {"type": "array", "items": {"enum": ["ab", None, "é"]}},
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: type(form).__name__)
+@given(data=st.data())
+def test_going_back_from_a_draft_leaves_nothing_of_it(form: Any, data: st.DataObject) -> None:
+    """Drafts that the form allows, that it does not, ends and special tokens in between."""
+    matcher, ids = matcher_of(form), list[int]()
+    for _ in range(data.draw(st.integers(1, 6))):
+        ids = ids[: data.draw(st.integers(0, len(ids)))]
+        for _ in range(data.draw(st.integers(0, 4))):
+            fresh = matcher_of(form)
+            fresh.advance(ids)
+            can_be = sorted(allowed(fresh) or {EOS})
+            ids.append(data.draw(st.sampled_from(can_be) | st.sampled_from([EOS, START, 0, 70])))
+        matcher.seek(ids)
+        fresh = matcher_of(form)
+        fresh.advance(ids)
+        assert matcher.length == len(ids)
+        assert allowed(matcher) == allowed(fresh)
+        assert matcher.is_complete is fresh.is_complete
+
+
+def test_an_answer_is_complete_at_its_end_and_where_nothing_can_follow() -> None:
+    number = matcher_of(Regex("[0-9]+"))
+    number.advance(ids_of("12"))
+    assert not number.is_complete  # another digit can come
+    number.advance([EOS])
+    assert number.is_complete
+    closed = matcher_of({"type": "object", "additionalProperties": False})
+    closed.advance(ids_of("{}"))
+    assert closed.is_complete
+
+
+def test_an_end_that_is_forced_cuts_the_answer() -> None:
+    matcher = matcher_of(Choice(["abc"]))
+    assert matcher.advance([*ids_of("a"), EOS, 5])
+    assert not matcher.is_complete
+    assert allowed(matcher) is None
+
+
+def test_special_tokens_that_are_forced_are_no_text() -> None:
+    matcher = matcher_of(Choice(["abc"]))
+    assert matcher.advance([START, *ids_of("abc"), EOS])
+    assert matcher.is_complete
+
+
+def test_a_grammar_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    original = llguidance.LLMatcher
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        made.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(llguidance, "LLMatcher", counted)
+    form, tokenizer = validate_response_format(Choice(["only this", "and that"])), Wrapped()
+    assert form is not None
+    for _ in range(3):
+        new_matcher(tokenizer, form, [EOS])
+    assert len(made) == 1
+
+
+def test_a_tokenizer_that_was_given_tokens_is_another() -> None:
+    tokenizer = new_tokenizer()
+    form = validate_response_format(Choice(["qqq"]))
+    assert form is not None
+    before = new_matcher(tokenizer, form, [EOS])
+    tokenizer.add_tokens(["qqq"])
+    new = tokenizer.token_to_id("qqq")
+    assert new not in (allowed(before) or ())
+    assert new in (allowed(new_matcher(tokenizer, form, [EOS])) or ())
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        ({"type": "foo"}, "Invalid type"),
+        ({"type": "string", "minLength": 5, "maxLength": 2}, "Unsatisfiable"),
+        ({"dependentRequired": {"a": ["b"]}}, "dependentRequired"),
+        ({"$ref": "#/nowhere"}, "nowhere"),
+        (Regex("("), "unclosed group"),
+        (Regex("(?=a)b"), "look-around"),
+        (Grammar('rule: "a"'), "start"),
+        (Grammar("start: other"), "other"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_compiled_is_refused_with_the_reason(form: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"(?s)response_format is not valid: .*{reason}"):
+        matcher_of(form)
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        ("xml", ValueError),
+        ("", ValueError),
+        (3, TypeError),
+        (True, TypeError),
+        (int, TypeError),
+        ([{"type": "object"}], TypeError),
+        ({"type": "json_schema", "json_schema": {"schema": {}}}, ValueError),
+        ({"a": float("nan")}, ValueError),
+        ({"a": b"b"}, ValueError),
+    ],
+    ids=str,
+)
+def test_what_is_no_form_is_refused(value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="response_format"):
+        validate_response_format(value)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: Choice([]), ValueError),
+        (lambda: Choice(["a", ""]), ValueError),
+        (lambda: Choice("yes"), TypeError),
+        (lambda: Choice([1]), TypeError),  # type: ignore[list-item]
+        (lambda: Regex(None), TypeError),  # type: ignore[arg-type]
+        (lambda: Grammar(b"start: 'a'"), TypeError),  # type: ignore[arg-type]
+    ],
+)
+def test_forms_are_checked_when_they_are_made(make: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        make()
+
+
+def test_a_schema_that_changes_later_is_as_it_was() -> None:
+    schema: dict[str, Any] = {"enum": ["ab"]}
+    form = validate_response_format(schema)
+    schema["enum"].append("cd")
+    assert form is not None
+    matcher = new_matcher(TOKENIZER, form, [EOS])
+    assert matcher.advance(ids_of('"ab"'))
+    assert matcher.is_complete
