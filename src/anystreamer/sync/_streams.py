@@ -128,6 +128,14 @@ class SyncStream(Generic[StreamT]):
         finally:
             closed.set_result(None)
 
+    def wait_until_held(self) -> None:
+        """Block until the model waits for space, as `TextStream.wait_until_held`. For tests.
+
+        Raises:
+            RuntimeError: nothing holds it: it has ended, or the stream is unbounded.
+        """
+        self._call(self._stream.wait_until_held)
+
     @property
     def timing(self) -> Timing | None:
         """Seconds that it took; None until the end."""
