@@ -193,7 +193,7 @@ def types(session: nox.Session) -> None:
     install(
         session,
         *CONSTRAINTS,
-        *("--group", "typing", "--group", "tests", "nox"),
+        *("--group", "typing", "--group", "tests", "--group", "peers", "nox"),
         f".[transformers,{EXTRAS}]",
     )
     examples = str(Path(session.create_tmp()).resolve() / "examples")

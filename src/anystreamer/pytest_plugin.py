@@ -1,4 +1,4 @@
-"""A fixture for tests of code that streams: ``pytest_plugins = ["anystreamer.pytest_plugin"]``."""
+"""Fixtures for tests of code that streams: ``pytest_plugins = ["anystreamer.pytest_plugin"]``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Protocol
 
 import pytest
 
+from . import testing
 from .testing import Script, ScriptedModel
 
-__all__ = ["NewScriptedModel", "scripted_model"]
+__all__ = ["NewScriptedModel", "no_worker_left", "scripted_model"]
 
 
 class NewScriptedModel(Protocol):
@@ -36,3 +37,23 @@ def scripted_model() -> Iterator[NewScriptedModel]:
         model.open_gates()
     if left:
         pytest.fail(f"{len(left)} scripted model(s) left generating", pytrace=False)
+
+
+@pytest.fixture
+def no_worker_left() -> Iterator[None]:
+    """Fail a test that leaves the worker of a stream running or waiting for its turn.
+
+    For all tests of a file: ``pytestmark = pytest.mark.usefixtures("no_worker_left")``. Streams of
+    fixtures that are set up before it are not looked at. If the event loop of an ``async def`` test
+    ends with it, that can end the worker too: `anystreamer.testing.no_worker_left` in the test
+    looks before that.
+    """
+    watch, failure = testing.no_worker_left(), ""
+    watch.__enter__()
+    yield
+    try:
+        watch.__exit__(None, None, None)
+    except AssertionError as error:
+        failure = str(error)
+    if failure:
+        pytest.fail(failure, pytrace=False)

@@ -16,7 +16,7 @@ import pytest
 
 from anystreamer import demo
 
-from ..conftest import LOOPS
+from ..conftest import LOOPS, installed
 from ..helpers.inside import start_portal
 from ..helpers.serving import serving
 
@@ -29,6 +29,8 @@ BLOCK = re.compile(
     r'^```python(?: title="(.*?)")?\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?',
     re.DOTALL | re.MULTILINE,
 )
+# Libraries of others that a page drives. Where one is not installed, its example is skipped.
+DRIVEN = ("ctranslate2", "duckdb", "watchdog")
 # What the examples in the pages call their server.
 ADDRESS = "http://127.0.0.1:8000"
 
@@ -69,6 +71,7 @@ def one_model_for_all() -> Iterator[None]:
     """Load the embedded model once, and keep it out of each test's garbage collection."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "load_demo", cache(demo.load_demo))
+        patch.setattr("tqdm.tqdm.monitor_interval", 0)  # a thread that stays, for progress bars
         demo.load_demo()
         gc.freeze()
         yield
@@ -90,6 +93,9 @@ def test_example(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    for library in DRIVEN:
+        if re.search(rf"^(import|from) {library}\b", code, re.MULTILINE) and not installed(library):
+            pytest.skip(f"needs {library}")
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     start_portal()  # its loop is not one of these

@@ -12,16 +12,18 @@ from .join import (
     JOIN_POLL,
     SafeEvent,
     ThreadEvent,
+    active_threads,
     cancel_again,
     run_sync_joined,
     track_active_thread,
 )
-from .observing import Statistics, statistics
+from .observing import Statistics, open_streams, statistics
 from .producer import Producer
 from .sink import Sink
 from .source import Source, source_of
 from .state import Phase, StreamState
 from .stream import ThreadStream
+from .thread_condition import ThreadCondition
 from .validation import validate_buffer_size, validate_limiter, validate_name
 from .worker_task import ThreadTask, WorkerTask, close_if_unstarted, has_waiters, run_named
 
@@ -44,12 +46,14 @@ __all__ = [
     "Stopping",
     "StreamContext",
     "StreamState",
+    "ThreadCondition",
     "ThreadContext",
     "ThreadEvent",
     "ThreadStream",
     "ThreadTask",
     "UngroupedTaskGroup",
     "WorkerTask",
+    "active_threads",
     "call_after_fork",
     "cancel_again",
     "check_result",
@@ -58,6 +62,7 @@ __all__ = [
     "guard",
     "has_waiters",
     "name_of",
+    "open_streams",
     "run_named",
     "run_sync_joined",
     "source_of",

@@ -14,7 +14,7 @@ from .home import call_after_fork
 from .join import active_threads
 from .state import Phase, StreamState, dropped
 
-__all__ = ["Statistics", "on_end", "on_open", "on_start", "statistics"]
+__all__ = ["Statistics", "on_end", "on_open", "on_start", "open_streams", "statistics"]
 
 logger = SafeLogger()
 
@@ -33,7 +33,8 @@ class Statistics:
 class _OpenStream:
     """A stream that is counted, without keeping it alive."""
 
-    def __init__(self, state: StreamState[Any]) -> None:
+    def __init__(self, name: str, state: StreamState[Any]) -> None:
+        self.name = name
         self.state = ref(state)
         self.progress = 0, 0  # when it was last looked at
 
@@ -61,7 +62,7 @@ def on_open(name: str, state: StreamState[Any]) -> None:
     state.is_counted = False
     with _lock:
         _count_dropped()
-        _open[state.number] = _OpenStream(state)
+        _open[state.number] = _OpenStream(name, state)
     logger.debug("%s waits for its turn", state.label)
 
 
@@ -114,3 +115,10 @@ def statistics() -> Statistics:
         computed_tokens=computed + sum(each for each, _ in progress),
         delivered_tokens=delivered + sum(each for _, each in progress),
     )
+
+
+def open_streams() -> list[tuple[str, StreamState[Any]]]:
+    """The streams whose worker has not exited, each with its name. For tests."""
+    with _lock:
+        found = [(stream.name, stream.state()) for stream in _open.values()]
+    return [(name, state) for name, state in found if state is not None and not state.has_exited]

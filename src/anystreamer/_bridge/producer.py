@@ -182,10 +182,12 @@ class Producer(Generic[T]):
         began, waited_before = perf_counter(), self._seconds_waited
         space.clear()  # before each look, so that what comes after it ends the wait
         while state.is_full and not self.should_stop() and not self._gives_way():
+            state.hold()
             space.wait(self._space_poll(perf_counter() - began))
             self._seconds_waited = waited_before + perf_counter() - began
             space.clear()
         self._seconds_waited = waited_before + perf_counter() - began
+        state.is_held = False
         space.set()  # for another thread that waits: `clear` can have come before it woke
 
     def _gives_way(self) -> bool:

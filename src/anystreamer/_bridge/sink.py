@@ -46,7 +46,11 @@ class Sink(Generic[T]):
     async def wait_for_space(self) -> None:
         """Wait until the consumer has taken half of the items or closed the stream. On the loop."""
         self._state.space_available = space = SafeEvent()
-        await space.wait()
+        self._state.hold()
+        try:
+            await space.wait()
+        finally:
+            self._state.is_held = False
 
     def fail(self, error: BaseException) -> None:
         """End the stream with an error, after its items. The first error counts."""

@@ -27,6 +27,7 @@ This holds without a GIL too.
 - `is_registered`: a producer sets it, and the loop clears it before it takes the items.
 - `space_available`: the producer sets the attribute and waits for the event. The loop sets the
   event, and if a thread waits for it, so does whoever stops the stream.
+- `is_held`: the producer, or the loop for one that has no thread. `held` tells tests of it.
 - all other attributes: the loop.
 
 Invariants:
@@ -64,6 +65,7 @@ from .ending import Ending
 from .home import Home
 from .join import SafeEvent, ThreadEvent
 from .stop_callbacks import StopCallbacks
+from .thread_condition import ThreadCondition
 
 __all__ = ["NO_WAITER", "Phase", "StreamState", "dropped"]
 
@@ -106,6 +108,8 @@ class StreamState(Generic[T]):
         self.returned_by_itself: bool = False  # the producer: no stop had come before
         self.stop_callbacks: StopCallbacks | None = None  # of a producer that runs
         self.space_available: ThreadEvent | SafeEvent = NO_WAITER
+        self.is_held: bool = False  # the producer waits for space in the buffer
+        self.held: ThreadCondition | None = None  # once a task has waited for that
 
         self.phase: Phase = Phase.QUEUED
         self.started_at: float | None = None  # perf_counter, as all times here
@@ -195,6 +199,12 @@ class StreamState(Generic[T]):
             self.pushed += len(items)  # before they can be taken
             self.pending.extend(items)
 
+    def hold(self) -> None:
+        """Note that the producer begins to wait for space in the buffer."""
+        self.is_held = True
+        if self.held is not None:
+            self.held.notify()
+
     # -- on the loop: phases
 
     def start(self) -> None:
@@ -210,6 +220,8 @@ class StreamState(Generic[T]):
         self.phase = Phase.EXITED
         self.buffer_send.close()
         self.worker_exited.set()
+        if self.held is not None:
+            self.held.notify()
         self._end_guard()
 
     # -- on the loop: the way to the consumer
@@ -273,6 +285,12 @@ class StreamState(Generic[T]):
         left = self.pushed - self.taken
         if left <= self._refill_at < left + count or self.stop_requested:
             self.space_available.set()
+
+    async def wait_until_held(self) -> None:
+        """Wait until the producer waits for space that nothing has made yet, or has exited."""
+        if self.held is None:
+            self.held = ThreadCondition()
+        await self.held.wait_for(lambda: (self.is_held and self.is_full) or self.has_exited)
 
     # -- on the loop: the end
 

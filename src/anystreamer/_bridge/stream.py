@@ -159,6 +159,24 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
         state.finalize()
         state.drop_items()
 
+    async def wait_until_held(self) -> None:
+        """Wait until the producer waits for space: `max_buffer_size` items were not received.
+
+        From then on it makes nothing until an item is received or the stream is stopped. It is for
+        tests, which can rely on that without a pause. It looks at no clock.
+
+        Raises:
+            RuntimeError: the producer has ended, or the stream is unbounded: then nothing holds it.
+                Or this is another event loop than the stream's.
+        """
+        state = self._state
+        state.home.check()
+        if state.max_buffer_size == math.inf:
+            raise RuntimeError("the stream is unbounded, so nothing holds it: pass max_buffer_size")
+        await state.wait_until_held()
+        if state.has_exited:
+            raise RuntimeError("the producer has ended, so nothing holds it")
+
     def __repr__(self) -> str:
         state = self._state
         if state.closed:

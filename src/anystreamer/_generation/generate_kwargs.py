@@ -118,8 +118,16 @@ def check_generate_kwargs(
         )
     if logprobs:
         _check_logprobs(model, generate_kwargs)
-    if model is not None and not (setting("do_sample") or setting("penalty_alpha")):
+    if not (_reads_settings_itself(model) or setting("do_sample") or setting("penalty_alpha")):
         _check_greedy(generate_kwargs)
+
+
+def _reads_settings_itself(model: Any) -> bool:
+    """Whether a setting can mean something else: to a server, or a ``generate()`` of its own."""
+    if model is None:
+        return True
+    generate = getattr(model, "generate", None)
+    return uses_torch(model) and generate.__module__ != "transformers.generation.utils"
 
 
 def _check_greedy(generate_kwargs: Mapping[str, Any]) -> None:

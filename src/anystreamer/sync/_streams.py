@@ -155,6 +155,14 @@ class SyncStream(Generic[StreamT, T]):
         finally:
             closed.set_result(None)
 
+    def wait_until_held(self) -> None:
+        """Block until the model waits for space, as `TextStream.wait_until_held`. For tests.
+
+        Raises:
+            RuntimeError: nothing holds it: it has ended, or the stream is unbounded.
+        """
+        self._call(self._stream.wait_until_held)
+
     @property
     def result(self) -> Any:
         """As `ThreadStream.result`: what the producer returned; None until the end."""

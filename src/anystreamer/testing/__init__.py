@@ -1,53 +1,26 @@
-"""A scripted model, for tests of code that uses this library. It needs no torch."""
+"""For tests of code that streams: a scripted model, gates, and what finds a worker that was left.
+
+It needs neither torch nor pytest.
+"""
 
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from time import sleep
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
 
-import anyio
-from anyio.lowlevel import checkpoint
+from .._generate_arguments import check_arguments, effective_arguments, max_new_tokens
+from ._gate import Gate
+from ._workers import no_worker_left
 
-from ._generate_arguments import check_arguments, effective_arguments, max_new_tokens
-
-__all__ = ["Gate", "Script", "ScriptedModel", "ScriptedTokenizer"]
+__all__ = ["Gate", "Script", "ScriptedModel", "ScriptedTokenizer", "no_worker_left"]
 
 # The id of a character is its code point. The ids of a script's tokens come after all of them.
 _FIRST_TOKEN = 0x110000
 _EOS = _FIRST_TOKEN - 1
-
-# How often to check whether a thread has reached a gate (seconds).
-_POLL = 0.001
-
-
-class Gate:
-    """Holds a scripted model in the middle of a step until the test opens it."""
-
-    def __init__(self) -> None:
-        self._reached = threading.Event()
-        self._opened = threading.Event()
-
-    def open(self) -> None:
-        """Let the model pass, now or when it gets there."""
-        self._opened.set()
-
-    async def reached(self) -> None:
-        """Wait until the model has reached the gate."""
-        await checkpoint()
-        # Polled, because a thread that waits would outlive a test that fails.
-        while not self._reached.is_set():
-            await anyio.sleep(_POLL)
-
-    def wait(self) -> None:
-        """Wait until it is open. The model calls it, in its worker thread."""
-        self._reached.set()
-        self._opened.wait()
-
 
 Script = Iterable[str | float | Gate | BaseException]
 """What a `ScriptedModel` plays."""
