@@ -100,17 +100,14 @@ def install_all(session: nox.Session) -> None:
     )
 
 
-def at_night(session: nox.Session) -> str:
-    """The loops that wait for the night, as an expression for pytest's `-k`.
-
-    `tests` runs all three. uvloop is a loop that runs asyncio's own tasks and futures: with other
-    Pythons and with the oldest releases, asyncio is tested. Trio is tested with the oldest and the
-    newest Python, and not with those between.
-    """
-    return "uvloop or trio" if session.python in OTHER_PYTHONS[:-1] else "uvloop"
+# For pytest's `-m`: what runs by day and at night with the other Pythons and the oldest releases.
+DAY = "not (nightly or variant or slow or uvloop or trio)"
+NIGHT = "not nightly and (variant or slow or uvloop or trio)"
+# A Python or a release does not differ by what Hypothesis thinks of.
+FEW_EXAMPLES = {"HYPOTHESIS_PROFILE": "quick"}
 
 
-def run_without_torch(session: nox.Session, *options: str) -> None:
+def run_without_torch(session: nox.Session, *options: str, **env: str) -> None:
     """The tests that need no model, where torch is not installed."""
     install(session, *CONSTRAINTS, "--group", "tests", f".[{EXTRAS}]")
     # A browser does not see which Python it is.
@@ -120,11 +117,11 @@ def run_without_torch(session: nox.Session, *options: str) -> None:
         "--ignore=tests/server/test_chat_page_in_chromium.py",
         *options,
         *session.posargs,
-        env=ENV,
+        env=ENV | env,
     )
 
 
-def run_with_the_oldest(session: nox.Session, *options: str) -> None:
+def run_with_the_oldest(session: nox.Session, *options: str, **env: str) -> None:
     """What depends on these packages, with the oldest of them that are supported."""
     install_all(session)
     oldest = ("anyio==4.11.0", "trio==0.31.0", "transformers==5.0.0", "tokenizers==0.22.2")
@@ -139,7 +136,7 @@ def run_with_the_oldest(session: nox.Session, *options: str) -> None:
         *options,
         *(f"tests/{name}" for name in names),
         *session.posargs,
-        env=ENV,
+        env=ENV | env,
     )
 
 
@@ -150,6 +147,11 @@ WITH_RAY = (
     "tests/project/test_public_surface.py",
     "tests/test_ray.py",
 )
+
+
+# A cluster's tests are slow, all of them.
+RAY_BY_DAY = "not (nightly or variant or uvloop or trio)"
+RAY_AT_NIGHT = "not nightly and (variant or uvloop or trio)"
 
 
 def run_with_ray(session: nox.Session, *arguments: str) -> None:
@@ -256,36 +258,35 @@ def quick(session: nox.Session) -> None:
     session.run(
         "pytest",
         *SIDE_BY_SIDE,
-        *("-m", "not slow and not nightly"),
-        *("-k", "not uvloop"),
+        *("-m", "not (nightly or variant or slow or uvloop)"),
         *session.posargs,
-        env={"HYPOTHESIS_PROFILE": "quick"} | ENV,
+        env=ENV | FEW_EXAMPLES,
     )
 
 
 @nox.session(python=PYTHON)
 def tests_of_the_oldest(session: nox.Session) -> None:
     """What depends on anyio, transformers and openai, with the oldest that are supported."""
-    run_with_the_oldest(session, "-k", f"not ({at_night(session)})")
+    run_with_the_oldest(session, "-m", DAY, **FEW_EXAMPLES)
 
 
 @nox.session(python=OTHER_PYTHONS)
 def tests_without_torch(session: nox.Session) -> None:
     """The tests that need no model, where torch is not installed."""
-    run_without_torch(session, "-k", f"not ({at_night(session)})")
+    run_without_torch(session, "-m", DAY, **FEW_EXAMPLES)
 
 
 @nox.session(python=PYTHON)
 def tests_ray(session: nox.Session) -> None:
     """The server under Ray Serve, on a cluster of two nodes on this machine."""
     # The loop is the client's. Each engine's client is tested on all three elsewhere.
-    run_with_ray(session, *(session.posargs or (*WITH_RAY, "-k", "ray and not (uvloop or trio)")))
+    run_with_ray(session, *(session.posargs or (*WITH_RAY, "-k", "ray", "-m", RAY_BY_DAY)))
 
 
 @nox.session(python=PYTHON, tags=["night"])
 def night_with_ray(session: nox.Session) -> None:
     """The other loops, and many more requests than in `tests_ray`."""
-    run_with_ray(session, *WITH_RAY, "-k", "ray and (uvloop or trio)", NO_LIMIT)
+    run_with_ray(session, *WITH_RAY, "-k", "ray", "-m", RAY_AT_NIGHT, NO_LIMIT)
     run_with_ray(session, "tests/test_ray.py", "-m", "nightly", NO_LIMIT)
 
 
@@ -305,6 +306,13 @@ def nightly(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON, tags=["night"])
+def night_of_variants(session: nox.Session) -> None:
+    """What `tests` leaves out: the variants that can hardly differ."""
+    install_all(session)
+    session.run("pytest", *SIDE_BY_SIDE, "-m", "variant and not nightly", *session.posargs, env=ENV)
+
+
+@nox.session(python=PYTHON, tags=["night"])
 def tests_of_the_newest(session: nox.Session) -> None:
     """Every test, with the newest of everything but torch: what a user gets who installs today."""
     (torch,) = (
@@ -319,13 +327,13 @@ def tests_of_the_newest(session: nox.Session) -> None:
 @nox.session(python=PYTHON, tags=["night"])
 def night_with_the_oldest(session: nox.Session) -> None:
     """What `tests_of_the_oldest` leaves out."""
-    run_with_the_oldest(session, "-k", at_night(session))
+    run_with_the_oldest(session, "-m", NIGHT)
 
 
 @nox.session(python=OTHER_PYTHONS, tags=["night"])
 def night_without_torch(session: nox.Session) -> None:
     """What `tests_without_torch` leaves out."""
-    run_without_torch(session, "-k", at_night(session))
+    run_without_torch(session, "-m", NIGHT)
 
 
 @nox.session(python=PYTHON, tags=["night"])

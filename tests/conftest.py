@@ -81,15 +81,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not HAS_TORCH and item.get_closest_marker("torch"):
             item.add_marker(pytest.mark.skip(reason="needs torch and transformers"))
-        if item.get_closest_marker("heavy") and runs_on_uvloop(item):
-            item.add_marker(pytest.mark.nightly)
+        for loop in loops_of(item):
+            item.add_marker(loop)
+            if loop == "uvloop" and not is_about_the_loop(item):
+                item.add_marker(pytest.mark.variant)
     # Workers take files in this order. One that takes minutes must not be the last to be taken.
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 
-def runs_on_uvloop(item: pytest.Item) -> bool:
-    return "uvloop" in item.nodeid.rpartition("[")[2]
+def loops_of(item: pytest.Item) -> list[str]:
+    """The event loops that the test's parameters name. The marks of these names select it."""
+    parameters = item.nodeid.partition("[")[2]
+    return [loop for loop in ("asyncio", "uvloop", "trio") if loop in parameters]
+
+
+# uvloop runs asyncio's own tasks and futures. What it does by itself is to call from threads, to
+# wake, to handle signals and to read and write sockets.
+ABOUT_THE_LOOP = ("tests/bridge/", "tests/server/test_server.py", "tests/remote/test_faults.py")
+PROOFS = (Path(__file__).parents[1] / "docs" / "proofs.md").read_text(encoding="utf-8")
+NAMED_AS_PROOF = frozenset(re.findall(r"`(tests/[\w/]+\.py(?:::\w+)?)`", PROOFS))
+
+
+def is_about_the_loop(item: pytest.Item) -> bool:
+    """Whether uvloop can make a difference to it, or it proves a promise: see CONTRIBUTING.md."""
+    if item.get_closest_marker("heavy"):
+        return False
+    test = item.nodeid.partition("[")[0]
+    proves = test in NAMED_AS_PROOF or test.partition("::")[0] in NAMED_AS_PROOF
+    return proves or test.startswith(ABOUT_THE_LOOP)
 
 
 LOOPS = [
@@ -130,10 +150,23 @@ def one_thread_for_the_model() -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    # The imported modules are not garbage: without them a collection after
-    # each test costs next to nothing, even with torch among them.
+    collect_garbage()
+
+
+_modules = 0  # that were there at the last collection
+
+
+def collect_garbage() -> None:
+    """Tasks and sockets that nobody awaited or closed complain: here, and not in a later test.
+
+    Imported modules are not garbage. Without them a collection after each test costs next to
+    nothing, even with torch among them. torch and others import more when they are used.
+    """
+    global _modules
     gc.collect()
-    gc.freeze()
+    if len(sys.modules) > _modules:
+        _modules = len(sys.modules)
+        gc.freeze()
 
 
 # Loops keep idle worker threads for a while: AnyIO's until the loop ends, trio's for
@@ -195,9 +228,7 @@ def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         threads[0].join(0.01)
     if threads:
         pytest.fail("Threads left running:\n\n" + "\n".join(map(stack, threads)), pytrace=False)
-    # Tasks and sockets that nobody awaited or closed complain when they are
-    # collected: here, and not in a later test.
-    gc.collect()
+    collect_garbage()
 
 
 @pytest.fixture

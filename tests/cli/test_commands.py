@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from anystreamer.cli.commands import app
 
 from ..helpers.scripted import PROGRAM_PATIENCE, PROGRAM_TIMEOUT
+from ..helpers.warm_programs import WarmProgram
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(PROGRAM_TIMEOUT)]
 
@@ -47,8 +48,21 @@ def run(*command: str, **env: str) -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
-def demo(*arguments: str, **env: str) -> tuple[int, str, str]:
-    return run("-m", "anystreamer", "demo", *arguments, **env)
+def start_warm(*command: str, **env: str) -> subprocess.Popen[str] | WarmProgram:
+    if sys.platform != "linux":  # only there torch can be forked
+        return start(*command, **env)
+    return WarmProgram(*command, env=ENV | {"PYTHONUTF8": "1"} | env)
+
+
+def run_warm(*command: str, **env: str) -> tuple[int | None, str, str]:
+    """As `run`, without the seconds in which an interpreter imports torch."""
+    with start_warm(*command, **env) as process:
+        output, errors = process.communicate()
+    return process.returncode, output, errors
+
+
+def demo(*arguments: str, **env: str) -> tuple[int | None, str, str]:
+    return run_warm("-m", "anystreamer", "demo", *arguments, **env)
 
 
 def main_after(statement: str, *arguments: str) -> list[str]:
@@ -70,7 +84,7 @@ def invoke(*arguments: str) -> tuple[int, str]:
 @pytest.mark.torch
 def test_tour() -> None:
     """Counting on both loops, then a cancelled generation with what became of the model."""
-    code, output, errors = demo()
+    code, output, errors = run("-m", "anystreamer", "demo")
     assert (code, errors) == (0, "")
     line = re.escape(COUNTING + COUNTED)
     expected = (
@@ -96,7 +110,7 @@ def test_tour_on_one_backend() -> None:
 @pytest.mark.torch
 def test_tour_without_trio() -> None:
     """What there is is shown; what is missing is named."""
-    code, output, errors = run(*main_after("sys.modules['trio'] = None", "demo"))
+    code, output, errors = run_warm(*main_after("sys.modules['trio'] = None", "demo"))
     assert (code, errors) == (0, "")
     assert f"\n\ntrio\nnot installed: {INSTALL}\n\nasyncio, cancelled" in output
 
@@ -240,7 +254,7 @@ def test_ctrl_c_in_mid_stream(backend: str, times: int) -> None:
     """130, silently, after the worker has left the model. A second one does not wait for it."""
     program = ["-c", TELL_WHO_IS_LEFT] if times == 1 else ["-m", "anystreamer"]
     command = ["demo", COUNTING, "--max-new-tokens", "2000", "--backend", backend]
-    with start(*program, *command) as process:
+    with start_warm(*program, *command) as process:
         output = read_until(process, "three,")
         for _ in range(times):
             process.send_signal(signal.SIGINT)
@@ -256,7 +270,7 @@ def test_ctrl_c_while_loading() -> None:
     """Nothing has been shown yet, and nothing is."""
     statement = "import threading, os, signal; from anystreamer import demo; demo.load_demo = "
     statement += "lambda: (os.kill(os.getpid(), signal.SIGINT), threading.Event().wait())"
-    code, output, errors = run(*main_after(statement, "demo", COUNTING))
+    code, output, errors = run_warm(*main_after(statement, "demo", COUNTING))
     assert (code, output, errors) == (130, "", "")
 
 
@@ -264,7 +278,7 @@ def test_ctrl_c_while_loading() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such pipes")
 def test_broken_pipe() -> None:
     """As with ``| head -1``: quiet."""
-    with start("-m", "anystreamer", "demo") as process:
+    with start_warm("-m", "anystreamer", "demo") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "asyncio\n"
         process.stdout.close()
@@ -273,7 +287,7 @@ def test_broken_pipe() -> None:
     assert process.returncode == 1
 
 
-def read_until(process: subprocess.Popen[str], text: str) -> str:
+def read_until(process: subprocess.Popen[str] | WarmProgram, text: str) -> str:
     output = ""
     assert process.stdout is not None
     while text not in output:

@@ -93,8 +93,9 @@ def transformers_serve() -> Iterator[tuple[str, str]]:
         process.wait()
 
 
-# The cluster starts within the time of the first test.
-RAY = [pytest.param("ray serve", marks=pytest.mark.timeout(400))] if installed("ray") else []
+# The cluster starts within the time of the first test. By day tests/test_ray.py asks its model.
+RAY_MARKS = [pytest.mark.timeout(400), pytest.mark.variant]
+RAY = [pytest.param("ray serve", marks=RAY_MARKS)] if installed("ray") else []
 Computed = Callable[[], Awaitable[float]]
 
 

@@ -21,6 +21,7 @@ from anystreamer.demo import load_demo
 
 from ..helpers.scripted import PATIENCE
 from ..helpers.serving import data_of
+from ..helpers.warm_programs import WarmProgram
 
 pytest.importorskip("fastapi", reason="transformers serve needs it")
 pytestmark = [
@@ -37,15 +38,21 @@ ANYSTREAMER = "from anystreamer.cli import main; main()"
 
 
 @contextlib.contextmanager
-def program(code: str, model: Path) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "serve", str(model), "--host", "127.0.0.1", "--port", "0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        # Two of torch's threads in each of them would wait for each other.
-        env=os.environ | {"ANYSTREAMER_API_KEY": "", "OMP_NUM_THREADS": "1"},
-    )
+def program(code: str, model: Path) -> Iterator[subprocess.Popen[str] | WarmProgram]:
+    command = ("-c", code, "serve", str(model), "--host", "127.0.0.1", "--port", "0")
+    # Two of torch's threads in each of them would wait for each other.
+    env = os.environ | {"ANYSTREAMER_API_KEY": "", "OMP_NUM_THREADS": "1"}
+    process: subprocess.Popen[str] | WarmProgram
+    if sys.platform == "linux":
+        process = WarmProgram(*command, env=env, joined=True)
+    else:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=env,
+        )
     with process:
         try:
             yield process
@@ -53,7 +60,7 @@ def program(code: str, model: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def client_of(process: subprocess.Popen[str]) -> httpx.Client:
+def client_of(process: subprocess.Popen[str] | WarmProgram) -> httpx.Client:
     """A client, once the server says where it is."""
     assert process.stdout is not None
     said = ""

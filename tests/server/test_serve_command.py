@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,6 +21,7 @@ import anystreamer.demo
 
 from ..helpers.scripted import PROGRAM_PATIENCE, PROGRAM_TIMEOUT
 from ..helpers.serving import data_of
+from ..helpers.warm_programs import WarmProgram
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(PROGRAM_TIMEOUT)]
 
@@ -27,15 +29,23 @@ TEXT = "/v1/completions"
 
 
 @contextlib.contextmanager
-def program(*arguments: str, before: str = "", **env: str) -> Iterator[subprocess.Popen[str]]:
+def program(
+    *arguments: str, before: str = "", is_warm: bool = sys.platform == "linux", **env: str
+) -> Iterator[subprocess.Popen[str] | WarmProgram]:
     code = f"{before}; from anystreamer.cli import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, *(("-c", code) if before else ("-m", "anystreamer")), "serve", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"ANYSTREAMER_API_KEY": ""} | env,
-    )
+    command = [*(("-c", code) if before else ("-m", "anystreamer")), "serve", *arguments]
+    env = os.environ | {"ANYSTREAMER_API_KEY": ""} | env
+    process: subprocess.Popen[str] | WarmProgram
+    if is_warm:
+        process = WarmProgram(*command, env=env, joined=True)
+    else:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=env,
+        )
     try:
         with process:
             yield process
@@ -54,18 +64,20 @@ NO_HANDLERS = (
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be sent Ctrl-C alone")
 @pytest.mark.parametrize(
-    ("options", "before"),
+    ("options", "more"),
     [
-        ("", ""),  # uvicorn on asyncio
-        ("--server uvicorn", NO_HANDLERS),
-        ("--server hypercorn", ""),
-        ("--backend trio", ""),  # hypercorn
+        ("", {"is_warm": False}),  # uvicorn on asyncio
+        ("--server uvicorn", {"before": NO_HANDLERS}),
+        ("--server hypercorn", {}),
+        ("--backend trio", {}),  # hypercorn
     ],
     ids=["uvicorn", "uvicorn as on Windows", "hypercorn on asyncio", "hypercorn on trio"],
 )
-def test_it_serves_and_ends_what_is_open_when_it_is_interrupted(options: str, before: str) -> None:
+def test_it_serves_and_ends_what_is_open_when_it_is_interrupted(
+    options: str, more: dict[str, Any]
+) -> None:
     arguments = ("--port", "0", "--grace", "0.1", "--api-key", "key", *options.split())
-    with program(*arguments, before=before) as process:
+    with program(*arguments, **more) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line.startswith("Serving anystreamer-demo on http://127.0.0.1:")
@@ -151,7 +163,8 @@ def test_it_runs_no_code_of_a_model_s_own_unless_it_may(tmp_path: Path, is_trust
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "own.py").write_text(OWN_CODE)
     arguments = (str(folder), "--port", "0", *["--trust-remote-code"] * is_trusted)
-    with program(*arguments, HF_HOME=str(cache)) as process:
+    # transformers reads the variable when it is imported.
+    with program(*arguments, is_warm=False, HF_HOME=str(cache)) as process:
         assert process.stdout is not None
         if is_trusted:
             assert any(line.startswith("Serving own on ") for line in process.stdout)
