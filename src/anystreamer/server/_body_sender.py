@@ -72,9 +72,9 @@ class BodySender:
         self._send = send
         self._abort = abort  # closes the connection, where the server can
         self._head = {"type": "http.response.start", "status": status, "headers": headers}
-        # Acquiring it is a checkpoint, which not every server's send() is: without one, a stream
-        # that always has text would hold the event loop, and a disconnect would go unnoticed.
-        self._lock = Lock()
+        # Acquiring it is no checkpoint, which would be another turn of the event loop for each
+        # part. `ReadyItems` says where the checkpoints are.
+        self._lock = Lock(fast_acquire=True)
         self._sent_at = current_time()
         self._sending_since: float | None = None  # while the server takes a part
         self.is_stalled = False  # its client takes no parts

@@ -19,7 +19,7 @@ from ._errors import APIError, in_clients_terms
 from ._open_streams import OpenStreams
 from ._openai_format import DONE, CompletionBuilder, Token, event, usage_of
 from ._request_models import TextRequest
-from ._stream_response import StreamResponse, unread_tokens
+from ._stream_response import ReadyItems, StreamResponse, unread_tokens
 from ._tokens import TokenTexts
 
 __all__ = ["CompletionResponse", "Limits"]
@@ -158,15 +158,19 @@ class CompletionResponse(StreamResponse):
     async def _send_choice(self, sender: BodySender, index: int, stream: TextStream) -> None:
         # No event before the first text: an error can still have a status, with which clients know
         # whether to try again. And they measure the time to the first chunk.
-        async for chunk in stream:
-            await sender.send(self._builder.chunk(index, chunk, self._tokens(index, chunk)))
+        async for chunks in ReadyItems(stream):
+            events = [
+                self._builder.chunk(index, chunk, self._tokens(index, chunk)) for chunk in chunks
+            ]
+            await sender.send("".join(events))
         tokens = self._tokens(index, stream.textless_end)
         reason = _finish_reason(stream)
         await sender.send(self._builder.last(index, reason, stream.stop_string, tokens))
 
     async def _collect(self, index: int, stream: TextStream) -> None:
-        async for chunk in stream:
-            self._builder.take(index, chunk, self._tokens(index, chunk))
+        async for chunks in ReadyItems(stream):
+            for chunk in chunks:
+                self._builder.take(index, chunk, self._tokens(index, chunk))
         self._builder.take_end(index, self._tokens(index, stream.textless_end))
 
     def _tokens(self, index: int, chunk: TextChunk | None) -> Sequence[Token]:

@@ -83,9 +83,18 @@ class ChoiceBuilder(ABC):
         """The finish reason, once all chunks have been taken."""
         return finish_reason
 
-    @abstractmethod
     def _delta(self, chunk: TextChunk) -> dict[str, Any]:
         """A chunk, in an event."""
+        taken = self.take_text(chunk)
+        return taken if isinstance(taken, dict) else self.text_delta(*taken)
+
+    @abstractmethod
+    def take_text(self, chunk: TextChunk) -> tuple[str, str] | dict[str, Any]:
+        """Take a chunk. Returns its field and its text; or its part of an event, if not text."""
+
+    @abstractmethod
+    def text_delta(self, field: str, text: str) -> dict[str, Any]:
+        """Text of a field, in an event."""
 
     @property
     @abstractmethod
@@ -118,7 +127,7 @@ class ChatChoiceBuilder(ChoiceBuilder):
     def reason(self, finish_reason: str) -> str:
         return "tool_calls" if self._calls and finish_reason == "stop" else finish_reason
 
-    def _delta(self, chunk: TextChunk) -> dict[str, Any]:
+    def take_text(self, chunk: TextChunk) -> tuple[str, str] | dict[str, Any]:
         field = chunk.field or "content"
         value = chunk.value if chunk.field else str(chunk)
         call = _call(value) if field == "tool_calls" else None
@@ -135,6 +144,9 @@ class ChatChoiceBuilder(ChoiceBuilder):
             text = f"\n{text}"
         self._last_field = field
         self._texts.setdefault(field, []).append(text)
+        return field, text
+
+    def text_delta(self, field: str, text: str) -> dict[str, Any]:
         return {"delta": {field: text}}
 
     @property
@@ -167,9 +179,12 @@ class TextChoiceBuilder(ChoiceBuilder):
         super().__init__(top)
         self._chunks: list[str] = []
 
-    def _delta(self, chunk: TextChunk) -> dict[str, Any]:
+    def take_text(self, chunk: TextChunk) -> tuple[str, str]:
         self._chunks.append(chunk)
-        return {"text": chunk}
+        return "text", chunk
+
+    def text_delta(self, field: str, text: str) -> dict[str, Any]:
+        return {field: text}
 
     @property
     def empty_delta(self) -> dict[str, Any]:
@@ -218,6 +233,8 @@ class CompletionBuilder:
         self._top = top
         self._choices: list[ChoiceBuilder] = []
         self._begun: set[int] = set()  # choices that have had an event
+        # By choice and field: what is around the text in an event that has nothing else.
+        self._around_text: dict[tuple[int, str], tuple[str, str]] = {}
 
     def add_choice(self) -> None:
         """Add one more choice."""
@@ -227,7 +244,24 @@ class CompletionBuilder:
 
     def chunk(self, index: int, chunk: TextChunk, tokens: Sequence[Token]) -> str:
         """Events with a chunk of a choice, and its tokens."""
-        return self._events(index, self._choices[index].take(chunk, tokens), None)
+        choice = self._choices[index]
+        if self._top is not None or index not in self._begun:
+            return self._events(index, choice.take(chunk, tokens), None)
+        # The usual event has nothing new except its text. The rest is encoded once.
+        taken = choice.take_text(chunk)
+        if isinstance(taken, dict):
+            return self._event(index, {**taken, "logprobs": None}, None)
+        field, text = taken
+        before, after = self._around_text.get((index, field)) or self._split(index, field)
+        return f"{before}{json.dumps(text)}{after}"
+
+    def _split(self, index: int, field: str) -> tuple[str, str]:
+        """What comes before and after the text of a field in an event of a choice."""
+        mark = secrets.token_hex(16)  # no name of a model has it
+        delta = self._choices[index].text_delta(field, mark)
+        before, after = self._event(index, {**delta, "logprobs": None}, None).split(f'"{mark}"')
+        self._around_text[index, field] = before, after
+        return before, after
 
     def last(
         self, index: int, finish_reason: str, stop_string: str | None, tokens: Sequence[Token]

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from functools import partial
+from typing import TypeVar
 
-from anyio import move_on_after, sleep
+from anyio import EndOfStream, move_on_after, sleep
+from anyio.abc import ObjectReceiveStream
+from anyio.lowlevel import checkpoint
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .._asgi_extensions import ABORT, CANCELS_ON_DISCONNECT
+from .._bridge import ThreadStream
 from .._errors import is_kind
 from ._asgi import STREAM_HEADERS, cancel_on_disconnect
 from ._body_sender import BodySender, ClientStalled, SendLimits
 from ._errors import SHUTDOWN_ERROR, APIError, engine_error, is_about_request, unexpected_error
 from ._open_streams import OpenStreams
 
-__all__ = ["StreamResponse", "unread_tokens"]
+__all__ = ["ReadyItems", "StreamResponse", "unread_tokens"]
+
+T = TypeVar("T")
+
+# A part of a body has this many items at most, so that it stays small.
+ITEMS_AT_ONCE = 100
 
 # How long the server can take to close the connection of a stalled client (seconds). A server that
 # cannot do it at once gets a response without its last part, and can log an error.
@@ -28,6 +38,27 @@ STALLED_CLOSE_TIMEOUT = 5.0
 def unread_tokens(stream: object) -> int:
     """How many tokens of a stream wait to be sent; 0 where an engine of another kind made it."""
     return int(getattr(stream, "unread_tokens", 0))
+
+
+class ReadyItems(AsyncIterator[list[T]]):
+    """Iterate over a stream by all the items that are ready: they go out as one part.
+
+    Each step is a checkpoint. Without one, a stream that always has text would hold the event loop,
+    and a disconnect would go unnoticed: not every server's ``send()`` is a checkpoint.
+    """
+
+    # Not a generator: the event loop would have to close it when a response is cancelled.
+
+    def __init__(self, stream: ObjectReceiveStream[T]) -> None:
+        self._stream = stream
+
+    async def __anext__(self) -> list[T]:
+        with suppress(EndOfStream):
+            if isinstance(self._stream, ThreadStream):  # its receive() is a checkpoint
+                return await self._stream.receive_many(ITEMS_AT_ONCE)
+            await checkpoint()  # first: a cancellation loses no item
+            return [await self._stream.receive()]
+        raise StopAsyncIteration
 
 
 class StreamResponse(Response, ABC):

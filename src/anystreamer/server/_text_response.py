@@ -21,7 +21,7 @@ from ._asgi import EVENT_STREAM, log
 from ._body_sender import BodySender, SendLimits
 from ._errors import APIError
 from ._open_streams import OpenStreams
-from ._stream_response import StreamResponse, unread_tokens
+from ._stream_response import ReadyItems, StreamResponse, unread_tokens
 
 __all__ = ["TextStreamResponse"]
 
@@ -131,9 +131,9 @@ class TextStreamResponse(StreamResponse):
         await sender.within(self._send_limits, partial(unread_tokens, self._stream), send_text)
 
     async def _send_text(self, stream: ObjectReceiveStream[str], sender: BodySender) -> None:
-        async for chunk in stream:
+        async for chunks in ReadyItems(stream):
             self._is_accepted = True
-            await sender.send(_event({"text": chunk}) if self._sends_events else chunk)
+            await sender.send("".join(map(_text_event, chunks) if self._sends_events else chunks))
 
     def _end(self) -> str:
         if not self._sends_events:
@@ -162,6 +162,11 @@ class TextStreamResponse(StreamResponse):
         if not sender.has_started:
             raise exc  # for the application's own handlers
         return super()._unexpected(exc, sender)
+
+
+def _text_event(text: str) -> str:
+    # As `_event` makes it. There is one for each token, so the part that never changes is here.
+    return f'data: {{"text": {json.dumps(text)}}}\n\n'
 
 
 def _event(data: dict[str, Any], kind: str = "") -> str:
