@@ -219,7 +219,11 @@ STRUCK_AT_ANY_CALL = """
     from anystreamer import open_engine, stream_from_thread
     from anystreamer.testing import ScriptedModel
 
-    BRIDGE = os.path.join(os.path.dirname(anystreamer.__file__), "_bridge", "")
+    FOLDERS = tuple(
+        os.path.join(os.path.dirname(anystreamer.__file__), each, "")
+        for each in ("_bridge", "_engine")
+    )
+    model = ScriptedModel(["a"] * 1_000_000, delay=0.0005)
 
     def produce(emit, should_stop):
         emit("first")
@@ -231,7 +235,6 @@ STRUCK_AT_ANY_CALL = """
             await stream.receive()
 
     async def engine():
-        model = ScriptedModel(["a"] * 1000, delay=0.0005)
         async with open_engine(model, model.tokenizer) as engine:
             async with engine.stream_text("hi") as stream:
                 await stream.receive()
@@ -244,7 +247,7 @@ STRUCK_AT_ANY_CALL = """
             sys.setprofile(None)
 
     def profile(frame, event, arg):
-        if not frame.f_code.co_filename.startswith(BRIDGE):
+        if not frame.f_code.co_filename.startswith(FOLDERS):
             return
         if event == "call":
             if id(frame) in seen:
@@ -271,6 +274,8 @@ STRUCK_AT_ANY_CALL = """
             pass
         except BaseException as exc:
             os.write(1, f"{type(exc).__name__} from {place}\\n".encode())
+        if model.is_generating:
+            os.write(1, f"Running from {place}\\n".encode())
         if len(struck) == before:  # it came to its end: there is no other place
             os._exit(0)
 """

@@ -9,7 +9,7 @@ from contextvars import Context, copy_context
 from queue import SimpleQueue
 from typing import Any
 
-from anyio import CapacityLimiter, from_thread
+from anyio import CancelScope, CapacityLimiter, from_thread
 from anyio.lowlevel import checkpoint, current_token
 
 from .._bridge import Producer, guard, has_waiters, run_sync_joined, track_active_thread
@@ -45,23 +45,40 @@ class SequentialEngine(ThreadEngine):
 
 
 class WorkItem:
-    """A function for the engine's thread to call, and a way for another thread to wait for it."""
+    """A function that the engine's thread calls, unless it is taken back before.
+
+    Another thread can wait until it has returned.
+    """
 
     def __init__(self, context: Context, func: Callable[..., object], *args: Any) -> None:
         self._context = context
         self._call = func, *args
-        self._is_over = threading.Event()
+        self._tickets = [None]
+        self._has_returned = threading.Event()
 
     def run(self) -> None:
-        """Call it. It must not raise."""
+        """Call it, unless it was taken back. It must not raise."""
+        if self.take():
+            try:
+                self._context.run(track_active_thread, *self._call)
+            finally:
+                self._has_returned.set()
+
+    def take(self) -> bool:
+        """Take it: nobody else can any more. Returns whether it was there. ``pop`` is atomic."""
         try:
-            self._context.run(track_active_thread, *self._call)
-        finally:
-            self._is_over.set()
+            self._tickets.pop()
+        except IndexError:
+            return False
+        return True
+
+    @property
+    def has_returned(self) -> bool:
+        return self._has_returned.is_set()
 
     def wait(self) -> None:
         """Wait until it has returned."""
-        self._is_over.wait()
+        self._has_returned.wait()
 
 
 class _Task(EngineTask):
@@ -102,6 +119,29 @@ class _Task(EngineTask):
         )
         item = WorkItem(self._context, producer.run, self._call.run)
         engine.tasks.start(guard(self.state))
-        engine.work_items.put(item)
+        try:
+            engine.work_items.put(item)
+            await self._wait_until_left(item)
+        finally:
+            # A cancellation, or on trio a Ctrl-C, can come before the wait has begun.
+            if not item.take():
+                await self._join(item)
+
+    async def _wait_until_left(self, item: WorkItem) -> None:
         # Not awaited by an event: a Ctrl-C can strike the code that would set it.
         await run_sync_joined(item.wait, when_cancelled=self.close, is_tracked=False)
+
+    async def _join(self, item: WorkItem) -> None:
+        """Do not return before the engine's thread has left *item*, which it has taken."""
+        interrupt: BaseException | None = None
+        while not item.has_returned:
+            try:
+                self.state.abandon()
+                with CancelScope(shield=True):
+                    await self._wait_until_left(item)
+            except self.cancellation:  # native: the first one will be raised
+                pass
+            except BaseException as exc:
+                interrupt = exc
+        if interrupt is not None:
+            raise interrupt
