@@ -78,4 +78,4 @@ class _Task(EngineTask):
         )
         item = WorkItem(self._context, producer.run, self._call.run)
         engine.tasks.start(guard(self.state))
-        await engine.threads.call(item, self.close)
+        await engine.threads.call(item, self.state, self.close)

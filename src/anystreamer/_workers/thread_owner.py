@@ -133,7 +133,8 @@ class OwnedThreadTask(OwnedTask[ThreadStream[Any]]):
             return
         producer = Producer[Any](self.state, owner.has_waiting, self.close)
         owner.tasks.start(guard(self.state))
-        await owner.threads.call(WorkItem(self._context, self._produce, producer), self.close)
+        item = WorkItem(self._context, self._produce, producer)
+        await owner.threads.call(item, self.state, self.close)
 
     def _produce(self, producer: Producer[Any]) -> None:
         if not self.state.should_end:  # it can have been stopped on the way to the thread
