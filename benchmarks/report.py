@@ -287,6 +287,11 @@ def edge(results: Part) -> Tables:
             "| steps, median = {steps.median} | steps, max = {steps.max}",
             rows(results["leaving"], 2),
         ),
+        # Results that were recorded before have no such part.
+        "kept_alive": table(
+            "server | requests = {times} | ms, median = {ms.median} | ms, p99 = {ms.p99}",
+            rows(results.get("kept_alive", {})),
+        ),
         "goals": goals(results, EDGE_TARGETS, ours),
     }
 

@@ -10,7 +10,7 @@ from anystreamer._bridge import (
     stream_from_thread,
     stream_iterable,
 )
-from anystreamer._engine import Engine, EngineStatistics, Histogram, open_engine
+from anystreamer._engine import Engine, EngineStatistics, open_engine
 from anystreamer._errors import (
     EngineBusy,
     EngineClosed,
@@ -35,6 +35,7 @@ from anystreamer._streams import (
     Usage,
 )
 from anystreamer._text import Choice, Grammar, Regex, SupportsDecode, text_decoder
+from anystreamer._workers import Histogram, Worker, WorkerStatistics, open_worker
 
 __all__ = [
     "AsyncTextIteratorStreamer",
@@ -64,7 +65,10 @@ __all__ = [
     "Timing",
     "UntrustedMessages",
     "Usage",
+    "Worker",
+    "WorkerStatistics",
     "open_engine",
+    "open_worker",
     "statistics",
     "stream_batch",
     "stream_from_thread",

@@ -55,40 +55,51 @@ class GenerationTimeout(TimeoutError):
 
 
 class EngineBusy(Exception):
-    """Raised at the entry of a stream's block: the engine's queue is full."""
+    """Raised at the entry of a stream's block: the queue of the engine or worker is full."""
 
-    def __init__(self, waiting: int | None, retry_after: float | None = None) -> None:
+    def __init__(
+        self, waiting: int | None, retry_after: float | None = None, owner: str = "engine"
+    ) -> None:
         detail = "try again later" if waiting is None else f"{waiting} requests are waiting"
-        super().__init__(f"the engine is busy: {detail}")
-        #: how many requests wait; None where a server does not report it
+        super().__init__(f"the {owner} is busy: {detail}")
+        #: how many wait; None where a server does not report it
         self.waiting: int | None = waiting
         #: seconds until another try can succeed: what a server answered, or an estimate from how
-        #: long requests have taken lately; None where neither is known
+        #: long turns have taken lately; None where neither is known
         self.retry_after: float | None = retry_after
+        self._owner = owner
 
-    def __reduce__(self) -> tuple[type[EngineBusy], tuple[int | None, float | None]]:
-        return type(self), (self.waiting, self.retry_after)
+    def __reduce__(self) -> tuple[type[EngineBusy], tuple[int | None, float | None, str]]:
+        return type(self), (self.waiting, self.retry_after, self._owner)
 
 
 class EngineClosed(Exception):
-    """Raised by each open stream when its engine's block is left, and by each new one after that.
+    """Raised by each open stream when the block of its engine or worker is left.
 
-    An open stream raises it after the text that had been made.
+    Each new one raises it after that. An open stream raises it after what had been made.
     """
 
-    def __init__(self) -> None:
-        super().__init__("the engine has been closed")
+    def __init__(self, owner: str = "engine") -> None:
+        super().__init__(f"the {owner} has been closed")
+        self._owner = owner
+
+    def __reduce__(self) -> tuple[type[EngineClosed], tuple[str]]:
+        return type(self), (self._owner,)
 
 
 class EngineDied(Exception):
-    """Raised by each open stream when its engine's thread has died, and by each new one after that.
+    """Raised by each open stream when a thread of its engine or worker has died.
 
-    An open stream raises it after the text that had been made. Its cause is the exception that
-    ended the thread.
+    Each new one raises it after that. An open stream raises it after what had been made. Its cause
+    is the exception that ended the thread.
     """
 
-    def __init__(self) -> None:
-        super().__init__("the engine has died")
+    def __init__(self, owner: str = "engine") -> None:
+        super().__init__(f"the {owner} has died")
+        self._owner = owner
+
+    def __reduce__(self) -> tuple[type[EngineDied], tuple[str]]:
+        return type(self), (self._owner,)
 
 
 class PromptTooLong(ValueError):

@@ -104,9 +104,11 @@ IN_A_LOOP = """
         of_batch = anystreamer.stream_batch(model, model.tokenizer, ["hi"])
         engines = ScriptedModel(["a"] * 9999, delay=0.001)
         of_engine = anystreamer.open_engine(engines, model.tokenizer)
-        async with of_engine as engine, context as stream, of_batch as batch:
+        of_worker = anystreamer.open_worker()
+        async with of_engine as engine, of_worker as worker, context as stream, of_batch as batch:
             of_request = engine.stream_text("hi")
-            async with of_request as request:
+            of_rows = worker.stream_iterable(lambda: range(9), max_buffer_size=1)
+            async with of_request as request, of_rows as rows:
                 streamer = anystreamer.AsyncTextIteratorStreamer(model.tokenizer)
                 await stream.receive()
                 await request.receive()
@@ -114,20 +116,24 @@ IN_A_LOOP = """
                 def check():
                     for each in (stream, request, batch, streamer):
                         is_refused(step, each.__anext__())
-                    for each in (stream, request, batch):
+                    for each in (stream, request, batch, rows):
                         is_refused(step, each.receive())
                         each.stop()
                         step(each.aclose())
                         repr(each)
-                    for each in (of_request, of_batch, context, of_engine):
+                    for each in (of_request, of_rows, of_batch, context, of_worker, of_engine):
                         step(each.__aexit__(None, None, None))
                     is_refused(step, engine.stream_text("hi").__aenter__())
+                    is_refused(step, worker.stream_iterable(list).__aenter__())
+                    is_refused(step, worker.run(int))
                     is_refused(sync.SyncEngine(engine).stream_text("hi").__enter__)
                     streamer.stop()
 
                 fork(check)
                 await stream.receive()
                 await request.receive()
+                assert [row async for row in rows] == list(range(9))
+            assert await worker.run(int) == 0
 
     anyio.run(main, backend=backend)
 """

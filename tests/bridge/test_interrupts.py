@@ -219,7 +219,11 @@ STRUCK_AT_ANY_CALL = """
     from anystreamer import open_engine, stream_from_thread
     from anystreamer.testing import ScriptedModel
 
-    BRIDGE = os.path.join(os.path.dirname(anystreamer.__file__), "_bridge", "")
+    FOLDERS = tuple(
+        os.path.join(os.path.dirname(anystreamer.__file__), each, "")
+        for each in ("_bridge", "_engine", "_workers")
+    )
+    model = ScriptedModel(["a"] * 1_000_000, delay=0.0005)
 
     def produce(emit, should_stop):
         emit("first")
@@ -231,7 +235,6 @@ STRUCK_AT_ANY_CALL = """
             await stream.receive()
 
     async def engine():
-        model = ScriptedModel(["a"] * 1000, delay=0.0005)
         async with open_engine(model, model.tokenizer) as engine:
             async with engine.stream_text("hi") as stream:
                 await stream.receive()
@@ -244,7 +247,7 @@ STRUCK_AT_ANY_CALL = """
             sys.setprofile(None)
 
     def profile(frame, event, arg):
-        if not frame.f_code.co_filename.startswith(BRIDGE):
+        if not frame.f_code.co_filename.startswith(FOLDERS):
             return
         if event == "call":
             if id(frame) in seen:
@@ -271,6 +274,8 @@ STRUCK_AT_ANY_CALL = """
             pass
         except BaseException as exc:
             os.write(1, f"{type(exc).__name__} from {place}\\n".encode())
+        if model.is_generating:
+            os.write(1, f"Running from {place}\\n".encode())
         if len(struck) == before:  # it came to its end: there is no other place
             os._exit(0)
 """
@@ -292,6 +297,152 @@ def test_ctrl_c_at_any_call_ends_the_block_in_good_order(owner: str) -> None:
     others = [line for line in lines if re.match(r"\w+ from ", line)]
     assert all(re.match(r"TrioInternalError from \S+\.__aexit__:\d+ call", each) for each in others)
     assert len(others) == (owner == "bridge")  # an engine's stream has no nursery of its own
+
+
+STRUCK_A_SECOND_TIME = """
+    import asyncio, contextvars, faulthandler, signal, sys, time
+    import anyio
+    from anystreamer import open_engine, stream_from_thread
+    from anystreamer.testing import ScriptedModel
+
+    loop, owner, phase = sys.argv[1:]
+    model = ScriptedModel(["a"] * 100_000, delay=0.0005)
+
+    def produce(emit, should_stop):
+        global running
+        running = True
+        emit("first")
+        while not should_stop():
+            time.sleep(0.0005)
+        running = False
+
+    async def bridge():
+        if phase == "opening":
+            interrupt()
+        async with stream_from_thread(produce) as stream:
+            await stream.receive()
+            interrupt()
+            await anyio.sleep_forever()
+
+    async def engine():
+        if phase == "opening":
+            interrupt()
+        async with open_engine(model, model.tokenizer) as engine:
+            async with engine.stream_text("hi") as stream:
+                await stream.receive()
+                interrupt()
+                await stream.read()
+
+    def interrupt():
+        sys.setprofile(profile)
+        signal.raise_signal(signal.SIGINT)
+
+    def profile(frame, event, arg):  # where CPython looks for signals: in every library, too
+        if frame.f_code.co_filename == "<string>":
+            return
+        if event == "call":
+            if id(frame) in seen:
+                return  # a coroutine goes on: CPython does not look for signals then
+            seen[id(frame)] = frame
+        elif event != "c_return":
+            return
+        called = getattr(arg, "__name__", "")
+        place = frame.f_code.co_filename, frame.f_code.co_qualname, frame.f_lineno, event, called
+        if place not in struck:
+            sys.setprofile(None)
+            struck.append(place)
+            signal.raise_signal(signal.SIGINT)
+
+    struck = []
+    options = {"use_uvloop": loop == "uvloop"}
+    while True:
+        before, seen, running = len(struck), {}, False
+        faulthandler.dump_traceback_later(20, exit=True)
+        try:
+            contextvars.copy_context().run(anyio.run, globals()[owner], backend_options=options)
+        except KeyboardInterrupt:
+            pass
+        except RuntimeError as exc:  # one that strikes the loop's own end leaves it as running
+            assert "running" in str(exc) or "closed" in str(exc), (exc, struck[-1])
+        sys.setprofile(None)
+        asyncio._set_running_loop(None)  # for the next run
+        assert not (running or model.is_generating), struck[-1]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, struck[-1]
+        if len(struck) == before:  # it came to its end: there is no other place
+            break
+    faulthandler.dump_traceback_later(20, exit=True)  # for the end of the process
+    print(len(struck))
+"""
+
+
+@pytest.mark.parametrize("owner", ["bridge", "engine"])
+@pytest.mark.parametrize("phase", ["opening", "streaming"])
+@pytest.mark.parametrize(
+    "loop", ["asyncio", *(["uvloop"] if "uvloop" in str(NATIVE_LOOPS) else [])]
+)
+def test_a_second_ctrl_c_at_any_call_leaves_no_loop_and_no_thread_that_waits(
+    loop: str, phase: str, owner: str
+) -> None:
+    """It strikes each place in asyncio, anyio and here, from the first Ctrl-C to the loop's end."""
+    program = textwrap.dedent(STRUCK_A_SECOND_TIME)
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, loop, owner, phase],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) > 200
+
+
+WITH_A_BLOCKED_LOOP = """
+    import signal
+    import anyio
+    from anystreamer import stream_from_thread
+    from anystreamer._bridge import interrupts
+
+    async def main():
+        async with stream_from_thread(lambda emit, should_stop: None):
+            for _ in range(3):
+                signal.raise_signal(signal.SIGINT)
+                print("goes on", flush=True)
+                interrupts.BLOCKED = -1.0  # as if the loop had been blocked for long
+
+    anyio.run(main)
+"""
+
+
+def test_a_ctrl_c_strikes_what_blocks_the_loop() -> None:
+    """The first one cancels, the second one waits for the loop, which does not come."""
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(WITH_A_BLOCKED_LOOP)], capture_output=True, text=True
+    )
+    assert ran.stdout == "goes on\n" * 2
+    assert ran.stderr.splitlines()[-1] == "KeyboardInterrupt"
+
+
+WITH_ITS_OWN_HANDLER = """
+    import signal
+    import anyio
+    from anystreamer import stream_from_thread
+
+    def handler(number, frame):
+        print("handled", flush=True)
+
+    async def main():
+        async with stream_from_thread(lambda emit, should_stop: None):
+            assert signal.getsignal(signal.SIGINT) is handler
+            signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGINT, handler)
+    anyio.run(main)
+    assert signal.getsignal(signal.SIGINT) is handler
+"""
+
+
+def test_a_handler_of_the_program_stays() -> None:
+    program = textwrap.dedent(WITH_ITS_OWN_HANDLER)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr) == ("handled\n", "")
 
 
 IN_A_PHASE = """

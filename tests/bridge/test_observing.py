@@ -218,7 +218,12 @@ async def test_a_span_tells_of_a_generation(spans: Any) -> None:
     model = ScriptedModel(["a", "b"])
     chat = [{"role": "user", "content": "hi"}]
     with trace.get_tracer("test").start_as_current_span("request") as parent:
-        kwargs: dict[str, Any] = {"max_new_tokens": 7, "temperature": 0.5, "stop": ["x"]}
+        kwargs: dict[str, Any] = {
+            "max_new_tokens": 7,
+            "temperature": 0.5,
+            "do_sample": True,
+            "stop": ["x"],
+        }
         async with stream_text(model, model.tokenizer, chat, **kwargs) as stream:
             assert not spans.get_finished_spans()
             await stream.read()

@@ -12,15 +12,18 @@ from typing import Any
 
 import anyio
 import pytest
+import transformers
 from anyio.abc import SocketAttribute, SocketStream
 from starlette.applications import Starlette
 
 from anystreamer import Engine, open_engine
 from anystreamer.cli.connection_limits import ConnectionLimits
-from anystreamer.server import create_app
+from anystreamer.demo import load_demo
+from anystreamer.server import _body_sender, create_app
 from anystreamer.testing import Gate, ScriptedModel
 
-from ..helpers.scripted import PATIENCE, until
+from ..helpers.batchings import BATCHINGS
+from ..helpers.scripted import PATIENCE, PROGRAM_PATIENCE, until
 from ..helpers.serving import SERVERS, client_of, limited_serving
 
 pytestmark = [
@@ -207,14 +210,25 @@ async def test_only_so_many_connections_are_open(server: str) -> None:
         assert status == b"404"
 
 
-async def test_a_connection_that_its_client_has_closed_is_closed_at_once(server: str) -> None:
+async def answers_those_who_left(scope: Any, receive: Any, send: Any) -> None:
+    """An application that answers `/left` when its client has disconnected, the others at once."""
+    while scope.get("path") == "/left" and (await receive())["type"] != "http.disconnect":
+        pass
+    await application()(scope, receive, send)
+
+
+@pytest.mark.parametrize("path", ["", "left"], ids=["answered", "left before the answer"])
+async def test_a_connection_that_its_client_has_closed_is_closed_at_once(
+    server: str, path: str
+) -> None:
     """Not after the time for idle connections."""
     limits = ConnectionLimits(max_connections=1, head_timeout=10 * PATIENCE)
-    async with limited_serving(application(), server, limits) as url:
+    async with limited_serving(answers_those_who_left, server, limits) as url:
         status = b""
         async with connected(url) as stream:
-            await stream.send(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
-            assert b" 404 " in await response_of(stream)
+            await stream.send(f"GET /{path} HTTP/1.1\r\nhost: a\r\n\r\n".encode())
+            if not path:
+                assert b" 404 " in await response_of(stream)
         with anyio.fail_after(PATIENCE):
             while status != b"404":
                 async with connected(url) as stream:
@@ -400,9 +414,12 @@ async def test_a_client_that_does_not_take_a_whole_answer_is_left(server: str) -
             await until(lambda: not is_open(client))
 
 
-async def test_what_waits_for_a_client_is_bounded(server: str) -> None:
+@pytest.mark.parametrize("limit", [{"max_unsent_tokens": 500}, {"max_unsent_bytes": 100}])
+async def test_what_waits_for_a_client_is_bounded(server: str, limit: dict[str, int]) -> None:
+    """The tokens, or the bytes of the part that it does not take."""
     model = ScriptedModel(["word "] * 100_000, delay=0.0001)
-    options: dict[str, Any] = {"max_unsent_tokens": 500, "keep_alive": None}
+    options: dict[str, Any] = dict.fromkeys(("max_unsent_tokens", "max_unsent_bytes")) | limit
+    options |= {"send_timeout": None, "keep_alive": None}
     async with edge(server, model, send_buffer=4096, **options) as (url, engine):
         with deaf(url) as client:
             client.send(request({"stream": True, "max_tokens": 10**5}))
@@ -410,6 +427,37 @@ async def test_what_waits_for_a_client_is_bounded(server: str) -> None:
             await until(lambda: not (model.is_generating or engine.statistics().running))
         await check_that_it_is_counted(url)
     assert model.steps < 100_000
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread_for_the_model")
+@pytest.mark.parametrize("limit", ["send_timeout", "max_unsent_tokens"])
+@pytest.mark.parametrize("batching", BATCHINGS[1:])
+async def test_a_client_that_takes_nothing_of_a_batch_is_left(
+    server: str, batching: Any, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With each limit alone. The connection itself has none."""
+    monkeypatch.setattr(_body_sender, "STALL_CHECK_INTERVAL", 0.1)
+    model, tokenizer = load_demo()
+    options: dict[str, Any] = {"send_timeout": None, "max_unsent_tokens": None}
+    options |= {"max_unsent_bytes": None, limit: 0.4 if limit == "send_timeout" else 50}
+    config = transformers.ContinuousBatchingConfig(num_blocks=256, max_batch_tokens=256)
+    asked = request({"prompt": "The hours:", "stream": True, "max_tokens": 2000})
+    async with open_engine(
+        model, tokenizer, batching=batching, continuous_batching_config=config
+    ) as engine:
+        app, none = create_app(engine, **options), ConnectionLimits(send_timeout=None)
+        async with limited_serving(app, server, none, send_buffer=4096) as url:
+            with deaf(url) as client:
+                client.send(asked)
+                await until(lambda: engine.statistics().running)
+                with anyio.fail_after(PROGRAM_PATIENCE):
+                    while engine.statistics().running:
+                        await anyio.sleep(0.01)
+                await until(lambda: not is_open(client))
+            assert engine.statistics().computed_tokens < 2000
+            await check_that_it_is_counted(url)
 
 
 async def test_a_slow_client_gets_all(server: str) -> None:

@@ -10,8 +10,8 @@ from anyio import create_task_group
 
 from anystreamer import EngineBusy, open_engine
 from anystreamer._engine.metrics import EngineMetrics
-from anystreamer._engine.queue import AdmissionQueue
 from anystreamer._streams import Timing
+from anystreamer._workers.queue import AdmissionQueue
 
 
 def tickets(queue: AdmissionQueue, *costs: int) -> None:

@@ -37,6 +37,7 @@ from anystreamer import (
     Timeouts,
     Timing,
     Usage,
+    Worker,
     sync,
 )
 from anystreamer.remote import open_remote_engine
@@ -114,6 +115,32 @@ async def any_item(rows: Callable[[], Iterator[tuple[int, str]]]) -> None:
     async with anystreamer.stream_iterable(lambda: [1, 2]) as of_a_lambda:
         assert_type(of_a_lambda, ThreadStream[int])
         assert_type(await anext(of_a_lambda), int)
+
+
+async def of_a_worker(rows: Callable[[], Iterator[tuple[int, str]]]) -> None:
+    def produce(emit: Callable[[bytes], None], should_stop: Callable[[], bool]) -> None:
+        emit(b"")
+
+    async def length(text: str) -> int:
+        return len(text)
+
+    def ask(emit: Emit[int], should_stop: Stopping) -> None:
+        emit(assert_type(should_stop.wait_for(length, "hi"), int))
+        should_stop.wait_for(length, 1)  # type: ignore[arg-type]
+
+    async with anystreamer.open_worker(threads=2, max_waiting=3, name="database") as worker:
+        assert_type(worker, Worker)
+        async with worker.stream_from_thread(produce) as from_thread:
+            assert_type(from_thread, ThreadStream[bytes])
+        async with worker.stream_from_thread(ask) as asked:
+            assert_type(asked, ThreadStream[int])
+        async with worker.stream_iterable(rows, max_buffer_size=3) as of_rows:
+            assert_type(of_rows, ThreadStream[tuple[int, str]])
+        assert_type(await worker.run(divmod, 7, 2), tuple[int, int])
+        assert_type(await worker.run(str.upper, "a", on_stop=print), str)
+        await worker.run(str.upper, 1)  # type: ignore[arg-type]
+        worker.stream_iterable([1, 2])  # type: ignore[arg-type]
+        worker.stream_from_thread(produce, limiter=None)  # type: ignore[call-overload]
 
 
 def without_a_loop(model: SupportsGenerate, tokenizer: SupportsDecode) -> None:

@@ -100,13 +100,14 @@ def test_times_fit_together() -> None:
 
 def test_limits_of_connections_are_those_that_there_are() -> None:
     limits = ConnectionLimits()
-    unsent = inspect.signature(create_app).parameters["max_unsent_tokens"].default
+    parameters = inspect.signature(create_app).parameters
     for value, option in (
         (f"{limits.max_connections}", "--max-connections"),
         (f"{limits.max_head_bytes:,}", "--max-head-bytes"),
         (f"{limits.head_timeout:.0f} s", "--head-timeout"),
         (f"{limits.send_timeout:.0f} s", "--send-timeout"),
-        (f"{unsent:,}", "--max-unsent-tokens"),
+        (f"{parameters['max_unsent_tokens'].default:,}", "--max-unsent-tokens"),
+        (f"{parameters['max_unsent_bytes'].default:,}", "--max-unsent-bytes"),
     ):
         assert f"| {value} | `{option}` |" in PAGE
         assert f"| `{option}` |" in (ROOT / "SECURITY.md").read_text(encoding="utf-8")

@@ -189,6 +189,7 @@ def test_it_runs_no_code_of_a_model_s_own_unless_it_may(tmp_path: Path, is_trust
         ("--head-timeout", "0"),
         ("--send-timeout", "-1"),
         ("--max-unsent-tokens", "0"),
+        ("--max-unsent-bytes", "0"),
     ],
 )
 def test_limits_that_are_none(arguments: tuple[str, str]) -> None:

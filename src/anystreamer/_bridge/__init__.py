@@ -1,9 +1,9 @@
 """A blocking producer in a worker thread becomes an async stream. Needs anyio alone."""
 
 from .api import stream_from_thread, stream_iterable
-from .callables import close_unstarted, name_of, unblocking_kind, validate_callback
+from .callables import check_result, close_unstarted, name_of, unblocking_kind, validate_callback
 from .context import SingleErrorContext, StreamContext, ThreadContext, UngroupedTaskGroup
-from .delivery import guard
+from .delivery import QUEUE_POLL, guard
 from .detached import DetachedContext, DetachedTasks, LoopGone
 from .emit import Emit, Stopping
 from .ending import Ending
@@ -13,20 +13,23 @@ from .join import (
     SafeEvent,
     ThreadEvent,
     active_threads,
+    cancel_again,
     run_sync_joined,
     track_active_thread,
 )
 from .observing import Statistics, open_streams, statistics
 from .producer import Producer
 from .sink import Sink
+from .source import Source, source_of
 from .state import Phase, StreamState
 from .stream import ThreadStream
 from .thread_condition import ThreadCondition
-from .validation import validate_buffer_size, validate_limiter
-from .worker_task import ThreadTask, WorkerTask, close_if_unstarted, has_waiters
+from .validation import validate_buffer_size, validate_limiter, validate_name
+from .worker_task import ThreadTask, WorkerTask, close_if_unstarted, has_waiters, run_named
 
 __all__ = [
     "JOIN_POLL",
+    "QUEUE_POLL",
     "DetachedContext",
     "DetachedTasks",
     "Emit",
@@ -37,6 +40,7 @@ __all__ = [
     "SafeEvent",
     "SingleErrorContext",
     "Sink",
+    "Source",
     "Statistics",
     "Stopping",
     "StreamContext",
@@ -50,13 +54,17 @@ __all__ = [
     "WorkerTask",
     "active_threads",
     "call_after_fork",
+    "cancel_again",
+    "check_result",
     "close_if_unstarted",
     "close_unstarted",
     "guard",
     "has_waiters",
     "name_of",
     "open_streams",
+    "run_named",
     "run_sync_joined",
+    "source_of",
     "statistics",
     "stream_from_thread",
     "stream_iterable",
@@ -65,4 +73,5 @@ __all__ = [
     "validate_buffer_size",
     "validate_callback",
     "validate_limiter",
+    "validate_name",
 ]

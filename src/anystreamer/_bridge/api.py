@@ -16,13 +16,12 @@ from .callables import (
     validate_callback,
 )
 from .closing import Closing
-from .context import StreamContext, ThreadContext
+from .context import StreamContext
 from .emit import Emit, Stopping
 from .producer import Producer
-from .state import StreamState
+from .source import Source
 from .stream import ThreadStream
 from .validation import validate_buffer_size, validate_limiter, validate_name
-from .worker_task import ThreadTask
 
 __all__ = ["stream_from_thread", "stream_iterable"]
 
@@ -179,10 +178,6 @@ def _check_iterable(made: object, name: str) -> None:
         )
 
 
-class _BlockingTask(ThreadTask[ThreadStream[T]]):
-    is_free = True
-
-
 def _context(
     name: str,
     produce: Callable[[Emit[T], Stopping], object],
@@ -208,8 +203,4 @@ def _context(
             stopping.on_stop(on_stop)
         return produce(Emit(producer), stopping)
 
-    def new_task() -> ThreadTask[ThreadStream[T]]:
-        state = StreamState[T](max_buffer_size)
-        return _BlockingTask(label, state, ThreadStream(state), run, lambda: limiter)
-
-    return ThreadContext(name, new_task)
+    return Source(name, label, run, max_buffer_size).context(limiter)

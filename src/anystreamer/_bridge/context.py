@@ -16,6 +16,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from .._errors import EngineClosed, add_note, describe, is_kind, raise_preserving_context
+from .interrupts import interrupt_between_callbacks
 from .observing import on_end
 from .stream import ThreadStream
 from .worker_task import WorkerTask
@@ -29,6 +30,7 @@ class UngroupedTaskGroup:
     """A task group whose end raises one exception, and no group of its own."""
 
     def __init__(self) -> None:
+        interrupt_between_callbacks()
         self._task_group: TaskGroup = create_task_group()  # refuses where no event loop is running
         self._cancellation = get_cancelled_exc_class()
         # Coroutines not started yet, each with the wrapper that will start it.

@@ -47,10 +47,14 @@ class DetachedTasks(Generic[TaskT]):
     Made on the loop. Its methods are for the loop, except for `call_from_thread`.
     """
 
-    def __init__(self, task_group: UngroupedTaskGroup) -> None:
+    def __init__(
+        self,
+        task_group: UngroupedTaskGroup,
+        kind: str = "engine",
+        advice: str = "from other threads use it through anystreamer.sync",
+    ) -> None:
         self.token: EventLoopToken = current_token()
-        #: of their owner
-        self.home = Home("engine", "from other threads use it through anystreamer.sync")
+        self.home = Home(kind, advice)  #: of their owner
         self._task_group = task_group
         # Weak: of a stream that was forgotten nothing stays.
         self._tasks: WeakSet[TaskT] = WeakSet()

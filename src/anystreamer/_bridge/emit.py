@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import Any, Generic, TypeVar, TypeVarTuple
 
 from .._errors import GenerationStopped
 from .callables import validate_callback
@@ -12,6 +13,8 @@ from .producer import Producer
 __all__ = ["Emit", "Stopping"]
 
 T = TypeVar("T")
+ResultT = TypeVar("ResultT")
+ArgsT = TypeVarTuple("ArgsT")
 
 
 class Emit(Generic[T]):
@@ -80,3 +83,16 @@ class Stopping:
         """
         validate_callback(callback)
         self._producer.on_stop(callback)
+
+    def wait_for(self, func: Callable[[*ArgsT], Awaitable[ResultT]], *args: *ArgsT) -> ResultT:
+        """Await ``func(*args)`` in the event loop, and return its result. A stop cancels it.
+
+        For the producer's own thread. It is `anyio.from_thread.run` for producers that can run in
+        a `Worker`: there, a stop does not cancel what that function awaits.
+
+        Raises:
+            GenerationStopped: the stream was stopped, before the call or meanwhile.
+            RuntimeError: in another thread.
+            BaseException: what *func* raised.
+        """
+        return self._producer.wait_for(partial(func, *args))

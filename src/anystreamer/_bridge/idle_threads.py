@@ -15,13 +15,31 @@ __all__ = ["end_idle_threads_at_exit"]
 
 WORKER_NAME = "AnyIO worker thread"
 
+# The lock of a worker's queue is held for microseconds. After this time (seconds) nobody holds it.
+LOCKED = 0.1
+
 
 def end_idle_threads() -> None:
-    """Have each worker thread of a loop that does not run end, as soon as it is idle."""
+    """Have each worker thread of a loop that does not run end, as soon as it is idle.
+
+    Called in the main thread.
+    """
     for thread in threading.enumerate():
         worker: Any = thread
-        if thread.name == WORKER_NAME and hasattr(thread, "loop") and not worker.loop.is_running():
+        if thread.name == WORKER_NAME and hasattr(thread, "loop") and not _runs(worker.loop):
+            _unlock(worker.queue.mutex)
             worker.stop()
+
+
+def _runs(loop: Any) -> bool:
+    # A Ctrl-C that strikes the end of a run leaves the loop marked as running, in this thread.
+    return loop.is_running() and getattr(loop, "_thread_id", None) != threading.get_ident()
+
+
+def _unlock(lock: Any) -> None:
+    """Release a lock that a Ctrl-C has left locked: one that struck while it was being taken."""
+    lock.acquire(timeout=LOCKED)
+    lock.release()
 
 
 def end_idle_threads_at_exit() -> None:

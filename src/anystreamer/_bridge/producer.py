@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from threading import get_ident
 from time import perf_counter
 from typing import Any, Generic, TypeVar
@@ -15,6 +15,7 @@ from anyio.lowlevel import EventLoopToken, current_token
 from .._errors import GenerationStopped
 from .delivery import Crossing
 from .join import ThreadEvent
+from .loop_call import call_until_stopped
 from .sink import Sink
 from .state import StreamState
 from .stop_callbacks import StopCallbacks
@@ -22,6 +23,7 @@ from .stop_callbacks import StopCallbacks
 __all__ = ["Producer"]
 
 T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 
 # While a worker waits for space in the buffer, nobody tells it that a scope was cancelled, that
 # another task needs the model, that a deadline has passed, or that there is space, but less than
@@ -150,6 +152,14 @@ class Producer(Generic[T]):
         self._stop_callbacks.add(callback)
         if self._state.should_end:
             self._stop_callbacks.call()
+
+    def wait_for(self, func: Callable[[], Awaitable[ResultT]]) -> ResultT:
+        """Await something in the event loop, until a stop. See `Stopping.wait_for`."""
+        if get_ident() != self._thread:
+            raise RuntimeError("wait_for() can only be called in the producer's own thread")
+        if self.should_stop():
+            raise GenerationStopped
+        return call_until_stopped(self._state, func)
 
     def check_also(self, extra_stop_check: Callable[[], bool] | None) -> None:
         """Let `should_stop` call this function as well; None ends that."""

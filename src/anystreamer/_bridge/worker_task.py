@@ -21,7 +21,7 @@ from .producer import Producer
 from .state import Phase, StreamState
 from .stream import ThreadStream
 
-__all__ = ["ThreadTask", "WorkerTask", "close_if_unstarted", "has_waiters"]
+__all__ = ["ThreadTask", "WorkerTask", "close_if_unstarted", "has_waiters", "run_named"]
 
 StreamT = TypeVar("StreamT", bound="ThreadStream[Any]")
 
@@ -172,7 +172,7 @@ class ThreadTask(WorkerTask[StreamT]):
         is_model_needed = None if limiter is None else has_waiters(limiter, current_token())
         producer = Producer[Any](state, is_model_needed)
         await run_sync_joined(
-            _run_named,
+            run_named,
             state.label,
             producer.run,
             self._produce,
@@ -181,7 +181,7 @@ class ThreadTask(WorkerTask[StreamT]):
         )
 
 
-def _run_named(name: str, func: Callable[..., object], *args: Any) -> None:
+def run_named(name: str, func: Callable[..., object], *args: Any) -> None:
     """Call a function while this thread has this name, which debuggers and the log show."""
     thread = threading.current_thread()
     usual, thread.name = thread.name, name

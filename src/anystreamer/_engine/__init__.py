@@ -2,7 +2,7 @@
 
 from .api import Engine, EngineContext, open_engine
 from .base import BaseEngine, EngineTask
-from .metrics import EngineStatistics, Histogram
+from .metrics import EngineStatistics
 
 __all__ = [
     "BaseEngine",
@@ -10,6 +10,5 @@ __all__ = [
     "EngineContext",
     "EngineStatistics",
     "EngineTask",
-    "Histogram",
     "open_engine",
 ]

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from anyio import CancelScope, get_cancelled_exc_class, sleep
-
-from .._bridge import JOIN_POLL, SingleErrorContext, StreamContext, UngroupedTaskGroup
-from .._errors import EngineClosed, is_kind, raise_preserving_context
+from .._bridge import StreamContext
 from .._generation import Prompt, SupportsGenerate, WorkerContext, check_model, tokenizer_of
 from .._streams import TextStream, Timeouts
 from .._text import ResponseFormat, SupportsDecode
+from .._workers import OwnerContext, validate_count
 from .base import BaseEngine
 from .metrics import EngineStatistics
 from .sequential import SequentialEngine
@@ -107,12 +104,7 @@ def open_engine(
         ("max_running", max_running, 1),
         ("context_length", context_length, 1),
     ):
-        if number is None:
-            continue
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"{name} must be a whole number, not {number!r}")
-        if number < least:
-            raise ValueError(f"{name} must be at least {least}, not {number}")
+        validate_count(name, number, least)
     check_model("open_engine", model)
     tokenizer_of(tokenizer)
     if batching == "continuous":
@@ -133,64 +125,10 @@ def open_engine(
     return EngineContext(lambda: SequentialEngine(model, tokenizer, max_waiting, context_length))
 
 
-class EngineContext(SingleErrorContext, AbstractAsyncContextManager[Engine]):
+class EngineContext(OwnerContext[BaseEngine, Engine]):
     """The ``async with`` block that owns an engine."""
 
     _name = "open_engine"
 
-    def __init__(self, new_engine: Callable[[], BaseEngine]) -> None:
-        self._new_engine = new_engine
-        self._engine: BaseEngine | None = None
-        self._tasks: UngroupedTaskGroup
-
-    async def __aenter__(self) -> Engine:
-        if self._engine is not None:
-            raise RuntimeError(f"this {self._name}() has been opened before; call it again")
-        self._tasks = UngroupedTaskGroup()
-        engine = self._new_engine()
-        engine.own_tasks(self._tasks)
-        self._engine = engine
-        await self._tasks.open()
-        try:
-            await engine.open()
-        except BaseException as exc:
-            failure = exc
-        else:
-            return engine
-        await self.__aexit__(type(failure), failure, None)
-        raise_preserving_context(failure)
-
-    async def _leave(self, body: BaseException | None) -> BaseException | None:
-        """Leave the block. Returns the one exception to raise."""
-        engine = self._engine
-        assert engine is not None
-        if engine.tasks.home.is_in_parent:
-            return body  # the engine is there, and goes on for the block there
-        try:
-            engine.check_loop()
-        except RuntimeError as elsewhere:
-            return elsewhere
-        return await self._close(engine, body)
-
-    async def _close(self, engine: BaseEngine, body: BaseException | None) -> BaseException | None:
-        """Close the engine, and wait for its end. Returns the one exception to raise."""
-        cancellation = get_cancelled_exc_class()
-        engine.close()
-        engine.tasks.end_calls()
-        raised = await self._tasks.close(body)
-        if raised is None and is_kind(body, cancellation):
-            # Raised by our own task group, which nothing of ours has cancelled: a request's task
-            # was cancelled natively before its first step, and took the others with it. The body
-            # must not end without an error.
-            raised = EngineClosed()
-        engine.finish_if_never_started()
-        while not engine.left.is_set() or engine.tasks.has_calls:
-            with CancelScope(shield=True):
-                try:
-                    await engine.left.wait()
-                    await sleep(JOIN_POLL if engine.tasks.has_calls else 0)
-                except BaseException as exc:
-                    raised = exc if raised is None else raised
-        if raised is not None and not is_kind(raised, cancellation):
-            return raised
-        return body if body is not None and not is_kind(body, cancellation) else raised
+    def _show(self, owner: BaseEngine) -> Engine:
+        return owner

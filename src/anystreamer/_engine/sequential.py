@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context, copy_context
-from queue import SimpleQueue
 from typing import Any
 
 from anyio import CapacityLimiter, from_thread
 from anyio.lowlevel import checkpoint, current_token
 
-from .._bridge import Producer, guard, has_waiters, run_sync_joined, track_active_thread
+from .._bridge import Producer, guard, has_waiters, run_sync_joined
 from .._generation import GenerationCall, GenerationRequest, model_limiter
+from .._workers import WorkItem, WorkThreads
 from .base import EngineTask, ThreadEngine
 
 __all__ = ["SequentialEngine"]
@@ -29,39 +28,17 @@ class SequentialEngine(ThreadEngine):
         self, model: Any, tokenizer: Any, max_waiting: int | None, context_length: int | None
     ) -> None:
         super().__init__(model, tokenizer, 1, max_waiting, context_length)
-        self.work_items: SimpleQueue[WorkItem | None] = SimpleQueue()
+        self.threads = WorkThreads(1)
 
     def _new_task_for(self, request: GenerationRequest, prompts: Any) -> Callable[[], EngineTask]:
         return lambda: _Task(self, request, prompts)
 
     def _main(self) -> None:
         from_thread.run_sync(self.ready.set)
-        while (item := self.work_items.get()) is not None:
-            item.run()
-            del item  # or the stream would live until the next request
+        self.threads.work()
 
     def _wake(self) -> None:
-        self.work_items.put(None)
-
-
-class WorkItem:
-    """A function for the engine's thread to call, and a way for another thread to wait for it."""
-
-    def __init__(self, context: Context, func: Callable[..., object], *args: Any) -> None:
-        self._context = context
-        self._call = func, *args
-        self._is_over = threading.Event()
-
-    def run(self) -> None:
-        """Call it. It must not raise."""
-        try:
-            self._context.run(track_active_thread, *self._call)
-        finally:
-            self._is_over.set()
-
-    def wait(self) -> None:
-        """Wait until it has returned."""
-        self._is_over.wait()
+        self.threads.end()
 
 
 class _Task(EngineTask):
@@ -101,6 +78,4 @@ class _Task(EngineTask):
         )
         item = WorkItem(self._context, producer.run, self._call.run)
         engine.tasks.start(guard(self.state))
-        engine.work_items.put(item)
-        # Not awaited by an event: a Ctrl-C can strike the code that would set it.
-        await run_sync_joined(item.wait, when_cancelled=self.close, is_tracked=False)
+        await engine.threads.call(item, self.state, self.close)

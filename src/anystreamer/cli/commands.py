@@ -172,6 +172,12 @@ def serve(
             min=1, metavar="N", help="How many tokens can wait for a client that takes nothing."
         ),
     ] = 10_000,
+    max_unsent_bytes: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="How many bytes can wait for a client that takes nothing."
+        ),
+    ] = 4 * 1024 * 1024,
     default_max_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="Default token limit of an answer.")
     ] = 1024,
@@ -233,6 +239,7 @@ def serve(
             send_timeout=send_timeout or None,
         ),
         max_unsent_tokens=max_unsent_tokens,
+        max_unsent_bytes=max_unsent_bytes,
         api_key=api_key or None,
         max_body_bytes=max_body_bytes,
         default_max_tokens=default_max_tokens,

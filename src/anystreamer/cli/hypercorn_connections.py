@@ -14,7 +14,7 @@ from typing import Any
 
 from anyio import Event, create_task_group, current_time, move_on_after, sleep
 from hypercorn.config import Config
-from hypercorn.events import Closed, RawData
+from hypercorn.events import Closed, RawData, Updated
 from hypercorn.events import Event as ProtocolEvent
 
 from .connection_abort import with_abort
@@ -91,6 +91,7 @@ class _Limits(_TCPServer):  # type: ignore[misc]
             return await self._refuse()
         self.config.open_connections += 1
         self._unsent_since: float | None = None
+        self._is_read = False
         self.app = with_abort(self.app, self._abort)
         try:
             async with create_task_group() as tasks:
@@ -121,7 +122,11 @@ class _Limits(_TCPServer):  # type: ignore[misc]
                         break
             await self.protocol.handle(Closed())
             tasks.cancel_scope.cancel()
-        # On trio, hypercorn would wait for the end of its time for idle connections.
+        # Once more, for a request whose head was being parsed meanwhile.
+        await self.protocol.handle(Closed())
+        # On trio, hypercorn would wait for the end of its time for idle connections, and begin that
+        # time once more when the application has ended.
+        self._is_read = True
         await self.idle_task.stop()
 
     async def _handle(self, part: bytes) -> None:
@@ -135,6 +140,8 @@ class _Limits(_TCPServer):  # type: ignore[misc]
     # -- what a client takes
 
     async def protocol_send(self, event: ProtocolEvent) -> None:
+        if self._is_read and isinstance(event, Updated):
+            return
         if isinstance(event, RawData) and self._unsent_since is None:
             self._unsent_since = current_time()
         await super().protocol_send(event)

@@ -123,12 +123,12 @@ class _RemoteContext(EngineContext):
 
     _name = "open_remote_engine"
 
-    async def _close(self, engine: BaseEngine, body: BaseException | None) -> BaseException | None:
-        raised = await super()._close(engine, body)
-        assert isinstance(engine, RemoteEngine)
+    async def _close(self, owner: BaseEngine, body: BaseException | None) -> BaseException | None:
+        raised = await super()._close(owner, body)
+        assert isinstance(owner, RemoteEngine)
         with CancelScope(shield=True):
             try:
-                await engine.client.close()
+                await owner.client.close()
             except BaseException as exc:
                 raised = exc if raised is None else raised
         return raised

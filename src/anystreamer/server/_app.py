@@ -49,6 +49,7 @@ def create_app(
     keep_alive: float | None = 15.0,
     send_timeout: float | None = 30.0,
     max_unsent_tokens: int | None = 10_000,
+    max_unsent_bytes: int | None = 4 * 1024 * 1024,
     timeout: float | Timeouts | None = None,
     allow_special_tokens: bool = False,
     allow_origins: Sequence[str] = (),
@@ -81,6 +82,7 @@ def create_app(
             that its connection is closed, and the model stops. None sets no limit.
         max_unsent_tokens: how many tokens can wait for a client that receives nothing. If more
             wait, its connection is closed, and the model stops. None sets no limit.
+        max_unsent_bytes: the same for the parts of a response that were made from tokens.
         timeout: for each request, as in `Engine.stream_text`.
         allow_special_tokens: encode special tokens in the text of messages and tools as special
             tokens. By default they are ordinary text there, so that no text can begin a message of
@@ -105,7 +107,10 @@ def create_app(
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
     sending = SendLimits(
-        keep_alive=keep_alive, timeout=send_timeout, max_unsent_tokens=max_unsent_tokens
+        keep_alive=keep_alive,
+        timeout=send_timeout,
+        max_unsent_tokens=max_unsent_tokens,
+        max_unsent_bytes=max_unsent_bytes,
     )
     if api_key == "":
         raise ValueError("api_key is empty: for a server without a key pass None")

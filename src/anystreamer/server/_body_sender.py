@@ -33,6 +33,7 @@ class SendLimits:
     keep_alive: float | None = None  # seconds without another part, until a comment is sent
     timeout: float | None = None  # seconds for the client to take a part
     max_unsent_tokens: int | None = None  # that wait while the client takes no part
+    max_unsent_bytes: int | None = None  # of the parts that wait, while the client takes none
 
     def __post_init__(self) -> None:
         if self.keep_alive is not None and not self.keep_alive > 0:
@@ -45,17 +46,17 @@ class SendLimits:
                 f"send_timeout must be more than 0 seconds, got {self.timeout!r}; None sets no "
                 "limit"
             )
-        if self.max_unsent_tokens is not None and self.max_unsent_tokens < 1:
-            raise ValueError(
-                f"max_unsent_tokens must be at least 1, got {self.max_unsent_tokens!r}; None sets "
-                "no limit"
-            )
+        for name in ("max_unsent_tokens", "max_unsent_bytes"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number!r}; None sets no limit")
 
     @property
     def check_interval(self) -> float:
         """How often to check whether the client is stalled, in seconds."""
         if self.timeout is None:
-            return STALL_CHECK_INTERVAL if self.max_unsent_tokens is not None else math.inf
+            is_bounded = (self.max_unsent_tokens, self.max_unsent_bytes) != (None, None)
+            return STALL_CHECK_INTERVAL if is_bounded else math.inf
         return min(STALL_CHECK_INTERVAL, self.timeout / 4)
 
 
@@ -77,6 +78,7 @@ class BodySender:
         self._lock = Lock(fast_acquire=True)
         self._sent_at = current_time()
         self._sending_since: float | None = None  # while the server takes a part
+        self._unsent_bytes = 0  # of the parts that the server takes, or that wait for that
         self.is_stalled = False  # its client takes no parts
         self.has_started = False  # a head has been sent: ours, or that of another response
         self.is_open = False  # our head has been sent, and the last part has not
@@ -88,21 +90,26 @@ class BodySender:
 
     async def send(self, part: str) -> None:
         """Send a part of the body."""
-        async with self._lock:
-            self._sending_since = current_time()
-            try:
-                await self._start()
-                await self._send(_body(part, more_body=True))
-                self._sent_at = current_time()
-            finally:
-                self._sending_since = None
+        body = part.encode()
+        self._unsent_bytes += len(body)
+        try:
+            async with self._lock:
+                self._sending_since = current_time()
+                try:
+                    await self._start()
+                    await self._send(_body(body, more_body=True))
+                    self._sent_at = current_time()
+                finally:
+                    self._sending_since = None
+        finally:
+            self._unsent_bytes -= len(body)
 
     async def end(self, part: str = "") -> None:
         """Send the last part."""
         async with self._lock:
             await self._start()
             self.is_open = False
-            await self._send(_body(part, more_body=False))
+            await self._send(_body(part.encode(), more_body=False))
 
     async def _start(self) -> None:
         if not self.has_started:
@@ -121,7 +128,7 @@ class BodySender:
         What *work* raises is raised unchanged, not in a group.
 
         Raises:
-            ClientStalled: the client has not taken a part in time, or too many tokens wait for it.
+            ClientStalled: the client has not taken a part in time, or too much waits for it.
         """
         error: Exception | None = None
         async with create_task_group() as tasks:
@@ -169,12 +176,15 @@ class BodySender:
         if limits.timeout is not None and seconds > limits.timeout:
             return True
         # A part that has only just been handed over tells nothing about the client.
-        return (
-            limits.max_unsent_tokens is not None
-            and seconds >= limits.check_interval
-            and unsent_tokens() > limits.max_unsent_tokens
+        return seconds >= limits.check_interval and (
+            _exceeds(unsent_tokens(), limits.max_unsent_tokens)
+            or _exceeds(self._unsent_bytes, limits.max_unsent_bytes)
         )
 
 
-def _body(part: str, *, more_body: bool) -> dict[str, Any]:
-    return {"type": "http.response.body", "body": part.encode(), "more_body": more_body}
+def _exceeds(number: int, limit: int | None) -> bool:
+    return limit is not None and number > limit
+
+
+def _body(body: bytes, *, more_body: bool) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": more_body}

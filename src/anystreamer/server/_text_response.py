@@ -58,6 +58,7 @@ class TextStreamResponse(StreamResponse):
             connection is closed, and the model stops. None sets no limit.
         max_unsent_tokens: how many tokens can wait for a client that receives nothing. If more
             wait, its connection is closed, and the model stops. None sets no limit.
+        max_unsent_bytes: the same for the parts of a response that were made from tokens.
         status_code: of the response, if the stream begins.
         headers: additional ones.
         media_type: instead of the usual one of *format*.
@@ -76,6 +77,7 @@ class TextStreamResponse(StreamResponse):
         keep_alive: float | None = 15.0,
         send_timeout: float | None = 30.0,
         max_unsent_tokens: int | None = 10_000,
+        max_unsent_bytes: int | None = 4 * 1024 * 1024,
         status_code: int = 200,
         headers: Mapping[str, str] | None = None,
         media_type: str | None = None,
@@ -97,7 +99,10 @@ class TextStreamResponse(StreamResponse):
         self._ends_with_error = self._sends_events = format == "sse"
         usual_type = EVENT_STREAM if self._sends_events else "text/plain"
         limits = SendLimits(
-            keep_alive=keep_alive, timeout=send_timeout, max_unsent_tokens=max_unsent_tokens
+            keep_alive=keep_alive,
+            timeout=send_timeout,
+            max_unsent_tokens=max_unsent_tokens,
+            max_unsent_bytes=max_unsent_bytes,
         )
         if not self._sends_events:
             limits = replace(limits, keep_alive=None)

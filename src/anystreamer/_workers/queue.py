@@ -1,4 +1,4 @@
-"""The requests that wait for an engine, in order of arrival."""
+"""Those that wait for a turn of an engine or a worker, in order of arrival."""
 
 from __future__ import annotations
 

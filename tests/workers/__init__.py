@@ -1,0 +1,1 @@
+"""Tests of workers: threads that an application owns, for any producer."""
