@@ -45,10 +45,11 @@ class OwnerContext(
         await self._tasks.open()
         try:
             await owner.open()
+            shown = self._show(owner)  # within, since a Ctrl-C can strike there
         except BaseException as exc:
             failure = exc
         else:
-            return self._show(owner)
+            return shown
         await self.__aexit__(type(failure), failure, None)
         raise_preserving_context(failure)
 
