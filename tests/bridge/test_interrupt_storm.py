@@ -26,9 +26,10 @@ LOOPS = ["asyncio", *(["uvloop"] if "uvloop" in str(NATIVE_LOOPS) else []), "tri
 def test_processes_that_are_interrupted_at_any_moment_end(
     loop: str, ctrl_cs: int, processes: int
 ) -> None:
-    """In asyncio and anyio are places where a second Ctrl-C damages their state: see promises.md.
+    """A third Ctrl-C makes asyncio's runner give up its tasks: see promises.md.
 
-    After that, further ones end the program.
+    trio has a few places where a Ctrl-C damages its own state. After that, further ones end the
+    program.
     """
     if loop == "trio":
         pytest.importorskip("trio")
@@ -41,4 +42,5 @@ def test_processes_that_are_interrupted_at_any_moment_end(
     assert "hangs" not in ran.stdout, ran.stdout
     assert "running" not in ran.stdout, ran.stdout
     needed = re.findall("needed . more", ran.stdout)
-    assert len(needed) <= (0 if ctrl_cs == 1 else 1 + processes // 100), ran.stdout
+    most = 1 + processes // 100 if loop == "trio" or ctrl_cs == 3 else 0
+    assert len(needed) <= most, ran.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Coroutine
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
@@ -16,7 +17,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from .._errors import EngineClosed, add_note, describe, is_kind, raise_preserving_context
-from .interrupts import interrupt_between_callbacks
+from .interrupts import call_uninterrupted, interrupt_between_callbacks
 from .observing import on_end
 from .stream import ThreadStream
 from .worker_task import WorkerTask
@@ -49,7 +50,8 @@ class UngroupedTaskGroup:
         """
         self._unstarted[coroutine] = wrapper = self._begin(coroutine)
         try:
-            self._task_group.start_soon(lambda: wrapper, name=name)
+            # A Ctrl-C that struck trio's own start would leave a task that never begins.
+            call_uninterrupted(partial(self._task_group.start_soon, lambda: wrapper, name=name))
         except RuntimeError:  # the task group has ended
             del self._unstarted[coroutine]
             wrapper.close()

@@ -5,7 +5,8 @@ raises KeyboardInterrupt wherever the main thread is. In asyncio's and anyio's o
 lose a callback: a task is never woken again, and the runner, which waits for all tasks, hangs. So
 for as long as the main task runs, the handler here raises it in a callback of the loop.
 
-trio protects itself, and has its own handler. Other handlers are left alone as well.
+trio has its own handler, which raises KeyboardInterrupt at any line of code that is not trio's own.
+Other handlers are left alone as well.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from __future__ import annotations
 import functools
 import signal
 import threading
+from collections.abc import Callable
 from time import monotonic
 from types import FrameType
 from typing import Any, NoReturn
 
 from anyio.lowlevel import current_token
 
-__all__ = ["interrupt_between_callbacks"]
+__all__ = ["call_uninterrupted", "interrupt_between_callbacks"]
 
 # A loop that has not called back for this long (seconds) is blocked. Then a Ctrl-C has to strike
 # what blocks it.
@@ -89,3 +91,16 @@ class _Handler:
         """Put the handler in place that the runner leaves behind."""
         if signal.getsignal(signal.SIGINT) is self:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def __del__(func: Callable[[], object]) -> None:
+    func()
+
+
+def call_uninterrupted(func: Callable[[], object]) -> None:
+    """Call *func* where trio raises no KeyboardInterrupt: it does so at the next checkpoint.
+
+    trio has a decorator for that. But without importing trio, there is only this: it does not
+    interrupt finalizers, and recognises them by their name.
+    """
+    __del__(func)
