@@ -41,6 +41,9 @@ _INSTEAD = {
     "presence_penalty": "use repetition_penalty=",
 }
 
+# Of these, what servers take.
+_OF_SERVERS = {"best_of", "frequency_penalty", "n", "presence_penalty", "seed"}
+
 # Settings that only sampling reads, and the values that change nothing. A temperature of 0 is how
 # others ask for the likeliest token.
 _SAMPLING: dict[str, tuple[Any, ...]] = {
@@ -144,8 +147,7 @@ def _check_arguments(name: str, model: Any, generate_kwargs: Mapping[str, Any]) 
     if "streamer" in generate_kwargs:
         raise TypeError(f"{name}() passes streamer= itself: iterate over the stream instead")
     for other in _INSTEAD.keys() & generate_kwargs.keys():
-        # A model can have an input of this name. Servers have more of these than generate().
-        if model is not None and other not in _inputs_of(model):
+        if other not in (_OF_SERVERS if model is None else _inputs_of(model)):
             raise TypeError(f"{other}= is not an argument of {name}(): {_INSTEAD[other]}")
     if callable(generate_kwargs.get("custom_generate")):
         raise ValueError(
@@ -160,6 +162,7 @@ def _check_arguments(name: str, model: Any, generate_kwargs: Mapping[str, Any]) 
 
 
 def _inputs_of(model: Any) -> Collection[str]:
+    """The names of a model's own inputs."""
     forward = getattr(model, "forward", None)
     return inspect.signature(forward).parameters if callable(forward) else ()
 
