@@ -43,7 +43,7 @@ async def test_streams_that_were_open_before_are_not_looked_at() -> None:
 async def test_a_block_that_was_not_left_fails_and_is_stopped() -> None:
     producer = Scripted(allowed=1)
     block = stream_from_thread(producer)
-    with pytest.raises(AssertionError, match=r"stream_from_thread #\d+ was left running") as caught:
+    with pytest.raises(AssertionError, match=r"Scripted #\d+ was left running") as caught:
         with no_worker_left(timeout=0):
             stream = await block.__aenter__()
             await stream.receive()

@@ -62,10 +62,12 @@ def check_vocabulary(model: Any, rows: Sequence[Sequence[int]]) -> None:
     Raises:
         ValueError
     """
-    find: Any = getattr(model, "get_input_embeddings", None)
-    weight = getattr(find() if callable(find) else None, "weight", None)
+    try:
+        weight = model.get_input_embeddings().weight
+    except (AttributeError, NotImplementedError):  # it has none, or one for each of its parts
+        return
     largest = max(map(max, filter(None, rows)), default=-1)
-    if weight is not None and largest >= weight.shape[0]:
+    if largest >= weight.shape[0]:
         raise ValueError(
             f"the prompt has the token id {largest}, and {type(model).__name__} has embeddings for "
             f"{weight.shape[0]} ids only: pass the tokenizer that belongs to the model"
