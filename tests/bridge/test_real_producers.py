@@ -11,7 +11,8 @@ from anyio import CancelScope
 from anystreamer import stream_from_thread
 from anystreamer.testing import Gate, no_worker_left
 
-from ..helpers.real_producers import ENDED, PHASES, REAL_PRODUCERS, SLOW, Produce
+from ..conftest import installed
+from ..helpers.real_producers import ENDED, NEEDS, PHASES, REAL_PRODUCERS, SLOW, Produce
 from ..helpers.ways_out import (
     WayOut,
     cancelled_before_the_end,
@@ -20,10 +21,17 @@ from ..helpers.ways_out import (
     stopped_and_left,
 )
 
-PRODUCERS = [
-    pytest.param(each, id=each.__name__, marks=[pytest.mark.slow] if each in SLOW else [])
-    for each in REAL_PRODUCERS
-]
+
+def marks_of(produce: Produce) -> list[pytest.MarkDecorator]:
+    needed = NEEDS.get(produce)
+    is_missing = needed is not None and not installed(needed)
+    return [
+        *([pytest.mark.slow] if produce in SLOW else []),
+        pytest.mark.skipif(is_missing, reason=f"{needed} is not installed"),
+    ]
+
+
+PRODUCERS = [pytest.param(each, id=each.__name__, marks=marks_of(each)) for each in REAL_PRODUCERS]
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,6 @@ from typing import Any
 
 import anyio
 import pytest
-import transformers
 from anyio.abc import SocketAttribute, SocketStream
 from starlette.applications import Starlette
 
@@ -438,6 +437,8 @@ async def test_a_client_that_takes_nothing_of_a_batch_is_left(
     server: str, batching: Any, limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With each limit alone. The connection itself has none."""
+    import transformers
+
     monkeypatch.setattr(_body_sender, "STALL_CHECK_INTERVAL", 0.1)
     model, tokenizer = load_demo()
     options: dict[str, Any] = {"send_timeout": None, "max_unsent_tokens": None}

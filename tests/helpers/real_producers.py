@@ -295,5 +295,11 @@ REAL_PRODUCERS: tuple[Produce, ...] = (
     training,
     observer_of_files,
 )
+# The packages that they need. Where one is missing, none of its tests can begin.
+NEEDS: dict[Produce, str] = {
+    duckdb_interrupt: "duckdb",
+    training: "tokenizers",
+    observer_of_files: "watchdog",
+}
 # Starting a process of Python takes long.
 SLOW = (pool_of_processes, process_in_place_of_a_thread)
