@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import queue
 import threading
-from collections.abc import Callable
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -219,23 +220,38 @@ async def test_a_model_that_raises_in_a_plain_thread_does_not_hang_the_consumer(
     assert ended == [ZeroDivisionError]
 
 
-async def test_text_from_just_before_the_thread_ended_is_received() -> None:
-    """The watching thread looks, and then the generating thread puts its last and ends."""
+@pytest.mark.parametrize("when", ["while it waits", "after it has looked"])
+async def test_text_from_just_before_the_thread_ended_is_received(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The delivery thread finds no text, and then the generating thread puts its last and ends."""
 
-    class LateThread(Thread):
-        def is_alive(self) -> bool:
-            was_alive = super().is_alive()
-            looked.set()
-            return was_alive
+    class LateQueue(queue.SimpleQueue[Any]):
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            if timeout and thread.is_alive():
+                if when == "while it waits":
+                    go_on.set()
+                    thread.join()
+                raise queue.Empty
+            return super().get(block, timeout)
+
+        def empty(self) -> bool:
+            was_empty = super().empty()
+            if was_empty and when == "after it has looked":
+                go_on.set()
+                thread.join()
+            return was_empty
 
     def produce() -> None:
         streamer.put(torch.tensor([[1, 2]]))  # the prompt
-        looked.wait()
-        streamer.text_queue.put_nowait("the last")
+        go_on.wait()
+        streamer.text_queue._submitted.put("the last")  # as put() does, after its look at the text
 
-    looked = threading.Event()
+    go_on = threading.Event()
+    names = SimpleNamespace(SimpleQueue=LateQueue, Empty=queue.Empty)
+    monkeypatch.setattr(f"{TextQueue.__module__}.queue", names)
     streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True)
-    thread = LateThread(target=produce)
+    thread = Thread(target=produce)
     thread.start()
     received = []
     with pytest.raises(RuntimeError, match="in a thread that has ended"):
@@ -243,48 +259,6 @@ async def test_text_from_just_before_the_thread_ended_is_received() -> None:
             received.append(text)
     assert received == ["the last"]
     await streamer.aclose()
-
-
-async def test_a_loop_that_has_not_delivered_yet_is_not_asked_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Each item asks the loop, and no other thread, unless the one before has asked already."""
-    asked: list[Callable[[], None]] = []
-    started: list[str] = []
-    start = Thread.start
-
-    def noted(thread: Thread) -> None:
-        started.append(thread.name)
-        start(thread)
-
-    monkeypatch.setattr(Thread, "start", noted)
-
-    class Streamer:
-        def is_end(self, item: Any) -> bool:
-            return bool(item == "end")
-
-    streamer = Streamer()
-    items = TextQueue(streamer.is_end, asked.append)
-    for _ in range(2):
-        for item in ("a", "b", "c"):
-            items.put_nowait(item)
-        assert len(asked) == 1
-        async with anyio.create_task_group() as group:
-            got: list[Any] = []
-
-            async def get(got: list[Any] = got) -> None:
-                got.extend([await items.get() for _ in range(4)])
-
-            group.start_soon(get)
-            asked.pop()()
-            await anyio.wait_all_tasks_blocked()
-            assert got == []
-            items.put_nowait("d")  # the loop had delivered: it is asked again
-            asked.pop()()
-        assert got == ["a", "b", "c", "d"]
-    items.put_nowait("end")
-    items.close()
-    assert started == ["anystreamer watch"]  # whether the text can still be ended
 
 
 async def test_closing_it_wakes_a_waiting_consumer() -> None:
@@ -316,6 +290,9 @@ async def test_a_tokenizer_that_cannot_decode_is_refused() -> None:
         AsyncTextIteratorStreamer(object())  # type: ignore[arg-type]
 
 
+# asyncio never answers a crossing that was under way when its loop closed. The delivery thread is
+# there to be stuck in it, in place of the thread that generates.
+@pytest.mark.may_leave_stuck("anystreamer delivery")
 def test_a_loop_that_has_ended_neither_kills_nor_blocks_a_plain_thread(
     ended: list[type[BaseException]], anyio_backend: Any
 ) -> None:

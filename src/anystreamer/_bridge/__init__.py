@@ -3,7 +3,7 @@
 from .api import stream_from_thread, stream_iterable
 from .callables import check_result, close_unstarted, name_of, unblocking_kind, validate_callback
 from .context import SingleErrorContext, StreamContext, ThreadContext, UngroupedTaskGroup
-from .delivery import QUEUE_POLL, guard
+from .delivery import QUEUE_POLL, Crossing, guard
 from .detached import DetachedContext, DetachedTasks, LoopGone
 from .emit import Emit, Stopping
 from .ending import Ending
@@ -30,6 +30,7 @@ from .worker_task import ThreadTask, WorkerTask, close_if_unstarted, has_waiters
 __all__ = [
     "JOIN_POLL",
     "QUEUE_POLL",
+    "Crossing",
     "DetachedContext",
     "DetachedTasks",
     "Emit",

@@ -27,7 +27,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 from anyio import CancelScope, from_thread, get_cancelled_exc_class, sleep_forever
@@ -119,6 +119,10 @@ class LoopDelivery:
         hold = max(min(CROSSING_CAP, usual / CROSSING_SHARE), usual / CROSSING_SHARE_AT_MOST)
         before, self._hold = self._hold, min(hold, HOLD_AT_MOST)
         self._hold_until += self._hold - before
+
+    def sleep_until_due(self) -> None:
+        """Block until the budget allows for a crossing."""
+        sleep(max(0.0, self._hold_until - perf_counter()))
 
     # -- on the loop
 
@@ -229,6 +233,10 @@ class Crossing:
         cost = perf_counter() - started
         self.seconds += cost
         self._delivery.account_for(cost)
+
+    def sleep_until_due(self) -> None:
+        """Block until the budget allows for a crossing."""
+        self._delivery.sleep_until_due()
 
 
 async def guard(state: StreamState[Any], around_thread: CancelScope | None = None) -> None:

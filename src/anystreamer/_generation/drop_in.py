@@ -86,7 +86,7 @@ class AsyncTextIteratorStreamer:
         self.loop: Any = _native_loop()
         self._decoder = text_decoder(tokenizer, **decode_kwargs)
         self._has_decoded = False  # since the text began
-        self._queue = TextQueue(self._is_stop_signal, self.loop.call_soon_threadsafe)
+        self._queue = TextQueue(self._is_stop_signal)
         self.text_queue: Any = self._queue
         self._cancellation = get_cancelled_exc_class()
         self._loop_thread = threading.get_ident()

@@ -6,7 +6,6 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Generator
-from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -14,11 +13,11 @@ from typing import Any
 from anyio import WouldBlock
 from anyio.lowlevel import checkpoint
 
-from .._bridge import Sink, StreamState, ThreadStream
+from .._bridge import Crossing, Sink, StreamState, ThreadStream
 
 __all__ = ["TextQueue"]
 
-# How often the watching thread looks whether the text can still be ended (seconds).
+# How often the delivery thread looks whether the text can still be ended (seconds).
 LIFE_POLL = 0.1
 # After generate() has raised, the code that called it can still end the text. A thread of a pool
 # lives on, so that its end tells nothing: the code is given this long (seconds).
@@ -32,32 +31,25 @@ class TextQueue:
     queue was made. An item for which *is_end* returns true ends the text of a generation; another
     text can follow.
 
-    The generating thread is the caller's. It can outlive the loop, so it must never wait for the
-    loop: a crossing never returns from a loop that was closed under it. Putting therefore only asks
-    the loop, by *call_soon*, to deliver soon. That wakes no other thread than the loop's. While a
-    text may never be ended, a thread watches the generating one. It holds nothing but this queue.
-
-    Args:
-        is_end: whether an item ends the text; a method of the streamer, which has this queue.
-        call_soon: calls a function on the loop, soon. Raises RuntimeError where the loop has ended.
+    A delivery thread crosses to the loop in place of the generating thread, which can outlive the
+    loop and must not wait for it: a crossing never returns from a loop that was closed under it.
+    Then the delivery thread is stuck, which is a daemon and holds nothing but this queue. It runs
+    while there is something to deliver, or to watch: a text that may never be ended.
     """
 
-    def __init__(
-        self, is_end: Callable[[Any], bool], call_soon: Callable[[Callable[[], None]], object]
-    ) -> None:
+    def __init__(self, is_end: Callable[[Any], bool]) -> None:
         self.texts_ended = 0
         self.loop_closed = False  #: the event loop has ended under a generation
-        self._is_end = weakref.WeakMethod(is_end)
-        self._call_soon = call_soon
-        self._delivery_is_planned = False  # the loop was asked, and has not begun to deliver
+        self._is_end = weakref.WeakMethod(is_end)  # of the streamer, which has this queue
         self._state = StreamState[Any]()
         self._state.start()
         self._stream = ThreadStream(self._state)
         self._sink = Sink[Any](self._state)
-        self._endings = queue.SimpleQueue[None]()  # a text was ended: for the watching thread
+        self._crossing = Crossing(self._state)
+        self._submitted = queue.SimpleQueue[Any]()  # for the delivery thread
         self._getters = 0  # calls of get() that wait
-        self._lock = threading.Lock()  # of the following, and of pushing: any thread can put
-        self._is_watched = False  # the watching thread runs
+        self._lock = threading.Lock()  # of the following
+        self._delivers = False  # the delivery thread runs
         self._text_is_open = False  # a text has begun and not ended
         self._producer = threading.current_thread()  # of the open text
         self._ended_call: _EndedCall | None = None
@@ -66,15 +58,12 @@ class TextQueue:
 
     def put_nowait(self, item: Any) -> None:
         """Add an item."""
-        with self._lock:
-            self._open()
-            self._sink.push(item)
-        self._plan_delivery()
+        self.open()
+        self._submitted.put(item)
         if (is_end := self._is_end()) is not None and is_end(item):
             with self._lock:
                 self.texts_ended += 1
                 self._text_is_open = False
-            self._endings.put(None)
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> _Done:
         """Add an item. What is returned can be awaited, and need not be."""
@@ -84,20 +73,6 @@ class TextQueue:
     def full(self) -> bool:
         """Never: the size has no limit."""
         return False
-
-    def _plan_delivery(self) -> None:
-        """Have the loop deliver what was pushed, unless it is about to."""
-        if self._delivery_is_planned or self.loop_closed:
-            return
-        self._delivery_is_planned = True
-        try:
-            self._call_soon(self._deliver)
-        except RuntimeError:
-            self.loop_closed = True
-
-    def _deliver(self) -> None:
-        self._delivery_is_planned = False  # first: what is pushed from now on plans another one
-        self._sink.publish()
 
     # -- getting
 
@@ -112,7 +87,7 @@ class TextQueue:
         try:
             with self._lock:
                 if self._text_is_open or self._ended_call is not None:
-                    self._start_watch()
+                    self._start_delivery()
             item = await self._stream.receive()
         finally:
             self._getters -= 1
@@ -158,14 +133,11 @@ class TextQueue:
     def open(self) -> bool:
         """Go on with a text in this thread, or begin one. Returns whether it has begun."""
         with self._lock:
-            return self._open()
-
-    def _open(self) -> bool:
-        begins = not self._text_is_open
-        self._text_is_open = True
-        self._producer = threading.current_thread()
-        self._ended_call = None
-        self._start_watch()
+            begins = not self._text_is_open
+            self._text_is_open = True
+            self._producer = threading.current_thread()
+            self._ended_call = None
+            self._start_delivery()
         return begins
 
     def stop(self) -> None:
@@ -186,40 +158,62 @@ class TextQueue:
         with self._lock:
             self._ended_call = _EndedCall.of(error)
             if self._getters:
-                self._start_watch()
+                self._start_delivery()
 
-    # -- the watching thread
+    # -- the delivery thread
 
-    def _start_watch(self) -> None:
-        if not (self._is_watched or self.loop_closed or self._state.closed):
-            self._is_watched = True
-            threading.Thread(target=self._watch, name="anystreamer watch", daemon=True).start()
+    def _start_delivery(self) -> None:
+        if not (self._delivers or self.loop_closed or self._state.closed):
+            self._delivers = True
+            threading.Thread(target=self._deliver, name="anystreamer delivery", daemon=True).start()
 
-    def _watch(self) -> None:
-        """Look whether the text can still be ended, until it has been."""
-        while self._look():
-            with suppress(queue.Empty):
-                self._endings.get(timeout=LIFE_POLL)
+    def _deliver(self) -> None:
+        """Deliver what is submitted, as seldom as the crossing budget asks."""
+        sink, crossing = self._sink, self._crossing
+        while items := self._next_items():
+            sink.push(*items)
+            try:
+                if sink.has_pending:
+                    crossing.flush()
+            except KeyboardInterrupt as exc:  # it struck the loop just then; trio raises it here
+                sink.push(_Failure(exc))
+            except RuntimeError:
+                self.loop_closed = True
+                return
+            crossing.sleep_until_due()
 
-    def _look(self) -> bool:
-        """End a text that nothing else can end. Returns whether to look again."""
+    def _next_items(self) -> list[Any]:
+        """Wait for items. Returns all that are there; none if the thread is to end."""
+        items: list[Any] = []
+        while not items and not self._state.closed:
+            is_watching = self._text_is_open or self._ended_call is not None
+            try:
+                items.append(self._submitted.get(timeout=LIFE_POLL if is_watching else 0))
+                while True:
+                    items.append(self._submitted.get_nowait())
+            except queue.Empty:
+                if not items and not self._watch(items):
+                    break
+        return items
+
+    def _watch(self, items: list[Any]) -> bool:
+        """Look whether the text can still be ended. Returns whether the thread is to go on."""
         with self._lock:
+            # First: a thread that has ended puts nothing more, but it can have put something last.
+            is_alive = self._producer.is_alive()
+            if not self._submitted.empty():
+                return True
             call = self._ended_call
-            # A thread that has ended has put its last item: pushing takes the lock.
-            if call is None and self._text_is_open and not self._producer.is_alive():
+            if call is None and self._text_is_open and not is_alive:
                 call = _EndedCall.unseen(self._producer)
-            fails = call is not None and self._getters > 0 and call.is_over
-            if call is not None and fails:
-                self._sink.push(_Failure(call.failure))
+            if call is not None and self._getters and call.is_over:
+                items.append(_Failure(call.failure))
                 self._text_is_open = False
-                call = self._ended_call = None
+                self._ended_call = None
+                return True
             # A call that has ended matters as long as a consumer waits.
-            is_open = bool(self._getters) if call is not None else self._text_is_open
-            self._is_watched = is_open and not (self._state.closed or self.loop_closed)
-            goes_on = self._is_watched
-        if fails:
-            self._plan_delivery()
-        return goes_on
+            self._delivers = bool(self._getters) if call is not None else self._text_is_open
+            return self._delivers
 
 
 class _Done:
