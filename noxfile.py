@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -21,14 +22,12 @@ nox.options.error_on_external_run = True
 nox.options.stop_on_first_error = False
 nox.options.sessions = ["everything"]
 
-# Two lanes that take about as long as each other. Where one uses a single core, or waits, the other
-# has the rest.
+# Lanes that take about as long as each other. Where one uses a single core, or waits, the others
+# have the rest.
 LANES = (
     ("tests",),
-    (
-        *("lint", "types", "docs", "dist"),
-        *("tests_ray", "tests_without_torch", "tests_of_the_oldest"),
-    ),
+    ("tests_ray", "tests_of_the_oldest"),
+    ("lint", "types", "docs", "dist", "tests_without_torch"),
 )
 
 # torch is only ever installed with these: unpinned, it takes gigabytes.
@@ -161,21 +160,20 @@ def run_with_ray(session: nox.Session, *arguments: str) -> None:
 
 @nox.session(python=False)
 def everything(session: nox.Session) -> None:
-    """What a change has to pass, in two lanes: the output of the second comes at the end."""
+    """What a change has to pass, in lanes: the output of the first is shown, the others' follow."""
     run = (sys.executable, "-m", "nox", "--sessions")
-    env = os.environ | {"ANYSTREAMER_WORKERS": str(CORES)}
-    log = Path(session.create_tmp()) / "second_lane.log"
-    with (
-        log.open("w") as output,
-        subprocess.Popen((*run, *LANES[1]), env=env, stdout=output, stderr=output) as second,
-    ):
-        try:
-            first = subprocess.run((*run, *LANES[0]), env=env, check=False)
-            second.wait()
-        finally:
-            second.terminate()
-            print(log.read_text(encoding="utf-8", errors="replace"), flush=True)
-    if first.returncode or second.returncode:
+    others = []
+    with contextlib.ExitStack() as stack:
+        for number, lane in enumerate(LANES[1:], 2):
+            log = Path(session.create_tmp()) / f"lane_{number}.log"
+            output = stack.enter_context(log.open("w"))
+            stack.callback(lambda log: print(log.read_text("utf-8", "replace"), flush=True), log)
+            process = subprocess.Popen((*run, *lane), stdout=output, stderr=output)
+            stack.callback(process.terminate)
+            others.append(process)
+        first = subprocess.run((*run, *LANES[0]), check=False)
+        codes = [first.returncode, *(process.wait() for process in others)]
+    if any(codes):
         session.error("a session has failed: see above")
 
 
