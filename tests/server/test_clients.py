@@ -122,11 +122,17 @@ async def test_curl_gets_a_message_that_says_what_is_wrong(server: str, tmp_path
         # It asks whether it may send so much, and waits for the answer.
         (tmp_path / "large").write_bytes(b" " * (3 * 1024**2))
         large = ("--header", "content-type: application/json", "--data-binary", "@large")
+        # hypercorn lets it send by itself. Where it closes the connection meanwhile, the answer can
+        # be lost: as always with TCP, if a side closes and bytes come that it has not read.
+        status = "100"
         with anyio.fail_after(PATIENCE):
-            done = await anyio.run_process(
-                curl_of(*code, *key, *large, url + TEXT), check=False, cwd=str(tmp_path)
-            )
-        assert done.stdout.decode() == "413"
+            while status == "100":
+                done = await anyio.run_process(
+                    curl_of(*code, *key, *large, url + TEXT), check=False, cwd=str(tmp_path)
+                )
+                status = done.stdout.decode()
+                assert status == "413" or server == "hypercorn"
+        assert status == "413"
         assert json.loads((tmp_path / "body").read_text())["error"]["code"] == "request_too_large"
         async with create_task_group() as tasks:
             tasks.start_soon(lambda: curl(*key, url + TEXT, body=body))
