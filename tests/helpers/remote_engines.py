@@ -28,5 +28,8 @@ def remote_engine(url: str, model: str = "anystreamer", **kwargs: Any) -> Any:
 @asynccontextmanager
 async def behind_a_server(engine: Engine, **kwargs: Any) -> AsyncIterator[Engine]:
     """The same engine, through a server of ours."""
+    # The head of a response comes with its first part. For a request that waits that is a comment,
+    # by default after 15 seconds.
+    kwargs = {"keep_alive": 0.2} | kwargs
     async with serving(create_app(engine, **kwargs)) as url, remote_engine(url) as remote:
         yield remote
