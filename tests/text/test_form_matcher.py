@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 llguidance = pytest.importorskip("llguidance")
@@ -44,8 +44,12 @@ def matcher_of(response_format: Any) -> FormMatcher:
     return new_matcher(TOKENIZER, form, [EOS])
 
 
+AS_TEXT = new_tokenizer()
+AS_TEXT.encode_special_tokens = True  # "<eos>" in a text is five characters
+
+
 def ids_of(text: str) -> list[int]:
-    return list(TOKENIZER.encode(text).ids)
+    return list(AS_TEXT.encode(text).ids)
 
 
 def allowed(matcher: FormMatcher) -> set[int] | None:
@@ -59,6 +63,7 @@ texts = st.text(min_size=1, max_size=8)
 
 
 @given(st.lists(texts, min_size=1, max_size=4), texts)
+@example(["<eos>"], "<start>")
 def test_a_choice_is_of_its_texts_and_nothing_else(options: list[str], other: str) -> None:
     form = Choice(options)
     for text in [*options, other]:
@@ -130,6 +135,16 @@ def test_special_tokens_that_are_forced_are_no_text() -> None:
     matcher = matcher_of(Choice(["abc"]))
     assert matcher.advance([START, *ids_of("abc"), EOS])
     assert matcher.is_complete
+
+
+def test_a_copy_is_another_matcher_of_the_same_answer() -> None:
+    matcher = matcher_of(Choice(["abc", "xyz"]))
+    copied = matcher.copy_unused()
+    assert matcher.advance([*ids_of("abc"), EOS])
+    assert copied.length == 0
+    assert copied.advance([START, *ids_of("xyz"), EOS])
+    assert matcher.is_complete
+    assert copied.is_complete
 
 
 def test_a_grammar_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,8 @@ class ActiveRequest:
         self._cancel = cancel
         self._new_error = new_error
         self.form_matcher = form_matcher
+        # Made now, since it depends on the field that the prompt has opened.
+        self._whole_matcher = None if form_matcher is None else form_matcher.copy_unused()
         self.id = f"anystreamer-{next(_request_ids)}"
         self.eos = request.eos_token_ids
         self.finished = False
@@ -107,11 +109,8 @@ class ActiveRequest:
             self.sink.fail(GenerationTimeout(clock.expired_phase))
 
     def _is_form_complete(self) -> bool:
-        matcher = self.request.form_matcher(self._row)
-        if matcher is None:
-            return False
-        matcher.advance(self._generated)
-        return matcher.is_complete
+        matcher = self._whole_matcher
+        return matcher is not None and matcher.advance(self._generated) and matcher.is_complete
 
 
 def publish(changed: Iterable[ActiveRequest]) -> None:

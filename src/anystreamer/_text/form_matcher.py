@@ -51,6 +51,10 @@ class FormMatcher:
         self._ids: list[int] = []  # of the answer
         self._states: list[_State] = []  # after each of them
 
+    def copy_unused(self) -> FormMatcher:
+        """Another one for the same answer. Only before this one has taken a token."""
+        return FormMatcher(self._matcher.deep_copy(), self._eos, self._special | self._eos)
+
     @property
     def length(self) -> int:
         """How many tokens of the answer it has seen."""
