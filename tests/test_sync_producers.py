@@ -25,6 +25,7 @@ from anystreamer import Emit, Ending, GenerationStopped, Stopping, sync
 from anystreamer.sync import SyncThreadStream, stream_from_thread, stream_iterable
 
 from .helpers.inside import async_stream_of, is_receiving, state_of, worker_left
+from .helpers.logged import logged_by_us
 from .helpers.scripted import PATIENCE, PROGRAM_PATIENCE, Scripted
 
 
@@ -268,7 +269,7 @@ def test_an_error_of_close_after_a_stop_is_logged(caplog: pytest.LogCaptureFixtu
     with stream_iterable(rows, name="export") as stream:
         assert next(stream) == 0
     assert stream.ending is Ending.CANCELLED
-    (message,) = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    (message,) = logged_by_us(caplog)
     assert message == "export was stopped, and its close() failed: LookupError: it was lost"
 
 
@@ -394,7 +395,7 @@ def test_it_can_be_given_a_name(opener: Any, caplog: pytest.LogCaptureFixture) -
     caplog.set_level(logging.DEBUG, logger="anystreamer")
     with opener(lambda *_: [], name="the nightly export") as stream:
         assert list(stream) == []
-    ours = [record.getMessage() for record in caplog.records if record.name == "anystreamer"]
+    ours = logged_by_us(caplog, logging.DEBUG)
     assert len(ours) == 3
     assert all(message.startswith("the nightly export #") for message in ours)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-import logging
 import math
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from anyio import CancelScope, CapacityLimiter
 
 from anystreamer import Ending, stream_iterable
 
+from ..helpers.logged import logged_by_us
 from ..helpers.scripted import PATIENCE, PROGRAM_PATIENCE, rest, until
 from ..helpers.ways_out import (
     BodyError,
@@ -263,8 +263,7 @@ async def test_an_error_of_close_after_a_stop_is_logged(
             assert await stream.receive() == 0
             await way(stream, scope)
     assert stream.ending in (Ending.STOPPED, Ending.CANCELLED)
-    logged = [each for each in caplog.records if each.levelno == logging.WARNING]
-    messages = [each.getMessage() for each in logged if each.name == "anystreamer"]
+    messages = logged_by_us(caplog)
     assert len(messages) == len(errors)
     for message, error in zip(messages, errors, strict=True):
         assert message.startswith("counted was stopped, and its close() failed: ")

@@ -23,6 +23,7 @@ from anystreamer import (
 )
 from anystreamer.testing import ScriptedModel
 
+from ..helpers.logged import logged_by_us
 from ..helpers.misbehaving import MISBEHAVING
 from ..helpers.scripted import Emit, ShouldStop
 
@@ -120,8 +121,7 @@ async def test_from_the_body_beside_a_failing_worker(
     notes: list[str] = []
     with suppress(BaseException):
         notes = [*error.__notes__]
-    warnings = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
-    (note,) = [*notes, *warnings]
+    (note,) = [*notes, *logged_by_us(caplog)]
     assert note == "The worker of failing.<locals>.produce failed as well: OSError: no memory"
 
 

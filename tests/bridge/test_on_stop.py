@@ -18,6 +18,7 @@ from anyio import CancelScope
 
 from anystreamer import GenerationStopped, stream_from_thread, stream_iterable
 
+from ..helpers.logged import logged_by_us
 from ..helpers.scripted import PATIENCE, until
 from ..helpers.ways_out import BodyError, WayOut, each_of, each_way_out, stopped_and_left
 
@@ -161,7 +162,7 @@ async def test_a_callback_can_emit_a_last_item(caplog: pytest.LogCaptureFixture)
         assert [item async for item in stream] == ["last"]
         await until(lambda: not thread.is_alive())
     assert not raised
-    assert not [each for each in caplog.records if each.name == "anystreamer"]
+    assert not logged_by_us(caplog)
 
 
 def test_what_is_no_function_is_refused_at_once() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import logging
 import math
 import threading
 import types
@@ -18,6 +17,7 @@ from anyio import CapacityLimiter
 
 from anystreamer import Ending, stream_from_thread, stream_iterable
 
+from ..helpers.logged import logged_by_us
 from ..helpers.scripted import Emit, Scripted, ShouldStop, rest
 
 
@@ -227,7 +227,7 @@ async def test_a_callback_that_returns_what_has_not_begun_is_logged(
         async with stream_from_thread(Scripted(), on_stop=lambda: function(1, 2)) as stream:
             await stream.receive()
         gc.collect()
-    (message,) = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    (message,) = logged_by_us(caplog)
     assert "a callback must do its work when it is called" in message
     assert "<lambda>" in message
 
