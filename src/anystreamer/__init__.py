@@ -25,6 +25,7 @@ from anystreamer._generation import (
     stream_batch,
     stream_text,
 )
+from anystreamer._load_model import load_model
 from anystreamer._streams import (
     BatchStream,
     FinishReason,
@@ -67,6 +68,7 @@ __all__ = [
     "Usage",
     "Worker",
     "WorkerStatistics",
+    "load_model",
     "open_engine",
     "open_worker",
     "statistics",

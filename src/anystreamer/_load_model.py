@@ -1,34 +1,95 @@
-"""Loads the model that a command runs: from a folder or from the hub."""
+"""Loads a model and what encodes its prompts, from a folder or from the hub, onto a device."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["EMBEDDED", "load", "shown_name"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["EMBEDDED", "load_model", "placement", "shown_name"]
 
 EMBEDDED = "anystreamer-demo"
 
 
-def load(name: str | None, *, trusts_code: bool) -> tuple[Any, Any]:
-    """Load a model and its tokenizer, onto a GPU if there is one.
+def load_model(
+    name: str | None,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    quantization: Any = None,
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any]:
+    """Load a text model and its tokenizer with transformers' ``from_pretrained``.
+
+        model, tokenizer = load_model("Qwen/Qwen3-0.6B", dtype="bfloat16")
+        async with stream_text(model, tokenizer, messages) as stream:
+            ...
+
+    It only chooses arguments of ``from_pretrained``. For others, such as an attention
+    implementation, call that yourself: `stream_text` takes any model of transformers.
 
     Args:
         name: a folder or a hub id; None is the embedded model.
-        trusts_code: allow to run Python code that comes with the model.
+        device: ``"auto"``, or a device such as ``"cpu"``, ``"cuda:1"`` or ``"mps"``. ``"auto"`` is
+            accelerate's ``device_map="auto"`` where accelerate is installed: several devices can
+            share a model that is too large for one. Else it is the machine's accelerator, or the
+            CPU if there is none.
+        dtype: ``"auto"`` is the dtype that the weights are stored in. Others: ``"bfloat16"``,
+            ``"float16"``, ``"float32"``, or one of torch's.
+        quantization: ``"8bit"`` or ``"4bit"``, with bitsandbytes; or a configuration of
+            transformers, such as ``TorchAoConfig``. Weights that are stored quantized need none.
+        chat_template: a Jinja template, or a file with one, in place of the model's own.
+        trust_remote_code: run Python code that comes with the model.
+
+    Returns:
+        The model, in evaluation mode, and its tokenizer.
 
     Raises:
-        ImportError: transformers or torch is not installed.
-        ValueError: it is not a text model, or it comes with code and *trusts_code* is false.
+        ImportError: transformers or torch, or what the quantization needs, is not installed.
+        ValueError: it is not a text model; it comes with code and *trust_remote_code* is false; or
+            there is no such device, dtype, quantization or template.
         OSError: there is no model of this name, or it is not in the cache while the hub cannot be
             reached.
     """
-    if name is None:
-        from .demo import load_demo
+    if name is not None:
+        _check_folder(name)
+    try:
+        import transformers  # noqa: F401
+    except ImportError as exc:
+        raise ImportError(
+            "load_model needs transformers and torch: pip install 'anystreamer[transformers]'"
+        ) from exc
+    # What is wrong is said before gigabytes are read.
+    where, precision = _device_map(device), _dtype(dtype)
+    quantized = _quantization_config(quantization)
+    template = None if chat_template is None else _template(chat_template)
+    if name is not None:
+        model, tokenizer = _pretrained(name, where, precision, quantized, trust_remote_code)
+    elif quantized is not None:
+        raise ValueError("quantization= needs a model: the embedded one is small as it is")
+    else:
+        model, tokenizer = _embedded(where, precision)
+    if template is not None:
+        tokenizer.chat_template = template
+    return model.eval(), tokenizer
 
-        return load_demo()
-    _check_folder(name)
-    import torch
+
+def _embedded(where: Any, dtype: Any) -> tuple[Any, Any]:
+    from .demo import load_demo
+
+    model: Any
+    model, tokenizer = load_demo()
+    model.to(_one_device() if where == "auto" else where)
+    return model if dtype == "auto" else model.to(dtype=dtype), tokenizer
+
+
+def _pretrained(
+    name: str, where: Any, dtype: Any, quantization: Any, trusts_code: bool
+) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -40,10 +101,26 @@ def load(name: str | None, *, trusts_code: bool) -> tuple[Any, Any]:
             f"{name} is not in the cache, and the hub cannot be reached (HF_HUB_OFFLINE is set, or "
             "there is no network): download it first, or pass the folder that it is in"
         ) from exc
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        name, dtype="auto", trust_remote_code=trusts_code
-    )
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    arguments: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trusts_code}
+    if quantization is not None:
+        arguments["quantization_config"] = quantization
+    if find_spec("accelerate") is not None:
+        return AutoModelForCausalLM.from_pretrained(name, device_map=where, **arguments), tokenizer
+    model: Any = AutoModelForCausalLM.from_pretrained(name, **arguments)
+    return model.to(_one_device() if where == "auto" else where), tokenizer
+
+
+def shown_name(name: str | None) -> str:
+    """Return the name to show for the model: of its folder, or its id on the hub."""
+    if name is None:
+        return EMBEDDED
+    return os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name
+
+
+def placement(model: Any) -> str:
+    """Where a model's weights are, and their dtype, such as ``cuda:0, bfloat16``."""
+    devices = dict.fromkeys(str(each.device) for each in model.parameters())
+    return f"{' and '.join(devices)}, {str(model.dtype).removeprefix('torch.')}"
 
 
 def _check_folder(name: str) -> None:
@@ -56,8 +133,80 @@ def _check_folder(name: str) -> None:
         raise OSError(f"there is no folder {name}")
 
 
-def shown_name(name: str | None) -> str:
-    """Return the name to show for the model: of its folder, or its id on the hub."""
-    if name is None:
-        return EMBEDDED
-    return os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name
+def _dtype(dtype: str | torch.dtype) -> Any:
+    """A dtype of torch's, or ``"auto"``."""
+    import torch
+
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype == "auto":
+        return dtype
+    if not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ValueError(
+            f"dtype={dtype!r} is no dtype for weights: use 'auto', 'bfloat16', 'float16' or "
+            "'float32'. For fewer bits use quantization="
+        )
+    return found
+
+
+def _device_map(device: str | torch.device) -> Any:
+    """One device that this machine has, or ``"auto"``."""
+    import torch
+
+    if device == "auto":
+        return device
+    has = _one_device()
+    try:
+        found = torch.device(device)
+        if found.type != "cpu":
+            torch.empty(0, device=found)
+    except Exception as exc:  # which one depends on the build of torch
+        raise ValueError(
+            f"device={str(device)!r} is not there ({str(exc).splitlines()[0]}): use 'auto', 'cpu'"
+            + ("" if has.type == "cpu" else f" or {has.type!r}")
+        ) from exc
+    if found.type == "meta":
+        raise ValueError("device='meta' has no weights to generate with")
+    return found
+
+
+def _one_device() -> torch.device:
+    """The machine's accelerator, or the CPU."""
+    import torch
+
+    accelerator: Any = getattr(torch, "accelerator", None)  # from torch 2.6 on
+    if accelerator is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return accelerator.current_accelerator() if accelerator.is_available() else torch.device("cpu")
+
+
+def _quantization_config(quantization: Any) -> Any:
+    """A configuration of transformers, or None."""
+    if not isinstance(quantization, str):
+        return quantization
+    if quantization not in ("4bit", "8bit"):
+        raise ValueError(
+            f"quantization={quantization!r} is not known: use '8bit', '4bit', or a configuration "
+            "of transformers. A model whose weights are stored quantized needs none"
+        )
+    for package in ("bitsandbytes", "accelerate"):
+        if find_spec(package) is None:
+            raise ImportError(
+                f"quantization={quantization!r} needs {package}: "
+                "pip install bitsandbytes accelerate"
+            )
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(**{f"load_in_{quantization}": True})
+
+
+def _template(chat_template: str) -> str:
+    """A template, from a file if it names one."""
+    if "{" in chat_template:
+        return chat_template
+    try:
+        with open(chat_template, encoding="utf-8") as file:
+            return file.read()
+    except OSError as exc:
+        raise ValueError(
+            f"chat_template={chat_template!r} is no file, and no Jinja template ({exc.strerror})"
+        ) from exc

@@ -27,7 +27,7 @@ except ImportError as _missing:
 
 from . import Engine, open_engine
 from ._asgi_extensions import CANCELS_ON_DISCONNECT
-from ._load_model import load, shown_name
+from ._load_model import load_model, shown_name
 from .server import create_app
 
 __all__ = ["Settings", "app", "application"]
@@ -72,6 +72,10 @@ class Settings(BaseModel, extra="forbid"):
     allow_special_tokens: bool = False
     allow_origins: list[str] = []  #: sites whose pages can use the server from a browser
     allowed_hosts: list[str] | None = None  #: host names that requests can use
+    device: str = "auto"  #: as in `anystreamer.load_model`, and so are the next three
+    dtype: str = "auto"
+    quantization: Literal["8bit", "4bit"] | None = None
+    chat_template: str | None = None
     trust_remote_code: bool = False  #: run Python code that comes with the model
 
     @model_validator(mode="after")
@@ -108,7 +112,15 @@ class _Replica:
         """Runs in a task of its own, from before the replica's first request to after its last."""
         settings = self._settings
         model, tokenizer = await to_thread.run_sync(
-            partial(load, settings.model, trusts_code=settings.trust_remote_code)
+            partial(
+                load_model,
+                settings.model,
+                device=settings.device,
+                dtype=settings.dtype,
+                quantization=settings.quantization,
+                chat_template=settings.chat_template,
+                trust_remote_code=settings.trust_remote_code,
+            )
         )
         async with open_engine(
             model,

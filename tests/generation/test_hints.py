@@ -10,7 +10,6 @@ from transformers import LlamaForCausalLM
 
 from anystreamer import open_engine, stream_batch, stream_text, sync
 from anystreamer._errors import PromptTooLong
-from anystreamer._load_model import load
 from anystreamer.testing import ScriptedModel
 
 from ..helpers.tiny_models import generated, ids_of, llama, new_llama, steps_of, t5, tokenizer
@@ -170,14 +169,3 @@ async def test_a_model_without_a_limit_takes_any_prompt() -> None:
     async with stream_text(t5(), tokenizer(), "x" * 3000, max_new_tokens=1) as stream:
         await stream.read()
     assert len(stream.token_ids) == 1
-
-
-def test_models_that_are_not_there(tmp_path: Any) -> None:
-    with pytest.raises(OSError, match="there is no folder"):
-        load(str(tmp_path / "nowhere"), trusts_code=False)
-    with pytest.raises(OSError, match=r"there is no folder \./nowhere"):
-        load("./nowhere", trusts_code=False)
-    with pytest.raises(OSError, match=r"has no config\.json"):
-        load(str(tmp_path), trusts_code=False)
-    with pytest.raises(OSError, match=r"some/model is not in the cache.*HF_HUB_OFFLINE"):
-        load("some/model", trusts_code=False)

@@ -11,7 +11,7 @@ import anyio
 from .. import TextStream, stream_text
 from .._generation import max_context_length
 from .._load_model import shown_name
-from .common import load_model
+from .common import load_or_fail
 from .terminal import fail
 
 __all__ = ["ChatBackend", "local_model", "remote_model"]
@@ -90,9 +90,9 @@ class RemoteModel:
             yield stream
 
 
-def local_model(name: str | None, max_new_tokens: int | None, trusts_code: bool) -> LocalModel:
-    """Load a model of transformers, or the embedded one."""
-    model, tokenizer = load_model(name, trusts_code)
+def local_model(name: str | None, max_new_tokens: int | None, **options: Any) -> LocalModel:
+    """Load a model of transformers, or the embedded one. *options* are those of `load_model`."""
+    model, tokenizer = load_or_fail(name, **options)
     return LocalModel(model, tokenizer, shown_name(name), max_new_tokens or 1024)
 
 

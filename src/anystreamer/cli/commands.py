@@ -9,7 +9,7 @@ from typing import Annotated
 import rich.console  # noqa: F401  # typer runs without it, the commands do not
 import typer
 
-from .common import KEY, Backend, Batching, Server, require_installed
+from .common import KEY, Backend, Batching, Server, given, require_installed
 from .connection_limits import ConnectionLimits
 from .demo import run_demo
 from .serve import allowed_hosts, is_loopback, run_serve
@@ -25,6 +25,24 @@ Model = Annotated[
 ]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the model runs, such as cuda:1 or cpu. By default on the accelerator, if there "
+        "is one."
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="Such as bfloat16. By default the one that the weights are stored in."),
+]
+Quantization = Annotated[
+    str | None, typer.Option(help="8bit or 4bit, with bitsandbytes, to need less memory.")
+]
+ChatTemplate = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="A Jinja chat template in place of the model's own."),
 ]
 EventLoop = Annotated[Backend, typer.Option(help="The event loop.")]
 
@@ -93,6 +111,10 @@ def chat(
             help=f"The API key of that server. Other users can see it; {KEY} hides it from them."
         ),
     ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    quantization: Quantization = None,
+    chat_template: ChatTemplate = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Chat with a model. Ctrl-C stops an answer, Ctrl-D ends the chat."""
@@ -104,7 +126,17 @@ def chat(
 
     chat_backend: ChatBackend
     if base_url is None:
-        chat_backend = local_model(model, max_new_tokens, trust_remote_code)
+        chat_backend = local_model(
+            model,
+            max_new_tokens,
+            **given(
+                device=device,
+                dtype=dtype,
+                quantization=quantization,
+                chat_template=chat_template,
+                trust_remote_code=trust_remote_code,
+            ),
+        )
     else:
         chat_backend = remote_model(base_url, model, api_key or os.environ.get(KEY), max_new_tokens)
     Chat(chat_backend, backend=backend, system=system).run()
@@ -210,6 +242,10 @@ def serve(
             help="One more host name that requests can use. On loopback only its own names work.",
         ),
     ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    quantization: Quantization = None,
+    chat_template: ChatTemplate = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Serve a model through an OpenAI-compatible API."""
@@ -231,7 +267,13 @@ def serve(
         batching,
         max_waiting,
         grace,
-        trust_remote_code,
+        given(
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            chat_template=chat_template,
+            trust_remote_code=trust_remote_code,
+        ),
         ConnectionLimits(
             max_connections=max_connections,
             max_head_bytes=max_head_bytes,

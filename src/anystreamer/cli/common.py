@@ -7,7 +7,7 @@ from enum import StrEnum
 from importlib.util import find_spec
 from typing import Any
 
-from .._load_model import load
+from .._load_model import load_model
 from .terminal import fail
 
 __all__ = [
@@ -18,8 +18,9 @@ __all__ = [
     "Backend",
     "Batching",
     "Server",
+    "given",
     "load_embedded",
-    "load_model",
+    "load_or_fail",
     "require_installed",
 ]
 
@@ -77,14 +78,19 @@ def load_embedded() -> tuple[Any, Any]:
         fail(f"the demo needs transformers and torch ({exc.__cause__ or exc}): {INSTALL}")
 
 
-def load_model(name: str | None, trusts_code: bool) -> tuple[Any, Any]:
-    """Load a model of transformers, or the embedded one. *trusts_code*: it can run its own code."""
-    if name is None:
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given on the command line, without those that are None or false."""
+    return {name: value for name, value in options.items() if value}
+
+
+def load_or_fail(name: str | None, **options: Any) -> tuple[Any, Any]:
+    """Load a model of transformers, or the embedded one. *options* are those of `load_model`."""
+    if name is None and not options:
         return load_embedded()
     try:
-        return load(name, trusts_code=trusts_code)
+        return load_model(name, **options)
     except ImportError as exc:
-        fail(f"models need transformers and torch ({exc}): {INSTALL}")
+        fail(f"{exc}{'' if 'pip install' in str(exc) else f': {INSTALL}'}")
     except ValueError as exc:
-        needs_trust = "trust_remote_code" in str(exc) and not trusts_code
+        needs_trust = "trust_remote_code" in str(exc) and "trust_remote_code" not in options
         fail(f"{exc}{' (here: --trust-remote-code)' if needs_trust else ''}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
 from typing import Any
 
 import anyio
 
 from .. import open_engine
-from .._load_model import shown_name
-from .common import INSTALL_SERVER, Backend, Batching, Server, load_model, require_installed
+from .._load_model import placement, shown_name
+from .common import INSTALL_SERVER, Backend, Batching, Server, load_or_fail, require_installed
 from .connection_limits import ConnectionLimits
 from .terminal import exit_now, fail
 
@@ -41,11 +42,14 @@ def run_serve(
     batching: Batching,
     max_waiting: int,
     grace: float,
-    trusts_code: bool,
+    loading: dict[str, Any],
     connections: ConnectionLimits,
     **limits: Any,
 ) -> None:
-    """Load a model and serve it until a signal. *limits* go to `create_app`."""
+    """Load a model and serve it until a signal.
+
+    *loading* are arguments of `load_model`, and *limits* of `create_app`.
+    """
     try:
         from ..server import create_app
         from .run_server import listening, run, url_of
@@ -55,8 +59,14 @@ def run_serve(
         require_installed(package, INSTALL_SERVER)
     # First, because loading takes long: a port that is in use is found out before.
     with listening(host, port) as listener:
-        model, tokenizer = load_model(name, trusts_code)
+        model, tokenizer = load_or_fail(name, **loading)
         shown = shown_name(name)
+
+        def tell() -> None:
+            url = url_of(listener)
+            print(f"Serving {shown} on {url}", flush=True)
+            if sys.stdout.isatty():  # programs read the line above, and nothing else
+                print(f"Model: {placement(model)}. Chat page: {url}/. API: {url}/v1. Ctrl-C stops.")
 
         async def main() -> None:
             await run(
@@ -75,7 +85,7 @@ def run_serve(
                 backend.value,
                 connections,
                 grace=grace,
-                ready=lambda: print(f"Serving {shown} on {url_of(listener)}", flush=True),
+                ready=tell,
                 at_once=exit_now,
             )
 
