@@ -20,6 +20,7 @@ from anystreamer._errors import (
 )
 from anystreamer._generation import (
     AsyncTextIteratorStreamer,
+    ReuseCache,
     SupportsGenerate,
     UntrustedMessages,
     stream_batch,
@@ -55,6 +56,7 @@ __all__ = [
     "Grammar",
     "Histogram",
     "Regex",
+    "ReuseCache",
     "Statistics",
     "Stopping",
     "SupportsDecode",
