@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 import pytest
 import torch
+import transformers
 from anyio import CancelScope, from_thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,11 +24,12 @@ from anystreamer import GenerationTimeout, ReuseCache, Timeouts, open_engine
 from anystreamer.testing import ScriptedModel
 
 from ..helpers.decoders import OTHERS, POSITIONS, WITH_FULL_ATTENTION, Varied, decoder, passes_of
-from ..helpers.tiny_models import VOCABULARY, generated, t5, tokenizer
+from ..helpers.tiny_models import EOS, VOCABULARY, generated, t5, tokenizer
 
 pytestmark = pytest.mark.torch
 
 WORDS = st.lists(st.integers(0, VOCABULARY - 3), min_size=1, max_size=6)
+VERSION = tuple(map(int, transformers.__version__.split(".")[:2]))
 LAYER = 1  # where something happens within a step
 
 
@@ -239,6 +241,7 @@ async def test_conversations_that_begin_alike_do_not_disturb_each_other() -> Non
     assert cached[3:] == [start + 11] * 3 + [start + 16] * 3
 
 
+@pytest.mark.skipif(VERSION < (5, 2), reason="it asks for a cache of the caller's")
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 async def test_the_rest_of_a_prompt_can_be_read_in_chunks(chunk: int) -> None:
     model = decoder("Llama")
@@ -246,7 +249,8 @@ async def test_the_rest_of_a_prompt_can_be_read_in_chunks(chunk: int) -> None:
         first = await ask(engine, FIRST, prefill_chunk_size=chunk)
         ids = FIRST + first.token_ids + list(range(1, 9))
         second = await ask(engine, ids, prefill_chunk_size=chunk)
-        assert second.usage.cached_tokens == len(FIRST) + 3
+        # Where transformers would read such a prompt wrong, nothing is taken over.
+        assert second.usage.cached_tokens == (len(FIRST) + 3 if VERSION >= (5, 23) else 0)
         assert second.token_ids == alone(model, ids, 4)
 
 
@@ -412,7 +416,8 @@ async def test_a_timeout_keeps_what_was_computed() -> None:
     model = decoder("Llama")
     async with open_engine(model, tokenizer()) as engine:
         with Interruption(model, 3, lambda: time.sleep(0.02)), pytest.raises(GenerationTimeout):
-            await ask(engine, FIRST, tokens=900, timeout=Timeouts(between_tokens=0.01))
+            timeout = Timeouts(between_tokens=0.01)
+            await ask(engine, FIRST, tokens=900, timeout=timeout, suppress_tokens=[EOS])
         after = await ask(engine, [*FIRST, 1])
         assert after.usage.cached_tokens == len(FIRST)
         assert after.token_ids == alone(model, [*FIRST, 1], 4)

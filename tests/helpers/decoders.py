@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, LogitsProcessor
+from transformers import AutoModelForCausalLM, BloomForCausalLM, LogitsProcessor
 
 from .tiny_models import EOS, VOCABULARY
 
@@ -51,7 +51,6 @@ WITH_FULL_ATTENTION: dict[str, Callable[[], Any]] = {
     "Qwen3": lambda: _config("Qwen3", head_dim=8),
     "GPT-2": lambda: _config("GPT2", n_embd=16, n_layer=LAYERS, n_head=2, n_positions=POSITIONS),
     "GPT-NeoX": lambda: _config("GPTNeoX"),
-    "Bloom": lambda: _config("Bloom", n_layer=LAYERS, n_head=2),
     "Falcon": lambda: _config("Falcon", alibi=False),
     "OPT": lambda: _config("OPT", ffn_dim=32, word_embed_proj_dim=16),
     "Mistral without a window": lambda: _config("Mistral", sliding_window=None),
@@ -59,6 +58,10 @@ WITH_FULL_ATTENTION: dict[str, Callable[[], Any]] = {
         "Llama", rope_parameters={"rope_type": "yarn", "factor": 2.0, **_ROPE}
     ),
 }
+if "prepare_inputs_for_generation" not in vars(
+    BloomForCausalLM
+):  # in older releases it has a step of its own
+    WITH_FULL_ATTENTION["Bloom"] = lambda: _config("Bloom", n_layer=LAYERS, n_head=2)
 
 #: What the first part of a text leaves in their caches depends on the rest, or is lost.
 OTHERS: dict[str, Callable[[], Any]] = {

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+import transformers
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
@@ -65,6 +66,10 @@ _UNLESS_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "token_healing": (None, False),
     "use_cache": (None, True),
 }
+
+
+# In older releases (5.3 and 5.6 were tried), a prompt in chunks is wrong after what a cache has.
+_CHUNKS_AFTER_CACHE = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23)
 
 
 class CacheReuse:
@@ -167,6 +172,9 @@ def _can_crop(model: Any) -> bool:
         issubclass(type(model), GenerationMixin)
         and not model.config.is_encoder_decoder
         and not any(_is_remote(each) for each in type(model).__mro__)
+        # Older releases have their own caches for hybrid models, and say so here.
+        and getattr(model, "_supports_default_dynamic_cache", lambda: True)()
+        and set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
         and all(_is_common(model, step) for step in _STEPS)
         and "past_key_values" in inspect.signature(model.forward).parameters
         and getattr(config, "is_causal", True) is not False
@@ -208,6 +216,7 @@ def _can_reuse(request: GenerationRequest, kwargs: Mapping[str, Any]) -> bool:
         and kwargs.keys() <= known
         and not is_assisted(request.model, request.generate_kwargs)
         and all(request.setting(name) in values for name, values in _UNLESS_NEUTRAL.items())
+        and (_CHUNKS_AFTER_CACHE or request.setting("prefill_chunk_size") is None)
         and _is_plain_text(request, kwargs)
     )
 
