@@ -97,21 +97,20 @@ class KeptCaches:
             layer.keys = _cut(layer.keys, length)
             layer.values = _cut(layer.values, length)
         size = sum(each.nbytes for layer in cache.layers for each in (layer.keys, layer.values))
+        if self._max_bytes is None:
+            self._max_bytes = self._limits.max_share * (free_bytes(self._device) + size)
+        if size > self._max_bytes:
+            return  # all others would have to go, and it still could not stay
         new = _Kept(list(ids[:length]), cache, model_state, size)
         latest = next((each for each in self._kept if _holds(each, new)), new)
         self._kept = [each for each in self._kept if not _holds(latest, each)]
         self._kept.append(latest)
-        self._limit()
+        while len(self) > self._limits.max_conversations or self.bytes > self._max_bytes:
+            del self._kept[0]
 
     def clear(self) -> None:
         """Give all memory back."""
         self._kept.clear()
-
-    def _limit(self) -> None:
-        if self._max_bytes is None:
-            self._max_bytes = self._limits.max_share * (free_bytes(self._device) + self.bytes)
-        while len(self) > self._limits.max_conversations or self.bytes > self._max_bytes:
-            del self._kept[0]
 
 
 def _holds(one: _Kept, other: _Kept) -> bool:
