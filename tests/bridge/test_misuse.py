@@ -172,12 +172,16 @@ async def test_a_synchronous_stream_in_an_async_function() -> None:
 # -- blocks in async generators
 
 
+def emit_one(emit: Any, _: Any) -> None:
+    emit(1)
+
+
 @pytest.mark.parametrize(
     "opener",
     [
         text_stream,
         item_stream,
-        lambda: stream_from_thread(lambda emit, _: emit(0)),
+        lambda: stream_from_thread(emit_one),
         lambda: stream_batch(model := ScriptedModel(["a"]), model.tokenizer, ["hi"]),
     ],
 )
