@@ -392,6 +392,66 @@ class Adapted(torch.nn.Module):
         return self.base(states) * self.scaling[self.active_adapters[0]]
 
 
+ignores_deprecation_in_peft = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+
+
+def prompted(model: Any, ids: list[int]) -> list[int]:
+    """As `alone`, for the wrappers of PEFT."""
+    kwargs = {"max_new_tokens": 4, "logits_processor": [Varied()], "do_sample": False}
+    answer: list[int] = model.generate(**inputs(ids), **kwargs)[0, len(ids) :].tolist()
+    return answer
+
+
+@ignores_deprecation_in_peft
+async def test_each_adapter_of_peft_has_its_own_conversations() -> None:
+    peft: Any = pytest.importorskip("peft")
+
+    def lora() -> Any:
+        return peft.LoraConfig(
+            r=4, target_modules=["v_proj", "o_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+        )
+
+    model = peft.get_peft_model(copy.deepcopy(decoder("Llama")), lora(), adapter_name="one")
+    model.add_adapter("two", lora())
+    model = model.double().eval()
+    all_but_one = len(FIRST) - 1
+
+    async def cached() -> int:
+        stream = await ask(engine, FIRST)
+        assert stream.token_ids == prompted(model, FIRST)
+        return int(stream.usage.cached_tokens)
+
+    async with open_engine(model, tokenizer()) as engine:
+        assert [await cached() for _ in range(2)] == [0, all_but_one]
+        model.set_adapter("two")
+        assert [await cached() for _ in range(2)] == [0, all_but_one]
+        model.set_adapter("one")
+        assert await cached() == all_but_one
+        with model.disable_adapter():
+            assert await cached() == 0
+        model.merge_adapter()
+        assert await cached() == 0
+        model.unmerge_adapter()
+        assert await cached() == all_but_one
+        model.base_model.model.model.layers[0].self_attn.v_proj.scale_layer(3.0)
+        assert await cached() == 0
+
+
+@ignores_deprecation_in_peft
+@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
+async def test_a_soft_prompt_of_peft_takes_nothing_over() -> None:
+    peft: Any = pytest.importorskip("peft")
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    model = peft.get_peft_model(copy.deepcopy(decoder("Llama")), config).double().eval()
+    async with open_engine(model, tokenizer()) as engine:
+        for _ in range(2):
+            stream = await ask(engine, FIRST)
+            assert stream.usage.cached_tokens == 0
+            assert stream.token_ids == prompted(model, FIRST)
+
+
 # -- however a turn ends
 
 

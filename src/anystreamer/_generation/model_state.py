@@ -28,7 +28,7 @@ def model_state(model: torch.nn.Module) -> tuple[object, ...]:
     adapters = [
         (name, repr(value) if isinstance(value, Mapping | list | tuple) else value)
         for module in model.modules()
-        if hasattr(type(module), "merged_adapters") or hasattr(module, "merged_adapters")
+        if hasattr(module, "merged_adapters")
         for name in _OF_ADAPTERS
         if isinstance(value := getattr(module, name, None), Mapping | list | tuple | str | bool)
     ]
