@@ -5,14 +5,13 @@ from .call import GenerationCall
 from .compare_logits import logits_distance, logits_tolerance
 from .detokenizer import continues_prompt
 from .drop_in import AsyncTextIteratorStreamer
-from .engine_caches import EngineCaches
 from .generate_kwargs import check_generate_kwargs, new_token_limit
 from .limiters import model_limiter
 from .model import check_model, is_encoder_decoder, main_input_name, max_context_length, uses_torch
 from .options import Options, WorkerContext
 from .prompts import Prompt, as_prompts, tokenizer_of, validate_prompt
 from .request import GenerationRequest
-from .reuse_cache import ReuseCache, validate_reuse_cache
+from .reuse_cache import EngineCaches, ReuseCache, validate_reuse_cache
 from .score_mask import mask_scores
 from .untrusted import UntrustedMessages
 

@@ -23,7 +23,6 @@ from .generate_kwargs import is_assisted
 from .kept_caches import KeptCaches
 from .model_state import model_state
 from .request import GenerationRequest
-from .reuse_cache import ReuseCache
 
 __all__ = ["CacheReuse"]
 
@@ -78,11 +77,11 @@ class CacheReuse:
     Used in the engine's thread.
     """
 
-    def __init__(self, model: Any, limits: ReuseCache) -> None:
+    def __init__(self, model: Any, max_conversations: int, max_share: float) -> None:
         self._model = _without_wrappers(model)
         self._caches: KeptCaches | None = None
         if self._model is not None and _can_crop(self._model):
-            self._caches = KeptCaches(limits, self._model.device)
+            self._caches = KeptCaches(max_conversations, max_share, self._model.device)
 
     @property
     def caches(self) -> KeptCaches | None:

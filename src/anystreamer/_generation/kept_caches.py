@@ -18,7 +18,6 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from .free_memory import free_bytes
-from .reuse_cache import ReuseCache
 
 __all__ = ["KeptCaches"]
 
@@ -35,12 +34,14 @@ class KeptCaches:
     """Caches of one model, each with the ids that it holds, the least recently used first.
 
     Args:
-        limits: how many there can be, and how much memory they can take.
+        max_conversations: how many there can be.
+        max_share: of the memory that is free before the first one is kept.
         device: of the model.
     """
 
-    def __init__(self, limits: ReuseCache, device: torch.device) -> None:
-        self._limits = limits
+    def __init__(self, max_conversations: int, max_share: float, device: torch.device) -> None:
+        self._max_conversations = max_conversations
+        self._max_share = max_share
         self._device = device
         self._kept: list[_Kept] = []
         self._max_bytes: float | None = None  # until it is needed
@@ -98,14 +99,14 @@ class KeptCaches:
             layer.values = _cut(layer.values, length)
         size = sum(each.nbytes for layer in cache.layers for each in (layer.keys, layer.values))
         if self._max_bytes is None:
-            self._max_bytes = self._limits.max_share * (free_bytes(self._device) + size)
+            self._max_bytes = self._max_share * (free_bytes(self._device) + size)
         if size > self._max_bytes:
             return  # all others would have to go, and it still could not stay
         new = _Kept(list(ids[:length]), cache, model_state, size)
         latest = next((each for each in self._kept if _holds(each, new)), new)
         self._kept = [each for each in self._kept if not _holds(latest, each)]
         self._kept.append(latest)
-        while len(self) > self._limits.max_conversations or self.bytes > self._max_bytes:
+        while len(self) > self._max_conversations or self.bytes > self._max_bytes:
             del self._kept[0]
 
     def clear(self) -> None:

@@ -1,10 +1,21 @@
-"""`ReuseCache`: how many conversations an engine keeps, and how much memory they can take."""
+"""`ReuseCache`: the limits of the caches that an engine keeps, and the caches themselves."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["ReuseCache", "validate_reuse_cache"]
+from .._streams import Row
+from .model import uses_torch
+from .request import GenerationRequest
+
+if TYPE_CHECKING:
+    from .cache_reuse import CacheReuse
+    from .kept_caches import KeptCaches
+
+__all__ = ["EngineCaches", "ReuseCache", "validate_reuse_cache"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,3 +58,45 @@ def validate_reuse_cache(value: bool | ReuseCache) -> ReuseCache | None:
     if not isinstance(value, bool):
         raise TypeError(f"reuse_cache must be True, False or a ReuseCache, not {value!r}")
     return ReuseCache() if value else None
+
+
+class EngineCaches:
+    """The caches of one engine, made when its thread needs the first one.
+
+    Args:
+        model: of the engine.
+        limits: None keeps nothing.
+    """
+
+    def __init__(self, model: Any, limits: ReuseCache | None) -> None:
+        self._model = model
+        self._limits = limits
+        self._reuse: CacheReuse | None = None
+
+    def lend(
+        self,
+        request: GenerationRequest,
+        kwargs: dict[str, Any],
+        row: Row,
+        latest_ids: Callable[[], Any],
+    ) -> AbstractContextManager[None]:
+        """See `CacheLender`. In the engine's thread."""
+        if self._limits is None or not uses_torch(self._model):
+            return nullcontext()
+        if self._reuse is None:
+            from .cache_reuse import CacheReuse
+
+            self._reuse = CacheReuse(
+                self._model, self._limits.max_conversations, self._limits.max_share
+            )
+        return self._reuse.lend(request, kwargs, row, latest_ids)
+
+    @property
+    def kept(self) -> KeptCaches | None:
+        """What is kept; None before the first request, and where nothing is ever kept."""
+        return None if self._reuse is None else self._reuse.caches
+
+    def close(self) -> None:
+        """Give all memory back. In the engine's thread."""
+        if self._reuse is not None:
+            self._reuse.close()
