@@ -392,6 +392,22 @@ class Adapted(torch.nn.Module):
         return self.base(states) * self.scaling[self.active_adapters[0]]
 
 
+async def test_a_model_with_steps_of_its_own_takes_nothing_over() -> None:
+    """It can have more state than its cache, as those that count the positions of pictures."""
+    model = copy.deepcopy(decoder("Llama"))
+
+    class Own(type(model)):  # type: ignore[misc]  # a class that is not known before
+        def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+            return super().prepare_inputs_for_generation(*args, **kwargs)
+
+    model.__class__ = Own
+    async with open_engine(model, tokenizer()) as engine:
+        for _ in range(2):
+            stream = await ask(engine, FIRST)
+            assert stream.usage.cached_tokens == 0
+            assert stream.token_ids == alone(model, FIRST, 4)
+
+
 ignores_deprecation_in_peft = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )
