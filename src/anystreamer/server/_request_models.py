@@ -92,6 +92,7 @@ class TextRequest(Strict):
     safety_identifier: Annotated[Any, Annotates()] = None
     prompt_cache_key: Annotated[Any, Annotates()] = None
     prompt_cache_retention: Annotated[Any, Annotates()] = None
+    prompt_cache_options: Annotated[Any, Annotates()] = None
     # refused, unless it changes nothing
     allowed_token_ids: Annotated[None, Fixed(instead="logit_bias can make tokens likely")] = None
     bad_words: Annotated[None, Fixed([], instead="a logit_bias of -100 bans a token")] = None
@@ -258,6 +259,7 @@ class ChatRequest(TextRequest):
     echo: Annotated[None, Fixed(False, instead="or use /v1/completions")] = None
     include_reasoning: Annotated[None, Fixed(True)] = None
     audio: Annotated[None, Fixed()] = None
+    moderation: Annotated[None, Fixed()] = None
     modalities: Annotated[None, Fixed(["text"])] = None
     prediction: Annotated[None, Fixed()] = None
     reasoning_effort: Annotated[
