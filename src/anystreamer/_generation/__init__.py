@@ -9,7 +9,6 @@ from .generate_kwargs import check_generate_kwargs, effective_setting, new_token
 from .limiters import model_limiter
 from .model import check_model, is_encoder_decoder, main_input_name, max_context_length, uses_torch
 from .options import Options, WorkerContext
-from .prompt_scores import PromptScores
 from .prompts import Prompt, TokenIds, as_prompts, tokenizer_of, validate_prompt
 from .request import GenerationRequest
 from .score_mask import mask_scores
@@ -21,7 +20,6 @@ __all__ = [
     "GenerationRequest",
     "Options",
     "Prompt",
-    "PromptScores",
     "SupportsGenerate",
     "TokenIds",
     "UntrustedMessages",

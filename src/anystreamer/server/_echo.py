@@ -7,7 +7,6 @@ from typing import Any
 
 from .._generation import (
     Prompt,
-    PromptScores,
     TokenIds,
     is_encoder_decoder,
     tokenizer_of,
@@ -16,6 +15,7 @@ from .._generation import (
 from .._streams import TextChunk, TextStream
 from ._errors import APIError
 from ._openai_format import Token
+from ._prompt_scores import PromptScores
 from ._tokens import TokenTexts
 
 __all__ = ["Echo"]
