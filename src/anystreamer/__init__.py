@@ -21,6 +21,7 @@ from anystreamer._errors import (
 from anystreamer._generation import (
     AsyncTextIteratorStreamer,
     SupportsGenerate,
+    TokenIds,
     UntrustedMessages,
     stream_batch,
     stream_text,
@@ -64,6 +65,7 @@ __all__ = [
     "ThreadStream",
     "Timeouts",
     "Timing",
+    "TokenIds",
     "UntrustedMessages",
     "Usage",
     "Worker",
