@@ -375,10 +375,10 @@ def usage_of(usages: Sequence[Usage], copies: int) -> dict[str, Any]:
     prompt = sum(usage.prompt_tokens for usage in usages[::copies])
     cached = sum(usage.cached_tokens for usage in usages[::copies])
     completion = sum(usage.completion_tokens for usage in usages)
-    return _counts(prompt, completion)
+    return _counts(prompt, completion, cached)
 
 
-def _counts(prompt: int, completion: int) -> dict[str, int]:
+def _counts(prompt: int, completion: int, cached: int = 0) -> dict[str, Any]:
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
