@@ -10,11 +10,11 @@ import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming as OpenAIChat
 from openai.types.completion_create_params import CompletionCreateParamsStreaming as OpenAIText
 
-from anystreamer.server._fields import INSTEAD, Annotates, Fixed, Neutral
+from anystreamer.server._fields import INSTEAD, Annotates, Fixed, Neutral, Strict
 from anystreamer.server._request_models import ChatRequest, CompletionRequest
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "fields.md"
-KINDS = {"chat": ChatRequest, "text": CompletionRequest}
+KINDS: dict[str, type[Strict]] = {"chat": ChatRequest, "text": CompletionRequest}
 COLUMNS = ("field", "in", "OpenAI", "transformers", "vLLM", "anystreamer", "as good as none")
 
 
