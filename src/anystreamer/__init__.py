@@ -20,6 +20,7 @@ from anystreamer._errors import (
 )
 from anystreamer._generation import (
     AsyncTextIteratorStreamer,
+    ReuseCache,
     SupportsGenerate,
     TokenIds,
     UntrustedMessages,
@@ -56,6 +57,7 @@ __all__ = [
     "Grammar",
     "Histogram",
     "Regex",
+    "ReuseCache",
     "Statistics",
     "Stopping",
     "SupportsDecode",

@@ -11,15 +11,18 @@ from .model import check_model, is_encoder_decoder, main_input_name, max_context
 from .options import Options, WorkerContext
 from .prompts import Prompt, TokenIds, as_prompts, tokenizer_of, validate_prompt
 from .request import GenerationRequest
+from .reuse_cache import EngineCaches, ReuseCache, validate_reuse_cache
 from .score_mask import mask_scores
 from .untrusted import UntrustedMessages
 
 __all__ = [
     "AsyncTextIteratorStreamer",
+    "EngineCaches",
     "GenerationCall",
     "GenerationRequest",
     "Options",
     "Prompt",
+    "ReuseCache",
     "SupportsGenerate",
     "TokenIds",
     "UntrustedMessages",
@@ -43,4 +46,5 @@ __all__ = [
     "tokenizer_of",
     "uses_torch",
     "validate_prompt",
+    "validate_reuse_cache",
 ]

@@ -305,7 +305,7 @@ class CompletionBuilder:
             delta["stop_reason"] = stop_string
         return self._events(index, delta, choice.reason(finish_reason))
 
-    def usage(self, usage: dict[str, int]) -> str:
+    def usage(self, usage: dict[str, Any]) -> str:
         """The event with the usage."""
         return event(self._with({"choices": [], "usage": usage}, self.chunk_name))
 
@@ -337,7 +337,7 @@ class CompletionBuilder:
         """Keep the tokens after the last chunk of a choice."""
         self._choices[index].take_end(tokens)
 
-    def full_response(self, finish_reasons: Sequence[str], usage: dict[str, int]) -> dict[str, Any]:
+    def full_response(self, finish_reasons: Sequence[str], usage: dict[str, Any]) -> dict[str, Any]:
         """The response, with all chunks that were taken."""
         choices = [
             {
@@ -370,18 +370,20 @@ class TextCompletionBuilder(CompletionBuilder):
     new_choice = TextChoiceBuilder
 
 
-def usage_of(usages: Sequence[Usage], copies: int) -> dict[str, int]:
+def usage_of(usages: Sequence[Usage], copies: int) -> dict[str, Any]:
     """The usage of all choices, *copies* for each prompt. A prompt's tokens count once."""
     prompt = sum(usage.prompt_tokens for usage in usages[::copies])
+    cached = sum(usage.cached_tokens for usage in usages[::copies])
     completion = sum(usage.completion_tokens for usage in usages)
-    return _counts(prompt, completion)
+    return _counts(prompt, completion, cached)
 
 
-def _counts(prompt: int, completion: int) -> dict[str, int]:
+def _counts(prompt: int, completion: int, cached: int = 0) -> dict[str, Any]:
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        **({"prompt_tokens_details": {"cached_tokens": cached}} if cached else {}),
     }
 
 
