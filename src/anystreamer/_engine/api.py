@@ -44,6 +44,9 @@ class Engine(Protocol):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         parse_response: bool | Mapping[str, Any] = False,
         response_format: ResponseFormat | None = None,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         worker_context: WorkerContext | None = None,
         **generate_kwargs: Any,
     ) -> StreamContext[TextStream]:

@@ -107,6 +107,9 @@ class ContinuousBatchingEngine(ThreadEngine):
             "worker_context": request.options.worker_context is not None,
             "cancel_within": request.options.cancel_within != "step",
             "logprobs": request.options.logprobs,
+            "frequency_penalty": bool(request.options.frequency_penalty),
+            "presence_penalty": bool(request.options.presence_penalty),
+            "logit_bias": bool(request.options.logit_bias),
             "max_buffer_size": request.options.max_buffer_size < float("inf"),
         }
         unknown += [name for name, is_given in others.items() if is_given]
