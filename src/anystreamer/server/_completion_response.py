@@ -22,7 +22,7 @@ from ._request_models import TextRequest
 from ._stream_response import ReadyItems, StreamResponse, unread_tokens
 from ._tokens import TokenTexts
 
-__all__ = ["CompletionResponse", "Limits"]
+__all__ = ["CompletionResponse", "EngineResponse", "Limits", "finish_reason_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +38,22 @@ class Limits:
     response_template: Mapping[str, Any] | None  # of the model's tokenizer
 
 
-class CompletionResponse(StreamResponse):
-    """Answers one request. The model works for it only while its client listens."""
+class EngineResponse(StreamResponse):
+    """Opens the streams of one request, which subclasses send in their format.
+
+    The model works for it only while its client listens.
+    """
 
     def __init__(
         self,
         engine: Engine,
         request: TextRequest,
-        builder: CompletionBuilder,
         limits: Limits,
         on_end: Callable[[str, list[Usage]], None],
     ) -> None:
         super().__init__(limits.sending, media_type=EVENT_STREAM)
         self._engine = engine
         self._request = request
-        self._builder = builder
         self._limits = limits
         self._on_end = on_end
         self._choices: list[TextStream] = []
@@ -79,7 +80,6 @@ class CompletionResponse(StreamResponse):
                     await stream.aclose()
                     stream = await self._open_choice(streams, choice, prompt, room)
                 self._choices.append(stream)
-                self._builder.add_choice()
                 if self._request.top_logprobs_asked is not None:
                     self._token_texts.append(self._new_token_texts(stream, prompt))
                 choice += 1
@@ -144,34 +144,8 @@ class CompletionResponse(StreamResponse):
 
     # -- the body
 
-    async def _send_body(self, sender: BodySender) -> None:
-        works: list[Callable[[], Any]]
-        if not self._request.stream:
-            works = [partial(self._collect, *each) for each in enumerate(self._choices)]
-            return await run_all(works)
-        works = [partial(self._send_choice, sender, *each) for each in enumerate(self._choices)]
-        await sender.within(self._limits.sending, self._unsent_tokens, partial(run_all, works))
-
     def _unsent_tokens(self) -> int:
         return sum(map(unread_tokens, self._choices))
-
-    async def _send_choice(self, sender: BodySender, index: int, stream: TextStream) -> None:
-        # No event before the first text: an error can still have a status, with which clients know
-        # whether to try again. And they measure the time to the first chunk.
-        async for chunks in ReadyItems(stream):
-            events = [
-                self._builder.chunk(index, chunk, self._tokens(index, chunk)) for chunk in chunks
-            ]
-            await sender.send("".join(events))
-        tokens = self._tokens(index, stream.textless_end)
-        reason = _finish_reason(stream)
-        await sender.send(self._builder.last(index, reason, stream.stop_string, tokens))
-
-    async def _collect(self, index: int, stream: TextStream) -> None:
-        async for chunks in ReadyItems(stream):
-            for chunk in chunks:
-                self._builder.take(index, chunk, self._tokens(index, chunk))
-        self._builder.take_end(index, self._tokens(index, stream.textless_end))
 
     def _tokens(self, index: int, chunk: TextChunk | None) -> Sequence[Token]:
         """The tokens to list: as in vLLM each that counts in the usage, also those without text."""
@@ -180,13 +154,6 @@ class CompletionResponse(StreamResponse):
         return self._token_texts[index].of(chunk)
 
     # -- the end
-
-    def _end(self) -> str | Response:
-        usage = usage_of(self._usages(), self._request.n or 1)
-        if self._request.stream:
-            return (self._builder.usage(usage) if self._request.includes_usage else "") + DONE
-        reasons = [_finish_reason(stream) for stream in self._choices]
-        return JSONResponse(self._builder.full_response(reasons, usage))
 
     def _usages(self) -> list[Usage]:
         usages = [stream.usage for stream in self._choices]
@@ -198,10 +165,64 @@ class CompletionResponse(StreamResponse):
     def _error_response(self, error: APIError) -> Response:
         return error.response()
 
+
+class CompletionResponse(EngineResponse):
+    """Answers a request for a chat completion, or for a completion."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        request: TextRequest,
+        builder: CompletionBuilder,
+        limits: Limits,
+        on_end: Callable[[str, list[Usage]], None],
+    ) -> None:
+        super().__init__(engine, request, limits, on_end)
+        self._builder = builder
+
+    async def _open(self, streams: OpenStreams) -> None:
+        await super()._open(streams)
+        for _ in self._choices:
+            self._builder.add_choice()
+
+    async def _send_body(self, sender: BodySender) -> None:
+        works: list[Callable[[], Any]]
+        if not self._request.stream:
+            works = [partial(self._collect, *each) for each in enumerate(self._choices)]
+            return await run_all(works)
+        works = [partial(self._send_choice, sender, *each) for each in enumerate(self._choices)]
+        await sender.within(self._limits.sending, self._unsent_tokens, partial(run_all, works))
+
+    async def _send_choice(self, sender: BodySender, index: int, stream: TextStream) -> None:
+        # No event before the first text: an error can still have a status, with which clients know
+        # whether to try again. And they measure the time to the first chunk.
+        async for chunks in ReadyItems(stream):
+            events = [
+                self._builder.chunk(index, chunk, self._tokens(index, chunk)) for chunk in chunks
+            ]
+            await sender.send("".join(events))
+        tokens = self._tokens(index, stream.textless_end)
+        reason = finish_reason_of(stream)
+        await sender.send(self._builder.last(index, reason, stream.stop_string, tokens))
+
+    async def _collect(self, index: int, stream: TextStream) -> None:
+        async for chunks in ReadyItems(stream):
+            for chunk in chunks:
+                self._builder.take(index, chunk, self._tokens(index, chunk))
+        self._builder.take_end(index, self._tokens(index, stream.textless_end))
+
+    def _end(self) -> str | Response:
+        usage = usage_of(self._usages(), self._request.n or 1)
+        if self._request.stream:
+            return (self._builder.usage(usage) if self._request.includes_usage else "") + DONE
+        reasons = [finish_reason_of(stream) for stream in self._choices]
+        return JSONResponse(self._builder.full_response(reasons, usage))
+
     def _error_end(self, error: APIError) -> str:
         return event(error.object) + DONE
 
 
-def _finish_reason(stream: TextStream) -> str:
+def finish_reason_of(stream: TextStream) -> str:
+    """OpenAI's name of the reason why a stream has ended."""
     reason = stream.finish_reason
     return (reason and reason.openai) or "stop"

@@ -19,6 +19,8 @@ __all__ = [
     "TextCompletionBuilder",
     "Token",
     "event",
+    "field_of",
+    "logprob_entry",
     "usage_of",
 ]
 
@@ -128,18 +130,11 @@ class ChatChoiceBuilder(ChoiceBuilder):
         return "tool_calls" if self._calls and finish_reason == "stop" else finish_reason
 
     def take_text(self, chunk: TextChunk) -> tuple[str, str] | dict[str, Any]:
-        field = chunk.field or "content"
-        value = chunk.value if chunk.field else str(chunk)
-        call = _call(value) if field == "tool_calls" else None
-        if call is not None:
-            self._calls.append(call)
+        field, text = field_of(chunk)
+        if not isinstance(text, str):
+            self._calls.append(text)
             self._last_field = field
-            return {"delta": {"tool_calls": [{"index": len(self._calls) - 1, **call}]}}
-        if field == "tool_calls":  # malformed: the client gets it as text
-            field = "content"
-        elif field in REASONING:
-            field = "reasoning_content"
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            return {"delta": {"tool_calls": [{"index": len(self._calls) - 1, **text}]}}
         if field != self._last_field and field in self._texts:  # it goes on after another field
             text = f"\n{text}"
         self._last_field = field
@@ -164,8 +159,8 @@ class ChatChoiceBuilder(ChoiceBuilder):
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
         content = [
             {
-                **_logprob_entry(token),
-                "top_logprobs": [_logprob_entry(each) for each in token.top],
+                **logprob_entry(token),
+                "top_logprobs": [logprob_entry(each) for each in token.top],
             }
             for token in tokens
         ]
@@ -350,6 +345,19 @@ def usage_of(usages: Sequence[Usage], copies: int) -> dict[str, int]:
     }
 
 
+def field_of(chunk: TextChunk) -> tuple[str, str | dict[str, Any]]:
+    """The field of a message that a chunk is for, and its text; or, in ``tool_calls``, a call."""
+    field = chunk.field or "content"
+    value = chunk.value if chunk.field else str(chunk)
+    if field == "tool_calls":
+        if (call := _call(value)) is not None:
+            return field, call
+        field = "content"  # malformed: the client gets it as text
+    elif field in REASONING:
+        field = "reasoning_content"
+    return field, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def _call(value: Any) -> dict[str, Any] | None:
     """A tool call, from a response template's form to OpenAI's; None if it is not a tool call."""
     function = value.get("function", value) if isinstance(value, dict) else None
@@ -369,6 +377,7 @@ def _call(value: Any) -> dict[str, Any] | None:
     }
 
 
-def _logprob_entry(token: Token) -> dict[str, Any]:
+def logprob_entry(token: Token) -> dict[str, Any]:
+    """A token in a list of tokens."""
     utf8 = None if token.utf8 is None else list(token.utf8)
     return {"token": token.text, "logprob": max(token.logprob, MIN_LOGPROB), "bytes": utf8}
