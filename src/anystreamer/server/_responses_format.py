@@ -12,6 +12,7 @@ from typing import Any, Literal
 from .._streams import TextChunk, Usage
 from ._errors import APIError
 from ._openai_format import Token, field_of, logprob_entry
+from ._responses_input import REASONING_PREFIX
 
 __all__ = ["ResponseBuilder"]
 
@@ -41,7 +42,7 @@ class Kind:
 
 
 MESSAGE = Kind("message", "msg", "response.output_text", "output_text")
-REASONING = Kind("reasoning", "rs", "response.reasoning_text", "reasoning_text")
+REASONING = Kind("reasoning", REASONING_PREFIX, "response.reasoning_text", "reasoning_text")
 
 # A field that is in neither has no place in this API, and is left out.
 KINDS = {"content": MESSAGE, "reasoning_content": REASONING}

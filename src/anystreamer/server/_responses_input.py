@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from ._message_models import MAX_PARTS, _Strict
 
-__all__ = ["Conversation", "Item"]
+__all__ = ["REASONING_PREFIX", "Conversation", "Item"]
+
+REASONING_PREFIX = "rs"  # of the ids of reasoning
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -169,20 +171,31 @@ class ReasoningItem(_Item):
         return "".join(part.text for part in self.content or self.summary or ())
 
 
-def _refuse_reference(kind: object) -> object:
-    if kind == "item_reference":
-        raise PydanticCustomError(
-            "item_reference",
-            "item_reference is not supported, because this server stores no items: send the item "
-            "itself, as clients do with store=false",
-        )
-    return _refuse(kind)
+class ReferenceItem(_Strict):
+    """An item of an earlier answer, by its id.
+
+    Nothing is stored, so there is nothing to refer to. A reasoning is left out: a conversation is
+    whole without it, and clients that refer to items (the AI SDK) have no other way to send it.
+    """
+
+    type: Literal["item_reference"]
+    id: str
+
+    @model_validator(mode="after")
+    def _check(self) -> ReferenceItem:
+        if not self.id.startswith(f"{REASONING_PREFIX}_"):
+            raise PydanticCustomError(
+                "item_reference",
+                "item_reference is not supported, because this server stores no items: send the "
+                "item itself, as clients do with store=false",
+            )
+        return self
 
 
 class UnknownItem(_Strict):
     """An item of another type. It is refused."""
 
-    type: Annotated[Literal["message"], BeforeValidator(_refuse_reference)]
+    type: Annotated[Literal["message"], BeforeValidator(_refuse)]
 
 
 def _item_kind(item: Any) -> str:
@@ -191,6 +204,7 @@ def _item_kind(item: Any) -> str:
         "function_call": "CallItem",
         "function_call_output": "CallOutputItem",
         "reasoning": "ReasoningItem",
+        "item_reference": "ReferenceItem",
     }
     kind = item.get("type", "message") if isinstance(item, dict) else "message"
     if kind is None:
@@ -203,6 +217,7 @@ Item = Annotated[
     | Annotated[CallItem, Tag("CallItem")]
     | Annotated[CallOutputItem, Tag("CallOutputItem")]
     | Annotated[ReasoningItem, Tag("ReasoningItem")]
+    | Annotated[ReferenceItem, Tag("ReferenceItem")]
     | Annotated[UnknownItem, Tag("UnknownItem")],
     Discriminator(_item_kind),
 ]

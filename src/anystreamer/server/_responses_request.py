@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from ._errors import APIError
@@ -89,7 +89,7 @@ class AllowedTools(_Strict):
 class TextFormat(_Strict):
     """The form of an answer without a schema."""
 
-    type: Literal["text", "json_object"]
+    type: Literal["text", "json_object", "json_schema"]  # the last with a schema, below
 
     def as_chat(self) -> dict[str, Any]:
         """The form in a chat request."""
@@ -107,10 +107,21 @@ class SchemaFormat(JSONSchema):
         return {"type": self.type, "json_schema": schema}
 
 
+def _format_kind(form: Any) -> str:
+    kind = form.get("type") if isinstance(form, dict) else None
+    return "SchemaFormat" if kind == "json_schema" else "TextFormat"
+
+
+Format = Annotated[
+    Annotated[TextFormat, Tag("TextFormat")] | Annotated[SchemaFormat, Tag("SchemaFormat")],
+    Discriminator(_format_kind),
+]
+
+
 class TextConfig(_Strict):
     """The form of the answer's text."""
 
-    format: TextFormat | SchemaFormat | None = None
+    format: Format | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
