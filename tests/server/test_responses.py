@@ -56,7 +56,7 @@ def error_of(response: httpx.Response) -> Any:
 
 def checked(body: str) -> list[dict[str, Any]]:
     """The events of a body: each is valid, has its name, and its number in the sequence."""
-    events = []
+    events: list[dict[str, Any]] = []
     for name, data in events_of("".join(f"{each}\n\n" for each in body.split("\n\n")[:-1])):
         event = json.loads(data)
         assert event["type"] == name
@@ -110,15 +110,15 @@ async def test_events_are_openai_s_to_the_letter(server: str) -> None:
     assert (added["status"], added["content"], part_added["text"]) == ("in_progress", [], "")
     done, part_done, item_done, completed = events[-4:]
     response = completed["response"]
-    part = {"type": "output_text", "text": said, "annotations": [], "logprobs": []}
+    text_part: Any = {"type": "output_text", "text": said, "annotations": [], "logprobs": []}
     item: dict[str, Any] = {
         "id": added["id"],
         "type": "message",
         "status": "completed",
         "role": "assistant",
-        "content": [part],
+        "content": [text_part],
     }
-    assert (done["text"], part_done["part"], item_done["item"]) == (said, part, item)
+    assert (done["text"], part_done["part"], item_done["item"]) == (said, text_part, item)
     assert response["output"] == [item]
     assert all(each.get("item_id", added["id"]) == added["id"] for each in events)
     assert {each["response"]["id"] for each in events if "response" in each} == {response["id"]}
