@@ -85,7 +85,7 @@ class TextItem:
     def take(self, text: str, tokens: Sequence[Token]) -> list[dict[str, Any]]:
         """Take more text. Returns its tokens as they are listed."""
         self._texts.append(text)
-        if self.kind is REASONING:
+        if not tokens or self.kind is REASONING:
             return []
         logprobs = [
             {**_listed(token), "top_logprobs": [_listed(each) for each in token.top]}
@@ -96,7 +96,9 @@ class TextItem:
 
     def delta(self, number: int, text: str, logprobs: Sequence[Mapping[str, Any]]) -> str:
         """The event with more text."""
-        listed = "" if self.kind is REASONING else f',"logprobs":{_json(logprobs)}'
+        listed = ""
+        if self.kind is MESSAGE:
+            listed = f',"logprobs":{_json(logprobs)}' if logprobs else ',"logprobs":[]'
         return f'{self._head},"sequence_number":{number},"delta":{json.dumps(text)}{listed}}}\n\n'
 
 
@@ -105,11 +107,12 @@ class ResponseBuilder:
 
     Args:
         model: the model's name.
-        settings: what the response repeats of its request.
+        settings: what the response repeats of its request: an object, as JSON. All events with the
+            response have it, so it is encoded once.
         streams: whether the response is sent in events. If not, all events are empty strings.
     """
 
-    def __init__(self, model: str, settings: Mapping[str, Any], *, streams: bool) -> None:
+    def __init__(self, model: str, settings: str, *, streams: bool) -> None:
         self._id = f"resp_{secrets.token_hex(24)}"
         self._created = int(time.time())
         self._model = model
@@ -150,8 +153,8 @@ class ResponseBuilder:
 
     def end(self, usage: Usage | None) -> str:
         """The event with the whole response."""
-        response = self.full_response(usage)
-        return self._event(f"response.{response['status']}", response=response)
+        status = "incomplete" if self._is_cut else "completed"
+        return self._response_event(f"response.{status}", self.full_response(usage))
 
     def failed(self, error: APIError) -> str:
         """The events that end the response with an error."""
@@ -169,16 +172,17 @@ class ResponseBuilder:
         return (
             opening
             + self._event("error", **told)
-            + self._event("response.failed", response=response)
+            + self._response_event("response.failed", response)
         )
 
     def _begin(self) -> str:
         if self._number:
             return ""
+        if not self._streams:
+            return ""
         response = self._response("in_progress")
-        return self._event("response.created", response=response) + self._event(
-            "response.in_progress", response=response
-        )
+        created = self._response_event("response.created", response)
+        return created + self._response_event("response.in_progress", response)
 
     def _open(self, kind: Kind) -> str:
         self._item = item = TextItem(kind, len(self._output))
@@ -229,24 +233,27 @@ class ResponseBuilder:
     def _event(self, type: str, **fields: Any) -> str:
         if not self._streams:
             return ""
-        number = self._number
+        data = {"type": type, "sequence_number": self._number, **fields}
         self._number += 1
-        return (
-            f"event: {type}\ndata: {_json({'type': type, 'sequence_number': number, **fields})}\n\n"
-        )
+        return f"event: {type}\ndata: {_json(data)}\n\n"
+
+    def _response_event(self, type: str, response: str) -> str:
+        head = _json({"type": type, "sequence_number": self._number})
+        self._number += 1
+        return f'event: {type}\ndata: {head[:-1]},"response":{response}}}\n\n'
 
     # -- whole
 
-    def full_response(self, usage: Usage | None) -> dict[str, Any]:
-        """The response, when its end has been taken."""
+    def full_response(self, usage: Usage | None) -> str:
+        """The response as JSON, when its end has been taken."""
         more = {"output": self._output, "usage": usage and self._usage(usage)}
         if self._is_cut:
             reason = {"reason": "max_output_tokens"}
             return self._response("incomplete", incomplete_details=reason, **more)
         return self._response("completed", completed_at=int(time.time()), **more)
 
-    def _response(self, status: str, **more: Any) -> dict[str, Any]:
-        return {
+    def _response(self, status: str, **more: Any) -> str:
+        own = {
             "id": self._id,
             "object": "response",
             "created_at": self._created,
@@ -257,9 +264,9 @@ class ResponseBuilder:
             "model": self._model,
             "output": [],
             "usage": None,
-            **self._settings,
             **more,
         }
+        return f"{_json(own)[:-1]},{self._settings[1:]}"
 
     def _usage(self, usage: Usage) -> dict[str, Any]:
         return {

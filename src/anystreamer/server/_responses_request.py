@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -226,6 +227,7 @@ class ResponsesRequest(_Strict):
     def prepare(self) -> None:
         """Make now what takes long and is needed later: this can be another thread."""
         self.chat.prepare()
+        _ = self.settings
 
     @cached_property
     def chat(self) -> ChatRequest:
@@ -311,12 +313,12 @@ class ResponsesRequest(_Strict):
         return bool(self.chat.stream)
 
     @cached_property
-    def settings(self) -> dict[str, Any]:
-        """What a response repeats of its request."""
+    def settings(self) -> str:
+        """What a response repeats of its request: an object, as JSON."""
         text = self.text or TextConfig()
         reasoning = self.reasoning or Reasoning()
         choice = self.tool_choice
-        return {
+        settings = {
             "background": False,
             "instructions": self.instructions,
             "max_output_tokens": self.max_output_tokens,
@@ -343,3 +345,4 @@ class ResponsesRequest(_Strict):
             "truncation": self.truncation or "disabled",
             "user": self.user,
         }
+        return json.dumps(settings, separators=(",", ":"))

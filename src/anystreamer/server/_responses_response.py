@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from .._engine import Engine
 from .._streams import TextStream, Usage
@@ -63,7 +63,8 @@ class ResponsesResponse(EngineResponse):
         (stream,) = self._choices
         if self._own_request.streams:
             return self._builder.end(stream.usage)
-        return JSONResponse(self._builder.full_response(stream.usage))
+        whole = self._builder.full_response(stream.usage)
+        return Response(whole, media_type="application/json")
 
     def _error_of(self, exc: Exception, sender: BodySender) -> APIError:
         return self._own_request.in_own_terms(super()._error_of(exc, sender))
