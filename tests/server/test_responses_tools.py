@@ -108,6 +108,18 @@ async def test_each_tool_call_is_an_item(template: dict[str, Any], call: str) ->
     assert (tool["name"], tool["parameters"]) == ("wait", TOOLS[0]["function"]["parameters"])
 
 
+async def test_a_template_that_parses_all_calls_at_once_has_an_item_for_each() -> None:
+    """As those of Cohere and Mistral do."""
+    calls = [{"name": "wait", "arguments": {"seconds": seconds}} for seconds in (1, 2)]
+    tool_calls = {"open": "<tool_call>", "close": "</tool_call>", "content": "json"}
+    template = {**QWEN, "fields": {**QWEN["fields"], "tool_calls": tool_calls}}
+    says = Saying(f"<tool_call>{json.dumps(calls)}</tool_call>", template)
+    events, whole = await both(says, {"input": "hi", "tools": FUNCTIONS})
+    assert types_of(events) == ["created", "in_progress", *CALL, *CALL, "completed"]
+    told = [json.loads(item["arguments"])["seconds"] for item in whole["output"]]
+    assert told == [1, 2]
+
+
 async def test_text_that_goes_on_after_a_call_is_another_message() -> None:
     events, whole = await both(Saying(f"One.{JSON_CALL}Two."), {"input": "hi", "tools": FUNCTIONS})
     order = ["created", "in_progress", *MESSAGE, *CALL, *MESSAGE, "completed"]

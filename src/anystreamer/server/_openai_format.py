@@ -132,9 +132,11 @@ class ChatChoiceBuilder(ChoiceBuilder):
     def take_text(self, chunk: TextChunk) -> tuple[str, str] | dict[str, Any]:
         field, text = field_of(chunk)
         if not isinstance(text, str):
-            self._calls.append(text)
+            first = len(self._calls)
+            self._calls += text
             self._last_field = field
-            return {"delta": {"tool_calls": [{"index": len(self._calls) - 1, **text}]}}
+            indexed = [{"index": first + index, **call} for index, call in enumerate(text)]
+            return {"delta": {"tool_calls": indexed}}
         if field != self._last_field and field in self._texts:  # it goes on after another field
             text = f"\n{text}"
         self._last_field = field
@@ -345,17 +347,23 @@ def usage_of(usages: Sequence[Usage], copies: int) -> dict[str, int]:
     }
 
 
-def field_of(chunk: TextChunk) -> tuple[str, str | dict[str, Any]]:
-    """The field of a message that a chunk is for, and its text; or, in ``tool_calls``, a call."""
+def field_of(chunk: TextChunk) -> tuple[str, str | list[dict[str, Any]]]:
+    """The field of a message that a chunk is for, and its text; or its calls: ``tool_calls``."""
     field = chunk.field or "content"
     value = chunk.value if chunk.field else str(chunk)
     if field == "tool_calls":
-        if (call := _call(value)) is not None:
-            return field, call
+        if calls := _calls(value):
+            return field, calls
         field = "content"  # malformed: the client gets it as text
     elif field in REASONING:
         field = "reasoning_content"
     return field, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _calls(value: Any) -> list[dict[str, Any]]:
+    """The calls of a value, which some templates (Cohere, Mistral) parse as a list; or none."""
+    calls = [_call(each) for each in (value if isinstance(value, list) else [value])]
+    return [call for call in calls if call is not None] if None not in calls else []
 
 
 def _call(value: Any) -> dict[str, Any] | None:

@@ -132,9 +132,8 @@ class ResponseBuilder:
         if field == "reasoning_content":
             self._reasoning_tokens += len(chunk.token_ids)
         if not isinstance(text, str):
-            return (
-                self._begin() + self._close("completed") + self._call(text["id"], text["function"])
-            )
+            opening = self._begin() + self._close("completed")
+            return opening + "".join(self._call(call["id"], call["function"]) for call in text)
         if (kind := KINDS.get(field)) is None:
             return ""
         opening = ""
