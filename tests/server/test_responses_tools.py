@@ -139,11 +139,18 @@ async def test_an_answer_cut_in_its_reasoning_or_in_a_call_has_no_more() -> None
     assert [item["type"] for item in whole["output"]] == ["message"]
 
 
-@pytest.mark.parametrize("more", [{}, {"tools": FUNCTIONS, "tool_choice": "none"}, {"tools": []}])
+@pytest.mark.parametrize("more", [{}, {"tools": []}, {"tools": None, "tool_choice": "none"}])
 async def test_without_tools_there_are_no_calls(more: dict[str, Any]) -> None:
     _, whole = await both(Saying(JSON_CALL), {"input": "hi", **more})
     (item,) = whole["output"]
     assert item["content"][0]["text"] == JSON_CALL
+
+
+async def test_no_tool_is_called_where_the_choice_is_none() -> None:
+    body = {"input": "hi", "tools": FUNCTIONS, "tool_choice": "none"}
+    _, whole = await both(Saying("Yes."), body)
+    (item,) = whole["output"]
+    assert (item["type"], whole["tool_choice"]) == ("message", "none")
 
 
 def said(text: str) -> list[dict[str, Any]]:

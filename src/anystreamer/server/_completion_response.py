@@ -22,7 +22,7 @@ from ._request_models import TextRequest
 from ._stream_response import ReadyItems, StreamResponse, unread_tokens
 from ._tokens import TokenTexts
 
-__all__ = ["CompletionResponse", "EngineResponse", "Limits", "finish_reason_of"]
+__all__ = ["CompletionResponse", "EngineResponse", "Limits"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +155,11 @@ class EngineResponse(StreamResponse):
 
     # -- the end
 
+    def _reason(self, stream: TextStream) -> str:
+        """OpenAI's name of the reason why a stream has ended."""
+        reason = stream.finish_reason
+        return (reason and reason.openai) or "stop"
+
     def _usages(self) -> list[Usage]:
         usages = [stream.usage for stream in self._choices]
         return [usage for usage in usages if usage is not None]
@@ -202,7 +207,7 @@ class CompletionResponse(EngineResponse):
             ]
             await sender.send("".join(events))
         tokens = self._tokens(index, stream.textless_end)
-        reason = finish_reason_of(stream)
+        reason = self._reason(stream)
         await sender.send(self._builder.last(index, reason, stream.stop_string, tokens))
 
     async def _collect(self, index: int, stream: TextStream) -> None:
@@ -215,14 +220,8 @@ class CompletionResponse(EngineResponse):
         usage = usage_of(self._usages(), self._request.n or 1)
         if self._request.stream:
             return (self._builder.usage(usage) if self._request.includes_usage else "") + DONE
-        reasons = [finish_reason_of(stream) for stream in self._choices]
+        reasons = [self._reason(stream) for stream in self._choices]
         return JSONResponse(self._builder.full_response(reasons, usage))
 
     def _error_end(self, error: APIError) -> str:
         return event(error.object) + DONE
-
-
-def finish_reason_of(stream: TextStream) -> str:
-    """OpenAI's name of the reason why a stream has ended."""
-    reason = stream.finish_reason
-    return (reason and reason.openai) or "stop"

@@ -156,13 +156,13 @@ Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_l
 class ChatOfResponses(ChatRequest):
     """The chat request that a request of the Responses API becomes."""
 
-    reasoning_effort: str | None = None
+    effort: str | None = None  # of reasoning
 
     def arguments(self, choice: int, template: Mapping[str, Any] | None) -> dict[str, Any]:
         arguments = super().arguments(choice, template)
-        if self.reasoning_effort is not None:
-            known: dict[str, Any] = {"reasoning_effort": self.reasoning_effort}
-            if self.reasoning_effort == "none":
+        if self.effort is not None:
+            known: dict[str, Any] = {"reasoning_effort": self.effort}
+            if self.effort == "none":
                 known["enable_thinking"] = False
             arguments["chat_template_kwargs"] = known | arguments.get("chat_template_kwargs", {})
         return arguments
@@ -239,7 +239,7 @@ class ResponsesRequest(_Strict):
             "response_format": self._format and self._format.as_chat(),
             "logprobs": self._has_logprobs,
             "top_logprobs": self.top_logprobs if self._has_logprobs else None,
-            "reasoning_effort": self.reasoning and self.reasoning.effort,
+            "effort": self.reasoning and self.reasoning.effort,
             **self._tools_in_chat,
         }
         try:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from .._engine import Engine
 from .._streams import TextStream, Usage
 from ._body_sender import BodySender
-from ._completion_response import EngineResponse, Limits, finish_reason_of
+from ._completion_response import EngineResponse, Limits
 from ._errors import APIError
 from ._responses_format import ResponseBuilder
 from ._responses_request import ResponsesRequest
@@ -57,7 +57,7 @@ class ResponsesResponse(EngineResponse):
 
     def _end_of(self, stream: TextStream) -> str:
         tokens = self._tokens(0, stream.textless_end)
-        return self._builder.take_end(finish_reason_of(stream), tokens)
+        return self._builder.take_end(self._reason(stream), tokens)
 
     def _end(self) -> str | Response:
         (stream,) = self._choices
