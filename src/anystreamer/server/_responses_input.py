@@ -74,7 +74,7 @@ class AudioPart(_Part):
 
 def _refuse(kind: object) -> object:
     if isinstance(kind, str):
-        raise PydanticCustomError("not_supported", "{kind} is not supported", {"kind": kind[:100]})
+        raise PydanticCustomError("another_type", "{kind} is not supported", {"kind": kind[:100]})
     return kind
 
 
