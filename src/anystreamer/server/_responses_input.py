@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from ._message_models import MAX_PARTS, _Strict
@@ -74,12 +74,14 @@ class AudioPart(_Part):
 
 def _refuse(kind: object) -> object:
     if isinstance(kind, str):
-        raise PydanticCustomError("another_type", "{kind} is not supported", {"kind": kind[:100]})
+        raise PydanticCustomError("unsupported", "{kind} is not supported", {"kind": kind[:100]})
     return kind
 
 
 class UnknownPart(_Strict):
     """A part of another type. It is refused."""
+
+    model_config = ConfigDict(extra="ignore")  # it is not about them
 
     type: Annotated[Literal["input_text"], BeforeValidator(_refuse)]
 
@@ -194,6 +196,8 @@ class ReferenceItem(_Strict):
 
 class UnknownItem(_Strict):
     """An item of another type. It is refused."""
+
+    model_config = ConfigDict(extra="ignore")
 
     type: Annotated[Literal["message"], BeforeValidator(_refuse)]
 
