@@ -247,7 +247,13 @@ async def test_the_engine_is_asked_for_what_the_client_asks_for() -> None:
         {},
         {"temperature": 0, "top_p": 0.5, "max_output_tokens": 7},
         {"temperature": 0.5, "tools": [], "tool_choice": "auto", "parallel_tool_calls": False},
-        {"top_p": 1, "background": False, "previous_response_id": None, "include": None},
+        {
+            "top_p": 1,
+            "top_k": 5,
+            "background": False,
+            "previous_response_id": None,
+            "include": None,
+        },
         {"input": [{"role": "developer", "content": parts}], "instructions": "So:"},
     ]
     async with edge(model, default_max_tokens=100, max_tokens_limit=50) as (client, _):
@@ -259,7 +265,7 @@ async def test_the_engine_is_asked_for_what_the_client_asks_for() -> None:
     assert first == {"max_new_tokens": 50}
     assert (greedy["do_sample"], greedy["max_new_tokens"]) == (False, 7)
     assert (warm["do_sample"], warm["temperature"]) == (True, 0.5)
-    assert (nucleus["temperature"], nucleus["top_p"]) == (1.0, 1.0)
+    assert (nucleus["temperature"], nucleus["top_p"], nucleus["top_k"]) == (1.0, 1.0, 5)
     assert parted["input_ids"] == [[*map(ord, "system: So:\nsystem: Hi!\nassistant: ")]]
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from ._message_models import MAX_PARTS, _Strict
+from ._fields import Strict
+from ._message_models import MAX_PARTS
 
 __all__ = ["REASONING_PREFIX", "Conversation", "Item"]
 
@@ -17,7 +18,7 @@ REASONING_PREFIX = "rs"  # of the ids of reasoning
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
-class _Part(_Strict):
+class _Part(Strict):
     prompt_cache_breakpoint: Any = None  # nothing is billed by it
 
 
@@ -78,7 +79,7 @@ def _refuse(kind: object) -> object:
     return kind
 
 
-class UnknownPart(_Strict):
+class UnknownPart(Strict):
     """A part of another type. It is refused."""
 
     model_config = ConfigDict(extra="ignore")  # it is not about them
@@ -110,7 +111,7 @@ Parts = Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
 Content = str | Parts
 
 
-class _Item(_Strict):
+class _Item(Strict):
     id: str | None = None
     status: Status | None = None
 
@@ -152,7 +153,7 @@ class CallOutputItem(_Item):
     caller: Any = None
 
 
-class ReasoningText(_Strict):
+class ReasoningText(Strict):
     """A part of a reasoning."""
 
     type: Literal["reasoning_text", "summary_text"]
@@ -173,7 +174,7 @@ class ReasoningItem(_Item):
         return "".join(part.text for part in self.content or self.summary or ())
 
 
-class ReferenceItem(_Strict):
+class ReferenceItem(Strict):
     """An item of an earlier answer, by its id.
 
     Nothing is stored, so there is nothing to refer to. A reasoning is left out: a conversation is
@@ -194,7 +195,7 @@ class ReferenceItem(_Strict):
         return self
 
 
-class UnknownItem(_Strict):
+class UnknownItem(Strict):
     """An item of another type. It is refused."""
 
     model_config = ConfigDict(extra="ignore")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -12,7 +12,8 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from ._errors import APIError
-from ._message_models import JSONSchema, _Strict
+from ._fields import Strict
+from ._message_models import JSONSchema
 from ._request_body import validated
 from ._request_models import MAX_MESSAGES, ChatRequest
 from ._responses_input import Conversation, Item
@@ -32,7 +33,24 @@ _INSTEAD = {
 }
 
 # Fields of a chat request that have the same name and meaning here. The chat request checks them.
-_SHARED = ("model", "stream", "temperature", "top_p", "seed", "stop")
+_SHARED = (
+    "model",
+    "stream",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "min_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "skip_special_tokens",
+)
 
 # What a chat request calls the others. Its errors are sent with the names of this API.
 _NAMES = {
@@ -58,7 +76,7 @@ def _function_type(kind: object) -> object:
 FunctionType = Annotated[Literal["function"], BeforeValidator(_function_type)]
 
 
-class FunctionTool(_Strict):
+class FunctionTool(Strict):
     """A function that the model can call."""
 
     type: FunctionType
@@ -72,14 +90,14 @@ class FunctionTool(_Strict):
         return {"type": self.type, "function": self.model_dump(exclude={"type"})}
 
 
-class NamedFunction(_Strict):
+class NamedFunction(Strict):
     """A function, by its name."""
 
     type: FunctionType
     name: str
 
 
-class AllowedTools(_Strict):
+class AllowedTools(Strict):
     """Some of the request's tools: the model can call no others."""
 
     type: Literal["allowed_tools"]
@@ -87,7 +105,7 @@ class AllowedTools(_Strict):
     tools: Annotated[list[NamedFunction], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
 
 
-class TextFormat(_Strict):
+class TextFormat(Strict):
     """The form of an answer without a schema."""
 
     type: Literal["text", "json_object", "json_schema"]  # the last with a schema, below
@@ -119,14 +137,14 @@ Format = Annotated[
 ]
 
 
-class TextConfig(_Strict):
+class TextConfig(Strict):
     """The form of the answer's text."""
 
     format: Format | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class Reasoning(_Strict):
+class Reasoning(Strict):
     """How much a model is to reason. Chat templates that know ``reasoning_effort`` get it."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
@@ -134,7 +152,7 @@ class Reasoning(_Strict):
     generate_summary: Literal["auto", "concise", "detailed"] | None = None  # its older name
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """How a streamed response is sent."""
 
     include_obfuscation: Literal[False] | None = None
@@ -153,22 +171,7 @@ Includable = Literal[
 Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
 
 
-class ChatOfResponses(ChatRequest):
-    """The chat request that a request of the Responses API becomes."""
-
-    effort: str | None = None  # of reasoning
-
-    def arguments(self, choice: int, template: Mapping[str, Any] | None) -> dict[str, Any]:
-        arguments = super().arguments(choice, template)
-        if self.effort is not None:
-            known: dict[str, Any] = {"reasoning_effort": self.effort}
-            if self.effort == "none":
-                known["enable_thinking"] = False
-            arguments["chat_template_kwargs"] = known | arguments.get("chat_template_kwargs", {})
-        return arguments
-
-
-class ResponsesRequest(_Strict):
+class ResponsesRequest(Strict):
     """The body of a POST to ``/v1/responses``."""
 
     input: str | Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
@@ -187,8 +190,19 @@ class ResponsesRequest(_Strict):
     stream: Any = None
     temperature: Any = None
     top_p: Any = None
+    top_k: Any = None
+    min_p: Any = None
     seed: Any = None
     stop: Any = None
+    stop_token_ids: Any = None
+    ignore_eos: Any = None
+    min_tokens: Any = None
+    frequency_penalty: Any = None
+    presence_penalty: Any = None
+    repetition_penalty: Any = None
+    logit_bias: Any = None
+    skip_special_tokens: Any = None
+    chat_template_kwargs: dict[str, Any] | None = None
     # These change nothing here: nothing is stored, and there is one kind of service.
     store: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
@@ -239,17 +253,25 @@ class ResponsesRequest(_Strict):
             "response_format": self._format and self._format.as_chat(),
             "logprobs": self._has_logprobs,
             "top_logprobs": self.top_logprobs if self._has_logprobs else None,
-            "effort": self.reasoning and self.reasoning.effort,
+            "chat_template_kwargs": self._template_kwargs,
             **self._tools_in_chat,
         }
         try:
-            return validated(ChatOfResponses, data)
+            return validated(ChatRequest, data)
         except APIError as refused:
             raise self.in_own_terms(refused) from refused
 
     @cached_property
     def _conversation(self) -> Conversation:
         return Conversation(self.instructions, self.input)
+
+    @property
+    def _template_kwargs(self) -> dict[str, Any]:
+        effort = self.reasoning and self.reasoning.effort
+        known: dict[str, Any] = {} if effort is None else {"reasoning_effort": effort}
+        if effort == "none":
+            known["enable_thinking"] = False
+        return known | (self.chat_template_kwargs or {})
 
     @property
     def _tools_in_chat(self) -> dict[str, Any]:
