@@ -376,13 +376,13 @@ def deaf(url: str) -> socket.socket:
     return client
 
 
-async def check_that_it_is_counted(url: str) -> None:
+async def check_that_it_is_counted(url: str, endpoint: str = "completions") -> None:
     """Once its streams have been left, its response still has to end."""
     async with client_of(url) as client:
         with anyio.fail_after(PATIENCE):
             while True:
                 metrics = (await client.get("/metrics")).text
-                if 'endpoint="completions",outcome="stalled"} 1.0' in metrics:
+                if f'endpoint="{endpoint}",outcome="stalled"}} 1.0' in metrics:
                     return
                 await anyio.sleep(0.05)
 
@@ -411,6 +411,24 @@ async def test_a_client_that_does_not_take_a_whole_answer_is_left(server: str) -
             client.send(request({}))
             await until(lambda: is_open(client))
             await until(lambda: not is_open(client))
+
+
+@pytest.mark.parametrize("limit", [{"max_unsent_tokens": 500}, {"max_unsent_bytes": 100}])
+async def test_what_waits_for_a_client_of_responses_is_bounded(
+    server: str, limit: dict[str, int]
+) -> None:
+    model = ScriptedModel(["word "] * 100_000, delay=0.0001)
+    options: dict[str, Any] = dict.fromkeys(("max_unsent_tokens", "max_unsent_bytes")) | limit
+    options |= {"send_timeout": None, "keep_alive": None}
+    content = json.dumps({"input": "Hi", "stream": True, "max_output_tokens": 10**5}).encode()
+    head = HEAD.replace(b"/v1/completions", b"/v1/responses")
+    async with edge(server, model, send_buffer=4096, **options) as (url, engine):
+        with deaf(url) as client:
+            client.send(head + b"content-length: %d\r\n\r\n" % len(content) + content)
+            await until(lambda: model.is_generating)
+            await until(lambda: not (model.is_generating or engine.statistics().running))
+        await check_that_it_is_counted(url, "responses")
+    assert model.steps < 100_000
 
 
 @pytest.mark.parametrize("limit", [{"max_unsent_tokens": 500}, {"max_unsent_bytes": 100}])

@@ -18,9 +18,11 @@ import anystreamer
 from anystreamer import open_engine
 from anystreamer.server import create_app
 from anystreamer.server._request_models import ChatRequest, CompletionRequest
+from anystreamer.server._responses_request import ResponsesRequest
 from anystreamer.testing import ScriptedModel
 
 from ..helpers.serving import data_of, serving
+from .test_responses import RESPONSES, checked
 from .test_server import CHAT, TEXT, error_of
 
 FEW = 4  # items of a list, or answers to a prompt: their number has tests of its own
@@ -95,12 +97,15 @@ def check(response: httpx.Response) -> None:
     assert response.status_code in (200, 400, 404), response.text
     if response.status_code != 200:
         error_of(response)
-    elif response.headers["content-type"].startswith("text/event-stream"):
+    elif not response.headers["content-type"].startswith("text/event-stream"):
+        answer = response.json()
+        assert answer.get("choices") or answer["output"]
+    elif response.text.startswith("event: "):
+        assert checked(response.text)[-1]["type"] in ("response.completed", "response.incomplete")
+    else:
         *chunks, done = data_of(response.text)
         assert done == "[DONE]"
         assert all("error" not in chunk for chunk in chunks)
-    else:
-        assert response.json()["choices"]
 
 
 def kept() -> int:
@@ -113,7 +118,10 @@ def kept() -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize(("path", "kind"), [(CHAT, ChatRequest), (TEXT, CompletionRequest)])
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [(CHAT, ChatRequest), (TEXT, CompletionRequest), (RESPONSES, ResponsesRequest)],
+)
 def test_what_a_schema_allows_is_answered_and_nothing_of_it_is_kept(
     backend: str, path: str, kind: type[Any]
 ) -> None:

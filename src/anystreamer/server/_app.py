@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from .._engine import Engine
 from .._generation import max_context_length, tokenizer_of
-from .._streams import Timeouts, validate_timeouts
+from .._streams import Timeouts, Usage, validate_timeouts
 from .._text import response_template_of, validate_template
 from ._allowed_hosts import AllowedHosts
 from ._body_sender import SendLimits
@@ -28,14 +28,19 @@ from ._errors import APIError
 from ._metrics import Metrics
 from ._model_names import ModelNames
 from ._openai_format import ChatCompletionBuilder, CompletionBuilder, TextCompletionBuilder
-from ._request_body import BodyParser
+from ._request_body import BodyParser, RequestT
 from ._request_id import HEADER, RequestIds, request_id_of
 from ._request_models import ChatRequest, CompletionRequest, TextRequest
+from ._responses_format import ResponseBuilder
+from ._responses_request import ResponsesRequest
+from ._responses_response import ResponsesResponse
 
 __all__ = ["create_app"]
 
 BODY_SECONDS = 60.0  # for a client to send its request
 DROPPED_BYTES = 1024 * 1024  # more than that, of a body that is too large, closes the connection
+
+OnEnd = Callable[[str, list[Usage]], None]  # called with a request's outcome and its usages
 
 
 def create_app(
@@ -60,10 +65,11 @@ def create_app(
 ) -> Starlette:
     """Make a Starlette application with OpenAI's API, which serves an open engine.
 
-    It has ``POST /v1/chat/completions``, ``POST /v1/completions``, ``GET /v1/models``,
-    ``GET /health`` and ``GET /metrics``, and at ``/`` a page to chat with the model. It can be
-    mounted in another application of Starlette or FastAPI. A client that disconnects stops the
-    model, or leaves the queue. A parameter that is not supported is refused by name.
+    It has ``POST /v1/chat/completions``, ``POST /v1/completions``, ``POST /v1/responses``,
+    ``GET /v1/models``, ``GET /health`` and ``GET /metrics``, and at ``/`` a page to chat with the
+    model. It can be mounted in another application of Starlette or FastAPI. A client that
+    disconnects stops the model, or leaves the queue. A parameter that is not supported is refused
+    by name.
 
     Args:
         engine: an engine from `open_engine`, opened in the event loop that the server runs in.
@@ -142,6 +148,7 @@ def create_app(
         routes=[
             Route("/v1/chat/completions", endpoints.chat_completions, methods=["POST"]),
             Route("/v1/completions", endpoints.completions, methods=["POST"]),
+            Route("/v1/responses", endpoints.responses, methods=["POST"]),
             Route("/v1/models", endpoints.models),
             Route("/v1/models/", endpoints.models),
             Route("/v1/models/{name:path}", endpoints.model),
@@ -204,6 +211,13 @@ class _Endpoints:
     async def completions(self, request: Request) -> Response:
         return await self._text(request, "completions", CompletionRequest, TextCompletionBuilder)
 
+    async def responses(self, request: Request) -> Response:
+        def new_response(asked: ResponsesRequest, on_end: OnEnd) -> Response:
+            builder = ResponseBuilder(self._names.main, asked.settings, streams=asked.streams)
+            return ResponsesResponse(self._engine, asked, builder, self._limits, on_end)
+
+        return await self._answer(request, "responses", ResponsesRequest, new_response)
+
     async def models(self, request: Request) -> Response:
         self._check_key(request)
         return JSONResponse({"object": "list", "data": self._names.cards()})
@@ -231,6 +245,24 @@ class _Endpoints:
         kind: type[TextRequest],
         new_builder: type[CompletionBuilder],
     ) -> Response:
+        def new_response(asked: TextRequest, on_end: OnEnd) -> Response:
+            builder = new_builder(
+                self._names.main,
+                includes_usage=asked.includes_usage,
+                includes_running_usage=asked.includes_running_usage,
+                top=asked.top_logprobs_asked,
+            )
+            return CompletionResponse(self._engine, asked, builder, self._limits, on_end)
+
+        return await self._answer(request, endpoint, kind, new_response)
+
+    async def _answer(
+        self,
+        request: Request,
+        endpoint: str,
+        kind: type[RequestT],
+        new_response: Callable[[RequestT, OnEnd], Response],
+    ) -> Response:
         on_end = partial(self._metrics.on_end, endpoint)
         try:
             self._check_key(request)
@@ -242,13 +274,7 @@ class _Endpoints:
         except ClientDisconnect:
             on_end("disconnected")
             return Response(status_code=400)  # nothing receives it
-        builder = new_builder(
-            self._names.main,
-            includes_usage=asked.includes_usage,
-            includes_running_usage=asked.includes_running_usage,
-            top=asked.top_logprobs_asked,
-        )
-        return CompletionResponse(self._engine, asked, builder, self._limits, on_end)
+        return new_response(asked, on_end)
 
     async def _body(self, request: Request) -> bytes:
         # A page of another site can post a form or plain text to a server on this machine without

@@ -31,7 +31,7 @@ from ._request_models import TextRequest
 from ._stream_response import ReadyItems, StreamResponse, unread_tokens
 from ._tokens import TokenTexts
 
-__all__ = ["CompletionResponse", "Limits"]
+__all__ = ["CompletionResponse", "EngineResponse", "Limits"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +47,22 @@ class Limits:
     response_template: Mapping[str, Any] | None  # of the model's tokenizer
 
 
-class CompletionResponse(StreamResponse):
-    """Answers one request. The model works for it only while its client listens."""
+class EngineResponse(StreamResponse):
+    """Opens the streams of one request, which subclasses send in their format.
+
+    The model works for it only while its client listens.
+    """
 
     def __init__(
         self,
         engine: Engine,
         request: TextRequest,
-        builder: CompletionBuilder,
         limits: Limits,
         on_end: Callable[[str, list[Usage]], None],
     ) -> None:
         super().__init__(limits.sending, media_type=EVENT_STREAM)
         self._engine = engine
         self._request = request
-        self._builder = builder
         self._limits = limits
         self._on_end = on_end
         self._choices: list[TextStream] = []
@@ -94,7 +95,6 @@ class CompletionResponse(StreamResponse):
                     await stream.aclose()
                     stream = await self._open_choice(streams, choice, prompt, room, echo)
                 self._choices.append(stream)
-                self._builder.add_choice(len(stream.prompt_token_ids))
                 if echo is not None:
                     self._echoes[choice] = echo
                 if self._request.top_logprobs_asked is not None:
@@ -196,6 +196,59 @@ class CompletionResponse(StreamResponse):
 
     # -- the body
 
+    def _unsent_tokens(self) -> int:
+        return sum(map(unread_tokens, self._choices))
+
+    def _tokens(self, index: int, chunk: TextChunk | None) -> Sequence[Token]:
+        """The tokens to list: as in vLLM each that counts in the usage, also those without text."""
+        if not self._token_texts or chunk is None:
+            return ()
+        return self._token_texts[index].of(chunk)
+
+    # -- the end
+
+    def _reason(self, stream: TextStream) -> str:
+        """OpenAI's name of the reason why a stream has ended."""
+        if self._is_prompt_only:
+            return "length"
+        reason = stream.finish_reason
+        return (reason and reason.openai) or "stop"
+
+    def _usages(self) -> list[Usage]:
+        usages = [stream.usage for stream in self._choices]
+        return [usage for usage in usages if usage is not None]
+
+    def _refusal(self, exc: Exception) -> APIError:
+        request = self._request
+        names = {
+            "logits_processor": "logprobs" if request.seed is None else "seed",
+            "eos_token_id": "ignore_eos" if request.ignore_eos else "stop_token_ids",
+        }
+        return in_clients_terms(exc, request.prompts[0][0], names)
+
+    def _error_response(self, error: APIError) -> Response:
+        return error.response()
+
+
+class CompletionResponse(EngineResponse):
+    """Answers a request for a chat completion, or for a completion."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        request: TextRequest,
+        builder: CompletionBuilder,
+        limits: Limits,
+        on_end: Callable[[str, list[Usage]], None],
+    ) -> None:
+        super().__init__(engine, request, limits, on_end)
+        self._builder = builder
+
+    async def _open(self, streams: OpenStreams) -> None:
+        await super()._open(streams)
+        for stream in self._choices:
+            self._builder.add_choice(len(stream.prompt_token_ids))
+
     async def _send_body(self, sender: BodySender) -> None:
         works: list[Callable[[], Any]]
         if not self._request.stream:
@@ -203,9 +256,6 @@ class CompletionResponse(StreamResponse):
             return await run_all(works)
         works = [partial(self._send_choice, sender, *each) for each in enumerate(self._choices)]
         await sender.within(self._limits.sending, self._unsent_tokens, partial(run_all, works))
-
-    def _unsent_tokens(self) -> int:
-        return sum(map(unread_tokens, self._choices))
 
     async def _send_choice(self, sender: BodySender, index: int, stream: TextStream) -> None:
         # No event before the first text: an error can still have a status, with which clients know
@@ -247,20 +297,6 @@ class CompletionResponse(StreamResponse):
     def _end_of(self, stream: TextStream) -> TextChunk | None:
         return None if self._is_prompt_only else stream.textless_end
 
-    def _reason(self, stream: TextStream) -> str:
-        if self._is_prompt_only:
-            return "length"
-        reason = stream.finish_reason
-        return (reason and reason.openai) or "stop"
-
-    def _tokens(self, index: int, chunk: TextChunk | None) -> Sequence[Token]:
-        """The tokens to list: as in vLLM each that counts in the usage, also those without text."""
-        if not self._token_texts or chunk is None:
-            return ()
-        return self._token_texts[index].of(chunk)
-
-    # -- the end
-
     def _end(self) -> str | Response:
         usages = self._usages()
         if self._is_prompt_only:
@@ -270,21 +306,6 @@ class CompletionResponse(StreamResponse):
             return (self._builder.usage(usage) if self._request.includes_usage else "") + DONE
         reasons = [self._reason(stream) for stream in self._choices]
         return JSONResponse(self._builder.full_response(reasons, usage))
-
-    def _usages(self) -> list[Usage]:
-        usages = [stream.usage for stream in self._choices]
-        return [usage for usage in usages if usage is not None]
-
-    def _refusal(self, exc: Exception) -> APIError:
-        request = self._request
-        names = {
-            "logits_processor": "logprobs" if request.seed is None else "seed",
-            "eos_token_id": "ignore_eos" if request.ignore_eos else "stop_token_ids",
-        }
-        return in_clients_terms(exc, request.prompts[0][0], names)
-
-    def _error_response(self, error: APIError) -> Response:
-        return error.response()
 
     def _error_end(self, error: APIError) -> str:
         return event(error.object) + DONE

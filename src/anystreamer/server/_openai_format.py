@@ -19,6 +19,8 @@ __all__ = [
     "TextCompletionBuilder",
     "Token",
     "event",
+    "field_of",
+    "logprob_entry",
     "usage_of",
 ]
 
@@ -128,18 +130,13 @@ class ChatChoiceBuilder(ChoiceBuilder):
         return "tool_calls" if self._calls and finish_reason == "stop" else finish_reason
 
     def take_text(self, chunk: TextChunk) -> tuple[str, str] | dict[str, Any]:
-        field = chunk.field or "content"
-        value = chunk.value if chunk.field else str(chunk)
-        call = _call(value) if field == "tool_calls" else None
-        if call is not None:
-            self._calls.append(call)
+        field, text = field_of(chunk)
+        if not isinstance(text, str):
+            first = len(self._calls)
+            self._calls += text
             self._last_field = field
-            return {"delta": {"tool_calls": [{"index": len(self._calls) - 1, **call}]}}
-        if field == "tool_calls":  # malformed: the client gets it as text
-            field = "content"
-        elif field in REASONING:
-            field = "reasoning_content"
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            indexed = [{"index": first + index, **call} for index, call in enumerate(text)]
+            return {"delta": {"tool_calls": indexed}}
         if field != self._last_field and field in self._texts:  # it goes on after another field
             text = f"\n{text}"
         self._last_field = field
@@ -164,8 +161,8 @@ class ChatChoiceBuilder(ChoiceBuilder):
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
         content = [
             {
-                **_logprob_entry(token),
-                "top_logprobs": [_logprob_entry(each) for each in token.top],
+                **logprob_entry(token),
+                "top_logprobs": [logprob_entry(each) for each in token.top],
             }
             for token in tokens
         ]
@@ -387,6 +384,25 @@ def _counts(prompt: int, completion: int, cached: int = 0) -> dict[str, Any]:
     }
 
 
+def field_of(chunk: TextChunk) -> tuple[str, str | list[dict[str, Any]]]:
+    """The field of a message that a chunk is for, and its text; or its calls: ``tool_calls``."""
+    field = chunk.field or "content"
+    value = chunk.value if chunk.field else str(chunk)
+    if field == "tool_calls":
+        if calls := _calls(value):
+            return field, calls
+        field = "content"  # malformed: the client gets it as text
+    elif field in REASONING:
+        field = "reasoning_content"
+    return field, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _calls(value: Any) -> list[dict[str, Any]]:
+    """The calls of a value, which some templates (Cohere, Mistral) parse as a list; or none."""
+    calls = [_call(each) for each in (value if isinstance(value, list) else [value])]
+    return [call for call in calls if call is not None] if None not in calls else []
+
+
 def _call(value: Any) -> dict[str, Any] | None:
     """A tool call, from a response template's form to OpenAI's; None if it is not a tool call."""
     function = value.get("function", value) if isinstance(value, dict) else None
@@ -406,7 +422,8 @@ def _call(value: Any) -> dict[str, Any] | None:
     }
 
 
-def _logprob_entry(token: Token) -> dict[str, Any]:
+def logprob_entry(token: Token) -> dict[str, Any]:
+    """A token in a list of tokens."""
     utf8 = None if token.utf8 is None else list(token.utf8)
     return {"token": token.text, "logprob": _logprob(token), "bytes": utf8}
 

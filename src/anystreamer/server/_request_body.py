@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from pydantic import ValidationError
@@ -12,11 +12,24 @@ from pydantic_core import ErrorDetails
 from ._bounded_json import from_bounded_json
 from ._errors import APIError
 from ._fields import INSTEAD
-from ._request_models import TextRequest
 
-__all__ = ["BodyParser", "parsed"]
+__all__ = ["BodyParser", "Request", "RequestT", "parsed", "validated"]
 
-RequestT = TypeVar("RequestT", bound=TextRequest)
+
+class Request(Protocol):
+    """What a body is parsed to: a model of pydantic's."""
+
+    model: str | None
+
+    @classmethod
+    def model_validate(cls, obj: Any) -> Self:
+        """Make one from parsed JSON. Raises ValidationError."""
+
+    def prepare(self) -> None:
+        """Make now what takes long and is needed later: this can be another thread."""
+
+
+RequestT = TypeVar("RequestT", bound=Request)
 
 # A body of this size is parsed within a millisecond or two, and a thread would take longer (bytes).
 INLINE_BYTES = 16 * 1024
@@ -47,12 +60,17 @@ def parsed(kind: type[RequestT], body: bytes) -> RequestT:
         raise APIError(f"the body cannot be parsed as JSON: {exc}") from exc
     if not isinstance(data, dict):
         raise APIError("the body must be a JSON object")
-    try:
-        request = kind.model_validate(data)
-    except ValidationError as exc:
-        raise _refusal(data, exc) from exc
+    request = validated(kind, data)
     request.prepare()
     return request
+
+
+def validated(kind: type[RequestT], data: Mapping[str, Any]) -> RequestT:
+    """A request from what its body says. Raises APIError, which names the first error."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as exc:
+        raise _refusal(data, exc) from exc
 
 
 def _refusal(data: Mapping[str, Any], exc: ValidationError) -> APIError:

@@ -1,0 +1,286 @@
+"""Responses of OpenAI's Responses API: the whole object, and its events. Pure."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .._streams import TextChunk, Usage
+from ._errors import APIError
+from ._openai_format import Token, field_of, logprob_entry
+from ._responses_input import REASONING_PREFIX
+
+__all__ = ["ResponseBuilder"]
+
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of item that has text: what its events and its parts are called."""
+
+    name: str
+    prefix: str  # of its id
+    text: str  # events with text
+    part: str  # the type of its part
+
+    def new_part(self, text: str, logprobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The part that has all of the item's text."""
+        part: dict[str, Any] = {"type": self.part, "text": text}
+        return part if self is REASONING else {**part, "annotations": [], "logprobs": logprobs}
+
+    def new_item(self, id: str, status: Status, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        """The item."""
+        item: dict[str, Any] = {"id": id, "type": self.name, "status": status, "content": parts}
+        if self is REASONING:
+            return {**item, "summary": [], "encrypted_content": None}
+        return {**item, "role": "assistant"}
+
+
+MESSAGE = Kind("message", "msg", "response.output_text", "output_text")
+REASONING = Kind("reasoning", REASONING_PREFIX, "response.reasoning_text", "reasoning_text")
+
+# A field that is in neither has no place in this API, and is left out.
+KINDS = {"content": MESSAGE, "reasoning_content": REASONING}
+
+
+class TextItem:
+    """An item whose text is being made."""
+
+    def __init__(self, kind: Kind, output_index: int) -> None:
+        self.kind = kind
+        self.id = f"{kind.prefix}_{secrets.token_hex(24)}"
+        self._texts: list[str] = []
+        self._logprobs: list[dict[str, Any]] = []
+        self.at_item = {"output_index": output_index}
+        self.at_part = {"item_id": self.id, **self.at_item, "content_index": 0}
+        # All of an event with text but the text, the number and the tokens.
+        head = {"type": f"{kind.text}.delta", **self.at_part}
+        self._head = f"event: {kind.text}.delta\ndata: {_json(head)[:-1]}"
+
+    @property
+    def logprobs(self) -> dict[str, Any]:
+        """A field of its last event."""
+        return {} if self.kind is REASONING else {"logprobs": self._logprobs}
+
+    @property
+    def text(self) -> str:
+        """All of its text so far."""
+        return "".join(self._texts)
+
+    @property
+    def part(self) -> dict[str, Any]:
+        """The part that has its text."""
+        return self.kind.new_part(self.text, self._logprobs)
+
+    def as_object(self, status: Status) -> dict[str, Any]:
+        """The item."""
+        parts = [] if status == "in_progress" else [self.part]
+        return self.kind.new_item(self.id, status, parts)
+
+    def take(self, text: str, tokens: Sequence[Token]) -> list[dict[str, Any]]:
+        """Take more text. Returns its tokens as they are listed."""
+        self._texts.append(text)
+        if not tokens or self.kind is REASONING:
+            return []
+        logprobs = [
+            {**_listed(token), "top_logprobs": [_listed(each) for each in token.top]}
+            for token in tokens
+        ]
+        self._logprobs += logprobs
+        return logprobs
+
+    def delta(self, number: int, text: str, logprobs: Sequence[Mapping[str, Any]]) -> str:
+        """The event with more text."""
+        listed = ""
+        if self.kind is MESSAGE:
+            listed = f',"logprobs":{_json(logprobs)}' if logprobs else ',"logprobs":[]'
+        return f'{self._head},"sequence_number":{number},"delta":{json.dumps(text)}{listed}}}\n\n'
+
+
+class ResponseBuilder:
+    """The response to one request: takes the chunks of a stream.
+
+    Args:
+        model: the model's name.
+        settings: what the response repeats of its request: an object, as JSON. All events with the
+            response have it, so it is encoded once.
+        streams: whether the response is sent in events. If not, all events are empty strings.
+    """
+
+    def __init__(self, model: str, settings: str, *, streams: bool) -> None:
+        self._id = f"resp_{secrets.token_hex(24)}"
+        self._created = int(time.time())
+        self._model = model
+        self._settings = settings
+        self._streams = streams
+        self._number = 0  # of the next event
+        self._output: list[dict[str, Any]] = []  # items that are finished
+        self._item: TextItem | None = None  # the one that is not
+        self._reasoning_tokens = 0
+        self._is_cut = False
+
+    # -- in events
+
+    def take(self, chunk: TextChunk, tokens: Sequence[Token]) -> str:
+        """Take a chunk and its tokens. Returns its events."""
+        field, text = field_of(chunk)
+        if field == "reasoning_content":
+            self._reasoning_tokens += len(chunk.token_ids)
+        if not isinstance(text, str):
+            opening = self._begin() + self._close("completed")
+            return opening + "".join(self._call(call["id"], call["function"]) for call in text)
+        if (kind := KINDS.get(field)) is None:
+            return ""
+        opening = ""
+        if self._item is None or self._item.kind is not kind:
+            opening = self._begin() + self._close("completed") + self._open(kind)
+        return opening + self._text(text, tokens)
+
+    def take_end(self, reason: str, tokens: Sequence[Token]) -> str:
+        """Take the finish reason, and the tokens after the last chunk. Returns the last events."""
+        self._is_cut = reason == "length"
+        opening = self._begin()
+        if self._item is None and not self._output:
+            opening += self._open(MESSAGE)
+        ending = self._text("", tokens) if tokens and self._item is not None else ""
+        return opening + ending + self._close("incomplete" if self._is_cut else "completed")
+
+    def end(self, usage: Usage | None) -> str:
+        """The event with the whole response."""
+        status = "incomplete" if self._is_cut else "completed"
+        return self._response_event(f"response.{status}", self.full_response(usage))
+
+    def failed(self, error: APIError) -> str:
+        """The events that end the response with an error."""
+        said = error.object["error"]
+        opening = self._begin()
+        if self._item is not None:
+            self._output.append(self._item.as_object("incomplete"))
+        is_about_request = said["type"] == "invalid_request_error"
+        shown = {
+            "code": "invalid_prompt" if is_about_request else "server_error",
+            "message": said["message"],
+        }
+        response = self._response("failed", error=shown, output=self._output)
+        told = {"code": said["code"], "message": said["message"], "param": said["param"]}
+        return (
+            opening
+            + self._event("error", **told)
+            + self._response_event("response.failed", response)
+        )
+
+    def _begin(self) -> str:
+        if self._number:
+            return ""
+        if not self._streams:
+            return ""
+        response = self._response("in_progress")
+        created = self._response_event("response.created", response)
+        return created + self._response_event("response.in_progress", response)
+
+    def _open(self, kind: Kind) -> str:
+        self._item = item = TextItem(kind, len(self._output))
+        return self._event(
+            "response.output_item.added", **item.at_item, item=item.as_object("in_progress")
+        ) + self._event("response.content_part.added", **item.at_part, part=kind.new_part("", []))
+
+    def _text(self, text: str, tokens: Sequence[Token]) -> str:
+        assert self._item is not None
+        logprobs = self._item.take(text, tokens)
+        if not self._streams:
+            return ""
+        self._number += 1
+        return self._item.delta(self._number - 1, text, logprobs)
+
+    def _close(self, status: Status) -> str:
+        if (item := self._item) is None:
+            return ""
+        self._item = None
+        self._output.append(item.as_object(status))
+        return (
+            self._event(f"{item.kind.text}.done", **item.at_part, text=item.text, **item.logprobs)
+            + self._event("response.content_part.done", **item.at_part, part=item.part)
+            + self._event("response.output_item.done", **item.at_item, item=self._output[-1])
+        )
+
+    def _call(self, id: str, function: Mapping[str, str]) -> str:
+        item = {
+            "id": f"fc_{secrets.token_hex(24)}",
+            "type": "function_call",
+            "call_id": id,
+            "name": function["name"],
+        }
+        at_item = {"output_index": len(self._output)}
+        at_arguments = {"item_id": item["id"], **at_item}
+        arguments = function["arguments"]
+        started = {**item, "arguments": "", "status": "in_progress"}
+        done = {**item, "arguments": arguments, "status": "completed"}
+        self._output.append(done)
+        events = "response.function_call_arguments"
+        return (
+            self._event("response.output_item.added", **at_item, item=started)
+            + self._event(f"{events}.delta", **at_arguments, delta=arguments)
+            + self._event(f"{events}.done", **at_arguments, name=item["name"], arguments=arguments)
+            + self._event("response.output_item.done", **at_item, item=done)
+        )
+
+    def _event(self, type: str, **fields: Any) -> str:
+        if not self._streams:
+            return ""
+        data = {"type": type, "sequence_number": self._number, **fields}
+        self._number += 1
+        return f"event: {type}\ndata: {_json(data)}\n\n"
+
+    def _response_event(self, type: str, response: str) -> str:
+        head = _json({"type": type, "sequence_number": self._number})
+        self._number += 1
+        return f'event: {type}\ndata: {head[:-1]},"response":{response}}}\n\n'
+
+    # -- whole
+
+    def full_response(self, usage: Usage | None) -> str:
+        """The response as JSON, when its end has been taken."""
+        more = {"output": self._output, "usage": usage and self._usage(usage)}
+        if self._is_cut:
+            reason = {"reason": "max_output_tokens"}
+            return self._response("incomplete", incomplete_details=reason, **more)
+        return self._response("completed", completed_at=int(time.time()), **more)
+
+    def _response(self, status: str, **more: Any) -> str:
+        own = {
+            "id": self._id,
+            "object": "response",
+            "created_at": self._created,
+            "completed_at": None,
+            "status": status,
+            "error": None,
+            "incomplete_details": None,
+            "model": self._model,
+            "output": [],
+            "usage": None,
+            **more,
+        }
+        return f"{_json(own)[:-1]},{self._settings[1:]}"
+
+    def _usage(self, usage: Usage) -> dict[str, Any]:
+        return {
+            "input_tokens": usage.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": usage.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": self._reasoning_tokens},
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        }
+
+
+def _listed(token: Token) -> dict[str, Any]:
+    entry = logprob_entry(token)
+    return {**entry, "bytes": entry["bytes"] or []}  # a list in this API, also if not known
+
+
+def _json(data: object) -> str:
+    return json.dumps(data, separators=(",", ":"))
