@@ -7,9 +7,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from .._bridge import StreamContext
-from .._generation import Prompt, SupportsGenerate, WorkerContext, check_model, tokenizer_of
+from .._generation import (
+    Prompt,
+    SupportsGenerate,
+    Tools,
+    WorkerContext,
+    check_model,
+    tokenizer_of,
+)
 from .._streams import TextStream, Timeouts
-from .._text import ResponseFormat, SupportsDecode
+from .._text import ResponseFormat, SupportsDecode, ToolChoice
 from .._workers import OwnerContext, validate_count
 from .base import BaseEngine
 from .metrics import EngineStatistics
@@ -36,6 +43,9 @@ class Engine(Protocol):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         parse_response: bool | Mapping[str, Any] = False,
         response_format: ResponseFormat | None = None,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice | None = None,
+        parallel_tool_calls: bool = True,
         worker_context: WorkerContext | None = None,
         **generate_kwargs: Any,
     ) -> StreamContext[TextStream]:

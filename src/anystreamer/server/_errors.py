@@ -39,6 +39,9 @@ _PARAMS = {
     "stop_strings": "stop",
     "logits_processor": "seed",
     "response_format": "response_format",
+    "parallel_tool_calls": "parallel_tool_calls",
+    "tool_choice": "tool_choice",
+    "tools": "tools",
 }
 
 

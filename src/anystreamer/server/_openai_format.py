@@ -130,11 +130,13 @@ class ChatChoiceBuilder(ChoiceBuilder):
     def take_text(self, chunk: TextChunk) -> tuple[str, str] | dict[str, Any]:
         field = chunk.field or "content"
         value = chunk.value if chunk.field else str(chunk)
-        call = _call(value) if field == "tool_calls" else None
-        if call is not None:
-            self._calls.append(call)
+        calls = _calls(value) if field == "tool_calls" else []
+        if calls:
+            first = len(self._calls)
+            self._calls += calls
             self._last_field = field
-            return {"delta": {"tool_calls": [{"index": len(self._calls) - 1, **call}]}}
+            indexed = [{"index": first + index, **call} for index, call in enumerate(calls)]
+            return {"delta": {"tool_calls": indexed}}
         if field == "tool_calls":  # malformed: the client gets it as text
             field = "content"
         elif field in REASONING:
@@ -348,6 +350,12 @@ def usage_of(usages: Sequence[Usage], copies: int) -> dict[str, int]:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }
+
+
+def _calls(value: Any) -> list[dict[str, Any]]:
+    """The calls of a value, which some templates (Cohere, Mistral) parse as a list; or none."""
+    calls = [_call(each) for each in (value if isinstance(value, list) else [value])]
+    return [call for call in calls if call is not None] if None not in calls else []
 
 
 def _call(value: Any) -> dict[str, Any] | None:

@@ -129,9 +129,8 @@ class ChatRequest(TextRequest):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[list[Tool], Field(min_length=1, max_length=128, fail_fast=True)] | None = None
-    # The model is not forced to make a call, nor prevented from making two.
-    tool_choice: Literal["auto", "none"] | None = None
-    parallel_tool_calls: Literal[True] | None = None
+    tool_choice: Literal["auto", "none", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
 
     @model_validator(mode="after")
@@ -143,9 +142,10 @@ class ChatRequest(TextRequest):
             )
         if self.top_logprobs is not None and not self.logprobs:
             raise APIError("top_logprobs needs logprobs=true", param="top_logprobs")
-        for name in ("tool_choice", "parallel_tool_calls"):
-            if getattr(self, name) is not None and self.tools is None:
-                raise APIError(f"{name} needs tools", param=name)
+        if self.parallel_tool_calls is not None and self.tools is None:
+            raise APIError("parallel_tool_calls needs tools", param="parallel_tool_calls")
+        if self.tool_choice not in (None, "auto", "none") and self.tools is None:
+            raise APIError("tool_choice needs tools", param="tool_choice")
         if self._form is not None and self.tools is not None and self.tool_choice != "none":
             raise APIError(
                 "response_format is not supported together with tools that can be called",
@@ -180,18 +180,20 @@ class ChatRequest(TextRequest):
 
     def arguments(self, choice: int, template: Mapping[str, Any] | None) -> dict[str, Any]:
         arguments = super().arguments(choice, template)
-        callable_tools = None if self.tool_choice == "none" else self.tools
         if self.tools is not None and "tool_calls" not in (template or {"fields": ()})["fields"]:
             raise APIError(
                 "tools is not supported by this model: its templates have no tool calls",
                 param="tools",
             )
-        if callable_tools is not None:
-            tools = [tool.as_prompt() for tool in callable_tools]
-            arguments["chat_template_kwargs"] = {"tools": tools}
+        if self.tools is not None:
+            arguments["tools"] = [tool.as_argument() for tool in self.tools]
+            if self.tool_choice is not None:
+                arguments["tool_choice"] = self.tool_choice
+            if self.parallel_tool_calls is not None:
+                arguments["parallel_tool_calls"] = self.parallel_tool_calls
         if template is not None:
             # Without tools the client expects no call: text that looks like one stays text.
-            hidden = ("tool_calls",) if callable_tools is None else ()
+            hidden = ("tool_calls",) if self.tools is None else ()
             fields = {name: each for name, each in template["fields"].items() if name not in hidden}
             arguments["parse_response"] = {**template, "fields": fields}
         if self._form is not None:
