@@ -234,7 +234,7 @@ async def test_the_tools_stay_in_the_prompt() -> None:
             QWEN.tokenizer,
             messages,
             tools=STRICT,
-            tool_choice=choice,  # type: ignore[arg-type]
+            tool_choice=choice,
             parse_response=QWEN.template,
             max_new_tokens=1,
         ) as stream:
@@ -269,7 +269,7 @@ async def test_a_reasoning_that_the_prompt_opened() -> None:
             QWEN.tokenizer,
             f"{QWEN.prompt}<think>",
             tools=STRICT,
-            tool_choice=choice,  # type: ignore[arg-type]
+            tool_choice=choice,
             parse_response=QWEN.template,
             **LONG,
             **says(QWEN, f"So {QWEN.call.replace('7', '99')}</think>{QWEN.call}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -113,7 +114,8 @@ async def test_a_loop_of_calls() -> None:
                 if turn == 2:
                     assert message.tool_calls is None
                     break
-                (call,) = message.tool_calls or ()
+                calls: Any = message.tool_calls
+                (call,) = calls
                 messages += [
                     message,
                     {"role": "tool", "tool_call_id": call.id, "content": "done"},
@@ -178,7 +180,8 @@ async def test_a_remote_engine_passes_them_on() -> None:
                 MESSAGES, tools=TOOLS, tool_choice=NAMED, max_new_tokens=200
             ) as stream:
                 await stream.read()
-            (call,) = stream.message["tool_calls"]
+            message: Any = stream.message
+            (call,) = message["tool_calls"]
             assert call["function"]["name"] == "go_to"
             jsonschema.validate(call["function"]["arguments"], PARAMETERS["go_to"])
 
@@ -208,3 +211,15 @@ async def test_what_cannot_be_kept_to_is_a_400() -> None:
                     error = answer.json()["error"]
                     assert error["param"] == param, error
                     assert error["type"] == "invalid_request_error"
+
+
+async def test_a_server_without_llguidance_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    family = FAMILIES["llama"]
+    async with engine_of(family, "none") as engine, serving(create_app(engine)) as url:
+        async with client_of(url) as client:
+            body = {"messages": MESSAGES, "tools": TOOLS, "tool_choice": "required"}
+            answer = await client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400
+    assert "anystreamer[structured]" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["param"] == "tool_choice"

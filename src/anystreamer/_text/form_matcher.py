@@ -203,7 +203,8 @@ def _compiler_of(tokenizer: Any, eos: tuple[int, ...], argument: str) -> _Compil
         import llguidance  # noqa: F401
     except ImportError as exc:
         raise ImportError(
-            f"{argument} needs llguidance: pip install 'anystreamer[structured]'"
+            f"{argument} needs llguidance: pip install 'anystreamer[structured]'",
+            name="llguidance",
         ) from exc
     backend = rust_backend(tokenizer)
     if backend is None:

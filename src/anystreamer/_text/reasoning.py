@@ -18,6 +18,7 @@ class Reasoning(NamedTuple):
     begin: str  #: opens it; "" where the prompt has opened it
     end: str  #: closes it
     content: str = ""  #: opens the content after it
+    between: str = ""  #: can stand before what follows it, where that is a message of its own
 
 
 def reasoning_before(builder: GrammarBuilder, reasoning: Reasoning | None) -> str:

@@ -92,7 +92,9 @@ class AnswerForm:
             return [self.grammar]
         before = reasoning_before(builder, reasoning)
         form = builder.other("form", self.grammar)
-        return builder.grammars(f"{before} /\\s*/ {builder.text(reasoning.content)} {form}")
+        between = f"({builder.text(reasoning.between)})?" if reasoning.between else ""
+        content = builder.text(reasoning.content)
+        return builder.grammars(f"{before} /\\s*/ {between} {content} {form}")
 
 
 def validate_response_format(value: Any) -> AnswerForm | None:

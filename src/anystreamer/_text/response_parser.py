@@ -108,7 +108,12 @@ def reasoning_markers(
             f"{argument}: the field {name!r} of the response template has no text as `open` "
             "and `close`, which are needed to know where the form begins"
         )
-    return name, Reasoning(begin, end, marker_of(fields.get("content", {}), "open") or "")
+    content = marker_of(fields.get("content", {}), "open") or ""
+    anchor = (template or {}).get("start_anchor")
+    # Harmony: the same token begins both, and each is a message of its own.
+    token = begin.partition(">")[0] + ">"
+    is_message = content.startswith(token) and isinstance(anchor, str)
+    return name, Reasoning(begin, end, content, str(anchor) if is_message else "")
 
 
 class ResponseParser:

@@ -23,7 +23,6 @@ class ToolForm:
 
     use: ToolUse
     shape: CallShape
-    anchor: str  #: opens an answer in the prompt
 
     @property
     def argument(self) -> str:
@@ -41,21 +40,14 @@ class ToolForm:
         try:
             calls = _Calls(builder, self.shape, self.use)
             if self.use.mode == "required":
-                between = self._anchor(builder, reasoning)
                 before = reasoning_before(builder, reasoning)
+                between = ""
+                if reasoning is not None and reasoning.between:
+                    between = f"({builder.text(reasoning.between)})?"
                 return builder.grammars(f"{before} {calls.space} {between} {calls.all()}")
             return builder.grammars(_FreeText(builder, calls, self.use, reasoning).start())
         except ValueError as exc:
             raise ValueError(f"{self.argument}: {exc}") from None
-
-    def _anchor(self, builder: GrammarBuilder, reasoning: Reasoning | None) -> str:
-        """What stands between reasoning and calls where each is a message of its own (Harmony)."""
-        if reasoning is None:
-            return ""
-        markers = (self.shape.openings[0].lead, reasoning.begin or reasoning.end)
-        firsts = [builder.split(marker)[0] for marker in markers]
-        is_message = isinstance(firsts[0], int) and (firsts[0] == firsts[1] or not reasoning.begin)
-        return f"({builder.text(self.anchor)})?" if is_message and self.anchor else ""
 
 
 def new_tool_form(template: Mapping[str, Any] | None, use: ToolUse) -> ToolForm:
@@ -74,8 +66,7 @@ def new_tool_form(template: Mapping[str, Any] | None, use: ToolUse) -> ToolForm:
         shape = shape_of_calls(template)
     except ValueError as exc:
         raise ValueError(f"{argument}: {exc}") from None
-    anchor = template.get("start_anchor", "")
-    return ToolForm(use, shape, anchor if isinstance(anchor, str) else anchor[0])
+    return ToolForm(use, shape)
 
 
 class _Calls:

@@ -103,7 +103,9 @@ def is_about_request(exc: Exception) -> bool:
     """Whether it refuses what the client sent, given that nothing has been generated yet."""
     # A chat template raises when it does not like the messages, such as two answers in a row.
     is_template_error = type(exc).__module__.partition(".")[0] == "jinja2"
-    return is_kind(exc, (ValueError, TypeError)) or is_template_error
+    # Where it is not installed, no request can ask for a form.
+    is_missing = isinstance(exc, ImportError) and exc.name == "llguidance"
+    return is_kind(exc, (ValueError, TypeError)) or is_template_error or is_missing
 
 
 def in_clients_terms(exc: Exception, param: str) -> APIError:
