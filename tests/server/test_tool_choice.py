@@ -221,5 +221,5 @@ async def test_a_server_without_llguidance_says_so(monkeypatch: pytest.MonkeyPat
             body = {"messages": MESSAGES, "tools": TOOLS, "tool_choice": "required"}
             answer = await client.post("/v1/chat/completions", json=body)
     assert answer.status_code == 400
-    assert "anystreamer[structured]" in answer.json()["error"]["message"]
+    assert "tool_choice= needs llguidance" in answer.json()["error"]["message"]
     assert answer.json()["error"]["param"] == "tool_choice"

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from copy import copy
 from typing import Any, NamedTuple, Protocol
 
+from .._installing import to_install
 from .base import rust_backend, special_ids
 from .grammar_builder import GrammarBuilder
 from .reasoning import Reasoning
@@ -203,8 +204,7 @@ def _compiler_of(tokenizer: Any, eos: tuple[int, ...], argument: str) -> _Compil
         import llguidance  # noqa: F401
     except ImportError as exc:
         raise ImportError(
-            f"{argument} needs llguidance: pip install 'anystreamer[structured]'",
-            name="llguidance",
+            f"{argument}= needs llguidance: {to_install('structured')}", name="llguidance"
         ) from exc
     backend = rust_backend(tokenizer)
     if backend is None:
