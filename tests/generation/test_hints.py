@@ -35,7 +35,6 @@ PROMPT = "Once"
         ("function_call", "auto", "tool_choice="),
         ("enable_thinking", False, "chat_template_kwargs="),
         ("response_model", dict, "response_format="),
-        ("frequency_penalty", 1.0, "repetition_penalty="),
     ],
 )
 async def test_names_of_other_libraries(argument: str, value: Any, hint: str) -> None:
