@@ -27,6 +27,7 @@ from anystreamer import (
 )
 from anystreamer.testing import ScriptedModel
 
+from ..helpers.call_templates import FAMILIES
 from ..helpers.llama_streams import CHAT, ENDLESS, PROMPT, collect, finished, stream_llama
 from ..helpers.tiny_models import (
     EOS,
@@ -408,6 +409,28 @@ async def test_reasoning_that_the_prompt_opened(reasoning: dict[str, Any]) -> No
     )
     assert stream.parsed == "yes"
     assert stream.message["reasoning_content"] == "well, no"
+
+
+async def test_markers_of_several_special_tokens() -> None:
+    """Harmony's: reasoning and content are messages of their own."""
+    if not hasattr(tokenizer(), "get_response_parser"):
+        pytest.skip("this release of transformers has no response parser")
+    harmony = FAMILIES["harmony"]
+    thought = "<|channel|>analysis<|message|>Is it?<|end|>"
+    for between in ("", "<|start|>assistant"):
+        text = f"{thought}{between}<|channel|>final<|message|>yes"
+        context = stream_text(
+            harmony.model,
+            harmony.tokenizer,
+            harmony.prompt,
+            response_format=Choice(["yes", "no"]),
+            parse_response=harmony.template,
+            logits_processor=[Say(*harmony.tokenizer.encode(text), harmony.eos)],
+            **LONG,
+        )
+        stream = await finished(context)
+        assert stream.parsed == "yes"
+        assert stream.message["thinking"] == "Is it?"
 
 
 # -- engines and streams without a loop

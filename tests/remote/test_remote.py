@@ -91,12 +91,27 @@ async def test_tools_and_what_was_called_before() -> None:
         {"role": "assistant", "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c1", "content": "done"},
     ]
-    asked = RemoteRequest("m", messages, {"chat_template_kwargs": {"tools": tools}}).body
+    asked = RemoteRequest("m", messages, {"tools": tools}).body
     assert asked["tools"] == tools
     assert asked["messages"][1]["tool_calls"] == [{**call, "function": told}]
     assert asked["messages"][::2] == messages[::2]
     assert function["arguments"] == {"seconds": 7, "why": "é"}  # the caller's own are left alone
     assert RemoteRequest("m", asked["messages"], {}).body["messages"] == asked["messages"]
+
+
+def test_how_tools_can_be_called_is_sent() -> None:
+    wait = {"name": "wait", "parameters": {"type": "object", "properties": {}}}
+    tools = [{"type": "function", "function": {**wait, "strict": True}}, {**wait, "name": "go"}]
+    sent = [tools[0], {"type": "function", "function": tools[1]}]
+    named = {"type": "function", "function": {"name": "go"}}
+    for choice in (None, "auto", "none", "required", named):
+        more = {} if choice is None else {"tool_choice": choice}
+        assert RemoteRequest("m", CHAT, {"tools": tools, **more}).body["tools"] == sent
+        body = RemoteRequest("m", CHAT, {"tools": tools, "parallel_tool_calls": False, **more}).body
+        assert body["parallel_tool_calls"] is False
+        assert body.get("tool_choice") == choice
+    body = RemoteRequest("m", CHAT, {"tools": tools}).body
+    assert body.keys().isdisjoint({"tool_choice", "parallel_tool_calls"})
 
 
 @pytest.mark.parametrize(
@@ -142,7 +157,10 @@ async def test_what_has_no_counterpart_is_refused_by_name(arguments: Any, words:
         ("hi", {"extra_body": {"model": "other"}}, TypeError, "model is given twice"),
         ("hi", {"max_new_tokens": 7, "extra_body": {"max_tokens": 7}}, TypeError, "given twice"),
         ("hi", {"extra_body": {"n": 2}}, ValueError, "'n'.* one answer"),
-        (CHAT, {"chat_template_kwargs": {"tools": [len]}}, TypeError, "get_json_schema"),
+        (CHAT, {"chat_template_kwargs": {"tools": []}}, TypeError, "pass them as tools="),
+        (CHAT, {"tools": [7]}, ValueError, r"tools\[0\] must be"),
+        (CHAT, {"tool_choice": "required"}, ValueError, "tool_choice='required' needs tools"),
+        ("hi", {"tools": [{"name": "wait"}]}, ValueError, "tools: .* only in a chat"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(

@@ -164,7 +164,7 @@ async def test_a_malformed_call_is_sent_as_text() -> None:
     assert reason == "stop"
 
 
-@pytest.mark.parametrize("more", [{}, {"tools": TOOLS, "tool_choice": "none"}])
+@pytest.mark.parametrize("more", [{}, {"tool_choice": "none"}, {"tool_choice": "auto"}])
 async def test_without_tools_there_are_no_calls(more: dict[str, Any]) -> None:
     says = Saying(THOUGHT + JSON_CALL)
     _, reason, message = await both(says, {"messages": MESSAGES, **more})
@@ -217,12 +217,21 @@ CALLED_PATH = "messages[1].tool_calls[0]"
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "custom", "custom": {"name": "wait"}}]}, "tools[0].type"),
     ({"tools": tool(name="wa it")}, "tools[0].function.name"),
-    ({"tools": tool(strict=True)}, "tools[0].function.strict"),
+    ({"tools": tool(strict="yes")}, "tools[0].function.strict"),
+    ({"tools": [*tool(), *tool()]}, "tools"),
+    ({"tools": tool(strict=True, parameters={"type": "string"})}, "tools"),
+    ({"tools": tool(strict=True, parameters={"not": {}})}, "tools"),
     ({"tools": tool(other=1)}, "tools[0].function.other"),
     ({"tools": tool(parameters=[])}, "tools[0].function.parameters"),
-    ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
-    ({"tools": TOOLS, "tool_choice": TOOLS[0]}, "tool_choice"),
-    ({"tools": TOOLS, "parallel_tool_calls": False}, "parallel_tool_calls"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": {"type": "function"}}, "tool_choice"),
+    (
+        {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "go"}}},
+        "tool_choice",
+    ),
+    ({"tools": tool(parameters={"not": {}}), "tool_choice": "required"}, "tool_choice"),
+    ({"tools": TOOLS, "parallel_tool_calls": "no"}, "parallel_tool_calls"),
     ({"functions": [{"name": "wait"}]}, "functions"),
     ({"messages": called(arguments="{")}, f"{CALLED_PATH}.function.arguments"),
     ({"messages": called(arguments="[]")}, f"{CALLED_PATH}.function.arguments"),

@@ -179,9 +179,7 @@ async def test_read_gives_the_answer_only() -> None:
 @pytest.mark.parametrize(("template", "call"), [(QWEN, JSON_CALL), (XML, XML_CALL)], ids="jx")
 async def test_tool_calls_have_typed_arguments(template: dict[str, Any], call: str) -> None:
     text = f"{THOUGHT}Wait.\n{call}\n{call}"
-    async with stream_of(
-        text, parse_response=template, chat_template_kwargs={"tools": TOOLS}
-    ) as stream:
+    async with stream_of(text, parse_response=template, tools=TOOLS) as stream:
         pieces = [piece async for piece in stream]
     assert told(pieces) == [
         ("reasoning_content", "Well é 🙂."),
@@ -241,7 +239,7 @@ def test_cut_at_any_character_half_a_tool_call_is_none() -> None:
 
 async def test_a_malformed_tool_call_arrives_as_text_and_what_follows_is_parsed() -> None:
     text = f"One.\n<tool_call>\n{{nonsense\n</tool_call>\n{JSON_CALL}\n"
-    async with stream_of(text, chat_template_kwargs={"tools": TOOLS}) as stream:
+    async with stream_of(text, tools=TOOLS) as stream:
         pieces = [piece async for piece in stream]
     assert told(pieces) == [
         ("content", "One."),
@@ -335,9 +333,7 @@ async def test_stop_strings_are_found_in_any_field() -> None:
 
 async def test_a_stop_string_that_closes_a_tool_call_closes_it() -> None:
     text = f"{JSON_CALL}\n{JSON_CALL}"
-    async with stream_of(
-        text, stop="</tool_call>", chat_template_kwargs={"tools": TOOLS}
-    ) as stream:
+    async with stream_of(text, stop="</tool_call>", tools=TOOLS) as stream:
         pieces = [piece async for piece in stream]
     assert told(pieces) == [("tool_calls", CALLED)]
     assert stream.finish_reason is FinishReason.STOP_STRING
@@ -358,7 +354,7 @@ async def test_each_id_comes_once_and_in_order() -> None:
 
 async def test_a_lagging_consumer_gets_one_piece_for_each_field() -> None:
     text = f"{THOUGHT}Wait.\n{JSON_CALL}\n{JSON_CALL}Done"
-    async with stream_of(text, chat_template_kwargs={"tools": TOOLS}) as stream:
+    async with stream_of(text, tools=TOOLS) as stream:
         with anyio.fail_after(30):
             while not worker_left(stream):
                 await anyio.sleep(0.01)
@@ -398,7 +394,7 @@ async def test_rows_of_a_batch_have_messages_of_their_own() -> None:
         TOKENIZER,
         [PROMPT, PROMPT + "<think>so</think>", "hi"],
         parse_response=QWEN,
-        chat_template_kwargs={"tools": TOOLS},
+        tools=TOOLS,
         max_new_tokens=90,
         logits_processor=[SayEach(*map(TOKENIZER.encode, texts))],
     ) as stream:

@@ -11,13 +11,14 @@ from .._generation import (
     Prompt,
     ReuseCache,
     SupportsGenerate,
+    Tools,
     WorkerContext,
     check_model,
     tokenizer_of,
     validate_reuse_cache,
 )
 from .._streams import TextStream, Timeouts
-from .._text import ResponseFormat, SupportsDecode
+from .._text import ResponseFormat, SupportsDecode, ToolChoice
 from .._workers import OwnerContext, validate_count
 from .base import BaseEngine
 from .metrics import EngineStatistics
@@ -44,6 +45,9 @@ class Engine(Protocol):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         parse_response: bool | Mapping[str, Any] = False,
         response_format: ResponseFormat | None = None,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice | None = None,
+        parallel_tool_calls: bool = True,
         frequency_penalty: float = 0.0,
         presence_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,

@@ -118,11 +118,11 @@ class ContinuousBatchingEngine(ThreadEngine):
                 f"{unknown[0]} is not for batching='continuous', where one forward pass serves "
                 "many requests; use batching='none'"
             )
-        if request.options.form is not None and not can_mask(self.manager):
+        if request.form is not None and not can_mask(self.manager):
             raise ValueError(
-                "response_format is not for batching='continuous' with CUDA graphs, compiled steps "
-                "or asynchronous batching; switch them off in continuous_batching_config, or use "
-                "batching='none'"
+                f"{request.form.argument} is not for batching='continuous' with CUDA graphs, "
+                "compiled steps or asynchronous batching; switch them off in "
+                "continuous_batching_config, or use batching='none'"
             )
         if isinstance(prompts, Mapping):
             check_inputs(prompts)

@@ -8,7 +8,7 @@ from .drop_in import AsyncTextIteratorStreamer
 from .generate_kwargs import check_generate_kwargs, effective_setting, new_token_limit
 from .limiters import model_limiter
 from .model import check_model, is_encoder_decoder, main_input_name, max_context_length, uses_torch
-from .options import Options, WorkerContext
+from .options import Options, Tools, WorkerContext
 from .prompts import Prompt, TokenIds, as_prompts, tokenizer_of, validate_prompt
 from .request import GenerationRequest
 from .reuse_cache import EngineCaches, ReuseCache, validate_reuse_cache
@@ -25,6 +25,7 @@ __all__ = [
     "ReuseCache",
     "SupportsGenerate",
     "TokenIds",
+    "Tools",
     "UntrustedMessages",
     "WorkerContext",
     "as_prompts",

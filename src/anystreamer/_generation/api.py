@@ -17,11 +17,11 @@ from .._bridge import (
     validate_limiter,
 )
 from .._streams import BatchStream, GenerationState, GenerationStream, TextStream, Timeouts
-from .._text import ResponseFormat, SupportsDecode
+from .._text import ResponseFormat, SupportsDecode, ToolChoice
 from .call import GenerationCall
 from .limiters import model_limiter
 from .model import main_input_name, max_context_length
-from .options import OPTION_NAMES, WorkerContext
+from .options import OPTION_NAMES, Tools, WorkerContext
 from .prompts import Prompt, as_prompts, validate_prompt, validate_prompts
 from .request import GenerationRequest
 
@@ -73,6 +73,9 @@ def stream_text(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     parse_response: bool | Mapping[str, Any] = False,
     response_format: ResponseFormat | None = None,
+    tools: Tools | None = None,
+    tool_choice: ToolChoice | None = None,
+    parallel_tool_calls: bool = True,
     frequency_penalty: float = 0.0,
     presence_penalty: float = 0.0,
     logit_bias: Mapping[int, float] | None = None,
@@ -115,18 +118,27 @@ def stream_text(
             position, as `TextChunk.top_logprobs`.
         skip_special_tokens: leave special tokens, and the token that ended the text, out of it;
             their ids are delivered.
-        chat_template_kwargs: more arguments for the chat template, such as ``tools``.
+        chat_template_kwargs: more arguments for the chat template, such as ``enable_thinking``.
         parse_response: split the answer into reasoning, content and tool calls, with the response
             template of the tokenizer (True) or with this one (a dict). Iterating then gives the
             content only; `TextChunk.field` and `TextChunk.value` have the rest, and
-            `TextStream.message` has all of it. The types of a call's arguments come from ``tools``
-            in *chat_template_kwargs*. *stop* applies to the whole output of the model, with the
+            `TextStream.message` has all of it. The types of a call's arguments come from *tools*.
+            *stop* applies to the whole output of the model, with the
             markers of the template.
         response_format: the form that the answer keeps to: ``"json"`` for any JSON object, a JSON
             schema (a dict), a pydantic model class, `Regex`, `Choice` or `Grammar`. Tokens that the
             form does not allow are never chosen; `TextStream.parsed` is what the answer was parsed
             into. If *parse_response* separates reasoning, the form begins after it. Needs
             ``anystreamer[structured]`` and a fast tokenizer.
+        tools: functions that the model can call, as OpenAI's API describes them, or as Python
+            functions with types and a docstring. They go to the chat template.
+        tool_choice: ``"auto"`` (the default) lets the model choose; the arguments of tools that are
+            ``strict`` then keep to their schema. With ``"required"`` the answer is one call or
+            more, with ``{"type": "function", "function": {"name": ...}}`` one call of this
+            function, and the arguments keep to the schema. With ``"none"`` no call can begin. How
+            calls are written is read from the response template: that of *parse_response*, or the
+            tokenizer's. What is enforced needs the same as *response_format*.
+        parallel_tool_calls: False lets an answer have one call at the most, which ends it.
         frequency_penalty: taken off a token's logit once for each time that the answer has it, as
             OpenAI's API and vLLM do; the prompt's tokens do not count. Negative values favour
             repetition.
@@ -166,6 +178,9 @@ def stream_batch(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     parse_response: bool | Mapping[str, Any] = False,
     response_format: ResponseFormat | None = None,
+    tools: Tools | None = None,
+    tool_choice: ToolChoice | None = None,
+    parallel_tool_calls: bool = True,
     frequency_penalty: float = 0.0,
     presence_penalty: float = 0.0,
     logit_bias: Mapping[int, float] | None = None,

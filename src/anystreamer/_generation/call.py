@@ -212,8 +212,8 @@ class _Run:
                 recorder = LogprobsProcessor(request.options.top_logprobs)
                 processors.insert(0, recorder)
                 self._streamer.logprobs_of = recorder.of
-            if request.options.form is not None:  # last: no other processor allows more again
-                processors.append(self._new_form_mask())
+            if request.form is not None:  # last: no other processor allows more again
+                processors.append(self._new_form_mask(request.form.argument))
             if processors:
                 kwargs["logits_processor"] = processor_list(*processors)
         else:
@@ -236,7 +236,7 @@ class _Run:
             )
         return changes
 
-    def _new_form_mask(self) -> Any:
+    def _new_form_mask(self, argument: str) -> Any:
         from .form_mask import FormMask
 
         request, streamer = self._request, self._streamer
@@ -244,6 +244,7 @@ class _Run:
         self._form_mask = FormMask(
             [each for each in matchers if each is not None],
             lambda: streamer.prompt_length,
+            argument=argument,
             reads_drafts=is_assisted(request.model, request.generate_kwargs),
         )
         streamer.check_tokens = self._form_mask.take

@@ -24,6 +24,7 @@ class FormMask(LogitsProcessor):
     Args:
         matchers: of the rows.
         prompt_length: how many of the ids are not of the answer.
+        argument: asks for the form; for messages.
         reads_drafts: whether the ids can be drafts, of assisted decoding.
     """
 
@@ -32,10 +33,12 @@ class FormMask(LogitsProcessor):
         matchers: Sequence[FormMatcher],
         prompt_length: Callable[[], int],
         *,
+        argument: str,
         reads_drafts: bool,
     ) -> None:
         self._matchers = matchers
         self._prompt_length = prompt_length
+        self._argument = argument
         self._made: list[list[int]] | None = [[] for _ in matchers] if reads_drafts else None
         self._was_called = False
 
@@ -47,7 +50,7 @@ class FormMask(LogitsProcessor):
         """
         if not self._was_called:
             raise ValueError(
-                "response_format: this model's generate() does not call logits processors"
+                f"{self._argument}: this model's generate() does not call logits processors"
             )
         if self._made is not None:
             for made, ids in zip(self._made, step, strict=True):
@@ -56,7 +59,7 @@ class FormMask(LogitsProcessor):
         for matcher, ids in zip(self._matchers, step, strict=True):
             if not matcher.advance(ids):
                 raise ValueError(
-                    "response_format: other settings or processors left no token that the form "
+                    f"{self._argument}: other settings or processors left no token that the form "
                     "allows"
                 )
 

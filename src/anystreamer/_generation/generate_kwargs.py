@@ -12,8 +12,8 @@ from .model import uses_torch
 
 __all__ = [
     "check_cancel_within",
+    "check_form",
     "check_generate_kwargs",
-    "check_response_format",
     "check_score_changes",
     "effective_setting",
     "is_assisted",
@@ -34,8 +34,9 @@ _INSTEAD = {
     "seed": "call torch.manual_seed() in a context manager, and pass that as worker_context=",
     "system": "put {'role': 'system', 'content': ...} first into the messages",
     "messages": "pass the messages as the prompt",
-    "tools": "use chat_template_kwargs={'tools': ...}",
     "enable_thinking": "use chat_template_kwargs={'enable_thinking': ...}",
+    "functions": "use tools=",
+    "function_call": "use tool_choice=",
     "response_model": "use response_format=",
     "json_schema": "use response_format=",
 }
@@ -176,24 +177,29 @@ def _check_logprobs(model: Any, generate_kwargs: Mapping[str, Any]) -> None:
         raise ValueError("logprobs=True needs a model of transformers")
 
 
-def check_response_format(model: Any, generate_kwargs: Mapping[str, Any]) -> None:
+def check_form(argument: str, model: Any, generate_kwargs: Mapping[str, Any]) -> None:
     """Refuse a model, or arguments, with which an answer cannot keep to a form.
+
+    Args:
+        argument: asks for the form; for messages.
+        model: see `stream_text`.
+        generate_kwargs: the arguments of ``generate()``.
 
     Raises:
         ValueError: the reason.
     """
     if not uses_torch(model):
-        raise ValueError("response_format needs a model of transformers")
+        raise ValueError(f"{argument} needs a model of transformers")
     setting = partial(effective_setting, model, generate_kwargs)
     for name in ("min_new_tokens", "min_length"):
         if setting(name):
             raise ValueError(
-                f"{name}={setting(name)}: an answer with a response_format ends where its form "
-                "does; leave it out"
+                f"{name}={setting(name)}: an answer with {argument} ends where its form does; "
+                "leave it out"
             )
     if setting("assistant_tokenizer") is not None:
         raise ValueError(
-            "response_format: the drafts of a model with another tokenizer cannot keep to the "
+            f"{argument}: the drafts of a model with another tokenizer cannot keep to the "
             "form; leave out assistant_tokenizer="
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
@@ -14,11 +14,18 @@ from .._text import (
     AnswerForm,
     ResponseFormat,
     StopSet,
+    ToolChoice,
+    ToolUse,
     validate_response_format,
     validate_stop_strings,
+    validate_tools,
 )
+from .described_functions import described
 
-__all__ = ["OPTION_NAMES", "Options", "WorkerContext"]
+__all__ = ["OPTION_NAMES", "Options", "Tools", "WorkerContext"]
+
+#: OpenAI's descriptions of functions, or Python functions with types and a docstring.
+Tools = Sequence[Mapping[str, Any] | Callable[..., Any]]
 
 WorkerContext = Callable[[], contextlib.AbstractContextManager[object]]
 
@@ -41,6 +48,9 @@ class Options:
     chat_template_kwargs: Mapping[str, Any] | None = None
     parse_response: bool | Mapping[str, Any] = False
     response_format: ResponseFormat | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool = True
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: Mapping[int, float] | None = None
@@ -49,12 +59,16 @@ class Options:
     stop_strings: StopSet = field(init=False)  #: of *stop*
     timeouts: Timeouts = field(init=False)  #: of *timeout*
     form: AnswerForm | None = field(init=False)  #: of *response_format*
+    tool_use: ToolUse | None = field(init=False)  #: of *tools* and *tool_choice*
 
     def __post_init__(self) -> None:
         # The class is frozen for everybody else. An iterator in *stop* can be read only once.
         object.__setattr__(self, "stop_strings", validate_stop_strings(self.stop))
         object.__setattr__(self, "timeouts", validate_timeouts(self.timeout))
         object.__setattr__(self, "form", validate_response_format(self.response_format))
+        use = validate_tools(described(self.tools), self.tool_choice, self.parallel_tool_calls)
+        object.__setattr__(self, "tool_use", use)
+        self._check_tools()
         validate_buffer_size(self.max_buffer_size)
         if self.worker_context is not None:
             validate_callback(self.worker_context, "worker_context")
@@ -71,6 +85,22 @@ class Options:
     def changes_scores(self) -> bool:
         """Whether it has a bias or a penalty."""
         return bool(self.logit_bias or self.frequency_penalty or self.presence_penalty)
+
+    def _check_tools(self) -> None:
+        if "tools" in (self.chat_template_kwargs or {}):
+            raise TypeError("chat_template_kwargs['tools']: pass them as tools=")
+        can_call = self.tool_use is not None and self.tool_use.mode != "none"
+        if self.form is not None and can_call:
+            raise ValueError(
+                "response_format cannot be kept to where the answer can be a call: leave it out, "
+                "or pass tool_choice='none'"
+            )
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """The arguments for the chat template."""
+        tools = {} if self.tool_use is None else {"tools": self.tool_use.described}
+        return {**(self.chat_template_kwargs or {}), **tools}
 
     @classmethod
     def split(cls, arguments: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:

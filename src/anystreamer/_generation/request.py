@@ -10,12 +10,16 @@ from typing import Any
 
 from .._streams import GenerationSpan, GenerationState, Row, queue_deadline
 from .._text import (
+    Form,
     FormMatcher,
     ResponseParser,
     StopStrings,
     TextDecoder,
     new_matcher,
+    new_tool_form,
+    parser_tools,
     reasoning_markers,
+    response_template_of,
     special_ids,
     text_decoder,
     validate_template,
@@ -23,8 +27,8 @@ from .._text import (
 from .detokenizer import RowDetokenizer, continues_prompt, eos_ids
 from .generate_kwargs import (
     check_cancel_within,
+    check_form,
     check_generate_kwargs,
-    check_response_format,
     check_score_changes,
     effective_setting,
 )
@@ -78,16 +82,30 @@ class GenerationRequest:
         check_cancel_within(model, generate_kwargs, options.cancel_within)
         self.decoding = tokenizer_of(tokenizer)
         self.template = validate_template(self.decoding, tokenizer, options.parse_response)
-        if options.form is not None:
+        self.form, self._reasoning = self._new_form(), None
+        if self.form is not None:
+            argument = self.form.argument
             if is_whisper(model) or is_transducer(model):
-                raise ValueError(f"response_format: {type(model).__name__} writes what was said")
-            check_response_format(model, generate_kwargs)
-            self._reasoning = reasoning_markers(self.template)
+                raise ValueError(f"{argument}: {type(model).__name__} writes what was said")
+            check_form(argument, model, generate_kwargs)
+            self._reasoning = reasoning_markers(argument, self.template)
+        if options.tool_use is not None and options.tool_use.mode == "none" and self.template:
+            # What looks like a call is text.
+            fields = {k: v for k, v in self.template["fields"].items() if k != "tool_calls"}
+            self.template = {**self.template, "fields": fields}
         check_score_changes(model, options.logit_bias, options.changes_scores)
         self.decoder()  # raises where the tokenizer cannot decode
         self.stops_between_layers(lambda: False)  # raises where the model has no layers to hook
         if is_whisper(model):
             check_whisper_fallback(model, generate_kwargs)
+
+    def _new_form(self) -> Form | None:
+        """What the answer keeps to, if to anything."""
+        use = self.options.tool_use
+        if self.options.form is not None or use is None or not use.is_enforced:
+            return self.options.form
+        template = self.template or response_template_of(self.decoding, self.tokenizer)
+        return new_tool_form(template, use)
 
     def setting(self, name: str) -> Any:
         """The value that ``generate()`` will use for a setting of its generation config."""
@@ -145,7 +163,8 @@ class GenerationRequest:
     def new_row(self, prompt_ids: list[int], *, continues_prompt: bool = False) -> Row:
         row = Row(prompt_ids, continues_prompt=continues_prompt)
         if self.template is not None:
-            tools = (self.options.chat_template_kwargs or {}).get("tools")
+            use = self.options.tool_use
+            tools = None if use is None else parser_tools(use)
             row.response = ResponseParser(self.decoding, self.template, prompt_ids, tools)
         return row
 
@@ -187,7 +206,7 @@ class GenerationRequest:
             ImportError: llguidance is not installed.
             ValueError: the form is not valid, or the tokenizer has no vocabulary to read.
         """
-        form, reasoning = self.options.form, None
+        form, reasoning = self.form, None
         if form is None:
             return None
         if row.response is not None and self._reasoning is not None:
@@ -208,7 +227,7 @@ class GenerationRequest:
         encoded = encode(
             self.tokenizer,
             prompts,
-            self.options.chat_template_kwargs or {},
+            self.options.template_kwargs,
             device=getattr(self.model, "device", None),
             uses_torch=uses_torch(self.model),
             pad=self.pad,

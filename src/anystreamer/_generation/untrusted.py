@@ -20,7 +20,7 @@ class UntrustedMessages(list[Mapping[str, Any]]):
     Use it as a prompt: ``UntrustedMessages([{"role": "user", "content": text}])``. A special token
     in the text, such as ``<|im_end|>``, would end the message, and the next one could begin another
     role. Here it is encoded as the characters that it is written with, and only the chat template
-    makes special tokens. This holds for all strings of the messages, and of ``tools`` and
+    makes special tokens. This holds for all strings of the messages, of ``tools``, and of
     ``documents`` in ``chat_template_kwargs``. Text without special tokens is encoded as usual.
 
     A template whose markers are ordinary text (``[INST]`` of Llama 2) has no such protection: no

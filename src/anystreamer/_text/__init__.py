@@ -1,9 +1,11 @@
 """From token ids to text. Pure: no async, no I/O, nothing from the rest of this package."""
 
+from .argument_schemas import parser_tools
 from .base import SupportsDecode, TextDecoder, special_ids
 from .continuation import ContinuationDecoder
 from .decoder import text_decoder
-from .form_matcher import FormMatcher, Reasoning, new_matcher
+from .form_matcher import Form, FormMatcher, new_matcher
+from .reasoning import Reasoning
 from .response_format import (
     AnswerForm,
     Choice,
@@ -21,12 +23,15 @@ from .response_parser import (
 )
 from .stop_strings import StopSet, StopStrings, validate_stop_strings
 from .token_bytes import TokenBytes
+from .tool_form import ToolForm, new_tool_form
+from .tools import ToolChoice, ToolUse, validate_tools
 
 __all__ = [
     "AnswerForm",
     "Choice",
     "ContinuationDecoder",
     "Delta",
+    "Form",
     "FormMatcher",
     "Grammar",
     "Reasoning",
@@ -38,7 +43,12 @@ __all__ = [
     "SupportsDecode",
     "TextDecoder",
     "TokenBytes",
+    "ToolChoice",
+    "ToolForm",
+    "ToolUse",
     "new_matcher",
+    "new_tool_form",
+    "parser_tools",
     "reasoning_markers",
     "response_template_of",
     "special_ids",
@@ -46,4 +56,5 @@ __all__ = [
     "validate_response_format",
     "validate_stop_strings",
     "validate_template",
+    "validate_tools",
 ]

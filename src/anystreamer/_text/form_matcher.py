@@ -8,24 +8,34 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from copy import copy
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from .._installing import to_install
 from .base import rust_backend, special_ids
-from .response_format import AnswerForm, lark_string
+from .grammar_builder import GrammarBuilder
+from .reasoning import Reasoning
 
-__all__ = ["FormMatcher", "Reasoning", "new_matcher"]
+__all__ = ["Form", "FormMatcher", "new_matcher"]
 
 # How many compiled grammars are kept for each tokenizer; those used last.
 KEPT = 64
 
 
-class Reasoning(NamedTuple):
-    """The markers of a response template around the reasoning, which stands before the form."""
+class Form(Protocol):
+    """What an answer keeps to."""
 
-    begin: str  #: opens it; "" where the prompt has opened it
-    end: str  #: closes it
-    content: str = ""  #: opens the content after it
+    @property
+    def argument(self) -> str:
+        """The argument that asks for it, for messages."""
+
+    def grammars(
+        self, builder: GrammarBuilder, reasoning: Reasoning | None
+    ) -> list[dict[str, Any]]:
+        """The grammar of the whole answer, as llguidance's list of grammars.
+
+        Raises:
+            ValueError: there is none.
+        """
 
 
 class _State(NamedTuple):
@@ -115,7 +125,7 @@ class FormMatcher:
 
 
 def new_matcher(
-    tokenizer: Any, form: AnswerForm, eos: Sequence[int], reasoning: Reasoning | None = None
+    tokenizer: Any, form: Form, eos: Sequence[int], reasoning: Reasoning | None = None
 ) -> FormMatcher:
     """Make a matcher for an answer. The first of a tokenizer or a form takes long.
 
@@ -131,10 +141,10 @@ def new_matcher(
     """
     if not eos:
         raise ValueError(
-            "response_format: without an end-of-sequence token the answer would have no end; "
+            f"{form.argument}: without an end-of-sequence token the answer would have no end; "
             "pass eos_token_id="
         )
-    compiler = _compiler_of(tokenizer, tuple(eos))
+    compiler = _compiler_of(tokenizer, tuple(eos), form.argument)
     return FormMatcher(compiler.matcher(form, reasoning), frozenset(eos), special_ids(tokenizer))
 
 
@@ -149,51 +159,39 @@ class _Compiler:
         backend.no_truncation()
         self._backend = backend
         self._tokenizer = LLTokenizer(backend.to_str(), eos_token=list(eos))
+        self._eos = frozenset(eos)
+        self._special = {
+            added.content: token_id
+            for token_id, added in backend.get_added_tokens_decoder().items()
+            if self._tokenizer.is_special_token(token_id)
+        }
         self._kept: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
 
-    def matcher(self, form: AnswerForm, reasoning: Reasoning | None) -> Any:
+    def matcher(self, form: Form, reasoning: Reasoning | None) -> Any:
         """A new matcher of llguidance's."""
-        grammar = self._grammar(form, reasoning)
+        builder = GrammarBuilder(self._special, self._eos)
+        grammar = json.dumps({"grammars": form.grammars(builder, reasoning)})
         with self._lock:
             kept = self._kept.get(grammar)
             if kept is not None:
                 self._kept.move_to_end(grammar)
                 return kept.deep_copy()
-        compiled = self._compile(grammar)  # outside of the lock, since it can take a second
+        # Outside of the lock, since it can take a second.
+        compiled = self._compile(grammar, form.argument)
         with self._lock:
             self._kept[grammar] = compiled
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
             return compiled.deep_copy()
 
-    def _compile(self, grammar: str) -> Any:
+    def _compile(self, grammar: str, argument: str) -> Any:
         from llguidance import LLMatcher
 
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            raise ValueError(f"response_format is not valid: {matcher.get_error()}")
+            raise ValueError(f"{argument} is not valid: {matcher.get_error()}")
         return matcher
-
-    def _grammar(self, form: AnswerForm, reasoning: Reasoning | None) -> str:
-        if reasoning is None:
-            return json.dumps({"grammars": [form.grammar]})
-        begin, end = self._marker(reasoning.begin), self._marker(reasoning.end)
-        is_token = end.startswith("<[")
-        thought = f"thought: TEXT {end}" if is_token else f"thought[suffix={end}]: TEXT"
-        before = f"({begin} thought)?" if begin else "thought"
-        lark = (
-            f"start: {before} SPACE {self._marker(reasoning.content)} @form\n"
-            f"{thought}\nTEXT: /(?s:.*)/\nSPACE: /\\s*/"
-        )
-        return json.dumps({"grammars": [{"lark_grammar": lark}, {"name": "form", **form.grammar}]})
-
-    def _marker(self, text: str) -> str:
-        """Lark's for a marker: llguidance does not take the text of a special token for it."""
-        token_id = self._backend.token_to_id(text) if text else None
-        if token_id is not None and self._tokenizer.is_special_token(token_id):
-            return f"<[{token_id}]>"
-        return lark_string(text) if text else ""
 
 
 # By tokenizer, its size and the ends: one that was given more tokens since is another.
@@ -201,15 +199,17 @@ _compilers: weakref.WeakKeyDictionary[Any, dict[Any, _Compiler]] = weakref.WeakK
 _compilers_lock = threading.Lock()
 
 
-def _compiler_of(tokenizer: Any, eos: tuple[int, ...]) -> _Compiler:
+def _compiler_of(tokenizer: Any, eos: tuple[int, ...], argument: str) -> _Compiler:
     try:
         import llguidance  # noqa: F401
     except ImportError as exc:
-        raise ImportError(f"response_format= needs llguidance: {to_install('structured')}") from exc
+        raise ImportError(
+            f"{argument}= needs llguidance: {to_install('structured')}", name="llguidance"
+        ) from exc
     backend = rust_backend(tokenizer)
     if backend is None:
         raise ValueError(
-            f"response_format: {type(tokenizer).__name__} is not a tokenizer of the tokenizers "
+            f"{argument}: {type(tokenizer).__name__} is not a tokenizer of the tokenizers "
             "library (a fast one), whose vocabulary llguidance can read"
         )
     with _compilers_lock:  # building one takes up to a second, and other threads wait for it

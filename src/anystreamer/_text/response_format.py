@@ -7,7 +7,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["AnswerForm", "Choice", "Grammar", "Regex", "ResponseFormat", "validate_response_format"]
+from .grammar_builder import GrammarBuilder, in_slashes
+from .reasoning import Reasoning, reasoning_before
+
+__all__ = [
+    "AnswerForm",
+    "Choice",
+    "Grammar",
+    "Regex",
+    "ResponseFormat",
+    "closed",
+    "validate_response_format",
+    "with_whitespace",
+]
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,23 @@ class AnswerForm:
     #: makes of a complete text what `TextStream.parsed` is
     parse: Callable[[str], Any]
 
+    @property
+    def argument(self) -> str:
+        """The argument that asks for it, for messages."""
+        return "response_format"
+
+    def grammars(
+        self, builder: GrammarBuilder, reasoning: Reasoning | None
+    ) -> list[dict[str, Any]]:
+        """The grammar of the whole answer, as llguidance's list of grammars."""
+        if reasoning is None:
+            return [self.grammar]
+        before = reasoning_before(builder, reasoning)
+        form = builder.other("form", self.grammar)
+        between = f"({builder.text(reasoning.between)})?" if reasoning.between else ""
+        content = builder.text(reasoning.content)
+        return builder.grammars(f"{before} /\\s*/ {between} {content} {form}")
+
 
 def validate_response_format(value: Any) -> AnswerForm | None:
     """Return the form of a ``response_format`` argument; None for None.
@@ -82,16 +111,16 @@ def validate_response_format(value: Any) -> AnswerForm | None:
         case "json":
             return _json_form({"type": "object"})
         case Regex():
-            return _lark_form(f"start: TEXT\nTEXT: /{_for_slashes(value.pattern)}/")
+            return _lark_form(f"start: TEXT\nTEXT: {in_slashes(value.pattern)}")
         case Choice():
-            return _lark_form("start: " + " | ".join(map(lark_string, value.options)))
+            return _lark_form("start: " + " | ".join(map(json.dumps, value.options)))
         case Grammar():
             return _lark_form(value.lark)
         case Mapping():
             return _json_form(value)
         case type() if hasattr(value, "model_json_schema"):
             model: Any = value
-            return _json_form(_closed(model.model_json_schema()), model.model_validate_json)
+            return _json_form(closed(model.model_json_schema()), model.model_validate_json)
         case str():
             raise ValueError(
                 f"response_format={value!r:.80} is not known: pass 'json', a JSON schema as a "
@@ -119,35 +148,25 @@ def _json_form(schema: Mapping[str, Any], parse: Callable[[str], Any] = json.loa
         copied = json.loads(json.dumps(dict(schema), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as exc:
         raise ValueError(f"response_format is not a JSON schema: {exc}") from None
-    copied.setdefault("x-guidance", {"whitespace_pattern": _WHITESPACE})
-    return AnswerForm({"json_schema": copied}, parse)
+    return AnswerForm({"json_schema": with_whitespace(copied)}, parse)
 
 
-def _closed(schema: Any) -> Any:
-    """The schema of a class, whose objects have no properties but those of the class."""
+def with_whitespace(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema that says how white space is written, if it did not say so."""
+    return {"x-guidance": {"whitespace_pattern": _WHITESPACE}, **schema}
+
+
+def closed(schema: Any) -> Any:
+    """A schema whose objects have no properties but those that it names."""
     if isinstance(schema, list):
-        return [_closed(each) for each in schema]
+        return [closed(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    closed = {name: _closed(value) for name, value in schema.items()}
+    result = {name: closed(value) for name, value in schema.items()}
     if schema.get("type") == "object" and "properties" in schema:
-        closed.setdefault("additionalProperties", False)
-    return closed
+        result.setdefault("additionalProperties", False)
+    return result
 
 
 def _lark_form(lark: str) -> AnswerForm:
     return AnswerForm({"lark_grammar": lark}, str)
-
-
-def lark_string(text: str) -> str:
-    """A literal of Lark's for a text."""
-    return json.dumps(text)
-
-
-def _for_slashes(pattern: str) -> str:
-    """An expression as it stands between two slashes: with the slashes in it escaped."""
-    escaped, is_escape = [], False
-    for character in pattern:
-        escaped.append("\\/" if character == "/" and not is_escape else character)
-        is_escape = character == "\\" and not is_escape
-    return "".join(escaped)

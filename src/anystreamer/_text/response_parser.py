@@ -19,7 +19,8 @@ from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from .form_matcher import Reasoning
+from .call_shape import marker_of
+from .reasoning import Reasoning
 
 __all__ = [
     "Delta",
@@ -84,8 +85,14 @@ def response_template_of(tokenizer: Any, processor: Any) -> Any:
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
-def reasoning_markers(template: Mapping[str, Any] | None) -> tuple[str, Reasoning] | None:
+def reasoning_markers(
+    argument: str, template: Mapping[str, Any] | None
+) -> tuple[str, Reasoning] | None:
     """The field that a template has for reasoning, and its markers; None if it has none.
+
+    Args:
+        argument: needs to know where the reasoning ends; for messages.
+        template: the response template.
 
     Raises:
         ValueError: they are patterns, of which it is not known where a text ends.
@@ -94,14 +101,19 @@ def reasoning_markers(template: Mapping[str, Any] | None) -> tuple[str, Reasonin
     name = next((name for name in _REASONING if name in fields), None)
     if name is None:
         return None
-    markers = {key: fields[name].get(key) for key in ("open", "close")}
-    if not all(isinstance(marker, str) and marker for marker in markers.values()):
+    markers = {key: marker_of(fields[name], key) for key in ("open", "close")}
+    begin, end = markers["open"], markers["close"]
+    if not (begin and end):
         raise ValueError(
-            f"response_format: the field {name!r} of the response template has no text as `open` "
+            f"{argument}: the field {name!r} of the response template has no text as `open` "
             "and `close`, which are needed to know where the form begins"
         )
-    content = fields.get("content", {}).get("open") or ""
-    return name, Reasoning(markers["open"], markers["close"], content)
+    content = marker_of(fields.get("content", {}), "open") or ""
+    anchor = (template or {}).get("start_anchor")
+    # Harmony: the same token begins both, and each is a message of its own.
+    token = begin.partition(">")[0] + ">"
+    is_message = content.startswith(token) and isinstance(anchor, str)
+    return name, Reasoning(begin, end, content, str(anchor) if is_message else "")
 
 
 class ResponseParser:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 from .._generation import Options, Prompt, TokenIds, check_generate_kwargs, validate_prompt
@@ -62,6 +62,8 @@ class RemoteRequest:
             )
         if self.options.form is not None and not self.is_chat:
             raise ValueError("response_format: servers take it only in a chat; pass chat messages")
+        if self.options.tool_use is not None and not self.is_chat:
+            raise ValueError("tools: servers take them only in a chat; pass chat messages")
         self.path = "/chat/completions" if self.is_chat else "/completions"
         self.body = self._body()
 
@@ -145,21 +147,22 @@ class RemoteRequest:
         return {"response_format": {"type": "json_schema", "json_schema": described}}
 
     def _tools(self) -> dict[str, Any]:
-        """The tools of ``chat_template_kwargs``. Its other settings cannot be sent."""
-        settings = dict(self.options.chat_template_kwargs or {})
-        tools = settings.pop("tools", None)
-        if settings:
+        """The tools, and how they can be called. Settings of the chat template cannot be sent."""
+        if settings := self.options.chat_template_kwargs:
             name = sorted(settings)[0]
             raise ValueError(
                 f"chat_template_kwargs[{name!r}] has no counterpart in OpenAI's API: if the server "
                 f"knows it, pass extra_body={{'chat_template_kwargs': {{{name!r}: ...}}}}"
             )
-        if any(callable(tool) for tool in tools or ()):
-            raise TypeError(
-                "chat_template_kwargs['tools']: a function cannot be sent to a server; "
-                "pass its JSON schema, which transformers.utils.get_json_schema makes"
-            )
-        return {"tools": list(tools)} if tools else {}
+        use = self.options.tool_use
+        if use is None:
+            return {}
+        body: dict[str, Any] = {"tools": [_tool(each, use.strict) for each in use.described]}
+        if use.choice is not None:
+            body["tool_choice"] = use.choice
+        if not use.parallel:
+            body["parallel_tool_calls"] = False
+        return body
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -198,6 +201,14 @@ BODY_FIELDS: Mapping[str, Callable[[Any, Mapping[str, Any]], dict[str, Any]]] = 
     "repetition_penalty": lambda value, _: {"repetition_penalty": float(value)},
     "min_new_tokens": lambda value, _: {"min_tokens": int(value)},
 }
+
+
+def _tool(description: Mapping[str, Any], strict: Collection[str]) -> dict[str, Any]:
+    """A tool as servers expect it."""
+    function = dict(description.get("function", description))
+    if function["name"] in strict:
+        function["strict"] = True
+    return {"type": "function", "function": function}
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,9 @@ _PARAMS = {
     },
     "stop_strings": "stop",
     "response_format": "response_format",
+    "parallel_tool_calls": "parallel_tool_calls",
+    "tool_choice": "tool_choice",
+    "tools": "tools",
 }
 
 
@@ -113,7 +116,9 @@ def is_about_request(exc: Exception) -> bool:
     """Whether it refuses what the client sent, given that nothing has been generated yet."""
     # A chat template raises when it does not like the messages, such as two answers in a row.
     is_template_error = type(exc).__module__.partition(".")[0] == "jinja2"
-    return is_kind(exc, (ValueError, TypeError)) or is_template_error
+    # Where it is not installed, no request can ask for a form.
+    is_missing = isinstance(exc, ImportError) and exc.name == "llguidance"
+    return is_kind(exc, (ValueError, TypeError)) or is_template_error or is_missing
 
 
 def in_clients_terms(exc: Exception, param: str, names: Mapping[str, str]) -> APIError:

@@ -189,7 +189,7 @@ class Function(_Strict):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = None  # the model is not forced to keep to the schema
+    strict: bool | None = None
 
 
 class Tool(_Strict):
@@ -199,13 +199,13 @@ class Tool(_Strict):
     function: Function
     cache_control: Annotated[Any, Annotates()] = None
 
-    def as_prompt(self) -> dict[str, Any]:
-        """The tool in the form that chat templates take."""
-        return {
-            "type": "function",
-            "function": {
-                "name": self.function.name,
-                "description": self.function.description or "",
-                "parameters": self.function.parameters or {"type": "object", "properties": {}},
-            },
+    def as_argument(self) -> dict[str, Any]:
+        """The tool as ``engine.stream_text`` takes it."""
+        function: dict[str, Any] = {
+            "name": self.function.name,
+            "description": self.function.description or "",
+            "parameters": self.function.parameters or {"type": "object", "properties": {}},
         }
+        if self.function.strict:
+            function["strict"] = True
+        return {"type": "function", "function": function}

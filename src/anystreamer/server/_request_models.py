@@ -248,9 +248,8 @@ class ChatRequest(TextRequest):
     tools: Annotated[
         Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None, Neutral([])
     ] = None
-    # The model is not forced to make a call, nor prevented from making two.
-    tool_choice: Literal["auto", "none"] | None = None
-    parallel_tool_calls: Literal[True] | None = None
+    tool_choice: Literal["auto", "none", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     chat_template_kwargs: Annotated[dict[str, Any] | None, Neutral({})] = None
     add_generation_prompt: bool | None = None
@@ -338,7 +337,6 @@ class ChatRequest(TextRequest):
 
     def arguments(self, choice: int, template: Mapping[str, Any] | None) -> dict[str, Any]:
         arguments = super().arguments(choice, template)
-        callable_tools = None if self.tool_choice == "none" else self.tools
         if self.tools is not None and "tool_calls" not in (template or {"fields": ()})["fields"]:
             raise APIError(
                 "tools is not supported by this model: its templates have no tool calls",
@@ -348,13 +346,17 @@ class ChatRequest(TextRequest):
         for name in ("add_generation_prompt", "continue_final_message"):
             if (value := getattr(self, name)) is not None:
                 template_kwargs[name] = value
-        if callable_tools is not None:
-            template_kwargs["tools"] = [tool.as_prompt() for tool in callable_tools]
         if template_kwargs:
             arguments["chat_template_kwargs"] = template_kwargs
+        if self.tools is not None:
+            arguments["tools"] = [tool.as_argument() for tool in self.tools]
+            if self.tool_choice is not None:
+                arguments["tool_choice"] = self.tool_choice
+            if self.parallel_tool_calls is not None:
+                arguments["parallel_tool_calls"] = self.parallel_tool_calls
         if template is not None:
             # Without tools the client expects no call: text that looks like one stays text.
-            hidden = ("tool_calls",) if callable_tools is None else ()
+            hidden = ("tool_calls",) if self.tools is None else ()
             fields = {name: each for name, each in template["fields"].items() if name not in hidden}
             arguments["parse_response"] = {**template, "fields": fields}
         if self._form is not None:

@@ -1,0 +1,101 @@
+"""What opens or closes a field, as Lark has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from .call_shape import flat_nodes
+from .grammar_builder import GrammarBuilder, escaped, in_slashes
+from .marker_patterns import Characters, Edge, Group, Literal, Node, Options, Repeat, Sequence
+
+__all__ = ["render"]
+
+_SPACES = ("\\s", " ")
+# How often something is written that can be repeated without a limit: small models would not stop.
+_MOST_SPACES = 4
+_MOST = 16
+
+# Harmony's, between a name and the message, where its template takes any text.
+_CONSTRAIN = "<|constrain|>"
+
+
+def render(builder: GrammarBuilder, nodes: Iterable[Node], names: Mapping[str, str]) -> str:
+    """Lark's for nodes, with these texts in place of groups. Empty for no text."""
+    return _Renderer(builder, names).sequence(nodes)
+
+
+class _Renderer:
+    def __init__(self, builder: GrammarBuilder, names: Mapping[str, str]) -> None:
+        self._builder = builder
+        self._names = names
+
+    def sequence(self, nodes: Iterable[Node]) -> str:
+        """Neighbours without special tokens become one expression, which is one lexeme."""
+        parts: list[str] = []
+        expression = ""
+        for node in flat_nodes(*nodes):
+            plain = self._expression(node)
+            if plain is not None:
+                expression += plain
+                continue
+            parts += [in_slashes(expression)] * bool(expression) + [self._lark(node)]
+            expression = ""
+        parts += [in_slashes(expression)] * bool(expression)
+        return " ".join(part for part in parts if part)
+
+    def _expression(self, node: Node) -> str | None:
+        """An expression for a node; None if it has special tokens."""
+        match node:
+            case Literal(text=text):
+                has_token = any(isinstance(part, int) for part in self._builder.split(text))
+                return None if has_token else escaped(text)
+            case Characters(expression=expression):
+                return expression
+            case Group(name=name, node=inner):
+                own = self._names.get(name)
+                return self._expression(inner) if own is None else escaped(own)
+            case Repeat():
+                return self._repeated(node)
+            case Sequence(nodes=inner):
+                return _joined(map(self._expression, inner), "")
+            case Options(nodes=inner):
+                joined = _joined(map(self._expression, inner), "|")
+                return None if joined is None else f"(?:{joined})"
+            case Edge():
+                return ""
+
+    def _repeated(self, node: Repeat) -> str | None:
+        if isinstance(node.node, Characters) and (node.least, node.most) == (0, None):
+            # What a pattern leaves open is left out, except for spaces.
+            if node.node.expression in _SPACES:
+                return f"[ \\t\\r\\n]{{0,{_MOST_SPACES}}}"
+            return None if _CONSTRAIN in self._builder.special else ""
+        each = self._expression(node.node)
+        most = node.least + _MOST if node.most is None else node.most
+        return None if each is None else f"(?:{each}){{{node.least},{most}}}"
+
+    def _lark(self, node: Node) -> str:
+        """Lark's for a node that has special tokens."""
+        match node:
+            case Literal(text=text):
+                return self._builder.text(text)
+            case Repeat(node=Characters()):
+                return f'(/ ?/ {self._builder.text(_CONSTRAIN)} "json")?'
+            case Repeat(node=inner, least=least, most=most):
+                highest = least + _MOST if most is None else most
+                return f"({self.sequence((inner,))}){{{least},{highest}}}"
+            case Group(node=inner):
+                return f"({self.sequence((inner,))})"
+            case Options(nodes=inner):
+                return f"({' | '.join(self.sequence((each,)) for each in inner)})"
+            case Sequence(nodes=inner):
+                return self.sequence(inner)
+            case Characters() | Edge():
+                return ""
+
+
+def _joined(parts: Iterable[str | None], between: str) -> str | None:
+    known = list(parts)
+    if any(part is None for part in known):
+        return None
+    return between.join(part for part in known if part is not None)

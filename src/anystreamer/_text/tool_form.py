@@ -1,0 +1,239 @@
+"""The form of an answer with tool calls: a grammar from a response template and the tools."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .call_body import CallBody
+from .call_shape import CallShape, Opening, shape_of_calls
+from .grammar_builder import GrammarBuilder, escaped
+from .marker_grammar import render
+from .reasoning import ANY_TEXT, Reasoning, reasoning_before, reasoning_rest
+from .tools import Tool, ToolUse
+
+__all__ = ["ToolForm", "new_tool_form"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolForm:
+    """Which calls an answer has."""
+
+    use: ToolUse
+    shape: CallShape
+
+    @property
+    def argument(self) -> str:
+        """The argument that asks for it, for messages."""
+        return "tools" if self.use.mode == "auto" else "tool_choice"
+
+    def grammars(
+        self, builder: GrammarBuilder, reasoning: Reasoning | None
+    ) -> list[dict[str, Any]]:
+        """The grammar of the whole answer, as llguidance's list of grammars.
+
+        Raises:
+            ValueError: there is none.
+        """
+        try:
+            calls = _Calls(builder, self.shape, self.use)
+            if self.use.mode == "required":
+                before = reasoning_before(builder, reasoning)
+                between = ""
+                if reasoning is not None and reasoning.between:
+                    between = f"({builder.text(reasoning.between)})?"
+                return builder.grammars(f"{before} {calls.space} {between} {calls.all()}")
+            return builder.grammars(_FreeText(builder, calls, self.use, reasoning).start())
+        except ValueError as exc:
+            raise ValueError(f"{self.argument}: {exc}") from None
+
+
+def new_tool_form(template: Mapping[str, Any] | None, use: ToolUse) -> ToolForm:
+    """The form of answers with these tools.
+
+    Raises:
+        ValueError: the template has no form that can be kept to.
+    """
+    argument = "tools" if use.mode == "auto" else "tool_choice"
+    if template is None:
+        raise ValueError(
+            f"{argument}: calls cannot be enforced without a response template, which says how "
+            "they are written; set tokenizer.response_template, or pass parse_response={...}"
+        )
+    try:
+        shape = shape_of_calls(template)
+    except ValueError as exc:
+        raise ValueError(f"{argument}: {exc}") from None
+    return ToolForm(use, shape)
+
+
+class _Calls:
+    """The rules of calls."""
+
+    def __init__(self, builder: GrammarBuilder, shape: CallShape, use: ToolUse) -> None:
+        self.builder = builder
+        self.shape = shape
+        self.space = builder.terminal(r"/[ \t\r\n]{0,4}/")
+        self.is_last = False  # whether nothing can follow a call
+        self._close = self._closing()
+        self.is_single = use.is_single or not shape.can_repeat or self.is_last
+        self._use = use
+        self._body = CallBody(builder, shape, is_free=use.mode == "auto", is_single=use.is_single)
+
+    def all(self) -> str:
+        """Lark's for a call, or several."""
+        call = self.builder.rule(" | ".join(map(self._whole, self.shape.openings)))
+        return call if self.is_single else f"{call} ({self.space} {call})*"
+
+    def after(self, opening: Opening) -> str:
+        """A rule for what follows a lead."""
+        tools = self._use.tools
+        group = self.shape.name_group
+        if group:
+            options = [self._rest(opening, {group: tool.name}, (tool,)) for tool in tools]
+        else:
+            options = [self._rest(opening, {}, tools)]
+        return self.builder.rule(" | ".join(options))
+
+    def _whole(self, opening: Opening) -> str:
+        before = render(self.builder, opening.before, {})
+        return f"{before} {self.builder.text(opening.lead)} {self.after(opening)}"
+
+    def _rest(self, opening: Opening, names: Mapping[str, str], tools: Sequence[Tool]) -> str:
+        rest = render(self.builder, opening.rest, names)
+        body = self.builder.rule(self._body.of(tools))
+        return f"{rest} {self.space} {body} {self.space} {self._close}"
+
+    def _closing(self) -> str:
+        """What closes a call. An end-of-sequence token does, too, and ends the answer."""
+        builder = self.builder
+        options, ends = [], False
+        for nodes in self.shape.closes:
+            written = render(builder, nodes, {})
+            if written in {f"<[{token_id}]>" for token_id in builder.eos}:
+                ends = True
+            elif written:
+                options.append(written)
+            elif not nodes:
+                ends = True
+            else:  # it is closed by what follows
+                return ""
+        self.is_last = ends and not options
+        return f"({' | '.join(dict.fromkeys(options))})" if options else ""
+
+
+class _FreeText:
+    """The rules of a text in which calls can begin, or cannot.
+
+    A call is recognised by its lead. If that begins with a special token, the token tells; if the
+    token can begin something else, too, the text after it does. Otherwise the text up to the lead
+    is one lexeme, which ends where the lead first comes.
+    """
+
+    def __init__(
+        self,
+        builder: GrammarBuilder,
+        calls: _Calls,
+        use: ToolUse,
+        reasoning: Reasoning | None,
+    ) -> None:
+        self._builder = builder
+        self._calls = calls
+        self._allows_calls = use.mode == "auto"
+        self._reasoning = reasoning
+        self._texts: list[Opening] = []  # those whose lead is a text
+        self._tokens: dict[int, list[tuple[str, Opening]]] = {}  # by token: the text after it
+        for opening in calls.shape.openings:
+            match builder.split(opening.lead):
+                case [str()]:
+                    self._texts.append(opening)
+                case [int(token_id)]:
+                    self._tokens.setdefault(token_id, []).append(("", opening))
+                case [int(token_id), str(text)]:
+                    self._tokens.setdefault(token_id, []).append((text, opening))
+                case _:
+                    raise ValueError(f"a call that begins with {opening.lead!r} cannot be followed")
+        self._text = self._text_without([])
+
+    def start(self) -> str:
+        """Lark's for the answer."""
+        free = self._free()
+        if self._reasoning is not None and not self._reasoning.begin:
+            return f"{reasoning_rest(self._builder, self._reasoning)} {free}"
+        return free
+
+    def _text_without(self, beginnings: Iterable[str]) -> str:
+        """A terminal for text with no lead in it, and with none of these at its beginning."""
+        leads = "|".join(escaped(each.lead) for each in self._texts)
+        begins = "|".join(map(escaped, beginnings))
+        definition = ANY_TEXT
+        definition += rf" & ~/(?s:.*)({leads})(?s:.*)/" if leads else ""
+        definition += rf" & ~/({begins})(?s:.*)/" if begins else ""
+        return self._builder.terminal(definition)
+
+    def _free(self) -> str:
+        builder = self._builder
+        options = [f"{self._text} r_tail"]
+        if self._allows_calls:
+            for opening in self._texts:
+                until = builder.rule(self._text_before(), f"[suffix={json.dumps(opening.lead)}]")
+                options.append(f"{until} {self._called(opening)}")
+        tail = ["", *self._special_tails(), *self._reasoning_tail()]
+        begin = self._reasoning_begin()
+        if begin and isinstance(begin[0], str):
+            until = builder.rule(self._text_before(), f"[suffix={json.dumps(begin[0])}]")
+            options.append(f"{until} {self._thought(begin[0])}")
+        builder.define("r_tail", " | ".join(tail))
+        builder.define("r_free", " | ".join(options))
+        return "r_free"
+
+    def _text_before(self) -> str:
+        # Where calls can begin, the lead that comes first ends the lexeme.
+        return self._builder.terminal(ANY_TEXT) if self._allows_calls else self._text
+
+    def _called(self, opening: Opening) -> str:
+        calls = self._calls
+        if calls.is_last:
+            return calls.after(opening)
+        return f"{calls.after(opening)} {calls.space if calls.is_single else 'r_free'}"
+
+    def _special_tails(self) -> list[str]:
+        """What can follow a text, beginning with a special token."""
+        builder, tails = self._builder, []
+        for token_id, openings in self._tokens.items():
+            options = []
+            if self._allows_calls:
+                options = [
+                    f"{json.dumps(text) if text else ''} {self._called(each)}"
+                    for text, each in openings
+                ]
+            if all(text for text, _ in openings):  # then it can begin something else
+                options.append(f"{self._text_without(text for text, _ in openings)} r_tail")
+            if options:
+                tails.append(f"<[{token_id}]> {builder.rule(' | '.join(options))}")
+        begin = self._reasoning_begin()
+        taken = {*self._tokens, *builder.eos, *begin[:1]}
+        if others := sorted(set(builder.special.values()) - taken):
+            tails.append(f"<[{','.join(map(str, others))}]> r_free")
+        return tails
+
+    def _reasoning_begin(self) -> list[str | int]:
+        reasoning = self._reasoning
+        if reasoning is None or not reasoning.begin:
+            return []
+        begin = self._builder.split(reasoning.begin)
+        # A channel of Harmony's: its text is like any other until its end.
+        return [] if begin[0] in self._tokens else begin
+
+    def _reasoning_tail(self) -> list[str]:
+        begin = self._reasoning_begin()
+        if not begin or isinstance(begin[0], str):
+            return []
+        return [self._thought("")]
+
+    def _thought(self, taken: str) -> str:
+        assert self._reasoning is not None
+        rest = self._builder.text(self._reasoning.begin[len(taken) :])
+        return f"{rest} {reasoning_rest(self._builder, self._reasoning)} r_free"

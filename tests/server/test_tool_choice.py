@@ -1,0 +1,225 @@
+"""`tool_choice`, `strict` and `parallel_tool_calls` through the edge: the official client."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import jsonschema  # type: ignore[import-untyped]
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from anystreamer import Engine, open_engine
+from anystreamer.remote import open_remote_engine
+from anystreamer.server import create_app
+
+from ..helpers.batchings import BATCHINGS
+from ..helpers.call_templates import FAMILIES, Family, Wish, tool
+from ..helpers.serving import client_of, official, serving
+
+pytest.importorskip("llguidance")
+
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not hasattr(PreTrainedTokenizerFast, "get_response_parser"),
+        reason="this release of transformers has no response parser",
+    ),
+    # The official client leaves its generators to be collected.
+    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore|openai):ResourceWarning"),
+]
+
+MESSAGES: Any = [{"role": "user", "content": "hi"}]
+TOOLS: Any = [
+    tool("wait", {"seconds": {"type": "integer", "minimum": 0, "maximum": 60}}, ["seconds"]),
+    tool("go_to", {"place": {"enum": ["here", "there"]}}, ["place"]),
+]
+PARAMETERS = {each["function"]["name"]: each["function"]["parameters"] for each in TOOLS}
+NAMED: Any = {"type": "function", "function": {"name": "go_to"}}
+SERVED = ["qwen coder", "mistral, a list", "llama"]  # without reasoning, which would not end
+
+
+@asynccontextmanager
+async def engine_of(family: Family, batching: Any) -> AsyncIterator[Engine]:
+    """An engine whose model says anything."""
+    family.tokenizer.response_template = family.template
+    try:
+        async with open_engine(
+            family.model, family.tokenizer, batching=batching, sampling=batching == "continuous"
+        ) as engine:
+            yield engine
+    finally:
+        family.tokenizer.response_template = None
+
+
+def check(message: Any, choice: Any) -> None:
+    calls = message.tool_calls or []
+    assert bool(calls) is (choice != "none")
+    for call in calls:
+        arguments = json.loads(call.function.arguments)
+        jsonschema.validate(arguments, PARAMETERS[call.function.name])
+        assert choice != NAMED or call.function.name == "go_to"
+    assert len(calls) <= 1
+
+
+@pytest.mark.parametrize("batching", BATCHINGS)
+@pytest.mark.parametrize("name", SERVED)
+async def test_the_official_client_gets_the_call_that_it_asks_for(name: str, batching: Any) -> None:
+    async with engine_of(FAMILIES[name], batching) as engine, serving(create_app(engine)) as url:
+        async with official(url) as client:
+            for choice in ("required", NAMED, "none"):
+                body: dict[str, Any] = {
+                    "model": "anystreamer",
+                    "messages": MESSAGES,
+                    "tools": TOOLS,
+                    "tool_choice": choice,
+                    "parallel_tool_calls": False,
+                    "max_tokens": 40 if choice == "none" else 200,
+                    "temperature": 1.0,
+                }
+                whole = (await client.chat.completions.create(**body)).choices[0]
+                check(whole.message, choice)
+                assert whole.finish_reason == ("length" if choice == "none" else "tool_calls")
+                if choice == "none":  # the client raises where the limit cuts a stream
+                    chunks = await client.chat.completions.create(**body, stream=True)
+                    deltas = [chunk.choices[0].delta async for chunk in chunks]
+                    assert not any(delta.tool_calls for delta in deltas)
+                    continue
+                async with client.chat.completions.stream(**body) as events:
+                    last = (await events.get_final_completion()).choices[0]
+                check(last.message, choice)
+                assert last.finish_reason == "tool_calls"
+
+
+async def test_a_loop_of_calls() -> None:
+    """Each result goes back, and the next call is another one."""
+    family = FAMILIES["qwen coder"]
+    async with engine_of(family, "none") as engine, serving(create_app(engine)) as url:
+        async with official(url) as client:
+            messages = list(MESSAGES)
+            for turn in range(3):
+                answer = await client.chat.completions.create(
+                    model="anystreamer",
+                    messages=messages,
+                    tools=TOOLS,
+                    tool_choice="required" if turn < 2 else "none",
+                    max_tokens=200 if turn < 2 else 5,
+                    parallel_tool_calls=False,
+                )
+                message = answer.choices[0].message
+                if turn == 2:
+                    assert message.tool_calls is None
+                    break
+                calls: Any = message.tool_calls
+                (call,) = calls
+                messages += [
+                    message,
+                    {"role": "tool", "tool_call_id": call.id, "content": "done"},
+                ]
+            assert len(messages) == 5
+
+
+class Wishing:
+    """A model that prefers a text, in each of its answers."""
+
+    def __init__(self, family: Family, text: str) -> None:
+        self._ids = [*family.tokenizer.encode(text), family.eos]
+        self._model = family.model
+
+    def __enter__(self) -> None:
+        self._generate = self._model.generate
+        self._model.generate = self._prefer
+
+    def __exit__(self, *exc_info: object) -> None:
+        del self._model.generate
+
+    def _prefer(self, **kwargs: Any) -> Any:
+        processors = [Wish(self._ids), *kwargs.pop("logits_processor", ())]
+        return self._generate(**kwargs, logits_processor=processors)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_strict_tools_where_the_model_chooses(stream: bool) -> None:
+    family = FAMILIES["qwen coder"]
+    strict = [{**each, "function": {**each["function"], "strict": True}} for each in TOOLS]
+    text = f"Well. {family.call.replace('7', '99')}"
+    found = {}
+    for tools in (strict, TOOLS):
+        with Wishing(family, text):
+            async with engine_of(family, "none") as engine, serving(create_app(engine)) as url:
+                async with official(url) as client:
+                    body: dict[str, Any] = {
+                        "model": "anystreamer",
+                        "messages": MESSAGES,
+                        "tools": tools,
+                        "max_tokens": 300,
+                    }
+                    if stream:
+                        async with client.chat.completions.stream(**body) as events:
+                            choice: Any = (await events.get_final_completion()).choices[0]
+                    else:
+                        choice = (await client.chat.completions.create(**body)).choices[0]
+        assert choice.message.content.startswith("Well.")
+        calls = choice.message.tool_calls or ()
+        found[tools is strict] = [json.loads(call.function.arguments) for call in calls]
+    assert found[False][0] == {"seconds": 99}
+    for arguments in found[True]:
+        assert arguments != {"seconds": 99}
+        assert arguments.get("seconds", 0) <= 60
+
+
+async def test_a_remote_engine_passes_them_on() -> None:
+    family = FAMILIES["qwen coder"]
+    async with engine_of(family, "none") as engine, serving(create_app(engine)) as url:
+        async with open_remote_engine(f"{url}/v1", "anystreamer", api_key="x") as remote:
+            async with remote.stream_text(
+                MESSAGES, tools=TOOLS, tool_choice=NAMED, max_new_tokens=200
+            ) as stream:
+                await stream.read()
+            message: Any = stream.message
+            (call,) = message["tool_calls"]
+            assert call["function"]["name"] == "go_to"
+            jsonschema.validate(call["function"]["arguments"], PARAMETERS["go_to"])
+
+
+async def test_what_cannot_be_kept_to_is_a_400() -> None:
+    family = FAMILIES["qwen coder"]
+    odd = [tool("wait", {"seconds": {"type": "integer", "not": {}}})]
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"tools": odd, "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [tool("a", {"b": {"$ref": "#/c"}}, strict=True)]}, "tools"),
+        ({"tools": [*TOOLS, TOOLS[0]]}, "tools"),
+        ({"tools": TOOLS, "tool_choice": {**NAMED, "function": {"name": "x"}}}, "tool_choice"),
+        (
+            {"tools": TOOLS, "tool_choice": "auto", "response_format": {"type": "json_object"}},
+            "response_format",
+        ),
+    ]
+    async with engine_of(family, "none") as engine, serving(create_app(engine)) as url:
+        async with client_of(url) as client:
+            for body, param in cases:
+                for stream in (False, True):
+                    answer = await client.post(
+                        "/v1/chat/completions",
+                        json={"messages": MESSAGES, "stream": stream, **body},
+                    )
+                    assert answer.status_code == 400, (body, answer.text)
+                    error = answer.json()["error"]
+                    assert error["param"] == param, error
+                    assert error["type"] == "invalid_request_error"
+
+
+async def test_a_server_without_llguidance_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    family = FAMILIES["llama"]
+    async with engine_of(family, "none") as engine, serving(create_app(engine)) as url:
+        async with client_of(url) as client:
+            body = {"messages": MESSAGES, "tools": TOOLS, "tool_choice": "required"}
+            answer = await client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400
+    assert "tool_choice= needs llguidance" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["param"] == "tool_choice"
