@@ -223,6 +223,7 @@ class _GenerationTask(ThreadTask[StreamT]):
         super().__init__(request.name, state, new_stream(state), call.run, find_limiter)
 
     async def prepare(self) -> None:
+        await self._call.fetch()
         await run_sync_joined(self._call.prepare, max_context_length(self._request.model))
         await checkpoint()  # a cancellation that came meanwhile must not be missed
 

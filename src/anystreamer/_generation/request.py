@@ -34,6 +34,7 @@ from .model import (
     uses_torch,
 )
 from .options import Options
+from .processors import prompts_for_processor
 from .prompt_checks import check_context_length, check_vocabulary
 from .prompts import Prompt, encode, padded, prompt_rows, tokenizer_of
 from .shown_stop_strings import ShownStopStrings
@@ -189,22 +190,29 @@ class GenerationRequest:
         return new_matcher(self.decoding, form, self.eos_token_ids, reasoning)
 
     def encode(
-        self, prompts: Sequence[Prompt] | Mapping[str, Any], context_length: int | None = None
+        self,
+        prompts: Sequence[Prompt] | Mapping[str, Any],
+        context_length: int | None = None,
+        fetched: Mapping[str, bytes] | None = None,
     ) -> tuple[dict[str, Any], list[Row]]:
         """Make model inputs of the prompts, and the rows of a stream. In a worker thread.
 
         A prompt that leaves no token of *context_length* for an answer is refused, and early if it
-        is much longer.
+        is much longer. *fetched* has the files of pictures and recordings that have addresses.
         """
         _ = self.options.stop_strings.automaton  # built here: it can take long
         encoded = encode(
             self.tokenizer,
-            prompts,
+            prompts_for_processor(
+                self.model, self.tokenizer, prompts, self.options.chat_template_kwargs, fetched
+            ),
             self.options.chat_template_kwargs or {},
             device=getattr(self.model, "device", None),
             uses_torch=uses_torch(self.model),
             pad=self.pad,
             context_length=context_length,
+            dtype=getattr(self.model, "dtype", None),
+            pads_right=is_encoder_decoder(self.model),
         )
         if both := sorted(encoded.keys() & self.generate_kwargs.keys()):
             raise TypeError(f"{both[0]}= is given twice: in the prompt and as an argument")
