@@ -296,11 +296,12 @@ async def test_the_tokenizer_of_a_processor_is_refused(kind: Kind) -> None:
 
 
 async def test_a_model_of_text_alone_is_refused() -> None:
-    for part, name in (
+    parts: list[tuple[dict[str, Any], str]] = [
         ({"type": "image", "image": picture()}, "is an image, and LlamaForCausalLM does not take"),
         ({"type": "audio", "audio": recording()}, "is audio, and LlamaForCausalLM"),
         ({"type": "video", "video": [picture()]}, "is a video, and LlamaForCausalLM"),
-    ):
+    ]
+    for part, name in parts:
         with steps_of(llama()) as steps:
             with pytest.raises(ValueError, match=name):
                 async with stream_text(llama(), tokenizer(), asking(part), max_new_tokens=2):
@@ -318,7 +319,7 @@ async def test_a_processor_that_lacks_the_part_is_refused() -> None:
     await refused(hears, asking(part_of(sees)), "Qwen2AudioProcessor does not take image")
 
 
-BAD_IMAGES = {
+BAD_IMAGES: dict[str, tuple[dict[str, Any], str]] = {
     "no image": (
         {"type": "image"},
         r"messages\[0\].content\[0\] has no image: put it under one of",
@@ -475,7 +476,7 @@ async def test_harmless_text_beside_pictures_is_encoded_as_usual(kind: Kind) -> 
 
 
 async def test_in_a_batch_only_what_others_wrote_is_text(kind: Kind) -> None:
-    chats = [
+    chats: list[Any] = [
         UntrustedMessages(asking(part_of(kind, 1), text="a<end>b")),
         asking(part_of(kind, 2), text="a<end>b, longer"),
         UntrustedMessages(asking(text=f"{kind.placeholder}")),

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 pytest.importorskip("PIL")
 pytest.importorskip("httpcore")
@@ -63,10 +64,11 @@ class Pictures:
     async def _endless(self, chunk: bytes) -> AsyncIterator[bytes]:
         self.is_open = True
         try:
-            while True:
+            while chunk:
                 yield chunk
-                if not chunk:
-                    await anyio.sleep_forever()
+                await checkpoint()  # a server that only sends would not see the other side close
+            yield chunk
+            await anyio.sleep_forever()
         finally:
             self.is_open = False
 

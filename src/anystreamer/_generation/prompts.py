@@ -12,7 +12,13 @@ from typing import Any, TypeVar
 from .._bridge import call_after_fork
 from .media import has_media
 from .prompt_checks import check_length
-from .untrusted import UntrustedMessages, encode_untrusted, mark_untrusted, strings_in
+from .untrusted import (
+    UntrustedMessages,
+    encode_untrusted,
+    has_plain_tokens,
+    mark_untrusted,
+    strings_in,
+)
 
 __all__ = [
     "Prompt",
@@ -272,7 +278,7 @@ def _encode_one(
     if context_length is not None and _could_exceed(context_length, prompt, settings):
         text = tokenizer.apply_chat_template(list(prompt), tokenize=False, **settings)
         check_length(decoding, text, context_length)
-    if isinstance(prompt, UntrustedMessages):
+    if isinstance(prompt, UntrustedMessages) and has_plain_tokens(prompt):
         ids = encode_untrusted(tokenizer, decoding, prompt, settings)
         if ids is not None:
             return _inputs_of(ids, uses_torch)

@@ -11,7 +11,13 @@ from typing import Any
 
 from .media_hosts import validate_hosts
 
-__all__ = ["UntrustedMessages", "encode_untrusted", "mark_untrusted", "strings_in"]
+__all__ = [
+    "UntrustedMessages",
+    "encode_untrusted",
+    "has_plain_tokens",
+    "mark_untrusted",
+    "strings_in",
+]
 
 # Arguments of a chat template with text that others can have written.
 _WITH_TEXT = ("tools", "documents")
@@ -38,6 +44,8 @@ class UntrustedMessages(list[Mapping[str, Any]]):
         allow_media_from: hosts that pictures and recordings can be fetched from, such as
             ``("example.org",)``. A host has to have a public address. Others have to be named by
             their address and port: ``"127.0.0.1:8000"``. Any public host: ``"*"``.
+        allow_special_tokens: leave special tokens in the text as they are. Only the rules for
+            pictures and recordings then differ from those for a plain list.
 
     Raises:
         TypeError, ValueError: *allow_media_from* is not a list of hosts.
@@ -48,13 +56,24 @@ class UntrustedMessages(list[Mapping[str, Any]]):
         messages: Iterable[Mapping[str, Any]] = (),
         *,
         allow_media_from: Sequence[str] = (),
+        allow_special_tokens: bool = False,
     ) -> None:
         super().__init__(messages)
+        self.allow_special_tokens: bool = allow_special_tokens
         self.allow_media_from: tuple[str, ...] = validate_hosts(allow_media_from)
 
     def replaced(self, messages: Iterable[Mapping[str, Any]]) -> UntrustedMessages:
         """Other messages, under the same rules."""
-        return UntrustedMessages(messages, allow_media_from=self.allow_media_from)
+        return UntrustedMessages(
+            messages,
+            allow_media_from=self.allow_media_from,
+            allow_special_tokens=self.allow_special_tokens,
+        )
+
+
+def has_plain_tokens(messages: Any) -> bool:
+    """Whether special tokens in the text of these messages are text."""
+    return isinstance(messages, UntrustedMessages) and not messages.allow_special_tokens
 
 
 # transformers' own `sanitize_control_tokens` is not in all supported releases. It also leaves the
@@ -90,7 +109,7 @@ def mark_untrusted(
         conversations: one or several chats, of which some are `UntrustedMessages`.
         settings: arguments of the chat template.
     """
-    untrusted = [each for each in conversations if isinstance(each, UntrustedMessages)]
+    untrusted = [each for each in conversations if has_plain_tokens(each)]
     if not untrusted:
         return None
     chat = _Chat(processor, untrusted, settings)
@@ -102,10 +121,7 @@ def mark_untrusted(
     marked = iter(chat.marked(replaced))
     return Marked(
         processor,
-        [
-            next(marked) if isinstance(each, UntrustedMessages) else list(each)
-            for each in conversations
-        ],
+        [next(marked) if has_plain_tokens(each) else list(each) for each in conversations],
         chat.marked_settings(replaced),
         _MarkedTokenizer(decoding, _Encoder(decoding, known), chat, replaced),
     )
