@@ -89,7 +89,8 @@ def stream_text(
 
     Args:
         model: a generation model of transformers, in evaluation mode.
-        tokenizer: its tokenizer, or a processor that has one.
+        tokenizer: its tokenizer, or a processor that has one. Chat messages with pictures or sound
+            need the processor.
         prompt: a text, which the answer continues; or chat messages
             (``{"role": ..., "content": ...}``), which go through the chat template, as
             `UntrustedMessages` if others have written their text; or a mapping of model inputs,
