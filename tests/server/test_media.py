@@ -25,7 +25,12 @@ from ..helpers.serving import client_of, official, serving
 from ..helpers.tiny_models import llama, steps_of, tokenizer
 from ..helpers.tiny_processors import Kind, kind_named, picture, png, recording, wav
 
-pytestmark = [pytest.mark.torch, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.slow,
+    # These clients leave generators behind when an answer ends.
+    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore|openai):ResourceWarning"),
+]
 
 CHAT = "/v1/chat/completions"
 
