@@ -8,7 +8,6 @@ from .drop_in import AsyncTextIteratorStreamer
 from .generate_kwargs import check_generate_kwargs, new_token_limit
 from .limiters import model_limiter
 from .media import has_media
-from .media_hosts import validate_hosts
 from .model import check_model, is_encoder_decoder, main_input_name, max_context_length, uses_torch
 from .options import Options, WorkerContext
 from .prompts import Prompt, as_prompts, tokenizer_of, validate_prompt
@@ -42,6 +41,5 @@ __all__ = [
     "stream_text",
     "tokenizer_of",
     "uses_torch",
-    "validate_hosts",
     "validate_prompt",
 ]

@@ -13,7 +13,7 @@ from .._bridge import Producer, close_unstarted, name_of
 from .._errors import GenerationStopped, GenerationTimeout, PreservingContext, is_kind
 from .._streams import FinishReason, GenerationState, TextChunk
 from .generate_kwargs import is_assisted, new_token_limit
-from .media_fetch import fetch_media
+from .media import has_media
 from .model import is_encoder_decoder, uses_torch
 from .prompts import Prompt
 from .request import GenerationRequest
@@ -48,7 +48,9 @@ class GenerationCall:
         Raises:
             ValueError: an address is not allowed, or cannot be fetched.
         """
-        if not isinstance(self._prompts, Mapping):
+        if not isinstance(self._prompts, Mapping) and any(map(has_media, self._prompts)):
+            from .media_fetch import fetch_media
+
             self._fetched = await fetch_media(self._prompts)
 
     def prepare(self, context_length: int | None = None) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import base64
 import os
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .media_files import Budget, decode_picture, decode_recording, resampled
 from .untrusted import UntrustedMessages
+
+if TYPE_CHECKING:
+    from .media_files import Budget
 
 __all__ = ["MediaPart", "check_processor", "decoded_messages", "has_media", "media_parts"]
 
@@ -157,7 +157,10 @@ def decoded_messages(messages: Any, rate: int, fetched: Mapping[str, bytes]) -> 
         ValueError: a part cannot be decoded.
         ImportError: a package that decodes it is not installed.
     """
-    decoder = _Decoder(rate, fetched, reads_files=not isinstance(messages, UntrustedMessages))
+    from .media_files import Budget
+
+    is_own = not isinstance(messages, UntrustedMessages)
+    decoder = _Decoder(rate, fetched, Budget(is_bounded=not is_own), reads_files=is_own)
     made = {part.place: decoder.decode(part) for part in media_parts(messages)}
     changed = [
         {**message, "content": _replaced(number, message["content"], made)}
@@ -176,11 +179,13 @@ def _replaced(number: int, content: Sequence[Any], made: Mapping[str, Any]) -> l
 class _Decoder:
     """Decodes the parts of one chat."""
 
-    def __init__(self, rate: int, fetched: Mapping[str, bytes], *, reads_files: bool) -> None:
+    def __init__(
+        self, rate: int, fetched: Mapping[str, bytes], budget: Budget, *, reads_files: bool
+    ) -> None:
         self._rate = rate
         self._fetched = fetched
         self._reads_files = reads_files
-        self._budget = Budget(is_bounded=not reads_files)
+        self._budget = budget
         self._decoders: dict[str, Callable[[str, Any], Any]] = {
             "image": self._image,
             "audio": self._audio,
@@ -196,10 +201,14 @@ class _Decoder:
             raise ValueError(f"{part.place}: {exc}") from exc
 
     def _image(self, key: str, value: Any) -> Any:
+        from .media_files import decode_picture
+
         data = self._bytes_of(key, value)
         return value if data is None else decode_picture(data, self._budget)
 
     def _audio(self, key: str, value: Any) -> Any:
+        from .media_files import decode_recording, resampled
+
         if isinstance(value, Mapping):  # {"array": ..., "sampling_rate": ...}
             array = _as_array(value["array"])
             return resampled(array, int(value.get("sampling_rate") or self._rate), self._rate)
@@ -270,6 +279,9 @@ def _scheme(text: str) -> str:
 
 
 def _path_of(address: str) -> str:
+    import urllib.parse
+    import urllib.request
+
     return urllib.request.url2pathname(urllib.parse.urlsplit(address).path)
 
 

@@ -34,7 +34,6 @@ from .model import (
     uses_torch,
 )
 from .options import Options
-from .processors import prompts_for_processor
 from .prompt_checks import check_context_length, check_vocabulary
 from .prompts import Prompt, encode, padded, prompt_rows, tokenizer_of
 from .shown_stop_strings import ShownStopStrings
@@ -200,6 +199,8 @@ class GenerationRequest:
         A prompt that leaves no token of *context_length* for an answer is refused, and early if it
         is much longer. *fetched* has the files of pictures and recordings that have addresses.
         """
+        from .processors import prompts_for_processor
+
         _ = self.options.stop_strings.automaton  # built here: it can take long
         encoded = encode(
             self.tokenizer,

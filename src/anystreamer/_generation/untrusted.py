@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .media_hosts import validate_hosts
-
 __all__ = [
     "UntrustedMessages",
     "encode_untrusted",
@@ -60,7 +58,11 @@ class UntrustedMessages(list[Mapping[str, Any]]):
     ) -> None:
         super().__init__(messages)
         self.allow_special_tokens: bool = allow_special_tokens
-        self.allow_media_from: tuple[str, ...] = validate_hosts(allow_media_from)
+        self.allow_media_from: tuple[str, ...] = ()
+        if allow_media_from != ():
+            from .media_hosts import validate_hosts
+
+            self.allow_media_from = validate_hosts(allow_media_from)
 
     def replaced(self, messages: Iterable[Mapping[str, Any]]) -> UntrustedMessages:
         """Other messages, under the same rules."""

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .._engine import Engine
-from .._generation import max_context_length, tokenizer_of, validate_hosts
+from .._generation import UntrustedMessages, max_context_length, tokenizer_of
 from .._streams import Timeouts, validate_timeouts
 from .._text import response_template_of, validate_template
 from ._body_sender import SendLimits
@@ -132,7 +132,7 @@ def create_app(
         sending=sending,
         timeout=timeout,
         allow_special_tokens=allow_special_tokens,
-        allow_media_from=validate_hosts(allow_media_from),
+        allow_media_from=UntrustedMessages(allow_media_from=allow_media_from).allow_media_from,
         response_template=_response_template_of(engine),
     )
     endpoints = _Endpoints(engine, model_name, api_key, max_body_bytes, limits)
