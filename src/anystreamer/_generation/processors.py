@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .media import check_processor, decoded_messages, has_media, media_parts
-from .prompts import Prompt, tokenizer_of, weak_cached
+from .prompts import Prompt, takes_processor_kwargs, tokenizer_of, weak_cached
 from .untrusted import UntrustedMessages
 
 __all__ = ["prompts_for_processor"]
@@ -87,7 +87,10 @@ def _reads_text(processor: Any, settings: Mapping[str, Any]) -> bool:
     if template not in known:
         own = {"chat_template": settings["chat_template"]} if "chat_template" in settings else {}
         in_parts = [{"type": "text", "text": _PROBE}]
-        known[template] = _shows(processor, _PROBE, own) or not _shows(processor, in_parts, own)
+        known[template] = not _shows(processor, in_parts, own) or (
+            # transformers 5.0 fails at a string when a processor encodes it.
+            takes_processor_kwargs(processor) and _shows(processor, _PROBE, own)
+        )
     return known[template]
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "encode",
     "padded",
     "prompt_rows",
+    "takes_processor_kwargs",
     "tokenizer_of",
     "validate_prompt",
     "validate_prompts",
@@ -327,9 +328,14 @@ def _padding(processor: Any, settings: Mapping[str, Any], pads_right: bool) -> d
             "use stream_text() for each prompt"
         )
     padding = {"padding": True, "padding_side": "right" if pads_right else "left"}
-    if "processor_kwargs" not in inspect.signature(processor.apply_chat_template).parameters:
-        return padding  # of an older release
+    if not takes_processor_kwargs(processor):
+        return padding
     return {"processor_kwargs": {**padding, **(settings.get("processor_kwargs") or {})}}
+
+
+def takes_processor_kwargs(processor: Any) -> bool:
+    """Whether the arguments for encoding are apart from the template's. In transformers 5.0 not."""
+    return "processor_kwargs" in inspect.signature(processor.apply_chat_template).parameters
 
 
 def _could_exceed(context_length: int, messages: Prompt, settings: Mapping[str, Any]) -> bool:
