@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ._errors import logger
+from ._installing import to_install
 from ._model_class import Classes, classes_for
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def load_model(
         import transformers  # noqa: F401
     except ImportError as exc:
         raise ImportError(
-            "load_model needs transformers and torch: pip install 'anystreamer[transformers]'"
+            f"load_model needs transformers and torch: {to_install('transformers')}"
         ) from exc
     # What is wrong is said before gigabytes are read.
     where, precision = _device_map(device), _dtype(dtype)
