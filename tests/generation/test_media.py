@@ -89,8 +89,8 @@ async def streamed(kind: Kind, chat: Any, processor: Any = None, **kwargs: Any) 
 def different(kind: Kind, first: Any, second: Any) -> None:
     """The model sees what is different: else equal ids would prove nothing."""
     with torch.no_grad():
-        logits = [kind.model(**inputs_of(kind, chat)).logits[0, -1] for chat in (first, second)]
-    assert not torch.allclose(*logits, atol=1e-4)
+        one, other = (kind.model(**inputs_of(kind, chat)).logits[0, -1] for chat in (first, second))
+    assert not torch.allclose(one, other, atol=1e-4)
 
 
 async def test_one_chat(kind: Kind) -> None:

@@ -7,6 +7,8 @@ import math
 import wave
 from typing import Any
 
+from .._installing import to_install
+
 __all__ = ["FORMATS", "MAX_BYTES", "MAX_ITEMS", "Budget", "decode_picture", "decode_recording"]
 
 # Of files that others have sent. All are of one prompt together, except the bytes.
@@ -73,7 +75,7 @@ def decode_picture(data: bytes, budget: Budget) -> Any:
     try:
         from PIL import Image, ImageOps
     except ImportError as exc:
-        raise ImportError("pictures need Pillow: pip install 'anystreamer[media]'") from exc
+        raise ImportError(f"pictures need Pillow: {to_install('media')}") from exc
     budget.take_bytes(len(data))
     try:
         # Its header alone is read.
@@ -120,7 +122,7 @@ def resampled(samples: Any, own_rate: int, rate: int) -> Any:
     except ImportError as exc:
         raise ImportError(
             f"a recording with {own_rate} samples per second, for a model that hears {rate}, needs "
-            "soxr: pip install 'anystreamer[media]'"
+            f"soxr: {to_install('media')}"
         ) from exc
     length = math.ceil(len(samples) * rate / own_rate)
     made = soxr.resample(samples, own_rate, rate, quality="soxr_hq")
@@ -159,12 +161,10 @@ def _read_wave(data: bytes, budget: Budget) -> tuple[Any, int]:
         if data[:4] == b"RIFF":
             raise ValueError("the WAV file is damaged, or does not have plain samples") from exc
         raise ImportError(
-            "recordings that are not WAV files need soundfile: pip install 'anystreamer[media]'"
+            f"recordings that are not WAV files need soundfile: {to_install('media')}"
         ) from exc
     if width not in (1, 2, 4):
-        raise ImportError(
-            f"WAV files with {8 * width} bits need soundfile: pip install 'anystreamer[media]'"
-        )
+        raise ImportError(f"WAV files with {8 * width} bits need soundfile: {to_install('media')}")
     frames = frames[: len(frames) // (width * channels) * width * channels]
     samples = np.frombuffer(frames, dtype=f"<{'u' if width == 1 else 'i'}{width}")
     scaled = samples.astype(np.float32) / 2.0 ** (8 * width - 1) - (width == 1)
