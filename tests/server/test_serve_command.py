@@ -263,3 +263,21 @@ def test_a_port_that_is_taken() -> None:
             assert process.returncode == 1
             assert output.startswith("Error: ")
             assert "Traceback" not in output
+
+
+def test_a_model_is_served_by_several_names() -> None:
+    names = ("--served-model-name", "big", "--served-model-name", "small")
+    with program("--port", "0", *names) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("Serving big on http://127.0.0.1:")
+        with httpx.Client(
+            base_url=line.split()[-1], trust_env=False, timeout=PROGRAM_PATIENCE
+        ) as client:
+            models = client.get("/v1/models/").json()["data"]
+            assert [each["id"] for each in models] == ["big", "small"]
+            for name, status in (("big", 200), ("small", 200), ("dummy", 404)):
+                body = {"prompt": "One, two,", "max_tokens": 1, "model": name}
+                assert client.post(TEXT, json=body).status_code == status
+            foreign = client.get("/v1/models", headers={"host": "chat.example"})
+            assert "--allow-host chat.example" in foreign.json()["error"]["message"]

@@ -18,6 +18,7 @@ from .._streams import Row
 from .._text import FormMatcher
 from .active_request import ActiveRequest, publish
 from .base import EngineTask, ThreadEngine
+from .cb_cached_tokens import report_cached_tokens
 from .cb_config import SAMPLING, Settings
 from .cb_form_masks import can_mask
 from .cb_greedy import skip_sort_when_greedy
@@ -106,6 +107,9 @@ class ContinuousBatchingEngine(ThreadEngine):
             "worker_context": request.options.worker_context is not None,
             "cancel_within": request.options.cancel_within != "step",
             "logprobs": request.options.logprobs,
+            "frequency_penalty": bool(request.options.frequency_penalty),
+            "presence_penalty": bool(request.options.presence_penalty),
+            "logit_bias": bool(request.options.logit_bias),
             "max_buffer_size": request.options.max_buffer_size < float("inf"),
         }
         unknown += [name for name, is_given in others.items() if is_given]
@@ -202,6 +206,13 @@ class ContinuousBatchingEngine(ThreadEngine):
         active = self.active_requests.get(request_id)
         return None if active is None else active.form_matcher
 
+    def _note_cached_tokens(self, request_id: str, tokens: int) -> None:
+        """A request begins with so much of its prompt computed. In the manager's thread."""
+        if (active := self.active_requests.get(request_id)) is not None:
+            (row,) = active.state.rows
+            # One that had to make way is searched again, together with its answer so far.
+            row.cached_tokens = min(tokens, len(row.prompt_token_ids))
+
     def cancel(self, active: ActiveRequest) -> None:
         """Free the pages of a request: no more results are needed. From any thread."""
         if self.active_requests.pop(active.id, None) is not None:
@@ -222,6 +233,7 @@ class ContinuousBatchingEngine(ThreadEngine):
             if self._settings.sampling and self.model.device.type == "cpu":
                 skip_sort_when_greedy(manager)
             self.queue.capacity, self._page = cache_size(manager)
+            report_cached_tokens(manager, self._note_cached_tokens)
             from_thread.run_sync(self.ready.set)
             try:
                 self._drain(manager)

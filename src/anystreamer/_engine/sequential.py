@@ -11,7 +11,13 @@ from anyio import CapacityLimiter, from_thread
 from anyio.lowlevel import checkpoint, current_token
 
 from .._bridge import Producer, guard, has_waiters, run_sync_joined
-from .._generation import GenerationCall, GenerationRequest, model_limiter
+from .._generation import (
+    EngineCaches,
+    GenerationCall,
+    GenerationRequest,
+    ReuseCache,
+    model_limiter,
+)
 from .._workers import WorkItem, WorkThreads
 from .base import EngineTask, ThreadEngine
 
@@ -25,17 +31,26 @@ class SequentialEngine(ThreadEngine):
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, max_waiting: int | None, context_length: int | None
+        self,
+        model: Any,
+        tokenizer: Any,
+        max_waiting: int | None,
+        context_length: int | None,
+        reuse_cache: ReuseCache | None = None,
     ) -> None:
         super().__init__(model, tokenizer, 1, max_waiting, context_length)
         self.threads = WorkThreads(1)
+        self.caches = EngineCaches(model, reuse_cache)
 
     def _new_task_for(self, request: GenerationRequest, prompts: Any) -> Callable[[], EngineTask]:
         return lambda: _Task(self, request, prompts)
 
     def _main(self) -> None:
         from_thread.run_sync(self.ready.set)
-        self.threads.work()
+        try:
+            self.threads.work()
+        finally:
+            self.caches.close()
 
     def _wake(self) -> None:
         self.threads.end()
@@ -46,7 +61,7 @@ class _Task(EngineTask):
         super().__init__(engine, request.name, request.new_state(prompts))
         self._engine = engine
         self._request = request
-        self._call = GenerationCall(request, prompts, self.state)
+        self._call = GenerationCall(request, prompts, self.state, engine.caches)
         self._limiter: CapacityLimiter
         self._context: Context
 

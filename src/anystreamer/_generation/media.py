@@ -96,8 +96,8 @@ def _first(value: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, Any]:
 def media_parts(messages: Any) -> Iterator[MediaPart]:
     """All parts of chat messages that are not text."""
     for number, message in enumerate(messages):
-        content = message.get("content")
-        if not isinstance(content, list | tuple):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if not isinstance(content, list | tuple):  # text, or a prompt of ids
             continue
         for index, part in enumerate(content):
             if (kind := _kind_of(part)) is not None:

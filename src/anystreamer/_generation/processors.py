@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .media import check_processor, decoded_messages, has_media, media_parts
-from .prompts import Prompt, takes_processor_kwargs, tokenizer_of, weak_cached
+from .prompts import Prompt, TokenIds, takes_processor_kwargs, tokenizer_of, weak_cached
 from .untrusted import UntrustedMessages
 
 __all__ = ["prompts_for_processor"]
@@ -53,7 +53,7 @@ def _prepared(
     settings: Mapping[str, Any],
     fetched: Mapping[str, bytes] | None,
 ) -> Prompt:
-    if isinstance(prompt, str | Mapping):
+    if isinstance(prompt, str | TokenIds | Mapping):
         return prompt
     for part in media_parts(prompt):
         check_processor(model, tokenizer, decoding, part)
