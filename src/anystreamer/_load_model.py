@@ -6,7 +6,9 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from ._errors import logger
 from ._installing import to_install
+from ._model_class import Classes, classes_for
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +27,7 @@ def load_model(
     chat_template: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
-    """Load a text model and its tokenizer with transformers' ``from_pretrained``.
+    """Load a model and its tokenizer, or its processor, with transformers' ``from_pretrained``.
 
         model, tokenizer = load_model("Qwen/Qwen3-0.6B", dtype="bfloat16")
         async with stream_text(model, tokenizer, messages) as stream:
@@ -48,7 +50,8 @@ def load_model(
         trust_remote_code: run Python code that comes with the model.
 
     Returns:
-        The model, in evaluation mode, and its tokenizer.
+        The model, in evaluation mode, and its tokenizer. For a model that sees or hears: its
+        processor, which `stream_text` takes in the tokenizer's place.
 
     Raises:
         ImportError: transformers or torch, or what the quantization needs, is not installed.
@@ -92,10 +95,8 @@ def _embedded(where: Any, dtype: Any) -> tuple[Any, Any]:
 def _pretrained(
     name: str, where: Any, dtype: Any, quantization: Any, trusts_code: bool
 ) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trusts_code)
+        classes, tokenizer = _classes_and_tokenizer(name, trusts_code)
     except OSError as exc:
         if os.path.isdir(name) or "cache" not in str(exc):
             raise
@@ -107,9 +108,26 @@ def _pretrained(
     if quantization is not None:
         arguments["quantization_config"] = quantization
     if find_spec("accelerate") is not None:
-        return AutoModelForCausalLM.from_pretrained(name, device_map=where, **arguments), tokenizer
-    model: Any = AutoModelForCausalLM.from_pretrained(name, **arguments)
+        return classes.model.from_pretrained(name, device_map=where, **arguments), tokenizer
+    model: Any = classes.model.from_pretrained(name, **arguments)
     return model.to(_one_device() if where == "auto" else where), tokenizer
+
+
+def _classes_and_tokenizer(name: str, trusts_code: bool) -> tuple[Classes, Any]:
+    """The classes that load a model, and its tokenizer or its processor."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trusts_code)
+    classes = classes_for(config)
+    try:
+        return classes, classes.encoder.from_pretrained(name, trust_remote_code=trusts_code)
+    except (ImportError, OSError, ValueError) as exc:
+        if not classes.is_text_optional:
+            raise
+        # Its files, or a package such as torchvision, are not there.
+        logger.warning("%s takes text alone here: its processor cannot be loaded (%s)", name, exc)
+    classes = classes_for(config, text_alone=True)
+    return classes, classes.encoder.from_pretrained(name, trust_remote_code=trusts_code)
 
 
 def shown_name(name: str | None) -> str:

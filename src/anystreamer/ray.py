@@ -75,6 +75,8 @@ class Settings(BaseModel, extra="forbid"):
     )
     #: let special tokens in the text of messages be special tokens, not text
     allow_special_tokens: bool = False
+    #: hosts that pictures and recordings in messages are fetched from
+    allow_media_from: list[str] = []
     allow_origins: list[str] = []  #: sites whose pages can use the server from a browser
     allowed_hosts: list[str] | None = None  #: host names that requests can use
     device: str = "auto"  #: as in `anystreamer.load_model`, and so are the next three
@@ -144,6 +146,7 @@ class _Replica:
                 max_tokens_limit=settings.max_tokens_limit,
                 timeout=settings.timeout,
                 allow_special_tokens=settings.allow_special_tokens,
+                allow_media_from=settings.allow_media_from,
                 allow_origins=settings.allow_origins,
                 allowed_hosts=settings.allowed_hosts,
             )

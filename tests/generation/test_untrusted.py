@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken
@@ -273,8 +274,8 @@ async def test_streams_take_such_messages() -> None:
         assert batch.prompt_token_ids[0] == stream.prompt_token_ids
 
 
-async def test_images_beside_a_special_token_are_refused() -> None:
-    processor = TinyProcessor(new_tokenizer())
+async def test_a_processor_that_encodes_by_other_means_is_refused_beside_images() -> None:
+    processor = SpellingProcessor(new_tokenizer())
     processor.chat_template = "{% for each in messages[0].content %}{{ each.text }}{% endfor %}"
     parts: list[dict[str, Any]] = [{"type": "text", "text": "a<eos>b"}]
     messages: Any = [{"role": "user", "content": parts}]
@@ -282,9 +283,18 @@ async def test_images_beside_a_special_token_are_refused() -> None:
         stream_text(llama(), processor, UntrustedMessages(messages), max_new_tokens=1)
     )
     assert decoded(stream.prompt_token_ids) == "a<eos>b"
-    parts.append({"type": "image", "url": "a.png"})
-    with pytest.raises(ValueError, match=r"special token '<eos>' .* pass a plain list"):
+    parts.append({"type": "image", "image": object()})
+    with pytest.raises(ValueError, match=r"special token '<eos>' .* SpellingProcessor cannot"):
         await collect(stream_text(llama(), processor, UntrustedMessages(messages)))
+
+
+class SpellingProcessor(TinyProcessor):
+    """It never calls its tokenizer."""
+
+    image_processor = object()
+
+    def __call__(self, text: Any = None, **kwargs: Any) -> Any:
+        return {"input_ids": torch.tensor([[ord(each) for each in text[0]]])}
 
 
 async def test_a_model_without_torch_gets_a_list() -> None:

@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from .._bridge import ThreadEvent, run_sync_joined
 from .._errors import PreservingContext, wrap_control_flow_exception
-from .._generation import GenerationRequest, new_token_limit, tokenizer_of
+from .._generation import GenerationRequest, has_media, new_token_limit, tokenizer_of
 from .._streams import Row
 from .._text import FormMatcher
 from .active_request import ActiveRequest, publish
@@ -126,6 +126,11 @@ class ContinuousBatchingEngine(ThreadEngine):
             )
         if isinstance(prompts, Mapping):
             check_inputs(prompts)
+        elif any(map(has_media, prompts)):
+            raise ValueError(
+                "prompt: pictures, audio and video are not for batching='continuous'; use "
+                "batching='none'"
+            )
 
     def cost_of(self, request: GenerationRequest, row: Row) -> tuple[int, int]:
         """The limit of a request's new tokens, and how many pages of the cache it can need.

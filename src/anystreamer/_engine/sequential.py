@@ -66,6 +66,7 @@ class _Task(EngineTask):
         self._context: Context
 
     async def prepare(self) -> None:
+        await self._call.fetch()
         async with self._engine.encoding:
             await run_sync_joined(self._encode)
             await checkpoint()

@@ -7,6 +7,7 @@ from .detokenizer import continues_prompt, eos_ids
 from .drop_in import AsyncTextIteratorStreamer
 from .generate_kwargs import check_generate_kwargs, effective_setting, new_token_limit
 from .limiters import model_limiter
+from .media import has_media
 from .model import check_model, is_encoder_decoder, main_input_name, max_context_length, uses_torch
 from .options import Options, Tools, WorkerContext
 from .prompts import Prompt, TokenIds, as_prompts, tokenizer_of, validate_prompt
@@ -34,6 +35,7 @@ __all__ = [
     "continues_prompt",
     "effective_setting",
     "eos_ids",
+    "has_media",
     "is_encoder_decoder",
     "logits_distance",
     "logits_tolerance",

@@ -95,7 +95,8 @@ def stream_text(
 
     Args:
         model: a generation model of transformers, in evaluation mode.
-        tokenizer: its tokenizer, or a processor that has one.
+        tokenizer: its tokenizer, or a processor that has one. Chat messages with pictures or sound
+            need the processor.
         prompt: a text, which the answer continues; or chat messages
             (``{"role": ..., "content": ...}``), which go through the chat template, as
             `UntrustedMessages` if others have written their text; or `TokenIds`, a text in tokens;
@@ -252,6 +253,7 @@ class _GenerationTask(ThreadTask[StreamT]):
         super().__init__(request.name, state, new_stream(state), call.run, find_limiter)
 
     async def prepare(self) -> None:
+        await self._call.fetch()
         await run_sync_joined(self._call.prepare, max_context_length(self._request.model))
         await checkpoint()  # a cancellation that came meanwhile must not be missed
 

@@ -13,6 +13,7 @@ from .._bridge import Producer, close_unstarted, name_of
 from .._errors import GenerationStopped, GenerationTimeout, PreservingContext, is_kind
 from .._streams import FinishReason, GenerationState, Row, TextChunk
 from .generate_kwargs import is_assisted, new_token_limit
+from .media import has_media
 from .model import is_encoder_decoder, uses_torch
 from .prompts import Prompt
 from .request import GenerationRequest
@@ -64,10 +65,24 @@ class GenerationCall:
         self._state = state
         self._caches = caches
         self._inputs: Mapping[str, Any] = {}
+        self._fetched: Mapping[str, bytes] = {}
+
+    async def fetch(self) -> None:
+        """Fetch what the prompts have addresses of, before `prepare`. On the loop.
+
+        Raises:
+            ValueError: an address is not allowed, or cannot be fetched.
+        """
+        if not isinstance(self._prompts, Mapping) and any(map(has_media, self._prompts)):
+            from .media_fetch import fetch_media
+
+            self._fetched = await fetch_media(self._prompts)
 
     def prepare(self, context_length: int | None = None) -> None:
         """Encode the prompts, in a thread, before the turn. An error fails the block's entry."""
-        self._inputs, self._state.rows = self._request.encode(self._prompts, context_length)
+        self._inputs, self._state.rows = self._request.encode(
+            self._prompts, context_length, self._fetched
+        )
 
     def run(self, producer: Producer[TextChunk]) -> Any:
         """Call ``generate()``, in the worker thread, and return its result.

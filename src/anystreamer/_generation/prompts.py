@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from .._bridge import call_after_fork
+from .media import has_media
 from .prompt_checks import check_length
-from .untrusted import UntrustedMessages, encode_untrusted, strings_in
+from .untrusted import (
+    UntrustedMessages,
+    encode_untrusted,
+    has_plain_tokens,
+    mark_untrusted,
+    strings_in,
+)
 
 __all__ = [
     "Prompt",
@@ -19,6 +27,7 @@ __all__ = [
     "encode",
     "padded",
     "prompt_rows",
+    "takes_processor_kwargs",
     "tokenizer_of",
     "validate_prompt",
     "validate_prompts",
@@ -172,31 +181,42 @@ def encode(
     uses_torch: bool,
     pad: Callable[[list[dict[str, Any]]], dict[str, Any]],
     context_length: int | None = None,
+    dtype: Any = None,
+    pads_right: bool = False,
 ) -> dict[str, Any]:
     """Turn prompts into model inputs with a row for each, on *device*.
 
-    A mapping is model inputs already and stays as it is. *pad* puts several prompts together. A
-    prompt that is much longer than *context_length* is refused early.
+    A mapping is model inputs already and stays as it is. *pad* puts several prompts together; where
+    pictures are among them, the processor does. A prompt that is much longer than *context_length*
+    is refused early. Pixels and other floating-point inputs get the model's *dtype*.
     """
     if isinstance(prompts, Mapping):
         if uses_torch:
             _check_tensors(prompts)
         return dict(prompts)
     with _encoding_lock(tokenizer_of(tokenizer)):
-        rows = [
-            _encode_one(tokenizer, each, chat_template_kwargs, uses_torch, context_length)
-            for each in prompts
-        ]
+        if any(map(has_media, prompts)):
+            rows = [_encode_media(tokenizer, prompts, chat_template_kwargs, pads_right)]
+        else:
+            rows = [
+                _encode_one(tokenizer, each, chat_template_kwargs, uses_torch, context_length)
+                for each in prompts
+            ]
     for row in rows:
-        if not prompt_rows(row, "input_ids", 1)[0]:
+        if not all(prompt_rows(row, "input_ids", 1)):
             raise ValueError("prompt has no tokens: there is nothing to continue")
     inputs = rows[0] if len(rows) == 1 else pad(rows)
     if device is not None and getattr(device, "type", None) != "meta":
-        inputs = {
-            name: value.to(device) if hasattr(value, "to") else value
-            for name, value in inputs.items()
-        }
+        inputs = {name: _moved(value, device, dtype) for name, value in inputs.items()}
     return inputs
+
+
+def _moved(value: Any, device: Any, dtype: Any) -> Any:
+    if not hasattr(value, "to"):
+        return value
+    if dtype is not None and dtype.is_floating_point and value.is_floating_point():
+        return value.to(device, dtype)
+    return value.to(device)
 
 
 def _check_tensors(inputs: Mapping[str, Any]) -> None:
@@ -289,7 +309,7 @@ def _encode_one(
     if context_length is not None and _could_exceed(context_length, prompt, settings):
         text = tokenizer.apply_chat_template(list(prompt), tokenize=False, **settings)
         check_length(decoding, text, context_length)
-    if isinstance(prompt, UntrustedMessages):
+    if isinstance(prompt, UntrustedMessages) and has_plain_tokens(prompt):
         ids = encode_untrusted(tokenizer, decoding, prompt, settings)
         if ids is not None:
             return _inputs_of(ids, uses_torch)
@@ -297,6 +317,55 @@ def _encode_one(
     return dict(
         tokenizer.apply_chat_template(list(prompt), tokenize=True, return_dict=True, **settings)
     )
+
+
+def _encode_media(
+    processor: Any,
+    prompts: Sequence[Prompt],
+    chat_template_kwargs: Mapping[str, Any],
+    pads_right: bool,
+) -> dict[str, Any]:
+    """The inputs of chats with pictures or recordings, which are decoded. The processor pads."""
+    chats: list[Any] = list(prompts)
+    if any(isinstance(each, str | TokenIds) for each in chats):
+        raise ValueError(
+            "prompts: beside chats with pictures or audio, a text must be a chat, too: "
+            "[{'role': 'user', 'content': ...}]"
+        )
+    opens_message = not chat_template_kwargs.get("continue_final_message")
+    settings = {"add_generation_prompt": opens_message, **chat_template_kwargs}
+    marked = mark_untrusted(processor, tokenizer_of(processor), chats, settings)
+    if marked is not None:
+        processor, chats, settings = marked.processor, marked.conversations, dict(marked.settings)
+    if len(chats) > 1:
+        settings = {**settings, **_padding(processor, settings, pads_right)}
+    inputs = processor.apply_chat_template(
+        [list(each) for each in chats] if len(chats) > 1 else list(chats[0]),
+        tokenize=True,
+        return_dict=True,
+        **{"return_tensors": "pt", **settings},
+    )
+    if marked is not None:
+        marked.check()
+    return dict(inputs)
+
+
+def _padding(processor: Any, settings: Mapping[str, Any], pads_right: bool) -> dict[str, Any]:
+    """The arguments of a chat template with which the processor pads several chats."""
+    if getattr(tokenizer_of(processor), "pad_token", None) is None:
+        raise ValueError(
+            f"{type(processor).__name__} cannot pad: its tokenizer has no pad_token. Set it, or "
+            "use stream_text() for each prompt"
+        )
+    padding = {"padding": True, "padding_side": "right" if pads_right else "left"}
+    if not takes_processor_kwargs(processor):
+        return padding
+    return {"processor_kwargs": {**padding, **(settings.get("processor_kwargs") or {})}}
+
+
+def takes_processor_kwargs(processor: Any) -> bool:
+    """Whether the arguments for encoding are apart from the template's. In transformers 5.0 not."""
+    return "processor_kwargs" in inspect.signature(processor.apply_chat_template).parameters
 
 
 def _could_exceed(context_length: int, messages: Prompt, settings: Mapping[str, Any]) -> bool:

@@ -216,22 +216,31 @@ class GenerationRequest:
         return new_matcher(self.decoding, form, self.eos_token_ids, reasoning)
 
     def encode(
-        self, prompts: Sequence[Prompt] | Mapping[str, Any], context_length: int | None = None
+        self,
+        prompts: Sequence[Prompt] | Mapping[str, Any],
+        context_length: int | None = None,
+        fetched: Mapping[str, bytes] | None = None,
     ) -> tuple[dict[str, Any], list[Row]]:
         """Make model inputs of the prompts, and the rows of a stream. In a worker thread.
 
         A prompt that leaves no token of *context_length* for an answer is refused, and early if it
-        is much longer.
+        is much longer. *fetched* has the files of pictures and recordings that have addresses.
         """
+        from .processors import prompts_for_processor
+
         _ = self.options.stop_strings.automaton  # built here: it can take long
         encoded = encode(
             self.tokenizer,
-            prompts,
+            prompts_for_processor(
+                self.model, self.tokenizer, prompts, self.options.template_kwargs, fetched
+            ),
             self.options.template_kwargs,
             device=getattr(self.model, "device", None),
             uses_torch=uses_torch(self.model),
             pad=self.pad,
             context_length=context_length,
+            dtype=getattr(self.model, "dtype", None),
+            pads_right=is_encoder_decoder(self.model),
         )
         if not isinstance(prompts, Mapping) and not takes_token_type_ids(self.model):
             encoded.pop("token_type_ids", None)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["UntrustedMessages", "encode_untrusted", "strings_in"]
+__all__ = [
+    "UntrustedMessages",
+    "encode_untrusted",
+    "has_plain_tokens",
+    "mark_untrusted",
+    "strings_in",
+]
 
 # Arguments of a chat template with text that others can have written.
 _WITH_TEXT = ("tools", "documents")
@@ -25,7 +32,50 @@ class UntrustedMessages(list[Mapping[str, Any]]):
 
     A template whose markers are ordinary text (``[INST]`` of Llama 2) has no such protection: no
     token tells its markers from those that users write.
+
+    Pictures and recordings can be among the messages. Their files are bounded in size, paths are
+    not read, and addresses are fetched from the hosts of *allow_media_from* only. The token that
+    stands for a picture is text, too, where a user writes it.
+
+    Args:
+        messages: the chat.
+        allow_media_from: hosts that pictures and recordings can be fetched from, such as
+            ``("example.org",)``. A host has to have a public address. Others have to be named by
+            their address and port: ``"127.0.0.1:8000"``. Any public host: ``"*"``.
+        allow_special_tokens: leave special tokens in the text as they are. Only the rules for
+            pictures and recordings then differ from those for a plain list.
+
+    Raises:
+        TypeError, ValueError: *allow_media_from* is not a list of hosts.
     """
+
+    def __init__(
+        self,
+        messages: Iterable[Mapping[str, Any]] = (),
+        *,
+        allow_media_from: Sequence[str] = (),
+        allow_special_tokens: bool = False,
+    ) -> None:
+        super().__init__(messages)
+        self.allow_special_tokens: bool = allow_special_tokens
+        self.allow_media_from: tuple[str, ...] = ()
+        if allow_media_from != ():
+            from .media_hosts import validate_hosts
+
+            self.allow_media_from = validate_hosts(allow_media_from)
+
+    def replaced(self, messages: Iterable[Mapping[str, Any]]) -> UntrustedMessages:
+        """Other messages, under the same rules."""
+        return UntrustedMessages(
+            messages,
+            allow_media_from=self.allow_media_from,
+            allow_special_tokens=self.allow_special_tokens,
+        )
+
+
+def has_plain_tokens(messages: Any) -> bool:
+    """Whether special tokens in the text of these messages are text."""
+    return isinstance(messages, UntrustedMessages) and not messages.allow_special_tokens
 
 
 # transformers' own `sanitize_control_tokens` is not in all supported releases. It also leaves the
@@ -39,25 +89,70 @@ def encode_untrusted(
     Args:
         tokenizer: has the chat template.
         decoding: the tokenizer itself, where *tokenizer* is a processor.
-        messages: the chat.
+        messages: the chat, without pictures or other parts that are not text.
         settings: arguments of the chat template.
-
-    Raises:
-        ValueError: the messages have images or other parts that are not text.
     """
-    chat = _Chat(tokenizer, messages, settings)
+    chat = _Chat(tokenizer, [messages], settings)
     known = _control_tokens(tokenizer, decoding, settings)
-    text = "\0".join(strings_in((chat.messages, chat.others)))
-    found = [token for token in known if token.text in text]
+    found = chat.find(known)
     if not found:
         return None
-    if any(part.get("type", "text") != "text" for part in _parts(messages)):
-        raise ValueError(
-            f"the messages have the special token {found[0].text!r} in their text, which can be "
-            "encoded as text only where no images or other inputs are among them: remove it, or "
-            "pass a plain list, where it stays a special token"
-        )
-    return _Encoder(decoding, known).encode(*chat.split(found))
+    return _Encoder(decoding, known).encode(*chat.split(chat.replaceable(found)))
+
+
+def mark_untrusted(
+    processor: Any, decoding: Any, conversations: Sequence[Any], settings: Mapping[str, Any]
+) -> Marked | None:
+    """The same for a processor, which puts the tokens of pictures into the text before it encodes.
+
+    Args:
+        processor: has the chat template.
+        decoding: its tokenizer.
+        conversations: one or several chats, of which some are `UntrustedMessages`.
+        settings: arguments of the chat template.
+    """
+    untrusted = [each for each in conversations if has_plain_tokens(each)]
+    if not untrusted:
+        return None
+    chat = _Chat(processor, untrusted, settings)
+    known = _control_tokens(processor, decoding, settings)
+    found = chat.find(known)
+    if not found:
+        return None
+    replaced = chat.replaceable(found)
+    marked = iter(chat.marked(replaced))
+    return Marked(
+        processor,
+        [next(marked) if has_plain_tokens(each) else list(each) for each in conversations],
+        chat.marked_settings(replaced),
+        _MarkedTokenizer(decoding, _Encoder(decoding, known), chat, replaced),
+    )
+
+
+class Marked:
+    """Chats with marks in place of the special tokens in their text, and how to encode them."""
+
+    def __init__(
+        self,
+        processor: Any,
+        conversations: list[list[Mapping[str, Any]]],
+        settings: Mapping[str, Any],
+        tokenizer: _MarkedTokenizer,
+    ) -> None:
+        self.conversations = conversations
+        self.settings = settings
+        #: one that knows the marks, for this prompt alone
+        self.processor = copy.copy(processor)
+        self.processor.tokenizer = tokenizer
+        self._tokenizer = tokenizer
+
+    def check(self) -> None:
+        """Refuse a prompt whose marks have become ids. Raises ValueError."""
+        if not self._tokenizer.was_called:
+            raise ValueError(
+                f"the messages have the special token {self._tokenizer.tokens[0]!r} in their text, "
+                f"and {type(self.processor).__name__} cannot encode it as text beside other inputs"
+            )
 
 
 @dataclass(frozen=True)
@@ -94,20 +189,34 @@ def _is_marker(text: str, written: str) -> bool:
 
 
 class _Chat:
-    """The messages and the other texts of a prompt, and their rendering by the template."""
+    """The messages and the other texts of a prompt, and their rendering by the template.
+
+    Args:
+        tokenizer: has the chat template.
+        conversations: one or several chats.
+        settings: arguments of the chat template.
+    """
 
     def __init__(
-        self, tokenizer: Any, messages: UntrustedMessages, settings: Mapping[str, Any]
+        self,
+        tokenizer: Any,
+        conversations: Sequence[Sequence[Mapping[str, Any]]],
+        settings: Mapping[str, Any],
     ) -> None:
-        self.messages = list(messages)
-        self.others = {name: settings[name] for name in _WITH_TEXT if settings.get(name)}
+        self._conversations = [list(each) for each in conversations]
+        self._others = {name: settings[name] for name in _WITH_TEXT if settings.get(name)}
         self._tokenizer = tokenizer
         self._settings = settings
         # In place of tokens. Of digits alone, which no template changes; nobody can guess them.
         self._mark = str(10**19 + int.from_bytes(os.urandom(8), "big"))
 
-    def split(self, found: Sequence[_Token]) -> tuple[list[str], list[str]]:
-        """Render it. Returns its texts, and the tokens that are text between them."""
+    def find(self, known: Sequence[_Token]) -> list[_Token]:
+        """Those of the tokens that are in the texts."""
+        text = "\0".join(strings_in((self._conversations, self._others)))
+        return [token for token in known if token.text in text]
+
+    def replaceable(self, found: Sequence[_Token]) -> list[str]:
+        """The texts of those tokens that are text, and not for the template to look for."""
         replaced = [token.text for token in found if token.is_special]
         others = [token.text for token in found if not token.is_special]
         if others:
@@ -115,22 +224,84 @@ class _Chat:
             # leave out. Such a token keeps its meaning.
             plain = self._render([])
             replaced += [each for each in others if self._render_and_restore(each) == plain]
-        pieces = re.split(f"{self._mark}([0-9]{{5}})", self._render(replaced))
+        return replaced
+
+    def split(
+        self, replaced: Sequence[str], rendered: str | None = None
+    ) -> tuple[list[str], list[str]]:
+        """Split a rendered text at the marks, into texts and the tokens between them."""
+        if rendered is None:
+            rendered = self._render(replaced)
+        pieces = re.split(f"{self._mark}([0-9]{{5}})", rendered)
         return pieces[::2], [replaced[int(index)] for index in pieces[1::2]]
+
+    def marked(self, replaced: Sequence[str]) -> list[list[Mapping[str, Any]]]:
+        """The conversations with marks in place of these tokens."""
+        marked: list[list[Mapping[str, Any]]] = _replace(self._conversations, self._marks(replaced))
+        return marked
+
+    def marked_settings(self, replaced: Sequence[str]) -> dict[str, Any]:
+        """The settings with marks in place of these tokens."""
+        return {**self._settings, **_replace(self._others, self._marks(replaced))}
 
     def _render_and_restore(self, token: str) -> str:
         return self._render([token]).replace(self._marks([token])[token], token)
 
     def _render(self, replaced: Sequence[str]) -> str:
-        marks = self._marks(replaced)
-        settings = {**self._settings, **_replace(self.others, marks)}
-        rendered: str = self._tokenizer.apply_chat_template(
-            _replace(self.messages, marks), tokenize=False, **settings
+        settings = self.marked_settings(replaced)
+        return "\0".join(
+            self._tokenizer.apply_chat_template(each, tokenize=False, **settings)
+            for each in self.marked(replaced)
         )
-        return rendered
 
     def _marks(self, replaced: Sequence[str]) -> dict[str, str]:
         return {text: f"{self._mark}{index:05}" for index, text in enumerate(replaced)}
+
+
+class _MarkedTokenizer:
+    """A tokenizer for a processor. Marks in its texts become the characters of their tokens."""
+
+    def __init__(
+        self, tokenizer: Any, encoder: _Encoder, chat: _Chat, tokens: Sequence[str]
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._encoder = encoder
+        self._chat = chat
+        self.tokens = tokens
+        self.was_called = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # while it is copied, it has no tokenizer yet
+            raise AttributeError(name)
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: Any, **kwargs: Any) -> Any:
+        """Encode one text, or several, as the tokenizer itself does."""
+        self.was_called = True
+        texts = [text] if isinstance(text, str) else list(text)
+        begin, end = self._added() if kwargs.get("add_special_tokens", True) else ([], [])
+        rows = [
+            [*begin, *self._encoder.encode(*self._chat.split(self.tokens, each)), *end]
+            for each in texts
+        ]
+        encoded: dict[str, Any] = {
+            "input_ids": rows,
+            "attention_mask": [[1] * len(row) for row in rows],
+        }
+        if "token_type_ids" in getattr(self._tokenizer, "model_input_names", ()):
+            encoded["token_type_ids"] = [[0] * len(row) for row in rows]
+        if isinstance(text, str):
+            encoded = {name: values[0] for name, values in encoded.items()}
+        names = ("padding", "padding_side", "max_length", "pad_to_multiple_of", "return_tensors")
+        how = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        return self._tokenizer.pad(encoded, **{"padding": False, **how})
+
+    def _added(self) -> tuple[list[int], list[int]]:
+        """The ids that the tokenizer adds before and after a text."""
+        bare = self._tokenizer("\n", add_special_tokens=False)["input_ids"]
+        whole = self._tokenizer("\n")["input_ids"]
+        start = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
+        return whole[:start], whole[start + len(bare) :]
 
 
 class _Encoder:
@@ -208,11 +379,3 @@ def _replace(value: Any, marks: Mapping[str, str]) -> Any:
     if isinstance(value, list | tuple):
         return [_replace(each, marks) for each in value]
     return value
-
-
-def _parts(messages: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """The parts of messages whose content is not one string."""
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, list | tuple):
-            yield from (part for part in content if isinstance(part, Mapping))

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import anyio
 
 from .. import TextStream, stream_text
-from .._generation import max_context_length
+from .._generation import max_context_length, tokenizer_of
 from .._load_model import shown_name
 from .common import load_or_fail
 from .terminal import fail
@@ -49,9 +49,11 @@ class LocalModel:
         most = max_context_length(self._model)
         if most is None:
             return self._max_new_tokens
-        encoded = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True
+        # A processor encodes in another way than a tokenizer does, but both make the text.
+        text = self._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
         )
+        encoded = tokenizer_of(self._tokenizer)(text, add_special_tokens=False)
         length = len(encoded["input_ids"])
         if length >= most:
             raise ValueError(

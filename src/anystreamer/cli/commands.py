@@ -268,6 +268,14 @@ def serve(
             help="Let special tokens in the text of messages be special tokens, not text.",
         ),
     ] = False,
+    allow_media_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-media-from",
+            metavar="HOST",
+            help="A host that pictures and recordings in messages can be fetched from.",
+        ),
+    ] = None,
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(
@@ -345,6 +353,7 @@ def serve(
         max_tokens_limit=max_tokens_limit,
         timeout=timeout or None,
         allow_special_tokens=allow_special_tokens,
+        allow_media_from=allow_media_from or [],
         allow_origins=allow_origin or [],
         allowed_hosts=allowed_hosts(host, allow_host or []),
     )

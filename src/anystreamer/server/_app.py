@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .._engine import Engine
-from .._generation import max_context_length, tokenizer_of
+from .._generation import UntrustedMessages, max_context_length, tokenizer_of
 from .._streams import Timeouts, Usage, validate_timeouts
 from .._text import response_template_of, validate_template
 from ._allowed_hosts import AllowedHosts
@@ -59,6 +59,7 @@ def create_app(
     max_unsent_bytes: int | None = 4 * 1024 * 1024,
     timeout: float | Timeouts | None = None,
     allow_special_tokens: bool = False,
+    allow_media_from: Sequence[str] = (),
     allow_origins: Sequence[str] = (),
     allowed_hosts: Sequence[str] | None = None,
     page: bool = True,
@@ -98,6 +99,10 @@ def create_app(
             tokens. By default they are ordinary text there, so that no text can begin a message of
             another role: see `UntrustedMessages`. The prompt of ``/v1/completions`` is what the
             model gets, special tokens included, in both cases.
+        allow_media_from: hosts that pictures and recordings in messages are fetched from, as in
+            `UntrustedMessages`. By default clients have to send the files themselves, in base64: a
+            server that fetches whatever address it is sent reaches what its clients cannot. Set
+            *max_body_bytes* to what such files need.
         allow_origins: sites whose pages can use the application from a browser, such as
             ``https://example.org``; ``*`` allows all. By default none can.
         allowed_hosts: host names that requests can use, without ports. Set them if the server is on
@@ -141,6 +146,7 @@ def create_app(
         sending=sending,
         timeout=timeout,
         allow_special_tokens=allow_special_tokens,
+        allow_media_from=UntrustedMessages(allow_media_from=allow_media_from).allow_media_from,
         response_template=_response_template_of(engine),
     )
     endpoints = _Endpoints(engine, ModelNames(model_name, aliases), api_key, max_body_bytes, limits)

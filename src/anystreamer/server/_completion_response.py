@@ -44,6 +44,7 @@ class Limits:
     sending: SendLimits
     timeout: float | Timeouts | None
     allow_special_tokens: bool  # in the text of messages
+    allow_media_from: tuple[str, ...]  # hosts
     response_template: Mapping[str, Any] | None  # of the model's tokenizer
 
 
@@ -103,9 +104,13 @@ class EngineResponse(StreamResponse):
         self._is_accepted = True
 
     def _prompt(self, given: Prompt) -> Prompt:
-        if isinstance(given, str | TokenIds | Mapping) or self._limits.allow_special_tokens:
+        if isinstance(given, str | TokenIds | Mapping):
             return given
-        return UntrustedMessages(given)
+        return UntrustedMessages(
+            given,
+            allow_media_from=self._limits.allow_media_from,
+            allow_special_tokens=self._limits.allow_special_tokens,
+        )
 
     def _token_limit(self) -> int:
         """Token limit of each answer. Raises APIError if the request asks for too many."""

@@ -32,6 +32,72 @@ class TextPart(_Strict):
 Content = str | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
+class ImageURL(_Strict):
+    """Where a picture is: in a data URL, or at an address."""
+
+    url: Annotated[str, Field(min_length=1)]
+    detail: Literal["auto", "low", "high"] | None = None  # the processor chooses the size
+
+
+class ImagePart(_Strict):
+    """A picture in a message."""
+
+    type: Literal["image_url"]
+    image_url: Annotated[
+        ImageURL, BeforeValidator(lambda v: {"url": v} if isinstance(v, str) else v)
+    ]
+
+    def as_prompt(self) -> dict[str, Any]:
+        """The part in OpenAI's shape, which engines take."""
+        return {"type": self.type, "image_url": {"url": self.image_url.url}}
+
+
+class InputAudio(_Strict):
+    """A recording, in base64."""
+
+    data: Annotated[str, Field(min_length=1)]
+    format: Literal["wav", "mp3", "flac", "ogg"] | None = None  # the file says it itself
+
+
+class AudioPart(_Strict):
+    """A recording in a message."""
+
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+    def as_prompt(self) -> dict[str, Any]:
+        """The part in OpenAI's shape, which engines take."""
+        audio = {"data": self.input_audio.data, "format": self.input_audio.format or "wav"}
+        return {"type": self.type, "input_audio": audio}
+
+
+def _kind_of_part(part: Any) -> str:
+    kinds = {"image_url": "ImagePart", "input_audio": "AudioPart"}
+    name = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+    return kinds.get(name, "TextPart") if isinstance(name, str) else "TextPart"
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("TextPart")]
+    | Annotated[ImagePart, Tag("ImagePart")]
+    | Annotated[AudioPart, Tag("AudioPart")],
+    Discriminator(_kind_of_part),
+]
+UserContent = str | Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
+
+
+def _user_content(content: UserContent) -> str | list[dict[str, Any]]:
+    """The text; or the parts, if some of them are not text."""
+    texts = [each for each in content if isinstance(each, TextPart)]
+    if isinstance(content, str) or len(texts) == len(content):
+        return content if isinstance(content, str) else _text_of(texts)
+    return [
+        {"type": "text", "text": each.text} if isinstance(each, TextPart) else each.as_prompt()
+        for each in content
+        if not isinstance(each, str)
+    ]
+
+
 def _text_of(content: Content) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
@@ -39,15 +105,25 @@ def _text_of(content: Content) -> str:
 class TextMessage(_Strict):
     """A chat message that has only text."""
 
-    role: Literal["system", "developer", "user"]
+    role: Literal["system", "developer"]
     content: Content
     name: Annotated[Any, Annotates()] = None
     cache_control: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The message in the form that chat templates take."""
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": _text_of(self.content)}
+        return {"role": "system", "content": _text_of(self.content)}
+
+
+class UserMessage(_Strict):
+    """A chat message that can have pictures and recordings."""
+
+    role: Literal["user"]
+    content: UserContent
+
+    def as_prompt(self) -> dict[str, Any]:
+        """The message in the form that chat templates take."""
+        return {"role": self.role, "content": _user_content(self.content)}
 
 
 def _object_of(text: object) -> object:
@@ -139,13 +215,14 @@ class ToolMessage(_Strict):
 
 
 def _kind_of(message: Any) -> str:
-    kinds = {"assistant": "AssistantMessage", "tool": "ToolMessage"}
+    kinds = {"assistant": "AssistantMessage", "tool": "ToolMessage", "user": "UserMessage"}
     role = message.get("role") if isinstance(message, dict) else None
     return kinds.get(role, "TextMessage") if isinstance(role, str) else "TextMessage"
 
 
 Message = Annotated[
     Annotated[TextMessage, Tag("TextMessage")]
+    | Annotated[UserMessage, Tag("UserMessage")]
     | Annotated[AssistantMessage, Tag("AssistantMessage")]
     | Annotated[ToolMessage, Tag("ToolMessage")],
     Discriminator(_kind_of),
