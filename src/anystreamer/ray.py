@@ -127,7 +127,6 @@ class _Replica:
             tokenizer,
             batching=settings.batching,
             max_running=settings.max_running,
-            sampling=settings.batching == "continuous",
         ) as self._engine:
             inner = create_app(
                 self._engine,

@@ -75,7 +75,6 @@ def run_serve(
                     tokenizer,
                     batching=batching.value,
                     max_waiting=max_waiting,
-                    sampling=batching is Batching.CONTINUOUS,
                 ),
                 lambda engine: create_app(
                     engine, model_name=shown, send_timeout=connections.send_timeout, **limits
