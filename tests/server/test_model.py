@@ -53,10 +53,11 @@ CONTINUOUS: dict[str, Any] = {
     "batching": "continuous",
     "continuous_batching_config": ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=256),
 }
+AUTO: dict[str, Any] = {**CONTINUOUS, "batching": "auto"}
 
 
-@pytest.mark.parametrize("kind", [{}, CONTINUOUS], ids=["none", "continuous"])
-async def test_both_kinds_of_engine_answer_alike(kind: dict[str, Any]) -> None:
+@pytest.mark.parametrize("kind", [{}, CONTINUOUS, AUTO], ids=["none", "continuous", "auto"])
+async def test_all_kinds_of_engine_answer_alike(kind: dict[str, Any]) -> None:
     texts = []
     async with edge(**kind) as (client, _), create_task_group() as tasks:
 

@@ -26,6 +26,7 @@ __all__ = ["one_pass_at_a_time"]
 
 _lock = threading.Lock()
 _users: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # of a model whose passes take turns
+_turns: WeakKeyDictionary[Any, Turns] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -55,7 +56,7 @@ def _lock_passes(model: Any, configs: Mapping[str, Any], attention: Attention) -
     from transformers.generation.continuous_batching.cache import PagedAttentionCache
 
     # Not by torch's hooks: after a BaseException none is called, and the lock would stay locked.
-    turns, forward = Turns(), model.forward
+    turns, forward = _turns.setdefault(model, Turns()), model.forward
 
     @functools.wraps(forward)
     def locked(*args: Any, **kwargs: Any) -> Any:

@@ -177,7 +177,8 @@ class ContinuousBatchingEngine(ThreadEngine):
                     self.cancel(active)
 
     def _drain(self, manager: Any) -> None:
-        while not self._is_closed:
+        # A result can have told of the death, which those who wait, or run alone, do not know yet.
+        while not self._is_closed and self._died_of is None:
             if not self.active_requests:
                 self._has_work.wait()
                 self._has_work.clear()
