@@ -113,6 +113,15 @@ async def busy(engine: Any, *lanes: dict[str, Any], prompt: str = OTHER) -> Asyn
         tasks.cancel_scope.cancel()
 
 
+def _waiting_ready(engine: Any) -> int:
+    """How many wait whose prompt has been encoded."""
+    return sum(each.is_ready for each in engine.queue.waiting)
+
+
+def _has(found: dict[str, Any], count: int) -> bool:
+    return len(found) == count
+
+
 def is_at_rest(engine: Any) -> bool:
     scheduler = engine.manager.batch_processor.scheduler
     return (
@@ -279,7 +288,7 @@ async def test_a_model_that_is_refused_when_the_engine_opens_is_served_alone(
             for _ in range(2):
                 tasks.start_soon(partial(read, engine, max_new_tokens=LONG))
             await until(lambda: engine.statistics().waiting_alone == 2)
-            await until(lambda: sum(each.is_ready for each in engine.queue.waiting) == 2)
+            await until(lambda: _waiting_ready(engine) == 2)
             with pytest.raises(EngineBusy):
                 await read(engine)
             tasks.cancel_scope.cancel()
@@ -389,7 +398,7 @@ async def test_statistics_positions_and_the_limit_count_both_lanes() -> None:
                 # Full is the queue of those that wait. Whose lane has room does not wait.
                 for number, lane in enumerate((ALONE, {}), 1):
                     tasks.start_soon(wait, f"waiting {number}", lane)
-                    await until(lambda number=number: len(positions) == number + 1)
+                    await until(partial(_has, positions, number + 1))
                 now = engine.statistics()
                 assert (now.running, now.running_alone) == (2, 1)
                 assert (now.waiting, now.waiting_alone) == (2, 1)
@@ -415,7 +424,7 @@ async def test_who_need_not_wait_is_not_refused_because_others_do() -> None:
         create_task_group() as tasks,
     ):
         tasks.start_soon(partial(read, engine))
-        await until(lambda: sum(each.is_ready for each in engine.queue.waiting) == 1)
+        await until(lambda: _waiting_ready(engine) == 1)
         with pytest.raises(EngineBusy):
             await read(engine)
         assert (await read(engine, **ALONE)).token_ids == ids_alone(PROMPT, max_new_tokens=20)

@@ -230,9 +230,11 @@ def test_by_default_all_that_openai_s_api_has_is_served_beside_others_who_stream
     """Seeds and the likeliest tokens run alone, `n` and log-probabilities go into the batch."""
     pytest.importorskip("openai")
     is_done = threading.Event()
-    with program("--port", "0") as process, ThreadPoolExecutor(3) as threads:
-        assert process.stdout is not None
-        client = _client_of(process.stdout.readline().split()[-1])
+    with (
+        program("--port", "0") as process,
+        _client_of(process) as client,
+        ThreadPoolExecutor(3) as threads,
+    ):
         alone = _answers(client)
         assert alone["seed"] == alone["seed again"] != alone["another seed"]
         assert len(set(alone["n"])) == 1  # greedily
@@ -251,9 +253,10 @@ def test_by_default_all_that_openai_s_api_has_is_served_beside_others_who_stream
         assert len({text[:100] for text in texts}) == 1
 
 
-def _client_of(url: str) -> Any:
+def _client_of(process: Any) -> Any:
     import openai
 
+    url = process.stdout.readline().split()[-1]
     http_client = openai.DefaultHttpxClient(trust_env=False, timeout=PROGRAM_PATIENCE)
     return openai.OpenAI(
         base_url=f"{url}/v1", api_key="key", max_retries=0, http_client=http_client
