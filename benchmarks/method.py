@@ -144,7 +144,7 @@ def server_process(
 
     Connections wait in the socket's backlog until it accepts them.
     """
-    from anystreamer.cli.run_server import listening
+    from anystreamer.cli.listening import listening
 
     with listening("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]

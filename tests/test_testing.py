@@ -223,3 +223,19 @@ def test_the_fixture_fails_a_test_that_leaves_a_model_generating(tmp_path: Path)
     )
     assert "1 scripted model(s) left generating" in ran.stdout, ran.stdout
     assert ran.stdout.rstrip().splitlines()[-1].startswith("2 passed, 1 error"), ran.stdout
+
+
+def test_the_page_works_from_its_first_line(tmp_path: Path) -> None:
+    """In a folder that has nothing but the two files of the page."""
+    page = (Path(__file__).parents[1] / "docs/how-to/testing.md").read_text(encoding="utf-8")
+    files = re.findall(r'^```python title="([^"]+)"\n(.*?)^```', page, re.DOTALL | re.MULTILINE)
+    assert [name for name, _ in files] == ["conftest.py", "test_answers.py"]
+    for name, text in files:
+        (tmp_path / name).write_text(text)
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert "2 passed" in run.stdout, run.stdout + run.stderr

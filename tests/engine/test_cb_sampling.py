@@ -59,7 +59,7 @@ async def test_logprobs_are_those_of_the_model_whatever_chooses_among_them() -> 
             for kwargs in LOGPROBS:
                 tasks.start_soon(ask, kwargs)
             _, plain = await chunks_of(engine)
-    assert all(chunk.logprobs is chunk.top_logprobs is None for chunk in plain)
+    assert all((chunk.logprobs, chunk.top_logprobs) == (None, None) for chunk in plain)
     for kwargs, stream, chunks in found:
         logprobs = [each for chunk in chunks for each in chunk.logprobs or ()]
         ids = [each for chunk in chunks for each in chunk.token_ids]
@@ -72,7 +72,7 @@ async def test_logprobs_are_those_of_the_model_whatever_chooses_among_them() -> 
 async def test_logprobs_are_those_of_an_engine_without_batching() -> None:
     found = []
     for batching in ("none", "continuous"):
-        async with open_engine(*demo(), batching=batching) as engine:  # type: ignore[arg-type]
+        async with open_engine(*demo(), batching=batching) as engine:
             stream, chunks = await chunks_of(engine, logprobs=True, stop=" six")
             found.append((stream.token_ids, [each for c in chunks for each in c.logprobs or ()]))
     assert found[0][0] == found[1][0]

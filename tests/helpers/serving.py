@@ -19,7 +19,8 @@ from hypercorn.config import Config
 from hypercorn.typing import ASGIFramework
 
 from anystreamer.cli.connection_limits import ConnectionLimits
-from anystreamer.cli.run_server import BACKLOG, listening, serve, url_of
+from anystreamer.cli.listening import BACKLOG, Certificate, listening, url_of
+from anystreamer.cli.run_server import serve
 
 __all__ = ["SERVERS", "client_of", "data_of", "events_of", "limited_serving", "official", "serving"]
 
@@ -63,6 +64,8 @@ async def limited_serving(
     limits: ConnectionLimits | None = None,
     *,
     send_buffer: int | None = None,
+    certificate: Certificate | None = None,
+    listener: socket.socket | None = None,
 ) -> AsyncIterator[str]:
     """Serve *app* as ``anystreamer serve`` does. Yields its address.
 
@@ -72,12 +75,14 @@ async def limited_serving(
     if backend == "trio" and server == "uvicorn":
         pytest.skip("uvicorn is asyncio's alone")
     stop, limits = anyio.Event(), limits or ConnectionLimits()
-    listener = listening("127.0.0.1", 0)
+    listener = listener or listening("127.0.0.1", 0)
     if send_buffer is not None:  # connections inherit it
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-    url = url_of(listener)
+    url = url_of(listener, "https" if certificate else "http")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_shielded, serve, app, listener, server, backend, limits, stop, 1.0)
+        tasks.start_soon(
+            _shielded, serve, app, listener, server, backend, limits, stop, 1.0, certificate
+        )
         try:
             yield url
         finally:

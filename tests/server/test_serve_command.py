@@ -157,6 +157,34 @@ class OwnModel(LlamaForCausalLM):
 """
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals, and no such sockets")
+@pytest.mark.parametrize("options", ["", "--backend trio"])
+def test_it_drains_before_it_refuses(options: str, tmp_path: Path) -> None:
+    """Once told to end it says that it is not ready, and still serves; on a path as well."""
+    path = str(tmp_path / "socket")
+    arguments = ("--uds", path, "--drain", "600", "--keep-alive", "0", "--context-length", "64")
+    with program(*arguments, *options.split()) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"Serving anystreamer-demo on unix:{path}\n"
+        transport = httpx.HTTPTransport(uds=path)
+        with httpx.Client(
+            base_url="http://localhost", transport=transport, timeout=PROGRAM_PATIENCE
+        ) as client:
+            assert client.get("/health").json() == {"status": "open"}
+            process.send_signal(signal.SIGTERM)
+            while (health := client.get("/health")).status_code == 200:
+                pass
+            assert (health.status_code, health.json()) == (503, {"status": "draining"})
+            body = {"prompt": "An increasing sequence: one,", "max_tokens": 4}
+            assert client.post(TEXT, json=body).json()["choices"][0]["text"] == " two, three,"
+            too_long = client.post(TEXT, json=body | {"prompt": "Count" * 64})
+            assert too_long.status_code == 400
+            assert "64" in too_long.text
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PROGRAM_PATIENCE) == 130
+        assert process.stdout.read() == ""
+
+
 @pytest.mark.parametrize("is_trusted", [False, True])
 def test_it_runs_no_code_of_a_model_s_own_unless_it_may(tmp_path: Path, is_trusted: bool) -> None:
     folder, cache = tmp_path / "own", tmp_path / "cache"
@@ -208,6 +236,21 @@ def test_it_does_not_serve_everybody_without_a_key() -> None:
         output, _ = process.communicate(timeout=PROGRAM_PATIENCE)
         assert process.returncode == 2
         assert "0.0.0.0 is a public address" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ("--ssl-keyfile nowhere", 2, "needs --ssl-certfile"),
+        ("--max-running 4 --batching none", 1, "max_running"),
+    ],
+)
+def test_options_that_do_not_go_together(options: str, code: int, message: str) -> None:
+    with program("--port", "0", *options.split()) as process:
+        output, _ = process.communicate(timeout=PROGRAM_PATIENCE)
+        assert process.returncode == code
+        assert message in output
+        assert "Traceback" not in output
 
 
 def test_uvicorn_does_not_run_on_trio() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -17,6 +18,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from .._errors import EngineClosed, add_note, describe, is_kind, raise_preserving_context
+from .async_generators import is_in_async_generator
 from .interrupts import call_uninterrupted, interrupt_between_callbacks
 from .observing import on_end
 from .stream import ThreadStream
@@ -254,14 +256,30 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
             return body
         return raised if error is None else error
 
-    def _misused(self, *_: object) -> NoReturn:
-        raise TypeError(
+    @property
+    def _advice(self) -> str:
+        return (
             f"{self._name}() must be opened first: "
             f"'async with {self._name}(...) as stream:', then 'async for item in stream:'"
         )
 
+    def _misused(self, *_: object) -> NoReturn:
+        raise TypeError(self._advice)
+
+    def _misused_without_loop(self, *_: object) -> NoReturn:
+        raise TypeError(
+            f"{self._advice}. Without an event loop use anystreamer.sync: "
+            f"'with {self._name}(...) as stream:', then 'for item in stream:'"
+        )
+
     if not TYPE_CHECKING:  # type checkers refuse the same before the program runs
-        __aiter__ = __await__ = __iter__ = __enter__ = __exit__ = _misused
+        __aiter__ = __await__ = _misused
+        __iter__ = __enter__ = __exit__ = _misused_without_loop
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name.startswith("_"):
+                raise AttributeError(name)
+            raise AttributeError(f"it has no {name} yet: {self._advice}", name=name, obj=self)
 
 
 class ThreadContext(StreamContext[StreamT]):
@@ -270,6 +288,14 @@ class ThreadContext(StreamContext[StreamT]):
     _tasks: UngroupedTaskGroup
 
     async def _start(self) -> WorkerTask[StreamT]:
+        if is_in_async_generator(2):  # past this coroutine and the one that enters the block
+            warnings.warn(
+                f"{self._name}() is opened in an async generator. If a yield stands in its block, "
+                "and the generator is not read to its end, the block is left late or never. "
+                "Streams of open_engine() and open_worker() can stay open across a yield",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         self._tasks = UngroupedTaskGroup()
         task = self.new_task()
         await self._tasks.open()

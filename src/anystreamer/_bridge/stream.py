@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
 
 from anyio import BusyResourceError, ClosedResourceError, EndOfStream, Event, WouldBlock
 from anyio.abc import ObjectReceiveStream
@@ -28,9 +29,13 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
     Made by `stream_from_thread` and `stream_iterable`. Iterate over it, or call `receive`.
     """
 
+    _kept = ""  # says where the items still are once the stream has ended
+    _read_all = ""  # names the method that returns the rest at once
+
     def __init__(self, state: StreamState[T]) -> None:
         self._state = state
         self._receiving = False
+        self._was_read_to_its_end = False
 
     async def receive(self) -> T:
         """Return the next item. Always a checkpoint. A cancelled call loses no item.
@@ -115,11 +120,22 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
                 pass
         self._raise_end()
 
+    def __aiter__(self) -> Self:
+        """Go on with the next item, also where an earlier loop has left off.
+
+        Raises:
+            RuntimeError: it has been read to its end before, so that the loop would be empty.
+        """
+        # After stop(), a loop over what is left can find nothing.
+        if self._was_read_to_its_end and not self._state.stop_requested:
+            raise RuntimeError(f"this stream has been read to its end before{self._kept}")
+        return self
+
     async def __anext__(self) -> T:
         try:
             return await self.receive()
         except EndOfStream:
-            pass
+            self._was_read_to_its_end = True
         raise StopAsyncIteration
 
     @property
@@ -190,12 +206,32 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
     def _raise_end(self) -> NoReturn:
         state = self._state
         if state.closed:
-            raise ClosedResourceError
+            raise ClosedResourceError(
+                f"this stream is closed: read it before its block ends{self._kept}"
+            )
         state.finalize()
         if state.error is not None:
             state.error_raised = True
             raise_preserving_context(state.error)
         raise EndOfStream
+
+    async def _rest(self) -> list[T]:
+        """Return all items up to the end."""
+        items: list[T] = []
+        with suppress(EndOfStream):
+            while True:
+                items += await self.receive_many()
+        self._was_read_to_its_end = True
+        return items
+
+    def _misused(self, *_: object) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} is read with 'async for item in stream:'"
+            f"{self._read_all}. Without an event loop use anystreamer.sync"
+        )
+
+    if not TYPE_CHECKING:  # type checkers refuse the same before the program runs
+        __await__ = __iter__ = __next__ = __enter__ = __exit__ = _misused
 
     async def _wait(self) -> None:
         # The same as `SafeEvent.wait`, in fewer steps, because this happens for each item.

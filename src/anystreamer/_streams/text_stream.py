@@ -14,6 +14,9 @@ __all__ = ["BatchStream", "GenerationStream", "TextStream"]
 class GenerationStream(ThreadStream[TextChunk]):
     """The part that streams of one sequence and of several have in common."""
 
+    _kept = "; stream.text has what was delivered"
+    _read_all = " or 'await stream.read()'"
+
     def __init__(self, state: GenerationState) -> None:
         super().__init__(state)
         self._generation = state
@@ -65,7 +68,7 @@ class TextStream(GenerationStream):
         Raises:
             BaseException: the exception of ``generate()``; `text` has the text before it.
         """
-        return "".join([chunk async for chunk in self])
+        return "".join(await self._rest())
 
     @property
     def text(self) -> str:
@@ -146,7 +149,7 @@ class BatchStream(GenerationStream):
             BaseException: the exception of ``generate()``; `text` has the text before it.
         """
         texts: list[list[str]] = [[] for _ in self._rows]
-        async for chunk in self:
+        for chunk in await self._rest():
             texts[chunk.row].append(chunk)
         return ["".join(chunks) for chunks in texts]
 

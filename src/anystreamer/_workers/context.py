@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 from anyio import CancelScope, get_cancelled_exc_class, sleep
 
@@ -34,6 +34,19 @@ class OwnerContext(
     @abstractmethod
     def _show(self, owner: OwnerT) -> ShownT:
         """What the block gives to its users."""
+
+    if not TYPE_CHECKING:  # type checkers refuse the same before the program runs
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name.startswith("_"):
+                raise AttributeError(name)
+            kind = self._name.removeprefix("open_")
+            raise AttributeError(
+                f"{self._name}() must be opened first: 'async with {self._name}(...) as {kind}:', "
+                f"then '{kind}.{name}'",
+                name=name,
+                obj=self,
+            )
 
     async def __aenter__(self) -> ShownT:
         if self._owner is not None:

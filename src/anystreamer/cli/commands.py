@@ -12,6 +12,7 @@ import typer
 from .common import KEY, Backend, Batching, Server, given, require_installed
 from .connection_limits import ConnectionLimits
 from .demo import run_demo
+from .listening import Certificate
 from .serve import allowed_hosts, is_loopback, run_serve
 
 __all__ = ["app"]
@@ -149,6 +150,17 @@ def serve(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The port. 0 chooses a free one.")
     ] = 8000,
+    uds: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Listen on a Unix domain socket, not on an address."),
+    ] = None,
+    ssl_certfile: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Serve HTTPS with this certificate.")
+    ] = None,
+    ssl_keyfile: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The certificate's key, if it is in another file."),
+    ] = None,
     backend: EventLoop = Backend.ASYNCIO,
     server: Annotated[
         Server | None,
@@ -161,6 +173,12 @@ def serve(
             "time what cannot be batched."
         ),
     ] = Batching.AUTO,
+    max_running: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="How many requests run at once, with continuous batching."
+        ),
+    ] = None,
     max_waiting: Annotated[
         int,
         typer.Option(min=0, metavar="N", help="How many requests can wait. More get status 503."),
@@ -176,6 +194,14 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen on a public address without a key.")
     ] = False,
+    drain: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Seconds after Ctrl-C or SIGTERM in which requests are still served, while "
+            "/health says that the server is about to end.",
+        ),
+    ] = 0.0,
     grace: Annotated[
         float,
         typer.Option(min=0.0, help="Seconds that open streams have to finish after Ctrl-C."),
@@ -214,6 +240,20 @@ def serve(
             min=1, metavar="N", help="How many bytes can wait for a client that takes nothing."
         ),
     ] = 4 * 1024 * 1024,
+    keep_alive: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Seconds without text until a comment is sent, so that proxies do not close the "
+            "connection. 0 sends none.",
+        ),
+    ] = 15.0,
+    context_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Limit of prompt and answer. By default the model's own."
+        ),
+    ] = None,
     default_max_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="Default token limit of an answer.")
     ] = 1024,
@@ -253,7 +293,9 @@ def serve(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Serve a model through an OpenAI-compatible API."""
-    if not (api_key or insecure or is_loopback(host)):
+    if ssl_keyfile and not ssl_certfile:
+        raise typer.BadParameter("needs --ssl-certfile", param_hint="--ssl-keyfile")
+    if not (api_key or insecure or uds or is_loopback(host)):
         raise typer.BadParameter(
             f"{host} is a public address: anyone could use the model. "
             "Set --api-key, or confirm with --insecure"
@@ -266,10 +308,14 @@ def serve(
         model,
         host,
         port,
+        uds,
+        Certificate(ssl_certfile, ssl_keyfile) if ssl_certfile else None,
         backend,
         server or (Server.UVICORN if backend is Backend.ASYNCIO else Server.HYPERCORN),
         batching,
+        max_running,
         max_waiting,
+        drain,
         grace,
         given(
             device=device,
@@ -284,6 +330,8 @@ def serve(
             head_timeout=head_timeout,
             send_timeout=send_timeout or None,
         ),
+        keep_alive=keep_alive or None,
+        context_length=context_length,
         max_unsent_tokens=max_unsent_tokens,
         max_unsent_bytes=max_unsent_bytes,
         api_key=api_key or None,

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["MAX_HEAD_LINES", "PARSED_AT_ONCE", "REFUSAL", "ConnectionLimits", "lines_of_head"]
+__all__ = [
+    "MAX_HEAD_LINES",
+    "PARSED_AT_ONCE",
+    "REFUSAL",
+    "TLS_END_TIMEOUT",
+    "ConnectionLimits",
+    "lines_of_head",
+]
 
 # A head, and trailers, can have this many lines. Each takes h11 some 10 us, and the loop waits.
 MAX_HEAD_LINES = 256
 
 # This many bytes are given to h11 at once, because it applies limits only to what is incomplete.
 PARSED_AT_ONCE = 4 * 1024
+
+# How long an idle client can take to say that it has seen the end of a connection with TLS
+# (seconds). Many never do, and asyncio would wait for 30.
+TLS_END_TIMEOUT = 1.0
 
 # All of the response to a connection that is one too many.
 REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"

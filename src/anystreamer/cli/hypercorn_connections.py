@@ -22,6 +22,7 @@ from .connection_limits import (
     MAX_HEAD_LINES,
     PARSED_AT_ONCE,
     REFUSAL,
+    TLS_END_TIMEOUT,
     ConnectionLimits,
     lines_of_head,
 )
@@ -193,9 +194,18 @@ def _asyncio_connection() -> type[Any]:
 
     class Connection(_Limits, TCPServer):
         async def run(self) -> None:
-            # Any byte that waits makes a send wait, which is how the time is measured.
-            self.writer.transport.set_write_buffer_limits(high=0)
+            # Bytes that wait make a send wait, which is how the time is measured. With a limit of
+            # 0, a transport with TLS would wait also where there are none.
+            self.writer.transport.set_write_buffer_limits(high=1)
             await super().run()
+
+        async def _initiate_server_close(self) -> None:
+            await super()._initiate_server_close()
+            if self.writer.get_extra_info("ssl_object"):
+                with move_on_after(TLS_END_TIMEOUT), suppress(OSError):
+                    await self.writer.wait_closed()
+                if not self._has_unsent():
+                    await self._abort()
 
         async def _receive_some(self) -> bytes:
             try:

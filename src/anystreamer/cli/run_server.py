@@ -20,8 +20,9 @@ from anyio import (
 
 from .._engine import Engine
 from .connection_limits import ConnectionLimits
+from .listening import BACKLOG, Certificate
 
-__all__ = ["listening", "run", "serve", "url_of"]
+__all__ = ["run", "serve"]
 
 # How long a server may take to send the last parts, once the engine is closed (seconds).
 SHUTDOWN_SEND_TIMEOUT = 5.0
@@ -30,24 +31,6 @@ ENDING = (signal.SIGINT, signal.SIGTERM)
 
 # How often to check for a signal where the event loop itself cannot handle them (seconds).
 SIGNAL_POLL = 0.1
-
-# Connections that wait until a busy loop accepts them. One more has to retry a second later.
-BACKLOG = 2048
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens on an address. Raises OSError if it cannot."""
-    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
-    # With its protocol, which `create_server` leaves out. asyncio sets TCP_NODELAY only for sockets
-    # that have it; without that option a response waits up to 40 ms for the client's kernel.
-    return socket.socket(family, listener.type, socket.IPPROTO_TCP, fileno=listener.detach())
-
-
-def url_of(listener: socket.socket) -> str:
-    """The URL of a listening socket."""
-    host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 async def run(
@@ -58,14 +41,17 @@ async def run(
     backend: str,
     limits: ConnectionLimits,
     *,
+    drain: float = 0.0,
     grace: float,
+    certificate: Certificate | None = None,
     ready: Callable[[], object],
     at_once: Callable[[], object],
 ) -> None:
     """Serve on *listener* until SIGINT or SIGTERM.
 
-    From then on no new requests are accepted. Open streams have *grace* seconds to end; the others
-    then end with an error event. A second signal calls *at_once*.
+    From then on it is not ready, as ``/health`` says, and serves for *drain* seconds more. Then no
+    new requests are accepted. Open streams have *grace* seconds to end; the others then end with an
+    error event. A second signal calls *at_once*.
 
     Args:
         engine_context: the unopened block of the engine to serve.
@@ -73,11 +59,13 @@ async def run(
         server: ``"uvicorn"``, on asyncio only, or ``"hypercorn"``.
         backend: the event loop that this runs in, ``"asyncio"`` or ``"trio"``.
         limits: of the connections.
+        drain: seconds in which a load balancer can notice that this server is about to end.
         grace: seconds for open streams to end.
+        certificate: to serve with TLS.
         ready: called as soon as requests are accepted.
         at_once: exits the process.
     """
-    stop, served = Event(), Event()
+    ending, stop, served = Event(), Event(), Event()
     async with create_task_group() as tasks:
         async with engine_context as engine:
             app = new_app(engine)
@@ -85,20 +73,24 @@ async def run(
             async def serve_until_stopped() -> None:
                 try:
                     timeout = grace + SHUTDOWN_SEND_TIMEOUT
-                    await serve(app, listener, server, backend, limits, stop, timeout)
+                    await serve(app, listener, server, backend, limits, stop, timeout, certificate)
                 finally:
                     served.set()
-                    stop.set()
+                    ending.set()
 
             def end() -> None:
-                if stop.is_set():
+                if ending.is_set():
                     at_once()
-                stop.set()
+                ending.set()
 
             tasks.start_soon(_at_each_signal, end)
             tasks.start_soon(serve_until_stopped)
             ready()
-            await stop.wait()
+            await ending.wait()
+            app.state.is_draining = True
+            with move_on_after(drain):
+                await served.wait()
+            stop.set()
             with move_on_after(grace):
                 await served.wait()
         # The engine has been closed, and its streams have ended with an error.
@@ -139,16 +131,22 @@ async def serve(
     limits: ConnectionLimits,
     stop: Event,
     timeout: float,
+    certificate: Certificate | None = None,
 ) -> None:
     """Serve *app* until *stop* is set, and then for *timeout* seconds at most, until it is idle."""
     if server == "uvicorn":
-        await _uvicorn(app, listener, limits, stop, timeout)
+        await _uvicorn(app, listener, limits, stop, timeout, certificate)
     else:
-        await _hypercorn(backend, app, listener, limits, stop, timeout)
+        await _hypercorn(backend, app, listener, limits, stop, timeout, certificate)
 
 
 async def _uvicorn(
-    app: Any, listener: socket.socket, limits: ConnectionLimits, stop: Event, timeout: float
+    app: Any,
+    listener: socket.socket,
+    limits: ConnectionLimits,
+    stop: Event,
+    timeout: float,
+    certificate: Certificate | None,
 ) -> None:
     import uvicorn
 
@@ -166,6 +164,8 @@ async def _uvicorn(
         access_log=False,
         lifespan="off",
         timeout_graceful_shutdown=round(timeout),
+        ssl_certfile=certificate and certificate.certificate,
+        ssl_keyfile=certificate and certificate.key,
     )
     server = Server(config)
 
@@ -187,6 +187,7 @@ async def _hypercorn(
     limits: ConnectionLimits,
     stop: Event,
     timeout: float,
+    certificate: Certificate | None,
 ) -> None:
     from .hypercorn_connections import LimitedConfig, limited_connections
 
@@ -196,5 +197,8 @@ async def _hypercorn(
     config.graceful_timeout = timeout
     config.loglevel = "WARNING"
     config.backlog = BACKLOG  # it calls listen() again
+    if certificate is not None:
+        config.certfile = certificate.certificate
+        config.keyfile = certificate.key or certificate.certificate
     with limited_connections(hypercorn.run, backend):
         await hypercorn.serve(app, config, shutdown_trigger=stop.wait)

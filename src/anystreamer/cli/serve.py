@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import anyio
@@ -12,6 +13,7 @@ from .. import open_engine
 from .._load_model import placement, shown_name
 from .common import INSTALL_SERVER, Backend, Batching, Server, load_or_fail, require_installed
 from .connection_limits import ConnectionLimits
+from .listening import Certificate, listening, listening_on_path, url_of
 from .terminal import exit_now, fail
 
 __all__ = ["allowed_hosts", "is_loopback", "run_serve"]
@@ -37,10 +39,14 @@ def run_serve(
     name: str | None,
     host: str,
     port: int,
+    uds: str | None,
+    certificate: Certificate | None,
     backend: Backend,
     server: Server,
     batching: Batching,
+    max_running: int | None,
     max_waiting: int,
+    drain: float,
     grace: float,
     loading: dict[str, Any],
     connections: ConnectionLimits,
@@ -52,30 +58,36 @@ def run_serve(
     """
     try:
         from ..server import create_app
-        from .run_server import listening, run, url_of
+        from .run_server import run
     except ImportError as exc:
         fail(f"{exc.__cause__ or exc}: {INSTALL_SERVER}")
     for package in (server, backend):
         require_installed(package, INSTALL_SERVER)
     # First, because loading takes long: a port that is in use is found out before.
-    with listening(host, port) as listener:
+    with listening_on_path(uds) if uds else listening(host, port) as listener:
         model, tokenizer = load_or_fail(name, **loading)
         shown = shown_name(name)
 
         def tell() -> None:
-            url = url_of(listener)
+            url = url_of(listener, "https" if certificate else "http")
             print(f"Serving {shown} on {url}", flush=True)
             if sys.stdout.isatty():  # programs read the line above, and nothing else
                 print(f"Model: {placement(model)}. Chat page: {url}/. API: {url}/v1. Ctrl-C stops.")
 
+        try:
+            engine_context = open_engine(
+                model,
+                tokenizer,
+                batching=batching.value,
+                max_running=max_running,
+                max_waiting=max_waiting,
+            )
+        except ValueError as exc:
+            fail(str(exc))
+
         async def main() -> None:
             await run(
-                open_engine(
-                    model,
-                    tokenizer,
-                    batching=batching.value,
-                    max_waiting=max_waiting,
-                ),
+                engine_context,
                 lambda engine: create_app(
                     engine, model_name=shown, send_timeout=connections.send_timeout, **limits
                 ),
@@ -83,9 +95,16 @@ def run_serve(
                 server.value,
                 backend.value,
                 connections,
+                drain=drain,
                 grace=grace,
+                certificate=certificate,
                 ready=tell,
                 at_once=exit_now,
             )
 
-        anyio.run(main, backend=backend.value)
+        uses_uvloop = backend is Backend.ASYNCIO and find_spec("uvloop") is not None
+        anyio.run(
+            main,
+            backend=backend.value,
+            backend_options={"use_uvloop": True} if uses_uvloop else {},
+        )

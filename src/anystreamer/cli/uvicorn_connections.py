@@ -18,6 +18,7 @@ from .connection_limits import (
     MAX_HEAD_LINES,
     PARSED_AT_ONCE,
     REFUSAL,
+    TLS_END_TIMEOUT,
     ConnectionLimits,
     lines_of_head,
 )
@@ -53,8 +54,9 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        # Any byte that waits pauses writing, which is how the time that it waits is measured.
-        transport.set_write_buffer_limits(high=0)
+        # Bytes that wait pause writing, which is how the time that they wait is measured. With a
+        # limit of 0, a transport with TLS would pause also where none wait.
+        transport.set_write_buffer_limits(high=1)
         self.app = with_abort(self.app, self._abort)
         if len(self.connections) > self._limits.max_connections:
             transport.write(REFUSAL)
@@ -135,6 +137,17 @@ class _Connection(H11Protocol):
 
     async def _abort(self) -> None:
         self.transport.abort()
+
+    # -- the end of the server
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing() and self.transport.get_extra_info("ssl_object"):
+            self.loop.call_later(TLS_END_TIMEOUT, self._end_tls)
+
+    def _end_tls(self) -> None:
+        if not self.transport.get_write_buffer_size():
+            self.transport.abort()
 
     def _stop_abort_timer(self) -> None:
         if self._abort_timer is not None:

@@ -209,6 +209,8 @@ class _Endpoints:
 
     async def health(self, request: Request) -> Response:
         state = getattr(self._engine, "state", "open")
+        if state == "open" and getattr(request.app.state, "is_draining", False):
+            state = "draining"
         return JSONResponse({"status": state}, 200 if state == "open" else 503)
 
     async def metrics(self, request: Request) -> Response:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
 
 import anyio
 
@@ -38,13 +38,15 @@ class SyncStream(Generic[StreamT, T]):
     """A stream for a ``with`` block and a ``for`` loop.
 
     It can be opened in one thread, and read or closed in others. A second ``for`` loop goes on
-    where the first one ended. A stream that is forgotten stops its producer, such as a model, when
-    it is collected.
+    where the first one was left. A stream that is forgotten stops its producer, such as a model,
+    when it is collected.
 
     Args:
         name: of the public function, for messages.
         new_context: returns the loop's tasks, and the stream's block on that loop.
     """
+
+    _kept = ""  # says where the items still are once the stream has ended
 
     def __init__(
         self, name: str, new_context: Callable[[], tuple[Tasks, StreamContext[StreamT]]]
@@ -56,6 +58,8 @@ class SyncStream(Generic[StreamT, T]):
         self._opened: StreamT | None = None
         self._lock = threading.Lock()
         self._closed: Future[None] | None = None  # once somebody closes it
+        self._was_read_to_its_end = False
+        self._was_stopped = False  # a loop over what is left can then find nothing
 
     def __enter__(self) -> Self:
         if self._context is not None:
@@ -81,7 +85,17 @@ class SyncStream(Generic[StreamT, T]):
                 add_note(exc, f"The worker of {self._label} failed as well: {describe(error)}")
 
     def __iter__(self) -> Iterator[T]:
+        """Go on with the next item, also where an earlier loop has left off.
+
+        Raises:
+            RuntimeError: it has been read to its end before, or the block has ended, so that the
+                loop would be empty.
+        """
         self._check_opened()
+        if self._was_read_to_its_end and not self._was_stopped:
+            raise RuntimeError(f"this stream has been read to its end before{self._kept}")
+        if self._closed is not None:
+            raise RuntimeError(f"this stream is closed: read it before its block ends{self._kept}")
         return self
 
     def __next__(self) -> T:
@@ -101,6 +115,7 @@ class SyncStream(Generic[StreamT, T]):
             with contextlib.suppress(anyio.WouldBlock, *ended):
                 item = self._stream.receive_nowait()
                 return item
+        self._was_read_to_its_end = True
         raise StopIteration
 
     def receive_many(self, max_items: int | None = None) -> list[T]:
@@ -121,10 +136,16 @@ class SyncStream(Generic[StreamT, T]):
         except (anyio.EndOfStream, anyio.ClosedResourceError):
             return []
         except LoopGone:
-            return list(itertools.islice(self, max_items))
+            return list(itertools.islice(self._rest(), max_items))
+
+    def _rest(self) -> Iterator[T]:
+        with contextlib.suppress(StopIteration):
+            while True:
+                yield self.__next__()
 
     def stop(self) -> None:
         """Ask the producer to end after the current step, as `ThreadStream.stop` does."""
+        self._was_stopped = True
         self._stream.stop()
 
     def close(self) -> None:
@@ -192,6 +213,16 @@ class SyncStream(Generic[StreamT, T]):
                 f"'with {self._name}(...) as stream:', then 'for item in stream:'"
             )
 
+    def _misused(self, *_: object) -> NoReturn:
+        raise TypeError(
+            f"{self._name}() of anystreamer.sync is for code without an event loop: "
+            f"'with {self._name}(...) as stream:', then 'for item in stream:'. "
+            "Async functions use the one of anystreamer"
+        )
+
+    if not TYPE_CHECKING:  # type checkers refuse the same before the program runs
+        __aiter__ = __await__ = __aenter__ = __aexit__ = _misused
+
     def _call(self, func: Callable[[], Awaitable[ResultT]]) -> ResultT:
         return self._tasks.call_from_thread(func)
 
@@ -205,6 +236,8 @@ class SyncThreadStream(SyncStream[ThreadStream[T], T]):
 
 class SyncGenerationStream(SyncStream[TextStreamT, TextChunk]):
     """The part that streams of text of one sequence and of several have in common."""
+
+    _kept = "; stream.text has what was delivered"
 
     @property
     def timing(self) -> Timing | None:
@@ -226,7 +259,7 @@ class SyncGenerationStream(SyncStream[TextStreamT, TextChunk]):
         try:
             self._call(self._stream.read)  # type: ignore[attr-defined]
         except LoopGone:
-            for _ in self:
+            for _ in self._rest():
                 pass
 
 
@@ -313,6 +346,7 @@ class SyncBatchStream(SyncGenerationStream[BatchStream]):
         Raises:
             IndexError: there is no such row.
         """
+        self._was_stopped = True
         self._stream.stop(row)
 
     @property

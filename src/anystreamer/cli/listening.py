@@ -1,0 +1,73 @@
+"""Where a server listens: an address or a path of a socket, with or without TLS."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+__all__ = ["BACKLOG", "Certificate", "listening", "listening_on_path", "url_of"]
+
+# Connections that wait until a busy loop accepts them. One more has to retry a second later.
+BACKLOG = 2048
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What TLS needs: files in PEM format."""
+
+    certificate: str  # the chain
+    key: str | None  # None if it is in the same file
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens on an address. Raises OSError if it cannot."""
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    # With its protocol, which `create_server` leaves out. asyncio sets TCP_NODELAY only for sockets
+    # that have it; without that option a response waits up to 40 ms for the client's kernel.
+    return socket.socket(family, listener.type, socket.IPPROTO_TCP, fileno=listener.detach())
+
+
+@contextmanager
+def listening_on_path(path: str) -> Iterator[socket.socket]:
+    """A socket that listens on a path, which is removed at the end.
+
+    Raises:
+        OSError: it cannot, or another process listens there.
+    """
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        with suppress(FileNotFoundError):
+            if stat.S_ISSOCK(os.stat(path).st_mode) and not _is_served(path):
+                os.unlink(path)  # a process that was killed has left it
+        listener.bind(path)
+        listener.listen(BACKLOG)
+        made = os.stat(path)
+    except OSError as exc:
+        listener.close()
+        raise OSError(f"cannot listen on {path}: {exc.strerror or exc}") from exc
+    try:
+        with listener:
+            yield listener
+    finally:
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), made):
+                os.unlink(path)
+
+
+def _is_served(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(path) == 0
+
+
+def url_of(listener: socket.socket, scheme: str = "http") -> str:
+    """The URL of a listening socket; of one with a path, as curl and nginx write it."""
+    name = listener.getsockname()
+    if isinstance(name, str):
+        return f"unix:{name}"
+    host, port = name[:2]
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
