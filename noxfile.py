@@ -31,7 +31,7 @@ LANES = (
     ),
 )
 
-# torch is only ever installed with these: unpinned, it takes gigabytes.
+# torch is only ever installed with these: in one version, the one that is tested.
 CONSTRAINTS = ("-c", "constraints.txt")
 
 # The oldest has everything installed; the others show that the rest needs no torch.

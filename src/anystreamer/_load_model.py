@@ -6,6 +6,8 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from ._installing import to_install
+
 if TYPE_CHECKING:
     import torch
 
@@ -61,7 +63,7 @@ def load_model(
         import transformers  # noqa: F401
     except ImportError as exc:
         raise ImportError(
-            "load_model needs transformers and torch: pip install 'anystreamer[transformers]'"
+            f"load_model needs transformers and torch: {to_install('transformers')}"
         ) from exc
     # What is wrong is said before gigabytes are read.
     where, precision = _device_map(device), _dtype(dtype)

@@ -24,7 +24,7 @@ both_backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 COUNTING = "An increasing sequence: one,"
 COUNTED = " two, three, four, five, six, seven, eight, nine, ten, eleven,"
 FIGURES = r"length, 20 tokens, the first after \d+\.\d ms, then \d+ tokens/s\n"
-INSTALL = "pip install 'anystreamer[demo]'"
+INSTALL = "pip install 'anystreamer[demo]' (in a checkout: pip install '.[demo]')"
 
 # What would decide about encodings in a test's place.
 UNSET = {"PYTHONIOENCODING", "PYTHONUTF8"}

@@ -222,7 +222,7 @@ def test_missing_transformers_is_explained() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert "ImportError: the demo model needs" in result.stderr
-    assert 'pip install "anystreamer[transformers]"' in result.stderr
+    assert "pip install 'anystreamer[transformers]'" in result.stderr
 
 
 def test_size() -> None:

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anystreamer import Engine, Timeouts, open_engine
+from anystreamer._installing import to_install
 from anystreamer.server import create_app
 from anystreamer.testing import Gate, ScriptedModel
 
@@ -729,6 +730,4 @@ def test_what_is_missing_is_said(name: str) -> None:
     code = f"import sys; sys.modules[{name!r}] = None; import anystreamer.server"
     done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     last = done.stderr.splitlines()[-1]
-    assert (
-        last == f"ImportError: anystreamer.server needs {name}: pip install 'anystreamer[server]'"
-    )
+    assert last == f"ImportError: anystreamer.server needs {name}: {to_install('server')}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .._installing import to_install
+
 __all__ = [
     "check_model",
     "is_encoder_decoder",
@@ -75,7 +77,7 @@ def _check_torch(name: str) -> None:
         import transformers  # noqa: F401
     except ImportError as exc:
         raise ImportError(
-            f"{name}() needs transformers and torch: pip install 'anystreamer[transformers]'"
+            f"{name}() needs transformers and torch: {to_install('transformers')}"
         ) from exc
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from copy import copy
 from typing import Any, NamedTuple
 
+from .._installing import to_install
 from .base import rust_backend, special_ids
 from .response_format import AnswerForm, lark_string
 
@@ -204,9 +205,7 @@ def _compiler_of(tokenizer: Any, eos: tuple[int, ...]) -> _Compiler:
     try:
         import llguidance  # noqa: F401
     except ImportError as exc:
-        raise ImportError(
-            "response_format= needs llguidance: pip install 'anystreamer[structured]'"
-        ) from exc
+        raise ImportError(f"response_format= needs llguidance: {to_install('structured')}") from exc
     backend = rust_backend(tokenizer)
     if backend is None:
         raise ValueError(

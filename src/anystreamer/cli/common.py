@@ -7,6 +7,7 @@ from enum import StrEnum
 from importlib.util import find_spec
 from typing import Any
 
+from .._installing import to_install
 from .._load_model import load_model
 from .terminal import fail
 
@@ -26,8 +27,8 @@ __all__ = [
 
 PROMPT = "An increasing sequence: one,"
 KEY = "ANYSTREAMER_API_KEY"
-INSTALL = "pip install 'anystreamer[demo]'"
-INSTALL_SERVER = "pip install 'anystreamer[demo,server]'"
+INSTALL = to_install("demo")
+INSTALL_SERVER = to_install("demo,server")
 
 
 class Backend(StrEnum):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._installing import to_install
+
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -49,7 +51,7 @@ def load_demo() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
         from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
     except ImportError as error:
         raise ImportError(
-            'the demo model needs transformers and torch: pip install "anystreamer[transformers]"'
+            f"the demo model needs transformers and torch: {to_install('transformers')}"
         ) from error
 
     # Not from_pretrained(): its "Loading weights" bar can only be turned off for the whole process.
