@@ -96,7 +96,7 @@ def test_it_serves_and_ends_what_is_open_when_it_is_interrupted(
             body = {"prompt": "An increasing sequence: one,", "max_tokens": 4}
             (choice,) = client.post(TEXT, json=body).json()["choices"]
             assert choice["text"] == " two, three,"
-            long = {"prompt": "Count", "n": 100, "stream": True, "temperature": 0.0}
+            long = {**body, "n": 100, "max_tokens": 1500, "stream": True, "temperature": 0.0}
             text = ""
             with client.stream("POST", TEXT, json=long) as response:
                 for part in response.iter_text():
