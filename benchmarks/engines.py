@@ -11,7 +11,7 @@ depend on the number of requests.
 Separately, because watching costs time: how late tokens reach their consumers, from the moment when
 the manager hands them out, how late the loop wakes a task that sleeps for a millisecond, and how
 many tokens the streams are apart. Also what it takes to open an engine on the embedded model, in
-new processes.
+new processes; and how long the second turn of a long conversation takes to its first token.
 """
 
 from __future__ import annotations
@@ -346,6 +346,43 @@ def opening(times: int, loops: tuple[str, ...]) -> Table:
     }
 
 
+TALK = 2_000  # tokens of a conversation before its second turn
+
+
+async def second_turn(bench: Bench, **settings: Any) -> float:
+    """Milliseconds until the first token of the second turn of a conversation."""
+    ids = torch.randint(1, 500, (TALK,)).tolist()
+    async with anystreamer.open_engine(bench.model, bench.tokenizer, **settings) as engine:
+        for _ in range(2):
+            prompt, first = {"input_ids": torch.tensor([ids])}, None
+            started = time.perf_counter()
+            async with engine.stream_text(prompt, max_new_tokens=20) as stream:
+                async for _ in stream:
+                    first = first or time.perf_counter()
+            assert first is not None
+            ids = ids + stream.token_ids + torch.randint(1, 500, (PROMPT,)).tolist()
+    return 1e3 * (first - started)
+
+
+def second_turns(bench: Bench, rounds: int) -> Table:
+    """The second turn with each kind of cache, as a ratio to continuous batching's."""
+    kinds: dict[str, dict[str, Any]] = {
+        'open_engine, "continuous"': {"batching": "continuous"},
+        'open_engine, "none"': {},
+        'open_engine, "none", reuse_cache=False': {"reuse_cache": False},
+    }
+    ways = {
+        name: partial(run_on, "asyncio", partial(second_turn, bench, **settings))
+        for name, settings in kinds.items()
+    }
+    times = take_turns(ways, rounds)
+    peer = times['open_engine, "continuous"']
+    return {
+        name: {"first_token_ms": quartiles(each), "ratio": method.ratio(each, peer)}
+        for name, each in times.items()
+    }
+
+
 def measure(is_quick: bool) -> Iterator[Table]:
     loops = ("asyncio", "trio") if is_quick else ALL_LOOPS
     # By the number of streams: rounds, those of them with all ways, and times that are watched.
@@ -370,3 +407,5 @@ def measure(is_quick: bool) -> Iterator[Table]:
             for loop in loops
         }
         yield results
+    results["second_turn"] = second_turns(bench, 3 if is_quick else 9)
+    yield results

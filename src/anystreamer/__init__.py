@@ -20,7 +20,9 @@ from anystreamer._errors import (
 )
 from anystreamer._generation import (
     AsyncTextIteratorStreamer,
+    ReuseCache,
     SupportsGenerate,
+    TokenIds,
     UntrustedMessages,
     stream_batch,
     stream_text,
@@ -55,6 +57,7 @@ __all__ = [
     "Grammar",
     "Histogram",
     "Regex",
+    "ReuseCache",
     "Statistics",
     "Stopping",
     "SupportsDecode",
@@ -64,6 +67,7 @@ __all__ = [
     "ThreadStream",
     "Timeouts",
     "Timing",
+    "TokenIds",
     "UntrustedMessages",
     "Usage",
     "Worker",

@@ -51,6 +51,9 @@ class Settings(BaseModel, extra="forbid"):
         None, description="A folder or a hub id. By default the embedded model."
     )
     model_name: str | None = Field(None, description="The model's name in requests and responses.")
+    aliases: list[str] | None = Field(
+        None, description="More names for requests, as in `anystreamer.server.create_app`."
+    )
     batching: Literal["none", "continuous", "auto"] = "auto"  #: as in `anystreamer.open_engine`
     max_running: PositiveInt | None = Field(
         None, description="How many requests run at once, with continuous batching."
@@ -133,6 +136,7 @@ class _Replica:
             inner = create_app(
                 self._engine,
                 model_name=settings.model_name or shown_name(settings.model),
+                aliases=settings.aliases,
                 api_key=settings.api_key,
                 max_body_bytes=settings.max_body_bytes,
                 default_max_tokens=settings.default_max_tokens,

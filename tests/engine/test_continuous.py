@@ -181,6 +181,18 @@ async def test_pieces_join_to_the_text_and_characters_stay_whole() -> None:
     assert elapsed == sorted(elapsed)
 
 
+async def test_the_usage_says_what_the_manager_had_computed_before() -> None:
+    config = small_cache(num_blocks=32)
+    long = ", ".join([PROMPTS[0], *NUMBERS[2:], *NUMBERS])
+    async with engine_of(continuous_batching_config=config) as engine:
+        first, second = [await read(engine, long) for _ in range(2)]
+        other = await read(engine, PROMPTS[1])
+    tokens = first.usage.prompt_tokens
+    assert first.usage.cached_tokens == other.usage.cached_tokens == 0
+    assert second.usage.cached_tokens == (tokens - 1) // 16 * 16 > 0  # whole pages
+    assert first.token_ids == second.token_ids == list(expected(long, 20))
+
+
 async def test_a_stop_string_ends_the_request_in_the_engine() -> None:
     async with engine_of() as engine:
         stream = await read(engine, max_new_tokens=900, stop=[" six", "nothing"])

@@ -42,6 +42,9 @@ def embedded() -> dict[str, Any]:
 
 REQUESTS: dict[str, list[dict[str, Any]]] = {
     "top_logprobs": [{"logprobs": True, "top_logprobs": 1}],
+    "frequency_penalty": [{"frequency_penalty": 0.5}],
+    "presence_penalty": [{"presence_penalty": 0.5}],
+    "logit_bias": [{"logit_bias": {5: 1.0}}],
     "worker_context": [{"worker_context": contextlib.nullcontext}],
     "cancel_within='layer'": [{"cancel_within": "layer"}],
     "max_buffer_size": [{"max_buffer_size": 5}],

@@ -34,7 +34,6 @@ PROMPT = "Once"
         ("tools", [], "chat_template_kwargs="),
         ("enable_thinking", False, "chat_template_kwargs="),
         ("response_model", dict, "response_format="),
-        ("frequency_penalty", 1.0, "repetition_penalty="),
     ],
 )
 async def test_names_of_other_libraries(argument: str, value: Any, hint: str) -> None:

@@ -31,8 +31,30 @@ BLOCK = re.compile(
 )
 # Libraries of others that a page drives. Where one is not installed, its example is skipped.
 DRIVEN = ("ctranslate2", "duckdb", "watchdog")
-# What the examples in the pages call their server.
+# What the examples in the pages call their server. Where they have no application of their own, it
+# is what `anystreamer serve` serves.
 ADDRESS = "http://127.0.0.1:8000"
+SERVED = """
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from anystreamer import open_engine
+from anystreamer.demo import load_demo
+from anystreamer.server import create_app
+from starlette.applications import Starlette
+
+
+@asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async with open_engine(*load_demo()) as engine:
+        app.mount("/", create_app(engine, model_name="anystreamer-demo"))
+        yield
+
+
+app = Starlette(lifespan=lifespan)
+"""
+# What they load. A folder with the embedded model takes its place.
+MODEL = "Qwen/Qwen3-0.6B"
 
 
 def examples() -> Iterator[Any]:
@@ -47,6 +69,8 @@ def examples() -> Iterator[Any]:
             if file == "app.py":
                 app = code
                 continue
+            if app is None and ADDRESS in code:
+                app = SERVED
             any_loop = app is not None or "anyio.run(" in code or "async def test_" in code
             for loop in LOOPS if any_loop else LOOPS[:1]:
                 if loop.id != "trio" and "quart_trio" in (app or ""):
@@ -80,6 +104,14 @@ def one_model_for_all() -> Iterator[None]:
 EXAMPLES = list(examples())
 
 
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("model")
+    for each in demo.load_demo():
+        each.save_pretrained(path)
+    return str(path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("anyio_backend", "app", "code", "output"), EXAMPLES, indirect=["anyio_backend"]
@@ -92,7 +124,9 @@ def test_example(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    model_folder: str,
 ) -> None:
+    code = code.replace(MODEL, model_folder)
     for library in DRIVEN:
         if re.search(rf"^(import|from) {library}\b", code, re.MULTILINE) and not installed(library):
             pytest.skip(f"needs {library}")

@@ -107,8 +107,8 @@ async def test_tools_and_what_was_called_before() -> None:
         ({"stop_strings": ["x"]}, "stop_strings .* use stop="),
         ({"eos_token_id": 7}, "eos_token_id .* stop="),
         ({"generation_config": object()}, "generation_config .* one by one"),
-        ({"top_k": 5}, r"top_k .* extra_body=\{'top_k': \.\.\.\}"),
-        ({"repetition_penalty": 1.1}, "repetition_penalty .* extra_body"),
+        ({"typical_p": 0.5}, r"typical_p .* extra_body=\{'typical_p': \.\.\.\}"),
+        ({"no_repeat_ngram_size": 2}, "no_repeat_ngram_size .* extra_body"),
         ({"num_beams": 2}, "num_beams"),
         ({"num_return_sequences": 2}, "num_return_sequences"),
         ({"past_key_values": object()}, "past_key_values"),
@@ -503,6 +503,6 @@ async def test_who_asks_through_a_server_of_ours_is_told_which_parameter_was_wro
             with pytest.raises(openai.BadRequestError, match="max_tokens must be at most 5"):
                 async with engine.stream_text("hi", max_new_tokens=6, timeout=Timeouts(total=9)):
                     pass
-            with pytest.raises(openai.BadRequestError, match="top_k is not supported"):
-                async with engine.stream_text("hi", extra_body={"top_k": 6}):
+            with pytest.raises(openai.BadRequestError, match="suffix is not supported"):
+                async with engine.stream_text("hi", extra_body={"suffix": "x"}):
                     pass

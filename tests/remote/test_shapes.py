@@ -572,6 +572,28 @@ async def test_counts_that_are_not_known_are_none_and_the_answer_stands(
         assert (stream.usage, stream.finish_reason) == (expected, FinishReason.EOS)
 
 
+@pytest.mark.parametrize(
+    ("said", "cached"),
+    [
+        ({"prompt_tokens_details": {"cached_tokens": 2}}, 2),
+        ({"prompt_tokens_details": {"cached_tokens": 2, "audio_tokens": 0}}, 2),
+        ({"input_tokens_details": {"cached_tokens": 2}}, 2),
+        ({"prompt_cache_hit_tokens": 2, "prompt_cache_miss_tokens": 1}, 2),  # DeepSeek
+        ({"cached_tokens": 2}, 2),  # Moonshot
+        ({"prompt_tokens_details": {"cached_tokens": None}}, 0),
+        ({"prompt_tokens_details": {"cached_tokens": "many"}}, 0),
+        ({"prompt_tokens_details": None}, 0),
+        ({"prompt_tokens_details": [2]}, 0),
+        ({"prompt_tokens_details": {"cached_tokens": 9}}, 3),  # more than there are
+        ({"prompt_tokens_details": {"cached_tokens": -1}}, 0),
+    ],
+)
+async def test_tokens_from_the_server_s_cache(said: dict[str, Any], cached: int) -> None:
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, **said}
+    _, stream = await answer_of(chunk({"content": "a"}), chunk(reason="stop", usage=usage))
+    assert stream.usage == Usage(3, 2, 2, cached)
+
+
 async def test_usage_in_other_places() -> None:
     counts = {"prompt_tokens": 3, "completion_tokens": 2}
     in_choice = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "usage": counts}]}

@@ -339,3 +339,21 @@ def _answers(client: Any) -> dict[str, Any]:
         "likeliest": [tokens[0].top_logprobs[0].token, len(tokens[0].top_logprobs)],
         "probable": [each > -1 for each in several[0].logprobs.token_logprobs],
     }
+
+
+def test_a_model_is_served_by_several_names() -> None:
+    names = ("--served-model-name", "big", "--served-model-name", "small")
+    with program("--port", "0", *names) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("Serving big on http://127.0.0.1:")
+        with httpx.Client(
+            base_url=line.split()[-1], trust_env=False, timeout=PROGRAM_PATIENCE
+        ) as client:
+            models = client.get("/v1/models/").json()["data"]
+            assert [each["id"] for each in models] == ["big", "small"]
+            for name, status in (("big", 200), ("small", 200), ("dummy", 404)):
+                body = {"prompt": "One, two,", "max_tokens": 1, "model": name}
+                assert client.post(TEXT, json=body).status_code == status
+            foreign = client.get("/v1/models", headers={"host": "chat.example"})
+            assert "--allow-host chat.example" in foreign.json()["error"]["message"]

@@ -80,8 +80,8 @@ async def test_a_stream_as_events() -> None:
     *said, end = [e for e in text.split("\n\n") if e and not e.startswith(":")]
     pieces = [json.loads(each.removeprefix("data: "))["text"] for each in said]
     assert "".join(pieces) == "one\n\ndata: two\r"
-    name, _, data = end.partition("\n")
-    assert name == "event: end"
+    name, last_id, data = end.split("\n")
+    assert (name, last_id) == ("event: end", "id: anystreamer-end")
     assert json.loads(data.removeprefix("data: ")) == {
         "finish_reason": FinishReason.EOS,
         "usage": {"prompt_tokens": 2, "completion_tokens": 3},
@@ -122,7 +122,9 @@ async def test_a_response_whose_model_fails(server: str) -> None:
             await client.get("/")
     async with route(model, server, format="sse") as (client, _):
         text = (await client.get("/")).text
-        assert text.endswith('event: error\ndata: {"message": "the model failed"}\n\n')
+        assert text.endswith(
+            'event: failure\nid: anystreamer-end\ndata: {"message": "the model failed"}\n\n'
+        )
 
 
 # -- errors before the first text
@@ -300,7 +302,7 @@ async def test_a_comment_keeps_a_response_in_the_queue_alive() -> None:
                 gate.open()
                 assert answer.status_code == 200
                 (kind, data) = events_of((await answer.aread()).decode())[-1]
-    assert kind == "error"
+    assert kind == "failure"
     assert "max_new_tokens" in json.loads(data)["message"]
 
 

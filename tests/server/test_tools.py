@@ -215,17 +215,15 @@ def tool(**function: Any) -> list[dict[str, Any]]:
 
 CALLED_PATH = "messages[1].tool_calls[0]"
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"tools": []}, "tools"),
     ({"tools": [{"type": "custom", "custom": {"name": "wait"}}]}, "tools[0].type"),
     ({"tools": tool(name="wa it")}, "tools[0].function.name"),
     ({"tools": tool(strict=True)}, "tools[0].function.strict"),
     ({"tools": tool(other=1)}, "tools[0].function.other"),
     ({"tools": tool(parameters=[])}, "tools[0].function.parameters"),
-    ({"tool_choice": "auto"}, "tool_choice"),
     ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
     ({"tools": TOOLS, "tool_choice": TOOLS[0]}, "tool_choice"),
     ({"tools": TOOLS, "parallel_tool_calls": False}, "parallel_tool_calls"),
-    ({"functions": []}, "functions"),
+    ({"functions": [{"name": "wait"}]}, "functions"),
     ({"messages": called(arguments="{")}, f"{CALLED_PATH}.function.arguments"),
     ({"messages": called(arguments="[]")}, f"{CALLED_PATH}.function.arguments"),
     ({"messages": called(arguments={})}, f"{CALLED_PATH}.function.arguments"),
@@ -234,7 +232,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "tool", "tool_call_id": "1"}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": "", "tool_calls": []}]}, "messages[0].tool_calls"),
     ({"messages": [{"role": "assistant"}]}, "messages[0]"),
-    ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages[0].tool_calls"),
+    ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages[0]"),
 ]
 
 

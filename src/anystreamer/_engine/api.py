@@ -8,7 +8,15 @@ from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from .._bridge import StreamContext
-from .._generation import Prompt, SupportsGenerate, WorkerContext, check_model, tokenizer_of
+from .._generation import (
+    Prompt,
+    ReuseCache,
+    SupportsGenerate,
+    WorkerContext,
+    check_model,
+    tokenizer_of,
+    validate_reuse_cache,
+)
 from .._streams import TextStream, Timeouts
 from .._text import ResponseFormat, SupportsDecode
 from .._workers import OwnerContext, validate_count
@@ -37,6 +45,9 @@ class Engine(Protocol):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         parse_response: bool | Mapping[str, Any] = False,
         response_format: ResponseFormat | None = None,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         worker_context: WorkerContext | None = None,
         **generate_kwargs: Any,
     ) -> StreamContext[TextStream]:
@@ -67,6 +78,7 @@ def open_engine(
     max_running: int | None = None,
     continuous_batching_config: Any = None,
     context_length: int | None = None,
+    reuse_cache: bool | ReuseCache = True,
 ) -> EngineContext:
     """Own a model for a whole application, and serve many requests on it.
 
@@ -91,6 +103,10 @@ def open_engine(
             whose cache has a suitable size.
         context_length: how many tokens the model takes, prompt and answer together. None reads it
             from the model's config. A longer prompt raises ValueError when its block is entered.
+        reuse_cache: whether to keep the KV caches of recent conversations, so that the next turn of
+            a conversation computes its new tokens only; `ReuseCache` sets limits. A request that
+            cannot take a cache over runs without one. Continuous batching has a cache of its own,
+            which *continuous_batching_config* describes.
 
     Raises:
         TypeError, ValueError: at once, for an argument that cannot work; and when the block is
@@ -106,10 +122,16 @@ def open_engine(
         ("context_length", context_length, 1),
     ):
         validate_count(name, number, least)
+    limits = validate_reuse_cache(reuse_cache)
     check_model("open_engine", model)
     tokenizer_of(tokenizer)
+    if batching == "continuous" and reuse_cache is not True:
+        raise ValueError(
+            "reuse_cache= needs batching='none' or 'auto': continuous batching shares what prompts "
+            "have in common, unless a continuous_batching_config has allow_block_sharing=False"
+        )
     if batching != "none":
-        kind = _batching_engine(batching, model, max_running, continuous_batching_config)
+        kind = _batching_engine(batching, model, max_running, continuous_batching_config, limits)
         if kind is not None:
             return EngineContext(lambda: kind(model, tokenizer, max_waiting, context_length))
     elif max_running not in (None, 1) or continuous_batching_config is not None:
@@ -117,11 +139,13 @@ def open_engine(
             "max_running= and continuous_batching_config= need batching='continuous' or 'auto': "
             "without it one request runs at a time"
         )
-    return EngineContext(lambda: SequentialEngine(model, tokenizer, max_waiting, context_length))
+    return EngineContext(
+        lambda: SequentialEngine(model, tokenizer, max_waiting, context_length, limits)
+    )
 
 
 def _batching_engine(
-    batching: str, model: Any, max_running: int | None, config: Any
+    batching: str, model: Any, max_running: int | None, config: Any, limits: Any
 ) -> Callable[..., BaseEngine] | None:
     """What makes an engine with continuous batching; None where ``"auto"`` does without.
 
@@ -145,7 +169,7 @@ def _batching_engine(
         return partial(ContinuousBatchingEngine, settings=settings)
     from .auto import AutoEngine
 
-    return partial(AutoEngine, settings=settings)
+    return partial(AutoEngine, settings=settings, reuse_cache=limits)
 
 
 class EngineContext(OwnerContext[BaseEngine, Engine]):

@@ -10,7 +10,7 @@ from anyio import from_thread
 
 from .._bridge import run_sync_joined
 from .._errors import describe
-from .._generation import GenerationRequest
+from .._generation import EngineCaches, GenerationRequest, ReuseCache
 from .._workers import Lane, WorkThreads
 from .base import EngineTask, warn_of_one_by_one
 from .cb_config import Settings
@@ -34,10 +34,12 @@ class AutoEngine(ContinuousBatchingEngine):
         max_waiting: int | None,
         context_length: int | None,
         settings: Settings,
+        reuse_cache: ReuseCache | None,
     ) -> None:
         super().__init__(model, tokenizer, max_waiting, context_length, settings)
         self.alone: Lane = self.queue.add_lane(1)
         self.threads = WorkThreads(1)
+        self.caches = EngineCaches(model, reuse_cache)
         self._model_refusal: str | None = None  # why the manager serves nothing
 
     def lane_refusal(self, request: GenerationRequest, prompts: Any) -> str | None:
@@ -54,9 +56,15 @@ class AutoEngine(ContinuousBatchingEngine):
 
     async def _keep_thread(self) -> None:
         try:
-            await run_sync_joined(self.threads.work, when_cancelled=self.close, is_tracked=False)
+            await run_sync_joined(self._work_alone, when_cancelled=self.close, is_tracked=False)
         finally:
             self.close()
+
+    def _work_alone(self) -> None:
+        try:
+            self.threads.work()
+        finally:
+            self.caches.close()
 
     def _wake(self) -> None:
         super()._wake()

@@ -22,6 +22,9 @@ _MASK = "prompt['attention_mask']"
 #: What is refused, each with its reason. docs/how-to/continuous-batching.md shows this table.
 REFUSALS = {
     "top_logprobs": "the manager returns the log-probability of the chosen token only",
+    "frequency_penalty": "the manager does not apply it to one request",
+    "presence_penalty": "the manager does not apply it to one request",
+    "logit_bias": "the manager does not apply it to one request",
     "worker_context": "one forward pass serves many requests, each in the same context",
     "cancel_within='layer'": "a pass that ends early would end for all requests",
     "max_buffer_size": "a reader that is slow would hold up all requests",
@@ -50,6 +53,9 @@ def request_refusal(request: GenerationRequest, prompts: Any, manager: Any) -> s
     is_in_order = manager is None or runs_in_order(manager)
     asked = {
         "top_logprobs": options.top_logprobs > 0,
+        "frequency_penalty": bool(options.frequency_penalty),
+        "presence_penalty": bool(options.presence_penalty),
+        "logit_bias": bool(options.logit_bias),
         "worker_context": options.worker_context is not None,
         "cancel_within='layer'": options.cancel_within != "step",
         "max_buffer_size": options.max_buffer_size < math.inf,

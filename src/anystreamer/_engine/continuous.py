@@ -18,6 +18,7 @@ from .._streams import Row
 from .._text import FormMatcher
 from .active_request import ActiveRequest, publish
 from .base import EngineTask, ThreadEngine
+from .cb_cached_tokens import report_cached_tokens
 from .cb_config import SAMPLING, Settings
 from .cb_manager import cache_size, cache_used, cause_of_death, is_dying
 from .cb_open import open_manager
@@ -150,6 +151,13 @@ class ContinuousBatchingEngine(ThreadEngine):
             "top_p": float(top_p),
         }
 
+    def _note_cached_tokens(self, request_id: str, tokens: int) -> None:
+        """A request begins with so much of its prompt computed. In the manager's thread."""
+        if (active := self.active_requests.get(request_id)) is not None:
+            (row,) = active.state.rows
+            # One that had to make way is searched again, together with its answer so far.
+            row.cached_tokens = min(tokens, len(row.prompt_token_ids))
+
     def cancel(self, active: ActiveRequest) -> None:
         """Free the pages of a request: no more results are needed. From any thread."""
         if self.active_requests.pop(active.id, None) is not None:
@@ -168,6 +176,7 @@ class ContinuousBatchingEngine(ThreadEngine):
         with PreservingContext(opening) as manager:
             self.manager = manager
             self.queue.main.capacity, self._page = cache_size(manager)
+            report_cached_tokens(manager, self._note_cached_tokens)
             from_thread.run_sync(self.ready.set)
             try:
                 self._drain(manager)

@@ -11,7 +11,13 @@ from anyio import CapacityLimiter, from_thread
 from anyio.lowlevel import checkpoint, current_token
 
 from .._bridge import DetachedTasks, Producer, guard, has_waiters, run_sync_joined
-from .._generation import GenerationCall, GenerationRequest, model_limiter
+from .._generation import (
+    EngineCaches,
+    GenerationCall,
+    GenerationRequest,
+    ReuseCache,
+    model_limiter,
+)
 from .._workers import AdmissionQueue, Lane, WorkItem, WorkThreads
 from .base import EngineTask, ThreadEngine
 
@@ -25,18 +31,27 @@ class SequentialEngine(ThreadEngine):
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, max_waiting: int | None, context_length: int | None
+        self,
+        model: Any,
+        tokenizer: Any,
+        max_waiting: int | None,
+        context_length: int | None,
+        reuse_cache: ReuseCache | None = None,
     ) -> None:
         super().__init__(model, tokenizer, 1, max_waiting, context_length)
         self.threads = WorkThreads(1)
         self.alone: Lane = self.queue.main
+        self.caches = EngineCaches(model, reuse_cache)
 
     def _new_task_for(self, request: GenerationRequest, prompts: Any) -> Callable[[], EngineTask]:
         return lambda: _Task(self, request, prompts)
 
     def _main(self) -> None:
         from_thread.run_sync(self.ready.set)
-        self.threads.work()
+        try:
+            self.threads.work()
+        finally:
+            self.caches.close()
 
     def _wake(self) -> None:
         self.threads.end()
@@ -68,6 +83,7 @@ class RunsAlone(Protocol):
     context_length: int | None
     encoding: CapacityLimiter
     threads: WorkThreads  #: one, for all of these requests
+    caches: EngineCaches
     alone: Lane  #: of these requests
     queue: AdmissionQueue
     tasks: DetachedTasks[Any]
@@ -85,7 +101,7 @@ class GenerateTurn:
         task.ticket.lane = engine.alone
         self._engine = engine
         self._task = task
-        self._call = GenerationCall(request, prompts, task.state)
+        self._call = GenerationCall(request, prompts, task.state, engine.caches)
         self._limiter: CapacityLimiter
         self._context: Context
 

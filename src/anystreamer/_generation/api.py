@@ -73,6 +73,9 @@ def stream_text(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     parse_response: bool | Mapping[str, Any] = False,
     response_format: ResponseFormat | None = None,
+    frequency_penalty: float = 0.0,
+    presence_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
     worker_context: WorkerContext | None = None,
     limiter: CapacityLimiter | None = None,
     **generate_kwargs: Any,
@@ -92,10 +95,12 @@ def stream_text(
         tokenizer: its tokenizer, or a processor that has one.
         prompt: a text, which the answer continues; or chat messages
             (``{"role": ..., "content": ...}``), which go through the chat template, as
-            `UntrustedMessages` if others have written their text; or a mapping of model inputs,
-            which goes to ``generate()`` unchanged. An answer to chat messages or to model inputs is
-            a text of its own: if a decoder drops the first space of a text, it drops the answer's.
-        stop: strings that end the text. They, and parts of them, are never in the text.
+            `UntrustedMessages` if others have written their text; or `TokenIds`, a text in tokens;
+            or a mapping of model inputs, which goes to ``generate()`` unchanged. An answer to chat
+            messages or to model inputs is a text of its own: if a decoder drops the first space of
+            a text, it drops the answer's.
+        stop: strings that end the text. They, and parts of them, are never in the text. A string
+            that is a special token of the tokenizer ends it where the model makes that token.
         timeout: seconds in all, or `Timeouts` for each phase. After it the model stops at the end
             of its step. The text so far is delivered before `GenerationTimeout` is raised.
         max_buffer_size: pause the model while this many chunks wait for the consumer, unless
@@ -122,6 +127,12 @@ def stream_text(
             form does not allow are never chosen; `TextStream.parsed` is what the answer was parsed
             into. If *parse_response* separates reasoning, the form begins after it. Needs
             ``anystreamer[structured]`` and a fast tokenizer.
+        frequency_penalty: taken off a token's logit once for each time that the answer has it, as
+            OpenAI's API and vLLM do; the prompt's tokens do not count. Negative values favour
+            repetition.
+        presence_penalty: taken off it once if the answer has it at all.
+        logit_bias: added to the logits of these token ids, before the penalties. -100 bans a token,
+            and 100 makes it practically the only one.
         worker_context: returns a context manager around ``generate()`` in the worker thread, once
             its turn has come: for a seed, an adapter, autocast, a default device.
         limiter: used for the turns, in place of the model's own limiter.
@@ -155,6 +166,9 @@ def stream_batch(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     parse_response: bool | Mapping[str, Any] = False,
     response_format: ResponseFormat | None = None,
+    frequency_penalty: float = 0.0,
+    presence_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
     worker_context: WorkerContext | None = None,
     limiter: CapacityLimiter | None = None,
     **generate_kwargs: Any,

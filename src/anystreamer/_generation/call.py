@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 from .._bridge import Producer, close_unstarted, name_of
 from .._errors import GenerationStopped, GenerationTimeout, PreservingContext, is_kind
-from .._streams import FinishReason, GenerationState, TextChunk
+from .._streams import FinishReason, GenerationState, Row, TextChunk
 from .generate_kwargs import is_assisted, new_token_limit
 from .model import is_encoder_decoder, uses_torch
 from .prompts import Prompt
@@ -20,10 +20,33 @@ from .returned_tokens import returned_tokens
 from .token_streamer import TokenStreamer
 from .whisper import uses_windows
 
-__all__ = ["GenerationCall", "RowEnd", "finish_reasons"]
+__all__ = ["CacheLender", "GenerationCall", "RowEnd", "finish_reasons"]
 
 # Settings that make generate() need a tokenizer. stream_text() has one already.
 _NEED_TOKENIZER = ("stop_strings", "token_healing", "assistant_tokenizer")
+
+
+class CacheLender(Protocol):
+    """What lends the caches of earlier requests to the calls of ``generate()``."""
+
+    def lend(
+        self,
+        request: GenerationRequest,
+        kwargs: dict[str, Any],
+        row: Row,
+        latest_ids: Callable[[], Any],
+    ) -> contextlib.AbstractContextManager[None]:
+        """Put a cache into the arguments of ``generate()``, and keep it after the block.
+
+        However the block is left, the cache is kept as far as it is right.
+
+        Args:
+            request: the request.
+            kwargs: the arguments, with the inputs of the model.
+            row: gets how many tokens the cache has.
+            latest_ids: returns a tensor of shape ``(1, T)`` with the prompt and the tokens so far,
+                or None before the first one.
+        """
 
 
 class GenerationCall:
@@ -34,10 +57,12 @@ class GenerationCall:
         request: GenerationRequest,
         prompts: Sequence[Prompt] | Mapping[str, Any],
         state: GenerationState,
+        caches: CacheLender | None = None,
     ) -> None:
         self._request = request
         self._prompts = prompts
         self._state = state
+        self._caches = caches
         self._inputs: Mapping[str, Any] = {}
 
     def prepare(self, context_length: int | None = None) -> None:
@@ -53,7 +78,8 @@ class GenerationCall:
         """
         with PreservingContext(self._worker_context()):
             is_ours = not isinstance(self._prompts, Mapping)
-            return _Run(self._request, self._inputs, self._state, producer, is_ours).run()
+            run = _Run(self._request, self._inputs, self._state, producer, is_ours)
+            return run.run(self._caches)
 
     def _worker_context(self) -> contextlib.AbstractContextManager[object]:
         new_context = self._request.options.worker_context or contextlib.nullcontext
@@ -87,6 +113,7 @@ class _Run:
         self._criteria = list(self._kwargs.get("stopping_criteria") or ())  # the caller's, wrapped
         self._rows = [request.row_detokenizer(number, row) for number, row in enumerate(state.rows)]
         self._form_mask: Any = None
+        self._sequences: Any = None  # the prompt and the tokens so far, of shape (B, T)
         self._has_windows = uses_windows(request.model, request.generate_kwargs)
         self._streamer = TokenStreamer(
             state,
@@ -105,14 +132,18 @@ class _Run:
             request.model, request.generate_kwargs
         )
 
-    def run(self) -> Any:
+    def run(self, caches: CacheLender | None) -> Any:
         request, streamer, producer = self._request, self._streamer, self._producer
         self._add_hooks()
         started = perf_counter()
         output, is_cut = None, False
         try:
             self._check_batch()
-            with request.stops_between_layers(producer.should_stop), self._inner_calls_reported():
+            with (
+                self._cache_lent(caches),
+                request.stops_between_layers(producer.should_stop),
+                self._inner_calls_reported(),
+            ):
                 output = request.model.generate(**self._kwargs, streamer=streamer)
         except BaseException as exc:
             is_cut = is_kind(exc, GenerationStopped) and streamer.is_to_stop()
@@ -146,6 +177,12 @@ class _Run:
             should_stop=self._producer.should_stop,
         )
 
+    def _cache_lent(self, caches: CacheLender | None) -> contextlib.AbstractContextManager[None]:
+        if caches is None:
+            return contextlib.nullcontext()
+        row = self._state.rows[0]
+        return caches.lend(self._request, self._kwargs, row, lambda: self._sequences)
+
     def _inner_calls_reported(self) -> contextlib.AbstractContextManager[None]:
         if not self._uses_torch:
             return contextlib.nullcontext()
@@ -170,7 +207,7 @@ class _Run:
             kwargs["stopping_criteria"] = criteria_list(
                 *self._criteria, StopFlagCriteria(self._rows_to_stop)
             )
-            processors = list(kwargs.get("logits_processor") or ())
+            processors = [*self._score_changes(), *(kwargs.get("logits_processor") or ())]
             if request.options.logprobs:
                 recorder = LogprobsProcessor(request.options.top_logprobs)
                 processors.insert(0, recorder)
@@ -186,6 +223,18 @@ class _Run:
             ]
         if any(request.setting(name) not in (None, False) for name in _NEED_TOKENIZER):
             kwargs["tokenizer"] = request.decoding
+
+    def _score_changes(self) -> list[Any]:
+        """The processors of a bias and of penalties."""
+        from .penalties import GeneratedTokensPenalty, LogitBias
+
+        options = self._request.options
+        changes: list[Any] = [LogitBias(options.logit_bias)] if options.logit_bias else []
+        if options.frequency_penalty or options.presence_penalty:
+            changes.append(
+                GeneratedTokensPenalty(options.frequency_penalty, options.presence_penalty)
+            )
+        return changes
 
     def _new_form_mask(self) -> Any:
         from .form_mask import FormMask
@@ -203,6 +252,7 @@ class _Run:
     def _rows_to_stop(self, sequences: Any) -> list[bool]:
         """For each row, whether it ends with this step: the answer of our criterion."""
         rows, streamer = self._rows, self._streamer
+        self._sequences = sequences
         if streamer.is_over:  # a model made of several goes on, with speech for instance
             return [streamer.is_to_stop()]
         stopped = rows_stopped(self._criteria, len(rows))

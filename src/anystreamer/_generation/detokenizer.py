@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from .._streams import FinishReason, Logprob, Row, TextChunk
 from .._text import ContinuationDecoder, Delta, StopStrings, TextDecoder
 from .model import is_encoder_decoder
-from .prompts import Prompt
+from .prompts import Prompt, TokenIds
 from .shown_stop_strings import ShownStopStrings
 from .whisper import WhisperWindowBuffer
 
@@ -32,6 +33,7 @@ class RowDetokenizer:
         eos_token_ids: end the row.
         skips_eos: they are never text, whatever the decoder makes of them.
         window: of a model that transcribes a recording in windows.
+        stop_ids: tokens that end the text as stop strings do, each with its string.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class RowDetokenizer:
         eos_token_ids: Collection[int],
         skips_eos: bool = False,
         window: WhisperWindowBuffer | None = None,
+        stop_ids: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         self.number = number
         self._row = row
@@ -52,6 +55,8 @@ class RowDetokenizer:
         self._shown_stop_strings = shown_stop_strings
         self._eos_token_ids = frozenset(eos_token_ids)
         self._skips_eos = skips_eos
+        self._stop_ids = stop_ids
+        self._stopped_by_id: str | None = None  # the string of the token that ended the text
         self._skipped: list[int] = []
         self.window = window
         self._pending: list[int] = []  # ids whose text has not been delivered
@@ -107,6 +112,7 @@ class RowDetokenizer:
             self._logprobs = [*(self._logprobs or ()), *logprobs]
         if self._shown_stop_strings is not None:
             self._shown_stop_strings.add_tokens(token_ids)
+        token_ids = self._before_stop_id(token_ids)
         if self._skips_eos and (skipped := self._eos_token_ids):
             self._skipped += [each for each in token_ids if each in skipped]
             token_ids = [each for each in token_ids if each not in skipped]
@@ -150,14 +156,27 @@ class RowDetokenizer:
         self._stop_strings.flush()
         return held
 
+    def _before_stop_id(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """The tokens before one that ends the text; all of them if there is none."""
+        if self._stopped_by_id is not None:
+            return ()
+        for position, token_id in enumerate(token_ids):
+            if token_id in self._stop_ids:
+                self._stopped_by_id = self._stop_ids[token_id]
+                return token_ids[:position]
+        return token_ids
+
     def _apply_stop_strings(self, text: str) -> str:
         return self._stop_strings.feed(text) if text and self._stop_strings else text
 
     def _note_stop_strings(self) -> None:
-        for strings in (self._stop_strings, self._shown_stop_strings):
-            if strings is not None and strings.matched is not None:
+        others = (self._stop_strings, self._shown_stop_strings)
+        matches = [each.matched for each in others if each is not None]
+        # Strings come last: one in the text was complete before the token that ended the text.
+        for matched in (self._stopped_by_id, *matches):
+            if matched is not None:
                 self.ended = FinishReason.STOP_STRING
-                self._row.matched_stop_string = strings.matched
+                self._row.matched_stop_string = matched
 
     def _chunk(
         self, text: str, elapsed: float, field: str | None = None, value: Any = None
@@ -198,7 +217,7 @@ def continues_prompt(
     if isinstance(prompt, Mapping) or is_encoder_decoder(model):
         return False
     kwargs = chat_template_kwargs or {}
-    return isinstance(prompt, str) or bool(kwargs.get("continue_final_message"))
+    return isinstance(prompt, str | TokenIds) or bool(kwargs.get("continue_final_message"))
 
 
 def eos_ids(value: Any) -> list[int]:

@@ -14,6 +14,7 @@ __all__ = [
     "check_cancel_within",
     "check_generate_kwargs",
     "check_response_format",
+    "check_score_changes",
     "effective_setting",
     "is_assisted",
     "new_token_limit",
@@ -37,12 +38,10 @@ _INSTEAD = {
     "enable_thinking": "use chat_template_kwargs={'enable_thinking': ...}",
     "response_model": "use response_format=",
     "json_schema": "use response_format=",
-    "frequency_penalty": "use repetition_penalty=",
-    "presence_penalty": "use repetition_penalty=",
 }
 
 # Of these, what servers take.
-_OF_SERVERS = {"best_of", "frequency_penalty", "n", "presence_penalty", "seed"}
+_OF_SERVERS = {"best_of", "n", "seed"}
 
 # Settings that only sampling reads, and the values that change nothing. A temperature of 0 is how
 # others ask for the likeliest token.
@@ -196,6 +195,27 @@ def check_response_format(model: Any, generate_kwargs: Mapping[str, Any]) -> Non
         raise ValueError(
             "response_format: the drafts of a model with another tokenizer cannot keep to the "
             "form; leave out assistant_tokenizer="
+        )
+
+
+def check_score_changes(model: Any, logit_bias: Mapping[int, float] | None, is_any: bool) -> None:
+    """Refuse a bias and penalties that do not go with a model.
+
+    Raises:
+        ValueError: the model is not of transformers, or the bias names ids that it has not.
+    """
+    if is_any and not uses_torch(model):
+        raise ValueError(
+            "frequency_penalty, presence_penalty and logit_bias need a model of transformers"
+        )
+    config = getattr(model, "config", None)
+    if config is not None and hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    vocabulary = getattr(config, "vocab_size", None)
+    largest = max(logit_bias or (-1,))
+    if isinstance(vocabulary, int) and largest >= vocabulary:
+        raise ValueError(
+            f"logit_bias has the id {largest}: the model has the ids below {vocabulary}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from .._installing import to_install
@@ -12,6 +13,7 @@ __all__ = [
     "is_transducer",
     "main_input_name",
     "max_context_length",
+    "takes_token_type_ids",
     "uses_torch",
 ]
 
@@ -34,6 +36,18 @@ def is_transducer(model: Any) -> bool:
 def main_input_name(model: Any) -> str:
     """The name of the input that has a row for each answer: ids, or pixels, or audio."""
     return str(getattr(model, "main_input_name", "input_ids"))
+
+
+def takes_token_type_ids(model: Any) -> bool:
+    """Whether ``generate()`` takes ``token_type_ids``, which many tokenizers make of any text.
+
+    It refuses them where neither the model nor the preparation of its inputs names them.
+    """
+    functions = (
+        getattr(model, name, None) for name in ("prepare_inputs_for_generation", "forward")
+    )
+    known = [inspect.signature(each).parameters for each in functions if callable(each)]
+    return not known or any("token_type_ids" in names for names in known)
 
 
 def max_context_length(model: Any) -> int | None:

@@ -41,6 +41,9 @@ class Options:
     chat_template_kwargs: Mapping[str, Any] | None = None
     parse_response: bool | Mapping[str, Any] = False
     response_format: ResponseFormat | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
     worker_context: WorkerContext | None = None
 
     stop_strings: StopSet = field(init=False)  #: of *stop*
@@ -62,6 +65,13 @@ class Options:
                 f"top_logprobs={self.top_logprobs} must be at least 0, and needs logprobs=True"
             )
 
+        _check_scores(self)
+
+    @property
+    def changes_scores(self) -> bool:
+        """Whether it has a bias or a penalty."""
+        return bool(self.logit_bias or self.frequency_penalty or self.presence_penalty)
+
     @classmethod
     def split(cls, arguments: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
         """The options among the arguments of a call, and the other arguments.
@@ -72,6 +82,28 @@ class Options:
         own = {name: value for name, value in arguments.items() if name in OPTION_NAMES}
         others = {name: value for name, value in arguments.items() if name not in OPTION_NAMES}
         return cls(**own), others
+
+
+def _check_scores(options: Options) -> None:
+    for name in ("frequency_penalty", "presence_penalty"):
+        penalty = getattr(options, name)
+        if isinstance(penalty, bool) or not isinstance(penalty, int | float):
+            raise TypeError(f"{name} must be a number, got {penalty!r:.60}")
+        if not math.isfinite(penalty):
+            raise ValueError(f"{name} must be finite, got {penalty!r}")
+    if not isinstance(options.logit_bias, Mapping | None):
+        raise TypeError(
+            f"logit_bias must map token ids to numbers, got {type(options.logit_bias).__name__}"
+        )
+    for token_id, bias in (options.logit_bias or {}).items():
+        if not isinstance(token_id, int) or not isinstance(bias, int | float):
+            raise TypeError(
+                f"logit_bias must map token ids to numbers, got {token_id!r:.60}: {bias!r:.60}"
+            )
+        if token_id < 0 or not math.isfinite(bias):
+            raise ValueError(
+                f"logit_bias needs ids of at least 0 and finite numbers, got {token_id}: {bias}"
+            )
 
 
 OPTION_NAMES = frozenset(each.name for each in fields(Options) if each.init)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from .._bridge import call_after_fork
@@ -14,6 +14,7 @@ from .untrusted import UntrustedMessages, encode_untrusted, strings_in
 
 __all__ = [
     "Prompt",
+    "TokenIds",
     "as_prompts",
     "encode",
     "padded",
@@ -25,7 +26,32 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-Prompt = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
+
+
+class TokenIds(tuple[int, ...]):
+    """A prompt in tokens: ``TokenIds([1, 15043])`` is the text that these ids stand for.
+
+    As with a text, the answer continues it: a decoder that drops the first space of a text keeps
+    the answer's.
+
+    Raises:
+        TypeError, ValueError: it has something else than ids of at least 0.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, ids: Iterable[int]) -> TokenIds:
+        """Check that all are ids."""
+        self = super().__new__(cls, ids)
+        for each in self:
+            if isinstance(each, bool) or not isinstance(each, int):
+                raise TypeError(f"TokenIds must be ints, got {each!r:.60}")
+            if each < 0:
+                raise ValueError(f"TokenIds must be at least 0, got {each}")
+        return self
+
+
+Prompt = str | TokenIds | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 # Inputs whose first axis counts the rows, in the order in which they are looked for. Before the
 # last ones comes the model's main input: pixels, or audio.
@@ -56,11 +82,11 @@ def validate_prompt(name: str, prompt: Any, main_input: str = "input_ids") -> No
     if not isinstance(prompt, str | list | tuple):
         raise TypeError(
             "prompt must be a str, a list of chat messages or a mapping of model inputs, "
-            f"not {type(prompt).__name__}; pass ids as {{'input_ids': a tensor of shape (1, T)}}"
+            f"not {type(prompt).__name__}; pass ids as anystreamer.TokenIds(ids)"
         )
     if not prompt:
         raise ValueError("prompt is empty: there is nothing to continue")
-    if not isinstance(prompt, str):
+    if not isinstance(prompt, str | TokenIds):
         _validate_messages(name, prompt)
 
 
@@ -84,6 +110,8 @@ def _validate_model_inputs(
 
 
 def _validate_messages(name: str, messages: Sequence[Any]) -> None:
+    if all(isinstance(each, int) for each in messages):
+        raise TypeError("prompt is a list of ints: pass ids as anystreamer.TokenIds(ids)")
     is_list = isinstance(messages[0], list | tuple)
     if is_list or all(isinstance(message, str) for message in messages):
         raise ValueError(
@@ -253,6 +281,8 @@ def _encode_one(
         if context_length is not None:
             check_length(decoding, prompt, context_length)
         return dict(tokenizer(text=prompt if uses_torch else [prompt], **return_tensors))
+    if isinstance(prompt, TokenIds):
+        return _inputs_of(list(prompt), uses_torch)
     # The template opens a new message, unless it is to leave the last one open.
     opens_message = not chat_template_kwargs.get("continue_final_message")
     settings = {"add_generation_prompt": opens_message, **chat_template_kwargs}

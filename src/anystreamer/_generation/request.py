@@ -16,6 +16,7 @@ from .._text import (
     TextDecoder,
     new_matcher,
     reasoning_markers,
+    special_ids,
     text_decoder,
     validate_template,
 )
@@ -24,6 +25,7 @@ from .generate_kwargs import (
     check_cancel_within,
     check_generate_kwargs,
     check_response_format,
+    check_score_changes,
     effective_setting,
 )
 from .model import (
@@ -31,11 +33,12 @@ from .model import (
     is_encoder_decoder,
     is_transducer,
     main_input_name,
+    takes_token_type_ids,
     uses_torch,
 )
 from .options import Options
 from .prompt_checks import check_context_length, check_vocabulary
-from .prompts import Prompt, encode, padded, prompt_rows, tokenizer_of
+from .prompts import Prompt, TokenIds, encode, padded, prompt_rows, tokenizer_of
 from .shown_stop_strings import ShownStopStrings
 from .whisper import (
     check_whisper_fallback,
@@ -80,6 +83,7 @@ class GenerationRequest:
                 raise ValueError(f"response_format: {type(model).__name__} writes what was said")
             check_response_format(model, generate_kwargs)
             self._reasoning = reasoning_markers(self.template)
+        check_score_changes(model, options.logit_bias, options.changes_scores)
         self.decoder()  # raises where the tokenizer cannot decode
         self.stops_between_layers(lambda: False)  # raises where the model has no layers to hook
         if is_whisper(model):
@@ -108,13 +112,16 @@ class GenerationRequest:
         return StopBetweenLayers(layers, should_stop)
 
     def decoder(self) -> TextDecoder:
+        return text_decoder(self.decoding, skip_special_tokens=not self._shows_special_tokens)
+
+    @property
+    def _shows_special_tokens(self) -> bool:
         # A response template splits the fields at special tokens.
-        skip = self.options.skip_special_tokens and self.template is None
-        return text_decoder(self.decoding, skip_special_tokens=skip)
+        return not self.options.skip_special_tokens or self.template is not None
 
     def span(self, prompts: Any) -> GenerationSpan | None:
         """The span of this request, for the application's tracing."""
-        is_chat = not isinstance(prompts, Mapping) and not isinstance(prompts[0], str)
+        is_chat = not isinstance(prompts, Mapping) and not isinstance(prompts[0], str | TokenIds)
         model = getattr(self.model, "name_or_path", "") or type(self.model).__name__
         return GenerationSpan.start(
             "chat" if is_chat else "text_completion",
@@ -155,6 +162,7 @@ class GenerationRequest:
             # it in every field: it would become text.
             self.options.skip_special_tokens,
             whisper_window_buffer(self.model, self.generate_kwargs, eos),
+            self._stop_ids(),
         )
 
     def _shown_stop_strings(self, row: Row) -> ShownStopStrings | None:
@@ -206,6 +214,8 @@ class GenerationRequest:
             pad=self.pad,
             context_length=context_length,
         )
+        if not isinstance(prompts, Mapping) and not takes_token_type_ids(self.model):
+            encoded.pop("token_type_ids", None)
         if both := sorted(encoded.keys() & self.generate_kwargs.keys()):
             raise TypeError(f"{both[0]}= is given twice: in the prompt and as an argument")
         copies = self.setting("num_return_sequences") or 1
@@ -248,3 +258,15 @@ class GenerationRequest:
                 "stream one recording at a time, with stream_text()"
             )
         check_whisper_rows(self.model, self.generate_kwargs, inputs, len(rows))
+
+    def _stop_ids(self) -> dict[int, str]:
+        """The special tokens among the stop strings, where they have no text to be found by."""
+        stop, to_id = (
+            self.options.stop_strings,
+            getattr(self.decoding, "convert_tokens_to_ids", None),
+        )
+        if not stop or self._shows_special_tokens or not callable(to_id):
+            return {}
+        hidden = special_ids(self.decoding)
+        ids = {to_id(string): string for string in stop}
+        return {token_id: string for token_id, string in ids.items() if token_id in hidden}

@@ -45,6 +45,8 @@ class Usage:
     prompt_tokens: int  #: of the prompt
     completion_tokens: int  #: delivered to the consumer
     computed_tokens: int  #: made by the model
+    #: of the prompt, taken from the cache of an earlier request and not computed again
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,7 @@ class Row:
 
     prompt_token_ids: list[int] = field(default_factory=list)
     computed_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt
     model_finish_reason: FinishReason | None = None  # None until the model has ended it by itself
     matched_stop_string: str | None = None  # the stop string that ended it
     stop_requested: bool = False  # by any thread: `BatchStream.stop`
@@ -203,4 +206,5 @@ class Row:
             prompt_tokens=len(self.prompt_token_ids),
             completion_tokens=len(self.token_ids),
             computed_tokens=self.computed_tokens,
+            cached_tokens=self.cached_tokens,
         )

@@ -286,6 +286,14 @@ def serve(
             help="One more host name that requests can use. On loopback only its own names work.",
         ),
     ] = None,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--served-model-name",
+            metavar="NAME",
+            help="The model's name in requests and responses. More are aliases for requests.",
+        ),
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     quantization: Quantization = None,
@@ -330,6 +338,7 @@ def serve(
             head_timeout=head_timeout,
             send_timeout=send_timeout or None,
         ),
+        served_names=served_model_name or [],
         keep_alive=keep_alive or None,
         context_length=context_length,
         max_unsent_tokens=max_unsent_tokens,

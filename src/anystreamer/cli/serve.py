@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -50,11 +51,13 @@ def run_serve(
     grace: float,
     loading: dict[str, Any],
     connections: ConnectionLimits,
+    served_names: Sequence[str],
     **limits: Any,
 ) -> None:
     """Load a model and serve it until a signal.
 
-    *loading* are arguments of `load_model`, and *limits* of `create_app`.
+    *loading* are arguments of `load_model`, and *limits* of `create_app`. *served_names* are the
+    model's name in responses, and its aliases; by default its own.
     """
     try:
         from ..server import create_app
@@ -66,7 +69,7 @@ def run_serve(
     # First, because loading takes long: a port that is in use is found out before.
     with listening_on_path(uds) if uds else listening(host, port) as listener:
         model, tokenizer = load_or_fail(name, **loading)
-        shown = shown_name(name)
+        shown, *aliases = served_names or [shown_name(name)]
 
         def tell() -> None:
             url = url_of(listener, "https" if certificate else "http")
@@ -89,7 +92,11 @@ def run_serve(
             await run(
                 engine_context,
                 lambda engine: create_app(
-                    engine, model_name=shown, send_timeout=connections.send_timeout, **limits
+                    engine,
+                    model_name=shown,
+                    aliases=aliases if served_names else None,
+                    send_timeout=connections.send_timeout,
+                    **limits,
                 ),
                 listener,
                 server.value,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from .._generation import Options, Prompt, check_generate_kwargs, validate_prompt
+from .._generation import Options, Prompt, TokenIds, check_generate_kwargs, validate_prompt
 
 __all__ = ["RemoteRequest"]
 
@@ -55,7 +55,7 @@ class RemoteRequest:
             )
         check_generate_kwargs(NAME, None, self.generate_kwargs, logprobs=False)
         self._refuse_unsupported()
-        self.is_chat = not isinstance(prompt, str)
+        self.is_chat = not isinstance(prompt, str | TokenIds)
         if self.options.parse_response and not self.is_chat:
             raise ValueError(
                 "parse_response: servers separate fields only in a chat; pass chat messages"
@@ -95,8 +95,9 @@ class RemoteRequest:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        if isinstance(self.prompt, str):
-            body["prompt"] = self.prompt
+        if isinstance(self.prompt, str | TokenIds):
+            is_text = isinstance(self.prompt, str)
+            body["prompt"] = self.prompt if is_text else list(self.prompt)
             if self.options.logprobs:
                 body["logprobs"] = 0  # of no other tokens
         else:
@@ -107,6 +108,7 @@ class RemoteRequest:
                 body["logprobs"] = True
         if self.options.stop_strings:
             body["stop"] = list(self.options.stop_strings)
+        body |= self._score_changes()
         for name, convert in BODY_FIELDS.items():
             if name in self.generate_kwargs:
                 body |= convert(self.generate_kwargs[name], self.generate_kwargs)
@@ -119,6 +121,17 @@ class RemoteRequest:
         if body["stream_options"] is None:  # for a server that does not know it
             del body["stream_options"]
         return body
+
+    def _score_changes(self) -> dict[str, Any]:
+        """The penalties and the bias, in which an object's keys are strings."""
+        options = self.options
+        names = ("frequency_penalty", "presence_penalty")
+        given: dict[str, Any] = {
+            name: float(value) for name in names if (value := getattr(options, name))
+        }
+        if options.logit_bias:
+            given["logit_bias"] = {str(key): each for key, each in options.logit_bias.items()}
+        return given
 
     def _response_format(self) -> dict[str, Any]:
         if self.options.form is None:
@@ -163,10 +176,12 @@ def _draws(value: Any, others: Mapping[str, Any]) -> dict[str, Any]:
     return {"temperature": float(others.get("temperature", 1.0)) if value else 0.0}
 
 
-def _number(name: str) -> Callable[[Any, Mapping[str, Any]], dict[str, Any]]:
+def _sampling(
+    name: str, kind: type[float | int] = float
+) -> Callable[[Any, Mapping[str, Any]], dict[str, Any]]:
     def of(value: Any, others: Mapping[str, Any]) -> dict[str, Any]:
         # Then generate() does not sample, and ignores the other settings.
-        return {} if others.get("do_sample") is False else {name: float(value)}
+        return {} if others.get("do_sample") is False else {name: kind(value)}
 
     return of
 
@@ -174,9 +189,14 @@ def _number(name: str) -> Callable[[Any, Mapping[str, Any]], dict[str, Any]]:
 # The arguments of generate() that are sent: what each adds to the body. Later ones win.
 BODY_FIELDS: Mapping[str, Callable[[Any, Mapping[str, Any]], dict[str, Any]]] = {
     "max_new_tokens": lambda value, _: {"max_tokens": int(value)},
-    "temperature": _number("temperature"),
-    "top_p": _number("top_p"),
+    "temperature": _sampling("temperature"),
+    "top_p": _sampling("top_p"),
     "do_sample": _draws,
+    # These OpenAI's servers do not have. Most others do, by the same names.
+    "top_k": _sampling("top_k", int),
+    "min_p": _sampling("min_p"),
+    "repetition_penalty": lambda value, _: {"repetition_penalty": float(value)},
+    "min_new_tokens": lambda value, _: {"min_tokens": int(value)},
 }
 
 

@@ -162,7 +162,16 @@ def _usage(sent: Any) -> Usage | None:
         return None
     if max(prompt, completion) > MAX_TOKENS:
         return None
-    return Usage(prompt, completion, completion)
+    return Usage(prompt, completion, completion, _cached(sent, prompt))
+
+
+def _cached(sent: Mapping[str, Any], prompt: int) -> int:
+    """How many tokens of a prompt the server had in its cache. Most servers do not say it."""
+    details = sent.get("prompt_tokens_details") or sent.get("input_tokens_details")
+    cached = _count(details, "cached_tokens") if isinstance(details, Mapping) else None
+    if cached is None:
+        cached = _count(sent, "prompt_cache_hit_tokens", "cached_tokens")  # DeepSeek; Moonshot
+    return min(max(cached or 0, 0), prompt)
 
 
 def _count(usage: Mapping[str, Any], *names: str) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -13,7 +12,6 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -22,13 +20,16 @@ from .._engine import Engine
 from .._generation import max_context_length, tokenizer_of
 from .._streams import Timeouts, validate_timeouts
 from .._text import response_template_of, validate_template
+from ._allowed_hosts import AllowedHosts
 from ._body_sender import SendLimits
 from ._chat_page import page_routes
 from ._completion_response import CompletionResponse, Limits
 from ._errors import APIError
 from ._metrics import Metrics
+from ._model_names import ModelNames
 from ._openai_format import ChatCompletionBuilder, CompletionBuilder, TextCompletionBuilder
 from ._request_body import BodyParser
+from ._request_id import HEADER, RequestIds, request_id_of
 from ._request_models import ChatRequest, CompletionRequest, TextRequest
 
 __all__ = ["create_app"]
@@ -41,6 +42,7 @@ def create_app(
     engine: Engine,
     *,
     model_name: str = "anystreamer",
+    aliases: Sequence[str] | None = None,
     api_key: str | None = None,
     max_body_bytes: int = 1024 * 1024,
     default_max_tokens: int = 1024,
@@ -66,7 +68,9 @@ def create_app(
     Args:
         engine: an engine from `open_engine`, opened in the event loop that the server runs in.
         model_name: the model's name in requests and responses. A request for another one is
-            refused.
+            refused with status 404; one that names no model gets this one.
+        aliases: more names that requests can use for it. By default ``"dummy"``, which the client
+            of huggingface_hub sends where it has only an address; it is not in the list of models.
         api_key: the key that clients must send as ``Authorization: Bearer ...``, except for
             ``/health`` and the page, which asks its user for it. None needs no key.
         max_body_bytes: size limit of a request's body.
@@ -114,7 +118,11 @@ def create_app(
     )
     if api_key == "":
         raise ValueError("api_key is empty: for a server without a key pass None")
-    for name, names in (("allow_origins", allow_origins), ("allowed_hosts", allowed_hosts)):
+    for name, names in (
+        ("aliases", aliases),
+        ("allow_origins", allow_origins),
+        ("allowed_hosts", allowed_hosts),
+    ):
         if isinstance(names, str):
             raise TypeError(f"{name} must be a list of strings, got {names!r}")
     validate_timeouts(timeout)
@@ -129,12 +137,13 @@ def create_app(
         allow_special_tokens=allow_special_tokens,
         response_template=_response_template_of(engine),
     )
-    endpoints = _Endpoints(engine, model_name, api_key, max_body_bytes, limits)
+    endpoints = _Endpoints(engine, ModelNames(model_name, aliases), api_key, max_body_bytes, limits)
     return Starlette(
         routes=[
             Route("/v1/chat/completions", endpoints.chat_completions, methods=["POST"]),
             Route("/v1/completions", endpoints.completions, methods=["POST"]),
             Route("/v1/models", endpoints.models),
+            Route("/v1/models/", endpoints.models),
             Route("/v1/models/{name:path}", endpoints.model),
             Route("/health", endpoints.health),
             Route("/metrics", endpoints.metrics),
@@ -152,11 +161,9 @@ def create_app(
 def _middleware(
     allow_origins: Sequence[str], allowed_hosts: Sequence[str] | None
 ) -> list[Middleware]:
-    middleware = []
+    middleware = [Middleware(RequestIds)]
     if allowed_hosts is not None:
-        middleware.append(
-            Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts, www_redirect=False)
-        )
+        middleware.append(Middleware(AllowedHosts, allowed_hosts=allowed_hosts))
     if allow_origins:
         middleware.append(
             Middleware(
@@ -164,7 +171,7 @@ def _middleware(
                 allow_origins=allow_origins,
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],  # the official client sends headers of its own from a browser
-                expose_headers=["retry-after"],
+                expose_headers=["retry-after", HEADER],
             )
         )
     return middleware
@@ -176,19 +183,18 @@ class _Endpoints:
     def __init__(
         self,
         engine: Engine,
-        model_name: str,
+        names: ModelNames,
         api_key: str | None,
         max_body_bytes: int,
         limits: Limits,
     ) -> None:
         self._engine = engine
-        self._model_name = model_name
+        self._names = names
         self._key = None if api_key is None else api_key.encode()
         self._max_body_bytes = max_body_bytes
         self._parser = BodyParser()
         self._limits = limits
         self._metrics = Metrics(engine)
-        self._created = int(time.time())
 
     # -- the routes
 
@@ -200,12 +206,11 @@ class _Endpoints:
 
     async def models(self, request: Request) -> Response:
         self._check_key(request)
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        return JSONResponse({"object": "list", "data": self._names.cards()})
 
     async def model(self, request: Request) -> Response:
         self._check_key(request)
-        self._check_model(request.path_params["name"])
-        return JSONResponse(self._card())
+        return JSONResponse(self._names.card(request.path_params["name"]))
 
     async def health(self, request: Request) -> Response:
         state = getattr(self._engine, "state", "open")
@@ -230,7 +235,7 @@ class _Endpoints:
         try:
             self._check_key(request)
             asked = await self._parser.parse(kind, await self._body(request))
-            self._check_model(asked.model)
+            self._names.check(asked.model)
         except APIError as refused:
             on_end(str(refused.status))
             raise
@@ -238,7 +243,10 @@ class _Endpoints:
             on_end("disconnected")
             return Response(status_code=400)  # nothing receives it
         builder = new_builder(
-            self._model_name, includes_usage=asked.includes_usage, top=asked.top_logprobs_asked
+            self._names.main,
+            includes_usage=asked.includes_usage,
+            includes_running_usage=asked.includes_running_usage,
+            top=asked.top_logprobs_asked,
         )
         return CompletionResponse(self._engine, asked, builder, self._limits, on_end)
 
@@ -291,23 +299,6 @@ class _Endpoints:
                 headers={"www-authenticate": "Bearer"},
             )
 
-    def _check_model(self, name: str | None) -> None:
-        if name is not None and name != self._model_name:
-            raise APIError(
-                f"the model {name[:200]!r} does not exist: use {self._model_name!r}",
-                param="model",
-                status=404,
-                code="model_not_found",
-            )
-
-    def _card(self) -> dict[str, object]:
-        return {
-            "id": self._model_name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "anystreamer",
-        }
-
 
 def _response_template_of(engine: Engine) -> dict[str, Any] | None:
     """The template that separates answers of the engine's model from reasoning and tool calls.
@@ -341,4 +332,8 @@ async def _http_exception(request: Request, exc: Exception) -> Response:
 
 
 async def _failed(request: Request, exc: Exception) -> Response:
-    return APIError("the server failed", status=500, type="server_error").response()
+    # Starlette sends it from outside of the middleware.
+    headers = {HEADER: request_id_of(request.scope)}
+    return APIError(
+        "the server failed", status=500, type="server_error", headers=headers
+    ).response()

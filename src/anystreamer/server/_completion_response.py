@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,10 +11,19 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from .._engine import Engine
-from .._generation import Prompt, UntrustedMessages, continues_prompt, uses_torch
+from .._generation import (
+    Prompt,
+    TokenIds,
+    UntrustedMessages,
+    continues_prompt,
+    effective_setting,
+    eos_ids,
+    uses_torch,
+)
 from .._streams import TextChunk, TextStream, Timeouts, Usage
 from ._asgi import EVENT_STREAM, run_all
 from ._body_sender import BodySender, SendLimits
+from ._echo import Echo
 from ._errors import APIError, in_clients_terms
 from ._open_streams import OpenStreams
 from ._openai_format import DONE, CompletionBuilder, Token, event, usage_of
@@ -57,6 +66,9 @@ class CompletionResponse(StreamResponse):
         self._on_end = on_end
         self._choices: list[TextStream] = []
         self._token_texts: list[TokenTexts] = []  # of each choice, if log-probabilities are sent
+        self._echoes: dict[int, Echo] = {}  # by choice, until they have been sent
+        _, asked = request.token_limit
+        self._is_prompt_only = asked == 0  # the answers are left out
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. Called by Starlette."""
@@ -72,26 +84,41 @@ class CompletionResponse(StreamResponse):
         choice = 0
         for name, given in self._request.prompts:
             prompt = self._prompt(given)
+            echo = None
+            if self._request.echoes:
+                echo = Echo(prompt, self._engine, self._request.top_logprobs_asked)
             for _ in range(self._request.n or 1):
-                stream = await self._open_choice(streams, choice, prompt, limit)
+                stream = await self._open_choice(streams, choice, prompt, limit, echo)
                 room = self._room(stream, name, limit)
                 if room < limit:  # the default limit: the answer gets as much as there is room for
                     await stream.aclose()
-                    stream = await self._open_choice(streams, choice, prompt, room)
+                    stream = await self._open_choice(streams, choice, prompt, room, echo)
                 self._choices.append(stream)
-                self._builder.add_choice()
+                self._builder.add_choice(len(stream.prompt_token_ids))
+                if echo is not None:
+                    self._echoes[choice] = echo
                 if self._request.top_logprobs_asked is not None:
                     self._token_texts.append(self._new_token_texts(stream, prompt))
                 choice += 1
         self._is_accepted = True
 
     def _prompt(self, given: Prompt) -> Prompt:
-        if isinstance(given, str | Mapping) or self._limits.allow_special_tokens:
+        if isinstance(given, str | TokenIds | Mapping) or self._limits.allow_special_tokens:
             return given
         return UntrustedMessages(given)
 
     def _token_limit(self) -> int:
         """Token limit of each answer. Raises APIError if the request asks for too many."""
+        limit = self._limit_asked()
+        if limit < (self._request.min_tokens or 0):
+            raise APIError(
+                f"min_tokens must be at most {limit}, the limit of an answer: send max_tokens too",
+                param="min_tokens",
+                code="invalid_value",
+            )
+        return limit
+
+    def _limit_asked(self) -> int:
         param, asked = self._request.token_limit
         highest = self._limits.max_tokens
         if highest is None:
@@ -114,33 +141,58 @@ class CompletionResponse(StreamResponse):
         param, asked = self._request.token_limit
         length = len(stream.prompt_token_ids)
         room = context - length
-        if room < 1 or (asked is not None and room < asked):
+        least = self._request.min_tokens or 0
+        if room >= (asked or 0) and room < least:
+            param = "min_tokens"
+        if room < 1 or room < max(asked or 0, least):
             raise APIError(
                 f"the model takes {context} tokens, prompt and answer together; the prompt has "
-                f"{length}" + (f", and {param} asks for {asked}" if asked else ""),
+                f"{length}"
+                + (f", and {param} asks for {asked}" if asked else "")
+                + (f", and min_tokens asks for {least}" if least else ""),
                 param=name if room < 1 else param,
                 code="context_length_exceeded",
             )
         return min(room, limit)
 
     def _new_token_texts(self, stream: TextStream, prompt: Prompt) -> TokenTexts:
-        is_continued = continues_prompt(getattr(self._engine, "model", None), prompt)
+        request = self._request
+        model = getattr(self._engine, "model", None)
+        template_kwargs = {"continue_final_message": request.continues_message}
+        is_continued = not request.echoes and continues_prompt(model, prompt, template_kwargs)
         return TokenTexts(
             getattr(self._engine, "tokenizer", None),
             stream.prompt_token_ids if is_continued else (),
+            skip_special_tokens=self._skips_special_tokens,
         )
 
+    @property
+    def _skips_special_tokens(self) -> bool:
+        return self._request.skip_special_tokens is not False
+
     async def _open_choice(
-        self, streams: OpenStreams, choice: int, prompt: Prompt, limit: int
+        self, streams: OpenStreams, choice: int, prompt: Prompt, limit: int, echo: Echo | None
     ) -> TextStream:
         arguments: dict[str, Any] = self._request.arguments(choice, self._limits.response_template)
         if self._request.seed is not None and not uses_torch(getattr(self._engine, "model", None)):
             raise APIError("seed is not supported by this model", param="seed")
+        arguments |= self._ending_ids()
+        if echo is not None and echo.scores is not None:
+            processors = arguments.get("logits_processor", ())
+            arguments["logits_processor"] = [echo.scores, *processors]
+        arguments["max_new_tokens"] = max(limit, 1)
         return await streams.open(
-            self._engine.stream_text(
-                prompt, timeout=self._limits.timeout, max_new_tokens=limit, **arguments
-            )
+            self._engine.stream_text(prompt, timeout=self._limits.timeout, **arguments)
         )
+
+    def _ending_ids(self) -> dict[str, Any]:
+        """The argument with the tokens that end an answer, if they are not the model's own."""
+        request, model = self._request, getattr(self._engine, "model", None)
+        more = request.stop_token_ids or []
+        if not (more or request.ignore_eos):
+            return {}
+        own = [] if request.ignore_eos else eos_ids(effective_setting(model, {}, "eos_token_id"))
+        return {"eos_token_id": [*own, *more] or None}
 
     # -- the body
 
@@ -159,19 +211,47 @@ class CompletionResponse(StreamResponse):
         # No event before the first text: an error can still have a status, with which clients know
         # whether to try again. And they measure the time to the first chunk.
         async for chunks in ReadyItems(stream):
-            events = [
-                self._builder.chunk(index, chunk, self._tokens(index, chunk)) for chunk in chunks
-            ]
+            events = [self._builder.chunk(*each) for each in self._parts(index, chunks)]
             await sender.send("".join(events))
-        tokens = self._tokens(index, stream.textless_end)
-        reason = _finish_reason(stream)
-        await sender.send(self._builder.last(index, reason, stream.stop_string, tokens))
+        events = [self._builder.chunk(*each) for each in self._parts(index, ())]
+        end = self._end_of(stream)
+        tokens = self._tokens(index, end)
+        self._builder.count(index, 0 if end is None else len(end.token_ids))
+        last = self._builder.last(index, self._reason(stream), stream.stop_string, tokens)
+        await sender.send("".join([*events, last]))
 
     async def _collect(self, index: int, stream: TextStream) -> None:
         async for chunks in ReadyItems(stream):
-            for chunk in chunks:
-                self._builder.take(index, chunk, self._tokens(index, chunk))
-        self._builder.take_end(index, self._tokens(index, stream.textless_end))
+            for each in self._parts(index, chunks):
+                self._builder.take(*each)
+        for each in self._parts(index, ()):
+            self._builder.take(*each)
+        self._builder.take_end(index, self._tokens(index, self._end_of(stream)))
+
+    def _parts(
+        self, index: int, chunks: Sequence[TextChunk]
+    ) -> Iterator[tuple[int, TextChunk, Sequence[Token]]]:
+        """What the builder takes of chunks: before the first one comes the prompt, if it is echoed.
+
+        Not earlier: the prompt has been scored when the answer begins.
+        """
+        if (echo := self._echoes.pop(index, None)) is not None:
+            stream = self._choices[index]
+            texts = self._token_texts
+            tokens = echo.tokens(stream, texts[index]) if texts else ()
+            yield index, echo.chunk(stream, skip_special_tokens=self._skips_special_tokens), tokens
+        for chunk in () if self._is_prompt_only else chunks:
+            self._builder.count(index, len(chunk.token_ids))
+            yield index, chunk, self._tokens(index, chunk)
+
+    def _end_of(self, stream: TextStream) -> TextChunk | None:
+        return None if self._is_prompt_only else stream.textless_end
+
+    def _reason(self, stream: TextStream) -> str:
+        if self._is_prompt_only:
+            return "length"
+        reason = stream.finish_reason
+        return (reason and reason.openai) or "stop"
 
     def _tokens(self, index: int, chunk: TextChunk | None) -> Sequence[Token]:
         """The tokens to list: as in vLLM each that counts in the usage, also those without text."""
@@ -182,10 +262,13 @@ class CompletionResponse(StreamResponse):
     # -- the end
 
     def _end(self) -> str | Response:
-        usage = usage_of(self._usages(), self._request.n or 1)
+        usages = self._usages()
+        if self._is_prompt_only:
+            usages = [replace(each, completion_tokens=0) for each in usages]
+        usage = usage_of(usages, self._request.n or 1)
         if self._request.stream:
             return (self._builder.usage(usage) if self._request.includes_usage else "") + DONE
-        reasons = [_finish_reason(stream) for stream in self._choices]
+        reasons = [self._reason(stream) for stream in self._choices]
         return JSONResponse(self._builder.full_response(reasons, usage))
 
     def _usages(self) -> list[Usage]:
@@ -193,15 +276,15 @@ class CompletionResponse(StreamResponse):
         return [usage for usage in usages if usage is not None]
 
     def _refusal(self, exc: Exception) -> APIError:
-        return in_clients_terms(exc, self._request.prompts[0][0])
+        request = self._request
+        names = {
+            "logits_processor": "logprobs" if request.seed is None else "seed",
+            "eos_token_id": "ignore_eos" if request.ignore_eos else "stop_token_ids",
+        }
+        return in_clients_terms(exc, request.prompts[0][0], names)
 
     def _error_response(self, error: APIError) -> Response:
         return error.response()
 
     def _error_end(self, error: APIError) -> str:
         return event(error.object) + DONE
-
-
-def _finish_reason(stream: TextStream) -> str:
-    reason = stream.finish_reason
-    return (reason and reason.openai) or "stop"

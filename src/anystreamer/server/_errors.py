@@ -36,8 +36,21 @@ _PARAMS = {
     "logprobs": "logprobs",
     "do_sample": "temperature",
     "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    **{
+        name: name
+        for name in (
+            "frequency_penalty",
+            "presence_penalty",
+            "repetition_penalty",
+            "logit_bias",
+            "top_k",
+            "top_p",
+            "min_p",
+            "skip_special_tokens",
+        )
+    },
     "stop_strings": "stop",
-    "logits_processor": "seed",
     "response_format": "response_format",
 }
 
@@ -103,12 +116,15 @@ def is_about_request(exc: Exception) -> bool:
     return is_kind(exc, (ValueError, TypeError)) or is_template_error
 
 
-def in_clients_terms(exc: Exception, param: str) -> APIError:
-    """A refusal with OpenAI's name of the parameter; *param* if the message names none."""
+def in_clients_terms(exc: Exception, param: str, names: Mapping[str, str]) -> APIError:
+    """A refusal with OpenAI's name of the parameter; *param* if the message names none.
+
+    *names* are those of the engine's arguments that depend on the request.
+    """
     message = message_of(exc) or type(exc).__name__
     if is_kind(exc, PromptTooLong):
         return APIError(message, param=param, code="context_length_exceeded")
-    for name, known_as in _PARAMS.items():
+    for name, known_as in (*names.items(), *_PARAMS.items()):
         if name in message:
             message, param = message.replace(name, known_as), known_as
             break

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -16,24 +14,11 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from ._bounded_json import MAX_CONTAINERS, MAX_DEPTH, from_bounded_json
+from ._fields import Annotates, Fixed, Neutral
+from ._fields import Strict as _Strict
 
 MAX_PARTS = 1024  # of one message
 MAX_CALLS = 128  # of one message
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    # It also lets other threads run: pydantic holds the interpreter's lock between such functions.
-    @model_validator(mode="before")
-    @classmethod
-    def _keep_one_unknown_field(cls, data: Any) -> Any:
-        """Drop all unknown fields but the first: pydantic would make an error of each."""
-        names = cls.model_fields
-        if not isinstance(data, dict) or len(data) <= len(names):
-            return data
-        unknown = next(name for name in data if name not in names)
-        return {name: data[name] for name in (*names, unknown) if name in data}
 
 
 class TextPart(_Strict):
@@ -41,6 +26,7 @@ class TextPart(_Strict):
 
     type: Literal["text"]
     text: str
+    cache_control: Annotated[Any, Annotates()] = None
 
 
 Content = str | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
@@ -55,6 +41,8 @@ class TextMessage(_Strict):
 
     role: Literal["system", "developer", "user"]
     content: Content
+    name: Annotated[Any, Annotates()] = None
+    cache_control: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The message in the form that chat templates take."""
@@ -83,7 +71,7 @@ class CalledFunction(_Strict):
 
     name: str
     arguments: Annotated[dict[str, Any], BeforeValidator(_object_of)]
-    parsed_arguments: Any = None  # added by the official client
+    parsed_arguments: Annotated[Any, Annotates()] = None  # added by the official client
 
 
 class ToolCall(_Strict):
@@ -106,15 +94,17 @@ class AssistantMessage(_Strict):
     role: Literal["assistant"]
     content: Content | None = None
     # The values that our answers have. The official client sends back all fields of its types.
-    refusal: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-    audio: None = None
-    function_call: None = None
-    parsed: Any = None  # added by the official client
+    refusal: Annotated[None, Fixed(instead="send what was said as content")] = None
+    annotations: Annotated[None, Fixed([])] = None
+    audio: Annotated[None, Fixed()] = None
+    function_call: Annotated[None, Fixed(instead="send tool_calls")] = None
+    parsed: Annotated[Any, Annotates()] = None  # added by the official client
+    name: Annotated[Any, Annotates()] = None
+    cache_control: Annotated[Any, Annotates()] = None
     reasoning_content: str | None = None
-    tool_calls: (
-        Annotated[list[ToolCall], Field(min_length=1, max_length=MAX_CALLS, fail_fast=True)] | None
-    ) = None
+    tool_calls: Annotated[
+        Annotated[list[ToolCall], Field(max_length=MAX_CALLS, fail_fast=True)] | None, Neutral([])
+    ] = None
 
     @model_validator(mode="after")
     def _check(self) -> AssistantMessage:
@@ -138,11 +128,14 @@ class ToolMessage(_Strict):
     role: Literal["tool"]
     content: Content
     tool_call_id: str
+    name: str | None = None  # of the function
+    cache_control: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The message in the form that chat templates take."""
         text = _text_of(self.content)
-        return {"role": self.role, "tool_call_id": self.tool_call_id, "content": text}
+        name = {} if self.name is None else {"name": self.name}
+        return {"role": self.role, "tool_call_id": self.tool_call_id, "content": text, **name}
 
 
 def _kind_of(message: Any) -> str:
@@ -204,6 +197,7 @@ class Tool(_Strict):
 
     type: Literal["function"]
     function: Function
+    cache_control: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The tool in the form that chat templates take."""

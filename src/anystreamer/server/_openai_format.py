@@ -41,7 +41,7 @@ class Token:
     """A token as a text of its own, and the likeliest tokens in its place."""
 
     text: str
-    logprob: float
+    logprob: float | None  # None for the first token of a prompt
     utf8: bytes | None  # None where they are not known
     start: int = 0  # of its text, in characters from the beginning of the choice's
     top: Sequence[Token] = ()
@@ -200,18 +200,30 @@ class TextChoiceBuilder(ChoiceBuilder):
             # By their texts, which several may have: the likelier one counts. The chosen one is
             # always among them.
             tops = [
-                {
-                    each.text: max(each.logprob, MIN_LOGPROB)
-                    for each in [token, *reversed(token.top)]
-                }
+                None
+                if token.logprob is None
+                else {each.text: _logprob(each) for each in [token, *reversed(token.top)]}
                 for token in tokens
             ]
         return {
             "tokens": [token.text for token in tokens],
-            "token_logprobs": [max(token.logprob, MIN_LOGPROB) for token in tokens],
+            "token_logprobs": [_logprob(token) for token in tokens],
             "top_logprobs": tops,
             "text_offset": [token.start for token in tokens],
         }
+
+
+@dataclass(slots=True)
+class RunningUsage:
+    """What a choice has used so far."""
+
+    prompt: int
+    completion: int = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """As in an event."""
+        return _counts(self.prompt, self.completion)
 
 
 class CompletionBuilder:
@@ -222,7 +234,14 @@ class CompletionBuilder:
     chunk_name: str
     new_choice: type[ChoiceBuilder]
 
-    def __init__(self, model: str, *, includes_usage: bool, top: int | None) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        includes_usage: bool,
+        top: int | None,
+        includes_running_usage: bool = False,
+    ) -> None:
         self._head = {
             "id": f"{self.prefix}-{secrets.token_hex(16)}",
             "created": int(time.time()),
@@ -230,22 +249,32 @@ class CompletionBuilder:
             "system_fingerprint": None,
         }
         self._includes_usage = includes_usage
+        # Of each choice: what it has used so far. None where no event says it.
+        self._running_usage: list[RunningUsage] | None = [] if includes_running_usage else None
         self._top = top
         self._choices: list[ChoiceBuilder] = []
         self._begun: set[int] = set()  # choices that have had an event
         # By choice and field: what is around the text in an event that has nothing else.
         self._around_text: dict[tuple[int, str], tuple[str, str]] = {}
 
-    def add_choice(self) -> None:
-        """Add one more choice."""
+    def add_choice(self, prompt_tokens: int = 0) -> None:
+        """Add one more choice, to a prompt of this many tokens."""
         self._choices.append(self.new_choice(self._top))
+        if self._running_usage is not None:
+            self._running_usage.append(RunningUsage(prompt_tokens))
+
+    def count(self, index: int, tokens: int) -> None:
+        """Count tokens of a choice, before the event that they are in."""
+        if self._running_usage is not None:
+            self._running_usage[index].completion += tokens
 
     # -- in chunks
 
     def chunk(self, index: int, chunk: TextChunk, tokens: Sequence[Token]) -> str:
         """Events with a chunk of a choice, and its tokens."""
         choice = self._choices[index]
-        if self._top is not None or index not in self._begun:
+        is_usual = self._top is None and self._running_usage is None
+        if not is_usual or index not in self._begun:
             return self._events(index, choice.take(chunk, tokens), None)
         # The usual event has nothing new except its text. The rest is encoded once.
         taken = choice.take_text(chunk)
@@ -276,7 +305,7 @@ class CompletionBuilder:
             delta["stop_reason"] = stop_string
         return self._events(index, delta, choice.reason(finish_reason))
 
-    def usage(self, usage: dict[str, int]) -> str:
+    def usage(self, usage: dict[str, Any]) -> str:
         """The event with the usage."""
         return event(self._with({"choices": [], "usage": usage}, self.chunk_name))
 
@@ -290,7 +319,9 @@ class CompletionBuilder:
 
     def _event(self, index: int, delta: dict[str, Any], finish_reason: str | None) -> str:
         choice = {"index": index, **delta, "finish_reason": finish_reason}
-        usage = {"usage": None} if self._includes_usage else {}
+        usage: dict[str, Any] = {"usage": None} if self._includes_usage else {}
+        if self._running_usage is not None:
+            usage = {"usage": self._running_usage[index].counts}
         return event(self._with({"choices": [choice], **usage}, self.chunk_name))
 
     def _with(self, body: dict[str, Any], name: str) -> dict[str, Any]:
@@ -306,7 +337,7 @@ class CompletionBuilder:
         """Keep the tokens after the last chunk of a choice."""
         self._choices[index].take_end(tokens)
 
-    def full_response(self, finish_reasons: Sequence[str], usage: dict[str, int]) -> dict[str, Any]:
+    def full_response(self, finish_reasons: Sequence[str], usage: dict[str, Any]) -> dict[str, Any]:
         """The response, with all chunks that were taken."""
         choices = [
             {
@@ -339,14 +370,20 @@ class TextCompletionBuilder(CompletionBuilder):
     new_choice = TextChoiceBuilder
 
 
-def usage_of(usages: Sequence[Usage], copies: int) -> dict[str, int]:
+def usage_of(usages: Sequence[Usage], copies: int) -> dict[str, Any]:
     """The usage of all choices, *copies* for each prompt. A prompt's tokens count once."""
     prompt = sum(usage.prompt_tokens for usage in usages[::copies])
+    cached = sum(usage.cached_tokens for usage in usages[::copies])
     completion = sum(usage.completion_tokens for usage in usages)
+    return _counts(prompt, completion, cached)
+
+
+def _counts(prompt: int, completion: int, cached: int = 0) -> dict[str, Any]:
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        **({"prompt_tokens_details": {"cached_tokens": cached}} if cached else {}),
     }
 
 
@@ -371,4 +408,8 @@ def _call(value: Any) -> dict[str, Any] | None:
 
 def _logprob_entry(token: Token) -> dict[str, Any]:
     utf8 = None if token.utf8 is None else list(token.utf8)
-    return {"token": token.text, "logprob": max(token.logprob, MIN_LOGPROB), "bytes": utf8}
+    return {"token": token.text, "logprob": _logprob(token), "bytes": utf8}
+
+
+def _logprob(token: Token) -> float | None:
+    return None if token.logprob is None else max(token.logprob, MIN_LOGPROB)

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from ._bounded_json import from_bounded_json
 from ._errors import APIError
+from ._fields import INSTEAD
 from ._request_models import TextRequest
 
 __all__ = ["BodyParser", "parsed"]
@@ -62,7 +63,12 @@ def _refusal(data: Mapping[str, Any], exc: ValidationError) -> APIError:
     named = [(_name(data, each["loc"], each["type"] == "missing"), each) for each in alternatives]
     param, error = max(named, key=_closeness)
     if error["type"] == "extra_forbidden":
-        return APIError(f"{param} is not supported", param=param, code="unknown_parameter")
+        instead = INSTEAD.get(param, "leave it out")
+        return APIError(
+            f"{param} is not supported: {instead}", param=param, code="unknown_parameter"
+        )
+    if error["type"] == "not_supported":
+        return APIError(f"{param} {error['msg']}", param=param, code="unsupported_value")
     if error["type"] == "missing":
         return APIError(f"{param} is missing", param=param, code="missing_required_parameter")
     return APIError(f"{param}: {error['msg']}", param=param, code="invalid_value")

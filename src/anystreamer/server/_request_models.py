@@ -1,4 +1,4 @@
-"""Requests in OpenAI's format. A parameter that is not supported is refused by name."""
+"""Requests in OpenAI's format, with vLLM's additions. What is not supported is refused by name."""
 
 from __future__ import annotations
 
@@ -9,51 +9,129 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from .._generation import Prompt
+from .._generation import Prompt, TokenIds
 from .._text import StopSet, validate_stop_strings
 from ._errors import APIError
-from ._message_models import Message, ResponseFormat, Tool, _Strict
+from ._fields import Annotates, Fixed, Neutral, Strict
+from ._message_models import Message, ResponseFormat, Tool
 from ._seed import Seed
 
 __all__ = ["ChatRequest", "CompletionRequest", "TextRequest"]
 
 MAX_MESSAGES = 2048
+MAX_ANSWERS = 128  # to all prompts of a request
 MAX_STOP_CHARACTERS = 4096  # of all stop strings together
 
 # Below this temperature the likeliest token is always chosen, and dividing by it overflows.
 GREEDY = 1e-4
 
 
+# Arguments of apply_chat_template() that are not for the template itself: they change what it
+# returns, or are fields of a request.
+RESERVED = frozenset(
+    """
+    add_generation_prompt chat_template continue_final_message conversation conversations
+    load_audio_from_video max_length messages padding processor_kwargs return_assistant_tokens_mask
+    return_dict return_tensors sanitize_control_tokens self tokenize tokenizer_kwargs tools
+    truncation
+    """.split()
+)
+
 StopString = Annotated[str, Field(min_length=1)]
 StopList = Annotated[list[StopString], Field(max_length=16, fail_fast=True)]
+TokenID = Annotated[int, Field(ge=0, lt=2**31)]
+IDs = Annotated[list[TokenID], Field(min_length=1, fail_fast=True)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+BiasedID = Annotated[str, Field(pattern="^[0-9]{1,9}$")]  # keys of JSON's objects are strings
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """How a streamed response is sent."""
 
-    include_usage: bool | None = None
+    include_usage: Annotated[bool | None, Neutral(False)] = None
+    continuous_usage_stats: Annotated[bool | None, Neutral(False)] = None
+    include_obfuscation: Annotated[None, Fixed(False)] = None
 
 
-class TextRequest(_Strict):
+class TextRequest(Strict):
     """What both kinds of requests have in common."""
 
     model: str | None = None
-    stream: bool | None = None
+    stream: Annotated[bool | None, Neutral(False)] = None
     stream_options: StreamOptions | None = None
-    stop: StopString | StopList | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    # when it ends
+    stop: Annotated[StopString | StopList | None, Neutral([])] = None
+    stop_token_ids: Annotated[
+        Annotated[list[TokenID], Field(max_length=128, fail_fast=True)] | None, Neutral([])
+    ] = None
+    ignore_eos: Annotated[bool | None, Neutral(False)] = None
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    min_tokens: Annotated[Annotated[int, Field(ge=0, lt=2**31)] | None, Neutral(0)] = None
+    # how tokens are chosen
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    min_p: Annotated[Annotated[float, Field(ge=0, le=1)] | None, Neutral(0)] = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    # Clients send these with the value that changes nothing.
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    frequency_penalty: Annotated[Penalty | None, Neutral(0)] = None
+    presence_penalty: Annotated[Penalty | None, Neutral(0)] = None
+    repetition_penalty: Annotated[Annotated[float, Field(gt=0, le=100)] | None, Neutral(1)] = None
+    logit_bias: Annotated[
+        Annotated[dict[BiasedID, Bias], Field(max_length=1024)] | None, Neutral({})
+    ] = None
+    # how they become text
+    skip_special_tokens: Annotated[bool | None, Neutral(True)] = None
+    # notes
+    user: Annotated[Any, Annotates()] = None
+    metadata: Annotated[Any, Annotates()] = None
+    store: Annotated[Any, Annotates()] = None
+    service_tier: Annotated[Any, Annotates()] = None
+    safety_identifier: Annotated[Any, Annotates()] = None
+    prompt_cache_key: Annotated[Any, Annotates()] = None
+    prompt_cache_retention: Annotated[Any, Annotates()] = None
+    prompt_cache_options: Annotated[Any, Annotates()] = None
+    # refused, unless it changes nothing
+    allowed_token_ids: Annotated[None, Fixed(instead="logit_bias can make tokens likely")] = None
+    bad_words: Annotated[None, Fixed([], instead="a logit_bias of -100 bans a token")] = None
+    use_beam_search: Annotated[None, Fixed(False)] = None
+    length_penalty: Annotated[None, Fixed(1)] = None
+    early_stopping: Annotated[None, Fixed(False)] = None
+    include_stop_str_in_output: Annotated[None, Fixed(False)] = None
+    spaces_between_special_tokens: Annotated[None, Fixed(True)] = None
+    truncate_prompt_tokens: Annotated[None, Fixed()] = None
+    priority: Annotated[None, Fixed(0)] = None
+    prompt_logprobs: Annotated[None, Fixed(instead="send echo and logprobs to /v1/completions")] = (
+        None
+    )
+    return_token_ids: Annotated[None, Fixed(False)] = None
+    return_tokens_as_token_ids: Annotated[None, Fixed(False)] = None
 
     @model_validator(mode="after")
     def _check(self) -> TextRequest:
-        if self.stream_options is not None and not self.stream:
+        options = self.stream_options
+        if options is not None and not self.stream:
             raise APIError("stream_options needs stream=true", param="stream_options")
+        if options is not None and options.continuous_usage_stats and not options.include_usage:
+            raise APIError(
+                "continuous_usage_stats needs include_usage=true",
+                param="stream_options.continuous_usage_stats",
+            )
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise APIError(
+                "best_of must be the same as n: no other answers are made; leave it out",
+                param="best_of",
+                code="invalid_value",
+            )
+        param, most = self.token_limit
+        if most is not None and (self.min_tokens or 0) > most:
+            raise APIError(
+                f"min_tokens must be at most {param}, which is {most}",
+                param="min_tokens",
+                code="invalid_value",
+            )
         if sum(map(len, self.stop_set)) > MAX_STOP_CHARACTERS:
             raise APIError(
                 f"stop: the strings must have at most {MAX_STOP_CHARACTERS} characters together",
@@ -75,6 +153,22 @@ class TextRequest(_Strict):
     def includes_usage(self) -> bool:
         """Whether to send the usage at the end of a stream."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def includes_running_usage(self) -> bool:
+        """Whether to send the usage so far with each event of a stream."""
+        options = self.stream_options
+        return options is not None and bool(options.continuous_usage_stats)
+
+    @property
+    def echoes(self) -> bool:
+        """Whether the answer begins with the prompt."""
+        return False
+
+    @property
+    def continues_message(self) -> bool:
+        """Whether the answer is the rest of the last message."""
+        return False
 
     @property
     def token_limit(self) -> tuple[str, int | None]:
@@ -108,17 +202,40 @@ class TextRequest(_Strict):
             arguments["logprobs"] = True
             if self.top_logprobs_asked:
                 arguments["top_logprobs"] = self.top_logprobs_asked
-        if self.temperature is not None and self.temperature < GREEDY:
-            arguments["do_sample"] = False
-        elif self.temperature is not None or self.top_p is not None:
-            # OpenAI's API samples, by default at a temperature of 1.
-            arguments["do_sample"] = True
-            arguments["temperature"] = 1.0 if self.temperature is None else float(self.temperature)
-            if self.top_p is not None:
-                arguments["top_p"] = float(self.top_p)
+        if self.skip_special_tokens is not None:
+            arguments["skip_special_tokens"] = self.skip_special_tokens
+        if self.min_tokens is not None:
+            arguments["min_new_tokens"] = self.min_tokens
+        arguments |= self._sampling()
+        for name in ("frequency_penalty", "presence_penalty", "repetition_penalty"):
+            if (penalty := getattr(self, name)) is not None:
+                arguments[name] = float(penalty)
+        if self.logit_bias is not None:
+            arguments["logit_bias"] = {int(name): bias for name, bias in self.logit_bias.items()}
         if self.seed is not None:
             arguments["logits_processor"] = [Seed((self.seed + choice) % 2**63)]
         return arguments
+
+    def _sampling(self) -> dict[str, Any]:
+        """The settings of sampling. OpenAI's API samples, by default at a temperature of 1.
+
+        Without any, the model's generation config decides whether to sample.
+        """
+        if self.temperature is not None and self.temperature < GREEDY:
+            return {"do_sample": False}
+        settings: dict[str, Any] = {}
+        if self.top_p is not None:
+            settings["top_p"] = float(self.top_p)
+        if self.min_p is not None:
+            settings["min_p"] = float(self.min_p)
+        if self.top_k is not None and self.top_k > 0:
+            settings["top_k"] = self.top_k
+        if settings or self.temperature is not None:
+            temperature = 1.0 if self.temperature is None else float(self.temperature)
+            settings |= {"do_sample": True, "temperature": temperature}
+        if self.top_k is not None:  # 0 and -1 are all tokens
+            settings["top_k"] = max(self.top_k, 0)
+        return settings
 
 
 class ChatRequest(TextRequest):
@@ -126,13 +243,32 @@ class ChatRequest(TextRequest):
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: Annotated[list[Tool], Field(min_length=1, max_length=128, fail_fast=True)] | None = None
+    logprobs: Annotated[bool | None, Neutral(False)] = None
+    top_logprobs: Annotated[Annotated[int, Field(ge=0, le=20)] | None, Neutral(0)] = None
+    tools: Annotated[
+        Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None, Neutral([])
+    ] = None
     # The model is not forced to make a call, nor prevented from making two.
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: Literal[True] | None = None
     response_format: ResponseFormat | None = None
+    chat_template_kwargs: Annotated[dict[str, Any] | None, Neutral({})] = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: Annotated[bool | None, Neutral(False)] = None
+    add_special_tokens: Annotated[None, Fixed(False)] = None
+    echo: Annotated[None, Fixed(False, instead="or use /v1/completions")] = None
+    include_reasoning: Annotated[None, Fixed(True)] = None
+    audio: Annotated[None, Fixed()] = None
+    moderation: Annotated[None, Fixed()] = None
+    modalities: Annotated[None, Fixed(["text"])] = None
+    prediction: Annotated[None, Fixed()] = None
+    reasoning_effort: Annotated[
+        None, Fixed(instead="chat_template_kwargs has what the model's template reads")
+    ] = None
+    verbosity: Annotated[None, Fixed("medium")] = None
+    web_search_options: Annotated[None, Fixed()] = None
+    functions: Annotated[None, Fixed([], instead="send tools")] = None
+    function_call: Annotated[None, Fixed("auto", "none", instead="send tool_choice")] = None
 
     @model_validator(mode="after")
     def _check_chat(self) -> ChatRequest:
@@ -143,9 +279,9 @@ class ChatRequest(TextRequest):
             )
         if self.top_logprobs is not None and not self.logprobs:
             raise APIError("top_logprobs needs logprobs=true", param="top_logprobs")
-        for name in ("tool_choice", "parallel_tool_calls"):
-            if getattr(self, name) is not None and self.tools is None:
-                raise APIError(f"{name} needs tools", param=name)
+        if self.tool_choice not in (None, "auto", "none") and self.tools is None:
+            raise APIError("tool_choice needs tools", param="tool_choice")
+        self._check_template()
         if self._form is not None and self.tools is not None and self.tool_choice != "none":
             raise APIError(
                 "response_format is not supported together with tools that can be called",
@@ -153,9 +289,31 @@ class ChatRequest(TextRequest):
             )
         return self
 
+    def _check_template(self) -> None:
+        if self.add_generation_prompt and self.continue_final_message:
+            raise APIError(
+                "add_generation_prompt and continue_final_message exclude each other: send one",
+                param="continue_final_message",
+            )
+        if self.continue_final_message and self.messages[-1].role != "assistant":
+            raise APIError(
+                "continue_final_message needs a last message of the assistant",
+                param="continue_final_message",
+            )
+        for name in sorted((self.chat_template_kwargs or {}).keys() & RESERVED):
+            raise APIError(
+                f"chat_template_kwargs.{name} is not for the template: leave it out",
+                param=f"chat_template_kwargs.{name}",
+                code="invalid_value",
+            )
+
     @property
     def _form(self) -> str | dict[str, Any] | None:
         return None if self.response_format is None else self.response_format.form
+
+    @property
+    def continues_message(self) -> bool:
+        return bool(self.continue_final_message)
 
     @property
     def token_limit(self) -> tuple[str, int | None]:
@@ -186,9 +344,14 @@ class ChatRequest(TextRequest):
                 "tools is not supported by this model: its templates have no tool calls",
                 param="tools",
             )
+        template_kwargs = dict(self.chat_template_kwargs or {})
+        for name in ("add_generation_prompt", "continue_final_message"):
+            if (value := getattr(self, name)) is not None:
+                template_kwargs[name] = value
         if callable_tools is not None:
-            tools = [tool.as_prompt() for tool in callable_tools]
-            arguments["chat_template_kwargs"] = {"tools": tools}
+            template_kwargs["tools"] = [tool.as_prompt() for tool in callable_tools]
+        if template_kwargs:
+            arguments["chat_template_kwargs"] = template_kwargs
         if template is not None:
             # Without tools the client expects no call: text that looks like one stays text.
             hidden = ("tool_calls",) if callable_tools is None else ()
@@ -202,15 +365,42 @@ class ChatRequest(TextRequest):
 class CompletionRequest(TextRequest):
     """The body of a POST to ``/v1/completions``."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=128, fail_fast=True)]
-    echo: Literal[False] | None = None
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    prompt: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[
+            list[Annotated[str, Field(min_length=1)]],
+            Field(min_length=1, max_length=MAX_ANSWERS, fail_fast=True),
+        ]
+        | IDs
+        | Annotated[list[IDs], Field(min_length=1, max_length=MAX_ANSWERS, fail_fast=True)]
+    )
+    # 0 with echo alone, for the log-probabilities of a prompt
+    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    echo: Annotated[bool | None, Neutral(False)] = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    add_special_tokens: Annotated[None, Fixed(True)] = None
+    suffix: Annotated[
+        None, Fixed("", instead="or send it in the prompt, as the model marks it")
+    ] = None
+    response_format: Annotated[
+        None, Fixed({"type": "text"}, instead="or use /v1/chat/completions")
+    ] = None
 
     @model_validator(mode="after")
     def _check_completion(self) -> CompletionRequest:
-        if len(self.prompts) * (self.n or 1) > 128:
-            raise APIError("a request can have at most 128 answers", param="n")
+        if len(self.prompts) * (self.n or 1) > MAX_ANSWERS:
+            raise APIError(f"a request can have at most {MAX_ANSWERS} answers", param="n")
+        if self.max_tokens == 0 and not self.echo:
+            raise APIError(
+                "max_tokens must be at least 1, or 0 with echo=true",
+                param="max_tokens",
+                code="invalid_value",
+            )
         return self
+
+    @property
+    def echoes(self) -> bool:
+        return bool(self.echo)
 
     @property
     def top_logprobs_asked(self) -> int | None:
@@ -218,7 +408,7 @@ class CompletionRequest(TextRequest):
 
     @cached_property
     def prompts(self) -> Sequence[tuple[str, Prompt]]:
-        return [
-            ("prompt", each)
-            for each in ([self.prompt] if isinstance(self.prompt, str) else self.prompt)
-        ]
+        # One prompt, or several: each a text, or a list of ids.
+        is_one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        prompts: Any = [self.prompt] if is_one else self.prompt
+        return [("prompt", each if isinstance(each, str) else TokenIds(each)) for each in prompts]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from anyio.abc import ObjectReceiveStream
 from starlette.background import BackgroundTask
+from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
@@ -24,6 +25,10 @@ from ._open_streams import OpenStreams
 from ._stream_response import ReadyItems, StreamResponse, unread_tokens
 
 __all__ = ["TextStreamResponse"]
+
+
+# Of the last event. EventSource sends it along when it connects again, and no page has to know it.
+LAST_ID = "anystreamer-end"
 
 
 class TextStreamResponse(StreamResponse):
@@ -51,7 +56,10 @@ class TextStreamResponse(StreamResponse):
         format: ``"text"`` sends the text as it is; if the model fails after the first text, the
             connection is cut. ``"sse"`` sends events for ``EventSource`` and similar clients: each
             chunk as ``data: {"text": "..."}``, and last ``event: end`` with the finish reason and
-            the usage, or ``event: error`` with a message.
+            the usage, or ``event: failure`` with a message (``error`` is what ``EventSource`` calls
+            events of its own). ``EventSource`` connects again after the last event, unless its page
+            has closed it: that request, known by its ``Last-Event-ID``, gets an empty 204, which
+            ends it.
         keep_alive: send a comment after this many seconds without an event, as while the first
             token is awaited. The headers go out with it. None sends none.
         send_timeout: how many seconds the client can take to receive a part. After that its
@@ -113,7 +121,10 @@ class TextStreamResponse(StreamResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. Called by Starlette."""
-        await super().__call__(scope, receive, send)
+        if self._sends_events and Headers(scope=scope).get("last-event-id") == LAST_ID:
+            await Response(status_code=204)(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
         if self.background is not None:
             await self.background()
 
@@ -161,7 +172,7 @@ class TextStreamResponse(StreamResponse):
         return PlainTextResponse(str(error), error.status, error.headers)
 
     def _error_end(self, error: APIError) -> str:
-        return _event({"message": str(error)}, "error")
+        return _event({"message": str(error)}, "failure")
 
     def _unexpected(self, exc: Exception, sender: BodySender) -> APIError:
         if not sender.has_started:
@@ -170,10 +181,10 @@ class TextStreamResponse(StreamResponse):
 
 
 def _text_event(text: str) -> str:
-    # As `_event` makes it. There is one for each token, so the part that never changes is here.
+    # There is one for each token, so the part that never changes is here.
     return f'data: {{"text": {json.dumps(text)}}}\n\n'
 
 
-def _event(data: dict[str, Any], kind: str = "") -> str:
-    name = f"event: {kind}\n" if kind else ""
-    return f"{name}data: {json.dumps(data)}\n\n"
+def _event(data: dict[str, Any], kind: str) -> str:
+    """The last event of a stream."""
+    return f"event: {kind}\nid: {LAST_ID}\ndata: {json.dumps(data)}\n\n"

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from .._generation import tokenizer_of
-from .._streams import TextChunk
+from .._streams import Logprob, TextChunk
 from .._text import ContinuationDecoder, TokenBytes, special_ids, text_decoder
 from ._openai_format import Token
 
@@ -20,15 +20,24 @@ class TokenTexts:
     Args:
         tokenizer: of the engine.
         continued_ids: the tokens of the prompt, if the text goes on from it.
+        skip_special_tokens: whether the text is without them.
     """
 
-    def __init__(self, tokenizer: Any, continued_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        continued_ids: Sequence[int] = (),
+        *,
+        skip_special_tokens: bool = True,
+    ) -> None:
         self._tokenizer = tokenizer_of(tokenizer)
         self._bytes = TokenBytes(self._tokenizer)
         self._special_ids = special_ids(self._tokenizer)
         self._known: dict[int, tuple[str, bytes | None]] = {}  # of tokens that are not the first
         self._is_first = all(token_id in self._special_ids for token_id in continued_ids)
-        new_decoder = partial(text_decoder, self._tokenizer, skip_special_tokens=True)
+        new_decoder = partial(
+            text_decoder, self._tokenizer, skip_special_tokens=skip_special_tokens
+        )
         self._decoder = ContinuationDecoder(new_decoder, continued_ids)
         self._length = 0  # of the text that the tokens so far have made final
 
@@ -36,19 +45,26 @@ class TokenTexts:
         """The tokens of a chunk."""
         assert chunk.logprobs is not None
         assert chunk.top_logprobs is not None
-        tokens = []
-        for token_id, logprob, top in zip(
-            chunk.token_ids, chunk.logprobs, chunk.top_logprobs, strict=True
-        ):
-            likeliest = [self._token(each, number) for each, number in top]
-            tokens.append(self._token(token_id, logprob, likeliest))
-            # By what the text has become, and not by the texts of the tokens: several that are
-            # parts of one character begin where it begins, and a skipped one adds nothing.
-            self._length += len(self._decoder.decode([token_id]))
-            self._is_first &= token_id in self._special_ids
-        return tokens
+        each = zip(chunk.token_ids, chunk.logprobs, chunk.top_logprobs, strict=True)
+        return [self._next(*one) for one in each]
 
-    def _token(self, token_id: int, logprob: float, top: Sequence[Token] = ()) -> Token:
+    def of_prompt(self, token_ids: Sequence[int], logprobs: Sequence[Logprob]) -> list[Token]:
+        """The tokens of a prompt that the text begins with; nothing predicts the first one."""
+        pairs: list[tuple[float | None, Sequence[tuple[int, float]]]] = [(None, ()), *logprobs]
+        return [self._next(each, *pair) for each, pair in zip(token_ids, pairs, strict=True)]
+
+    def _next(
+        self, token_id: int, logprob: float | None, top: Sequence[tuple[int, float]]
+    ) -> Token:
+        likeliest = [self._token(each, number) for each, number in top]
+        token = self._token(token_id, logprob, likeliest)
+        # By what the text has become, and not by the texts of the tokens: several that are
+        # parts of one character begin where it begins, and a skipped one adds nothing.
+        self._length += len(self._decoder.decode([token_id]))
+        self._is_first &= token_id in self._special_ids
+        return token
+
+    def _token(self, token_id: int, logprob: float | None, top: Sequence[Token] = ()) -> Token:
         text, utf8 = self._text(token_id)
         return Token(text, logprob, utf8, self._length, top)
 

@@ -73,13 +73,15 @@ class ScriptedTokenizer:
         return _FIRST_TOKEN + len(self._pieces) - 1
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """Decode ids of characters and of the script's tokens."""
+        """Decode ids of characters and of the script's tokens. Others have no text."""
         return "".join(self._text(token_id, skip_special_tokens) for token_id in token_ids)
 
     def _text(self, token_id: int, skip_special_tokens: bool) -> str:
         if token_id == _EOS:
             return "" if skip_special_tokens else "<eos>"
-        return self._pieces[token_id - _FIRST_TOKEN] if token_id > _EOS else chr(token_id)
+        if token_id > _EOS:
+            return "".join(self._pieces[token_id - _FIRST_TOKEN :][:1])
+        return "" if 0xD800 <= token_id < 0xE000 else chr(token_id)  # half a character of UTF-16
 
 
 class ScriptedModel:

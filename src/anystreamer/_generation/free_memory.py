@@ -1,0 +1,46 @@
+"""How much memory is free on a device. Needs torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["free_bytes"]
+
+# Where neither the device nor the system says how much is free.
+UNKNOWN = 2**32
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_bytes(device: torch.device) -> int:
+    """How many bytes are free on a device; on a CPU those that this process can get."""
+    if device.type != "cpu":
+        module: Any = torch.get_device_module(device)
+        if hasattr(module, "mem_get_info"):
+            return int(module.mem_get_info(device)[0])
+    return min(_of_system(), _of_container())
+
+
+def _of_system() -> int:
+    try:
+        import psutil  # type: ignore[import-untyped]
+    except ImportError:
+        try:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, OSError, ValueError):  # not on every system
+            return UNKNOWN
+    return int(psutil.virtual_memory().available)
+
+
+def _of_container() -> int:
+    """What the limit of this container leaves, which the system's numbers do not know."""
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = (_CGROUP / "memory.current").read_text()
+        return max(0, int(limit) - int(used))
+    except (OSError, ValueError):  # there is no container, or its limit is "max"
+        return 2**63

@@ -1,0 +1,45 @@
+"""What a model computes with: its weights and adapters, as far as they can be changed. Needs torch.
+
+A KV cache that was computed with other weights, or with another adapter, is wrong, and nothing
+fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+__all__ = ["model_state"]
+
+# What the layers of PEFT's adapters have: which ones are active, merged into the weights or
+# switched off, and how strong they are.
+_OF_ADAPTERS = ("active_adapters", "merged_adapters", "disable_adapters", "scaling")
+
+
+def model_state(model: torch.nn.Module) -> tuple[object, ...]:
+    """A value that changes with the weights and the adapters of a model. Any values compare.
+
+    It knows when a weight is replaced, and when an operation of torch changes it in place. It does
+    not know what is written through ``weight.data``.
+    """
+    weights = [_state_of(weight) for weight in model.parameters()]
+    adapters = [
+        (name, repr(value) if isinstance(value, Mapping | list | tuple) else value)
+        for module in model.modules()
+        if hasattr(module, "merged_adapters")
+        for name in _OF_ADAPTERS
+        if isinstance(value := getattr(module, name, None), Mapping | list | tuple | str | bool)
+    ]
+    return tuple(weights), tuple(adapters)
+
+
+def _state_of(weight: torch.Tensor) -> tuple[Any, ...]:
+    # Tensors that were made in inference mode count no versions.
+    version = 0 if weight.is_inference() else getattr(weight, "_version", 0)
+    try:
+        place = weight.data_ptr()
+    except RuntimeError:  # some quantized weights have no memory of their own
+        place = 0
+    return id(weight), place, version, weight.dtype

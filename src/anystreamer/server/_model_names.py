@@ -1,0 +1,58 @@
+"""The names that a model is served by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from ._errors import APIError
+
+__all__ = ["ModelNames"]
+
+# What the client of huggingface_hub sends where it has an address and no name.
+PLACEHOLDERS = ("dummy",)
+
+
+class ModelNames:
+    """One name that responses have, and more that requests can use.
+
+    Args:
+        main: the name in responses.
+        aliases: more names for requests. None takes those that clients send without being asked,
+            and does not list them.
+    """
+
+    def __init__(self, main: str, aliases: Sequence[str] | None) -> None:
+        self.main = main
+        self._listed = list(dict.fromkeys((main, *(aliases or ()))))
+        self._taken = {*self._listed, *(PLACEHOLDERS if aliases is None else ())}
+        self._created = int(time.time())
+
+    def check(self, name: str | None) -> None:
+        """Raises APIError if it is none of them. None is the main one."""
+        if name is None or name in self._taken:
+            return
+        names = ", ".join(map(repr, self._listed))
+        raise APIError(
+            f"the model {name[:200]!r} does not exist: use {names}",
+            param="model",
+            status=404,
+            code="model_not_found",
+        )
+
+    def cards(self) -> list[dict[str, object]]:
+        """All names, as OpenAI's API lists models."""
+        return [self._card(name) for name in self._listed]
+
+    def card(self, name: str) -> dict[str, object]:
+        """One name, as OpenAI's API describes a model. Raises APIError if it is none of them."""
+        self.check(name)
+        return self._card(name)
+
+    def _card(self, name: str) -> dict[str, object]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "anystreamer",
+        }

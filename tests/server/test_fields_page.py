@@ -1,0 +1,92 @@
+"""The page with the fields of requests says what the code does, and what others document."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming as OpenAIChat
+from openai.types.completion_create_params import CompletionCreateParamsStreaming as OpenAIText
+
+from anystreamer.server._fields import INSTEAD, Annotates, Fixed, Neutral, Strict
+from anystreamer.server._request_models import ChatRequest, CompletionRequest
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "fields.md"
+KINDS: dict[str, type[Strict]] = {"chat": ChatRequest, "text": CompletionRequest}
+COLUMNS = ("field", "in", "OpenAI", "transformers", "vLLM", "anystreamer", "as good as none")
+
+
+def rows() -> list[dict[str, str]]:
+    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert tuple(cells[0]) == COLUMNS
+    return [dict(zip(COLUMNS, row, strict=True)) for row in cells[2:]]
+
+
+def own_columns(name: str) -> dict[str, str]:
+    """What the code says of a field."""
+    fields = {
+        each: kind.model_fields[name] for each, kind in KINDS.items() if name in kind.model_fields
+    }
+    if not fields:
+        return {"in": "–", "anystreamer": "no", "as good as none": "–"}
+    meant = []
+    for field in fields.values():
+        does, neutral = "yes", ""
+        for each in field.metadata:
+            if isinstance(each, Annotates):
+                does = "a note"
+            elif isinstance(each, Fixed):
+                does = "no"
+            if isinstance(each, Fixed | Neutral):
+                neutral = ", ".join(f"`{json.dumps(value)}`" for value in each.values)
+        meant.append((does, neutral or "–"))
+    # A field of both can do something in one of them only.
+    done = [does for does, _ in meant]
+    kinds = list(fields)
+    if len(set(done)) > 1:
+        kinds = [kind for kind, does in zip(kinds, done, strict=True) if does != "no"]
+    neutral = next(value for does, value in meant if does == max(done))
+    return {"in": ", ".join(kinds), "anystreamer": max(done), "as good as none": neutral}
+
+
+def test_each_field_of_ours_has_a_row_that_is_true() -> None:
+    table = {row["field"].strip("`"): row for row in rows()}
+    ours = ChatRequest.model_fields.keys() | CompletionRequest.model_fields.keys()
+    assert ours <= table.keys()
+    for name, row in table.items():
+        assert own_columns(name).items() <= row.items(), name
+
+
+def test_fields_that_are_only_others_are_refused() -> None:
+    """And those that say what to send instead, are known to the code."""
+    for row in rows():
+        if row["anystreamer"] == "no" and row["in"] == "–":
+            for kind in KINDS.values():
+                assert row["field"].strip("`") not in kind.model_fields
+    assert {"structured_outputs", "documents"} <= INSTEAD.keys()
+
+
+def test_the_column_of_openai_is_that_of_its_client() -> None:
+    theirs: Any = OpenAIChat.__annotations__.keys() | OpenAIText.__annotations__.keys()
+    for base in (*OpenAIChat.__orig_bases__, *OpenAIText.__orig_bases__):  # type: ignore[attr-defined]
+        theirs |= getattr(base, "__annotations__", {}).keys()
+    told = {row["field"].strip("`") for row in rows() if row["OpenAI"] == "yes"}
+    # A newer client can have more.
+    assert told <= theirs
+
+
+def test_the_column_of_transformers_is_that_of_its_server() -> None:
+    serving = pytest.importorskip("transformers.cli.serving.chat_completion")
+    kind = serving.TransformersCompletionCreateParamsStreaming
+    theirs = set(kind.__mutable_keys__) - serving.UNUSED_CHAT_COMPLETION_FIELDS
+    told = {row["field"].strip("`") for row in rows() if row["transformers"] == "yes"}
+    assert told - {"prompt", "suffix"} <= theirs
+
+
+def test_nothing_that_all_others_do_is_missing_here() -> None:
+    for row in rows():
+        if row["OpenAI"] == row["vLLM"] == row["transformers"] == "yes":
+            assert row["anystreamer"] in ("yes", "a note"), row
