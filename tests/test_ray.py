@@ -318,13 +318,15 @@ def test_settings_say_what_they_do_not_know(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("ANYSTREAMER_API_KEY", "secret")
     settings = Settings.model_validate({"batching": "continuous", "max_running": "8"})
     assert settings.running() == 8
+    assert Settings.model_validate({"max_running": "8"}).running() == 9  # one beside the batch
+    assert Settings.model_validate({"batching": "none"}).running() == 1
     assert settings.api_key == "secret"
     assert "secret" not in repr(settings)
     for wrong in (
         {"batchings": "none"},
         {"batching": "some"},
         {"max_waiting": "0"},  # which Serve does not have
-        {"max_running": "8"},  # without continuous batching
+        {"max_running": "8", "batching": "none"},
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Settings.model_validate(wrong)
@@ -335,7 +337,9 @@ def test_the_config_file_in_the_docs_is_one() -> None:
     config = re.search(r"^```yaml\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
     assert config is not None
     found = ServeDeploySchema.model_validate(yaml.safe_load(config[1]))
-    assert Settings.model_validate(found.applications[0].args).running() == 32
+    assert (
+        Settings.model_validate(found.applications[0].args).running() == 33
+    )  # one of them beside the batch
 
 
 async def test_a_replica_is_as_healthy_as_its_engine() -> None:

@@ -1,6 +1,6 @@
 """The server as a Ray Serve application: one engine in each replica, on any number of machines.
 
-serve run anystreamer.ray:app model=Qwen/Qwen3-0.6B batching=continuous
+serve run anystreamer.ray:app model=Qwen/Qwen3-0.6B max_running=32
 """
 
 # Without `from __future__ import annotations`: Serve reads the annotation of app() itself.
@@ -43,7 +43,7 @@ _RETRY_AFTER = 1
 class Settings(BaseModel, extra="forbid"):
     """The model that a replica serves, and its limits. See `anystreamer.server.create_app`.
 
-    Each is an argument of the application: ``serve run anystreamer.ray:app batching=continuous``,
+    Each is an argument of the application: ``serve run anystreamer.ray:app max_running=32``,
     or ``args:`` in a config file.
     """
 
@@ -54,7 +54,7 @@ class Settings(BaseModel, extra="forbid"):
     aliases: list[str] | None = Field(
         None, description="More names for requests, as in `anystreamer.server.create_app`."
     )
-    batching: Literal["none", "continuous"] = "none"  #: as in `anystreamer.open_engine`
+    batching: Literal["none", "continuous", "auto"] = "auto"  #: as in `anystreamer.open_engine`
     max_running: PositiveInt | None = Field(
         None, description="How many requests run at once, with continuous batching."
     )
@@ -90,8 +90,8 @@ class Settings(BaseModel, extra="forbid"):
         """Refuse at once what each replica would refuse later."""
         if self.batching == "none" and self.max_running not in (None, 1):
             raise ValueError(
-                f"max_running={self.max_running} needs batching=continuous: without it one request "
-                "runs at a time"
+                f"max_running={self.max_running} needs batching=auto or continuous: without it one "
+                "request runs at a time"
             )
         return self
 
@@ -99,7 +99,7 @@ class Settings(BaseModel, extra="forbid"):
         """How many requests a replica runs at once."""
         if self.batching == "none":
             return 1
-        return self.max_running or _DEFAULT_RUNNING
+        return (self.max_running or _DEFAULT_RUNNING) + (self.batching == "auto")
 
 
 @serve.ingress()
@@ -134,7 +134,6 @@ class _Replica:
             tokenizer,
             batching=settings.batching,
             max_running=settings.max_running,
-            sampling=settings.batching == "continuous",
         ) as self._engine:
             inner = create_app(
                 self._engine,

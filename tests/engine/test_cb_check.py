@@ -223,16 +223,15 @@ async def test_nothing_of_the_check_is_left() -> None:
     assert model.generation_config.to_dict() == config
 
 
-@pytest.mark.parametrize("sampling", [False, True])
-async def test_a_model_that_samples_is_checked_too(sampling: bool) -> None:
+async def test_a_model_that_samples_is_checked_too() -> None:
     model = new_llama()
     model.generation_config.update(do_sample=True, temperature=0.7)
-    async with continuous(model, sampling=sampling) as engine:
+    async with continuous(model) as engine:
         assert len(await ids_of(engine)) == 10
     mpt = copy.deepcopy(zoo("MptForCausalLM"))
     mpt.generation_config.do_sample = True
     with pytest.raises(ValueError, match="cannot serve"):
-        async with continuous(mpt, sampling=sampling):
+        async with continuous(mpt):
             pass
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -44,6 +45,11 @@ demo = cache(load_demo)
 CONTINUOUS: dict[str, Any] = {
     "batching": "continuous",
     "continuous_batching_config": ContinuousBatchingConfig(num_blocks=256, max_batch_tokens=256),
+}
+ENGINES = {
+    "continuous": CONTINUOUS,
+    "auto": {**CONTINUOUS, "batching": "auto"},
+    "auto, alone": {**CONTINUOUS, "batching": "auto"},
 }
 PROMPT = "An increasing sequence: one,"
 
@@ -99,7 +105,21 @@ RAY = [pytest.param("ray serve", marks=RAY_MARKS)] if installed("ray") else []
 Computed = Callable[[], Awaitable[float]]
 
 
-@pytest.fixture(params=["none", "continuous", "remote", "transformers serve", *RAY])
+class Alone:
+    """An engine with two lanes, whose batch serves none of these requests."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    def stream_text(self, prompt: Any, **kwargs: Any) -> Any:
+        return self._engine.stream_text(prompt, worker_context=contextlib.nullcontext, **kwargs)
+
+
+# By day tests/engine/test_auto.py asks both lanes the same, and more.
+AUTO = [pytest.param(name, marks=pytest.mark.variant) for name in ("auto", "auto, alone")]
+
+
+@pytest.fixture(params=["none", "continuous", *AUTO, "remote", "transformers serve", *RAY])
 def opened(request: pytest.FixtureRequest) -> Callable[[], Any]:
     """Opens the engine to use, with a function that waits until its model works on nothing.
 
@@ -140,9 +160,11 @@ def opened(request: pytest.FixtureRequest) -> Callable[[], Any]:
             await until(lambda: is_idle(host))
             return float(host.statistics().computed_tokens)
 
-        async with open_engine(*demo(), **(CONTINUOUS if name == "continuous" else {})) as local:
+        async with open_engine(*demo(), **ENGINES.get(name, {})) as local:
             host: Any = local
-            if name != "remote":
+            if name == "auto, alone":
+                yield Alone(local), computed  # type: ignore[misc]
+            elif name != "remote":
                 yield local, computed
             else:
                 async with behind_a_server(local) as remote:

@@ -36,7 +36,7 @@ async def test_each_request_keeps_to_its_own_form(sampling: bool) -> None:
     kwargs: dict[str, Any] = {"do_sample": True, "temperature": 1.5} if sampling else {}
     found: dict[int, Any] = {}
 
-    async with open_engine(model, tokenizer, batching="continuous", sampling=sampling) as engine:
+    async with open_engine(model, tokenizer, batching="continuous") as engine:
 
         async def ask(number: int) -> None:
             form = forms[number % len(forms)]

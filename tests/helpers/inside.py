@@ -13,6 +13,8 @@ import pytest
 from anystreamer import sync
 from anystreamer._bridge import StreamState, ThreadEvent, delivery
 from anystreamer._bridge.producer import Producer
+from anystreamer._engine import cb_passes
+from anystreamer._engine.turns import Turns
 from anystreamer.testing import Gate
 
 from .scripted import until
@@ -36,6 +38,8 @@ __all__ = [
     "stands_in",
     "start_portal",
     "state_of",
+    "threads_before_a_pass",
+    "waiting_for",
     "wake_drain",
     "worker_left",
 ]
@@ -205,6 +209,16 @@ def open_states(engine: Any) -> list[Any]:
 def is_idle(engine: Any) -> bool:
     """Whether an engine has no request."""
     return not len(engine.tasks)
+
+
+def threads_before_a_pass(model: Any) -> int:
+    """How many threads wait to make a forward pass of a model that an engine batches."""
+    return waiting_for(cb_passes._turns[model])
+
+
+def waiting_for(turns: Turns) -> int:
+    """How many threads wait for their turn."""
+    return len(turns._waiting)
 
 
 def wake_drain(engine: Any) -> None:

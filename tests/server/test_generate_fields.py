@@ -153,7 +153,7 @@ async def test_where_a_message_goes_on() -> None:
 
 async def test_who_cannot_do_it_for_one_request_says_so() -> None:
     """By the field's own name, before the stream; what it can do, it does."""
-    async with edge(batching="continuous", sampling=True) as (client, _, _):
+    async with edge(batching="continuous") as (client, _, _):
         for name, value in (
             ("frequency_penalty", 0.5),
             ("presence_penalty", 0.5),

@@ -49,7 +49,7 @@ AS_SCHEMA = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEM
 @pytest.mark.parametrize("batching", BATCHINGS)
 async def test_openais_client_gets_its_class_back(batching: Batching) -> None:
     model, tokenizer = load_demo()
-    async with open_engine(model, tokenizer, batching=batching, sampling=True) as engine:
+    async with open_engine(model, tokenizer, batching=batching) as engine:
         async with serving(create_app(engine)) as url, official(url) as client:
             answer = await client.chat.completions.parse(
                 model="anystreamer", messages=MESSAGES, response_format=Interval, max_tokens=200

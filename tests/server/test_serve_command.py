@@ -10,7 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from ..helpers.warm_programs import WarmProgram
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(PROGRAM_TIMEOUT)]
 
 TEXT = "/v1/completions"
+PROMPT = "An increasing sequence: one,"
 
 
 @contextlib.contextmanager
@@ -92,7 +96,7 @@ def test_it_serves_and_ends_what_is_open_when_it_is_interrupted(
             body = {"prompt": "An increasing sequence: one,", "max_tokens": 4}
             (choice,) = client.post(TEXT, json=body).json()["choices"]
             assert choice["text"] == " two, three,"
-            long = {"prompt": "Count", "n": 100, "stream": True, "temperature": 0.0}
+            long = {**body, "n": 100, "max_tokens": 1500, "stream": True, "temperature": 0.0}
             text = ""
             with client.stream("POST", TEXT, json=long) as response:
                 for part in response.iter_text():
@@ -263,6 +267,78 @@ def test_a_port_that_is_taken() -> None:
             assert process.returncode == 1
             assert output.startswith("Error: ")
             assert "Traceback" not in output
+
+
+def test_by_default_all_that_openai_s_api_has_is_served_beside_others_who_stream() -> None:
+    """Seeds and the likeliest tokens run alone, `n` and log-probabilities go into the batch."""
+    pytest.importorskip("openai")
+    is_done = threading.Event()
+    with (
+        program("--port", "0") as process,
+        _client_of(process) as client,
+        ThreadPoolExecutor(3) as threads,
+    ):
+        alone = _answers(client)
+        assert alone["seed"] == alone["seed again"] != alone["another seed"]
+        assert len(set(alone["n"])) == 1  # greedily
+        assert alone["likeliest"] == [alone["chosen"][0], 3]
+        streaming = [threads.submit(_stream_on, client, is_done) for _ in range(3)]
+        try:
+            busy: list[str] = []
+            address = str(client.base_url.join("/metrics"))
+            while "anystreamer_requests_running 3.0" not in busy:
+                busy = httpx.get(address, trust_env=False).text.splitlines()
+            assert _answers(client) == alone
+        finally:
+            is_done.set()
+        texts = [text for each in streaming for text in each.result(PROGRAM_PATIENCE)]
+        assert len(texts) >= 3
+        assert len({text[:100] for text in texts}) == 1
+
+
+def _client_of(process: Any) -> Any:
+    import openai
+
+    url = process.stdout.readline().split()[-1]
+    http_client = openai.DefaultHttpxClient(trust_env=False, timeout=PROGRAM_PATIENCE)
+    return openai.OpenAI(
+        base_url=f"{url}/v1", api_key="key", max_retries=0, http_client=http_client
+    )
+
+
+def _stream_on(client: Any, is_done: threading.Event) -> list[str]:
+    """Ask for streams until it is done. Returns their texts."""
+    texts = []
+    while not is_done.is_set():
+        chunks = client.completions.create(
+            model="anystreamer-demo", prompt=PROMPT, max_tokens=400, temperature=0, stream=True
+        )
+        texts.append("".join(chunk.choices[0].text for chunk in chunks))
+    return texts
+
+
+def _answers(client: Any) -> dict[str, Any]:
+    """What a client asks for that one by one or in a batch, and not both, can serve."""
+    ask = partial(client.completions.create, model="anystreamer-demo", max_tokens=20)
+    sampled = partial(ask, prompt="Count", temperature=2)
+    chat = client.chat.completions.create(
+        model="anystreamer-demo",
+        messages=[{"role": "user", "content": "Count from two to four."}],
+        temperature=0,
+        logprobs=True,
+        top_logprobs=3,
+    )
+    tokens = chat.choices[0].logprobs.content
+    several = ask(prompt=PROMPT, temperature=0, n=3, logprobs=0).choices
+    return {
+        "seed": sampled(seed=7).choices[0].text,
+        "seed again": sampled(seed=7).choices[0].text,
+        "another seed": sampled(seed=8).choices[0].text,
+        "n": [each.text for each in several],
+        "chosen": [tokens[0].token, chat.choices[0].message.content],
+        "likeliest": [tokens[0].top_logprobs[0].token, len(tokens[0].top_logprobs)],
+        "probable": [each > -1 for each in several[0].logprobs.token_logprobs],
+    }
 
 
 def test_a_model_is_served_by_several_names() -> None:

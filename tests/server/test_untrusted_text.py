@@ -38,7 +38,7 @@ async def prompt_tokens(
     """How many tokens the prompt of each request has."""
     model, tokenizer = load_demo()
     counts = []
-    async with open_engine(model, tokenizer, batching=batching, sampling=True) as engine:
+    async with open_engine(model, tokenizer, batching=batching) as engine:
         async with serving(create_app(engine, **kwargs)) as url, client_of(url) as client:
             for path, body in bodies:
                 response = await client.post(path, json={**body, "max_tokens": 1})

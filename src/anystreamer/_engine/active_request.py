@@ -10,7 +10,7 @@ from typing import Any
 from .._bridge import SafeEvent, Sink
 from .._errors import GenerationTimeout
 from .._generation import GenerationRequest
-from .._streams import FinishReason, GenerationState, TextChunk
+from .._streams import FinishReason, GenerationState, Logprob, TextChunk
 from .._text import FormMatcher
 
 __all__ = ["ActiveRequest", "publish"]
@@ -64,7 +64,7 @@ class ActiveRequest:
         detokenizer = self._detokenizer
         try:
             if new := result.generated_tokens[len(self._generated) :]:
-                self._add_tokens(new, now)
+                self._add_tokens(new, self._logprobs_of(result, len(new)), now)
             if detokenizer.ended is not None or result.is_finished():
                 if result.error is not None and detokenizer.ended is None:
                     raise self._new_error(result.error)
@@ -73,15 +73,24 @@ class ActiveRequest:
             self.finish(exc)
         return self.finished or self.sink.has_pending
 
-    def _add_tokens(self, new: list[int], now: float) -> None:
+    def _logprobs_of(self, result: Any, new: int) -> list[float] | None:
+        """The log-probabilities of a result's last tokens, if they were asked for."""
+        return result.logprobs[-new:] if self.request.options.logprobs else None
+
+    def _add_tokens(self, new: list[int], logprobs: list[float] | None, now: float) -> None:
         clock, detokenizer = self.state.clock, self._detokenizer
         self._generated += new
         clock.is_late(now, now)  # they can have come too late
         clock.tokens(len(new), now, now)
         elapsed = clock.elapsed(now)
-        # A stop string ends it with the very token that completes it.
-        for ids in ([each] for each in new) if self.request.options.stop_strings else (new,):
-            self.sink.push(*detokenizer.add_tokens(ids, None, elapsed))
+        steps: Iterable[tuple[list[int], Logprob | None]] = [(new, None)]
+        if logprobs is not None:
+            steps = [([each], (value, ())) for each, value in zip(new, logprobs, strict=True)]
+        elif self.request.options.stop_strings:
+            # A stop string ends it with the very token that completes it.
+            steps = [([each], None) for each in new]
+        for ids, logprob in steps:
+            self.sink.push(*detokenizer.add_tokens(ids, logprob, elapsed))
             if detokenizer.ended is not None:
                 return
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from .._bridge import StreamContext
@@ -20,7 +21,7 @@ from .._generation import (
 from .._streams import TextStream, Timeouts
 from .._text import ResponseFormat, SupportsDecode, ToolChoice
 from .._workers import OwnerContext, validate_count
-from .base import BaseEngine
+from .base import BaseEngine, warn_of_one_by_one
 from .metrics import EngineStatistics
 from .sequential import SequentialEngine
 
@@ -76,10 +77,9 @@ def open_engine(
     model: SupportsGenerate,
     tokenizer: SupportsDecode,
     *,
-    batching: Literal["none", "continuous"] = "none",
+    batching: Literal["none", "continuous", "auto"] = "none",
     max_waiting: int | None = None,
     max_running: int | None = None,
-    sampling: bool = False,
     continuous_batching_config: Any = None,
     context_length: int | None = None,
     reuse_cache: bool | ReuseCache = True,
@@ -96,12 +96,13 @@ def open_engine(
         batching: ``"none"`` runs one request after the other, each as `stream_text` would, all in
             one thread. ``"continuous"`` runs many at once, by transformers' continuous batching:
             more tokens in all, with fewer of ``generate()``'s arguments, for fewer models.
+            ``"auto"`` does both: what continuous batching serves runs at once, and all other
+            requests one by one beside them. A model that continuous batching does not serve has
+            all its requests one by one.
         max_waiting: how many requests can wait for their turn; one more raises `EngineBusy`.
             Unlimited by default.
-        max_running: how many requests run at once, with continuous batching; 64 by default.
-        sampling: with continuous batching, let each request choose ``do_sample``, ``temperature``,
-            ``top_k`` and ``top_p``, at the cost of sorting the logits of each token. Otherwise all
-            follow the model's own generation config.
+        max_running: how many requests run at once, with continuous batching; 64 by default. With
+            ``"auto"`` one more runs beside them.
         continuous_batching_config: transformers' own ``ContinuousBatchingConfig``, in place of one
             whose cache has a suitable size.
         context_length: how many tokens the model takes, prompt and answer together. None reads it
@@ -113,12 +114,12 @@ def open_engine(
 
     Raises:
         TypeError, ValueError: at once, for an argument that cannot work; and when the block is
-            entered, for a model that continuous batching does not serve correctly. Two short
-            prompts are tried then: together, and each by ``generate()``.
-        ImportError: transformers is not installed, or too old for continuous batching.
+            entered, for a model that ``"continuous"`` does not serve correctly. Two short prompts
+            are tried then: together, and each by ``generate()``.
+        ImportError: transformers is not installed, or too old for ``"continuous"``.
     """
-    if batching not in ("none", "continuous"):
-        raise ValueError(f"batching must be 'none' or 'continuous', not {batching!r}")
+    if batching not in ("none", "continuous", "auto"):
+        raise ValueError(f"batching must be 'auto', 'none' or 'continuous', not {batching!r}")
     for name, number, least in (
         ("max_waiting", max_waiting, 0),
         ("max_running", max_running, 1),
@@ -128,29 +129,51 @@ def open_engine(
     limits = validate_reuse_cache(reuse_cache)
     check_model("open_engine", model)
     tokenizer_of(tokenizer)
-    if batching == "continuous":
-        if reuse_cache is not True:
-            raise ValueError(
-                "reuse_cache= needs batching='none': continuous batching shares what prompts have "
-                "in common, unless a continuous_batching_config has allow_block_sharing=False"
-            )
-        from .cb_config import validate_cb_config
-        from .continuous import ContinuousBatchingEngine
-
-        settings = validate_cb_config(model, max_running, continuous_batching_config, sampling)
-        return EngineContext(
-            lambda: ContinuousBatchingEngine(
-                model, tokenizer, max_waiting, context_length, settings
-            )
-        )
-    if max_running not in (None, 1) or continuous_batching_config is not None:
+    if batching == "continuous" and reuse_cache is not True:
         raise ValueError(
-            "max_running= and continuous_batching_config= need batching='continuous': "
+            "reuse_cache= needs batching='none' or 'auto': continuous batching shares what prompts "
+            "have in common, unless a continuous_batching_config has allow_block_sharing=False"
+        )
+    if batching != "none":
+        kind = _batching_engine(batching, model, max_running, continuous_batching_config, limits)
+        if kind is not None:
+            return EngineContext(lambda: kind(model, tokenizer, max_waiting, context_length))
+    elif max_running not in (None, 1) or continuous_batching_config is not None:
+        raise ValueError(
+            "max_running= and continuous_batching_config= need batching='continuous' or 'auto': "
             "without it one request runs at a time"
         )
     return EngineContext(
         lambda: SequentialEngine(model, tokenizer, max_waiting, context_length, limits)
     )
+
+
+def _batching_engine(
+    batching: str, model: Any, max_running: int | None, config: Any, limits: Any
+) -> Callable[..., BaseEngine] | None:
+    """What makes an engine with continuous batching; None where ``"auto"`` does without.
+
+    Raises:
+        TypeError, ValueError, ImportError: see `open_engine`.
+    """
+    from .cb_config import check_cb_config, validate_cb_config
+
+    check_cb_config(config, takes_compiled=batching == "continuous")
+    try:
+        settings = validate_cb_config(model, max_running, config)
+    except (TypeError, ValueError, ImportError) as exc:
+        if batching == "continuous":
+            raise
+        if not isinstance(exc, TypeError):  # this is no model of transformers, and none is expected
+            warn_of_one_by_one(exc)
+        return None
+    if batching == "continuous":
+        from .continuous import ContinuousBatchingEngine
+
+        return partial(ContinuousBatchingEngine, settings=settings)
+    from .auto import AutoEngine
+
+    return partial(AutoEngine, settings=settings, reuse_cache=limits)
 
 
 class EngineContext(OwnerContext[BaseEngine, Engine]):

@@ -9,6 +9,7 @@ from typing import Any
 from anyio import CapacityLimiter
 
 from .._bridge import StreamContext, run_sync_joined
+from .._errors import describe
 from .._generation import (
     GenerationRequest,
     Prompt,
@@ -17,15 +18,20 @@ from .._generation import (
     max_context_length,
     validate_prompt,
 )
+from .._reporting import SafeLogger
 from .._streams import GenerationState, TextStream
-from .._workers import OwnedTask, Owner
+from .._workers import Lane, OwnedTask, Owner
 from .metrics import EngineMetrics, EngineStatistics
 
-__all__ = ["BaseEngine", "EngineTask", "ThreadEngine"]
+__all__ = ["BaseEngine", "EngineTask", "ThreadEngine", "warn_of_one_by_one"]
+
+logger = SafeLogger()
 
 
 class BaseEngine(Owner):
     """An engine: owned by the block that opened it, used by any task of its event loop."""
+
+    alone: Lane | None = None  #: of requests that are served one by one, if there are any
 
     def __init__(self, max_running: float, max_waiting: int | None) -> None:
         super().__init__(max_running, max_waiting)
@@ -40,6 +46,7 @@ class BaseEngine(Owner):
         return self.metrics.statistics(
             waiting=len(self.queue.waiting),
             running=len(self.queue.running),
+            **self._alone(),
             used=self._cache_used(),
         )
 
@@ -48,6 +55,16 @@ class BaseEngine(Owner):
 
     def _cache_used(self) -> float | None:
         return None
+
+    def _alone(self) -> dict[str, int]:
+        """How many requests wait for a turn alone, and have it."""
+        lane = self.alone
+        if lane is None:
+            return {}
+        return {
+            "waiting_alone": len(self.queue.waiting_for(lane)),
+            "running_alone": len(lane.running),
+        }
 
 
 class ThreadEngine(BaseEngine):
@@ -103,3 +120,8 @@ class EngineTask(OwnedTask[TextStream]):
     def on_worker_exit(self) -> None:
         super().on_worker_exit()
         self._metrics.on_end(self.state.clock.timing(self.state.started_at, self.state.exited_at))
+
+
+def warn_of_one_by_one(reason: BaseException) -> None:
+    """Log why ``batching="auto"`` does without continuous batching."""
+    logger.warning("batching='auto' serves one request at a time: %s", describe(reason))

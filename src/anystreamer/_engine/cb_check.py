@@ -19,7 +19,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from .._generation import logits_distance, logits_tolerance
-from .cb_manager import attention_of, cause_of_death, is_dying, use_attention
+from .cb_manager import cause_of_death, is_dying
 
 __all__ = ["AnswerCheck"]
 
@@ -37,14 +37,13 @@ class AnswerCheck:
     """Compares a manager's answers to two unlike prompts with those of ``generate()``.
 
     Args:
-        model: of transformers, with the attention that ``generate()`` is to use.
+        model: of transformers.
         special_ids: tokens that must not be in a prompt: they can stand for an image.
         is_cancelled: ends the check early, without a result.
     """
 
     def __init__(self, model: Any, special_ids: set[int], is_cancelled: Callable[[], bool]) -> None:
         self._model = model
-        self._attention = attention_of(model)
         self._is_cancelled = is_cancelled
         prompts = _unlike_prompts(_text_config(model).vocab_size, special_ids)
         self._prompts = {f"anystreamer-check-{i}": prompt for i, prompt in enumerate(prompts)}
@@ -69,13 +68,12 @@ class AnswerCheck:
                 manager.cancel_request(request_id)
             return
         recorded.check_layers()
-        with use_attention(self._model, self._attention):
-            distance = max(
-                logits_distance(
-                    recorded.answer(prompt), self._answer_alone(prompt, token_ids[request_id])
-                )
-                for request_id, prompt in self._prompts.items()
+        distance = max(
+            logits_distance(
+                recorded.answer(prompt), self._answer_alone(prompt, token_ids[request_id])
             )
+            for request_id, prompt in self._prompts.items()
+        )
         if not distance <= logits_tolerance(self._model):  # it can be NaN
             raise ValueError(
                 "its answers to two test prompts are not those of generate(): the logits differ by "

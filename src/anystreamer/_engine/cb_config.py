@@ -9,7 +9,7 @@ from typing import Any
 
 from .._generation import is_encoder_decoder
 
-__all__ = ["SAMPLING", "Settings", "validate_cb_config"]
+__all__ = ["SAMPLING", "Settings", "check_cb_config", "validate_cb_config"]
 
 # How many requests run at once by default.
 MAX_RUNNING = 64
@@ -33,7 +33,7 @@ MEMORY_SHARE_ON_CPU = 0.3
 TRIAL_BLOCKS = 16
 TRIAL_BATCH_TOKENS = 64
 
-#: What each request can choose if the engine samples, with the defaults of transformers.
+#: How each request can choose its tokens, with the defaults of transformers.
 SAMPLING: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
 
 # What the manager would ignore with a warning, and the values that change nothing.
@@ -76,7 +76,6 @@ class Settings:
 
     max_running: int
     config: Any  # transformers' ContinuousBatchingConfig, or None for one of a suitable size
-    sampling: bool
 
     def for_manager(self, model: Any) -> Any:
         """The config for one manager, which writes into it."""
@@ -86,7 +85,7 @@ class Settings:
         config.max_requests_per_batch = self.max_running
         # Unlimited: the engine's own queue is before it, and a full one blocks.
         config.max_queue_size = 0
-        config.per_request_processors |= self.sampling
+        config.per_request_processors = config.return_logprobs = True
         return config
 
     def for_trial(self, model: Any) -> Any:
@@ -102,21 +101,38 @@ class Settings:
     def generation_config(self, model: Any) -> Any:
         """The generation config for one manager, which writes into it."""
         config = deepcopy(model.generation_config)
-        if self.sampling:
-            # Each request replaces these values. A processor whose value is neutral is not made.
-            config.update(do_sample=True, temperature=0.5, top_k=1, top_p=0.5)
+        # Each request replaces these values. A processor whose value is neutral is not made.
+        config.update(do_sample=True, temperature=0.5, top_k=1, top_p=0.5)
         if config.eos_token_id is None:
             config.eos_token_id = -1  # as the manager would, with a warning
-        if config.do_sample and not self.sampling:
-            config.update(
-                **{key: value for key, value in SAMPLING.items() if getattr(config, key) is None}
-            )
         return config
 
 
-def validate_cb_config(
-    model: Any, max_running: int | None, config: Any, sampling: bool
-) -> Settings:
+def check_cb_config(config: Any, *, takes_compiled: bool) -> None:
+    """Refuse what cannot be the *continuous_batching_config* of any model.
+
+    Raises:
+        TypeError, ValueError
+    """
+    if config is None:
+        return
+    import transformers
+
+    kind = getattr(transformers, "ContinuousBatchingConfig", None)
+    if kind is not None and not isinstance(config, kind):
+        raise TypeError(
+            "continuous_batching_config must be a transformers.ContinuousBatchingConfig, "
+            f"not {type(config).__name__}"
+        )
+    compiles = ("varlen_compile_config", "decode_compile_config", "default_compile_level")
+    if not takes_compiled and any(getattr(config, name, None) for name in compiles):
+        raise ValueError(
+            "continuous_batching_config: compiled steps cannot take turns with generate(), as "
+            "batching='auto' needs it; leave out its compile settings, or use batching='continuous'"
+        )
+
+
+def validate_cb_config(model: Any, max_running: int | None, config: Any) -> Settings:
     """What a manager for *model* is made of. *config* is transformers' own, or None.
 
     Raises:
@@ -129,11 +145,6 @@ def validate_cb_config(
     if not hasattr(new_config, "page_size"):
         raise ImportError("batching='continuous' needs transformers 5.18 or newer")
     _validate_model(model)
-    if config is not None and not isinstance(config, new_config):
-        raise TypeError(
-            "continuous_batching_config must be a transformers.ContinuousBatchingConfig, "
-            f"not {type(config).__name__}"
-        )
     if model.device.type == "cpu":
         try:
             import psutil  # type: ignore[import-untyped]  # noqa: F401
@@ -144,7 +155,7 @@ def validate_cb_config(
     max_running = (
         max_running or (None if config is None else config.max_requests_per_batch) or MAX_RUNNING
     )
-    return Settings(max_running, config, sampling)
+    return Settings(max_running, config)
 
 
 def _validate_model(model: Any) -> None:

@@ -7,18 +7,8 @@ from typing import Any
 
 from .._generation import mask_scores
 from .._text import FormMatcher
-from .cb_manager import runs_python
 
-__all__ = ["add_form_masks", "can_mask"]
-
-
-def can_mask(manager: Any) -> bool:
-    """Whether masks can be made for its steps.
-
-    Asynchronous batching prepares a step before the tokens of the last one are known, and a
-    recorded step would use the mask that it was recorded with.
-    """
-    return runs_python(manager) and not manager.continuous_batching_config.use_async_batching
+__all__ = ["add_form_masks"]
 
 
 def add_form_masks(manager: Any, matcher_of: Callable[[str], FormMatcher | None]) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from time import sleep
 from typing import Any, cast
 
 __all__ = [
+    "Attention",
     "attention_of",
     "cache_size",
     "cache_used",
     "cause_of_death",
+    "configs_of",
     "is_compiled",
     "is_dying",
+    "runs_in_order",
     "runs_python",
     "use_attention",
 ]
@@ -22,8 +25,11 @@ __all__ = [
 # How long to wait for the reason why a manager's thread has died (seconds).
 DEATH_POLL = 0.1
 
-# transformers has no public name for it.
-ATTENTION = "_attn_implementation"
+# transformers has no public name for it. Of one config, without those within it.
+ATTENTION = "_attn_implementation_internal"
+
+#: The implementation of attention that each of a model's configs names.
+Attention = Mapping[str, Any]
 
 
 def cache_size(manager: Any) -> tuple[int, int]:
@@ -69,6 +75,15 @@ def runs_python(manager: Any) -> bool:
     return not has_graphs and not is_compiled(manager)
 
 
+def runs_in_order(manager: Any) -> bool:
+    """Whether code of ours can take part in each of its steps, for the requests that are in it.
+
+    Asynchronous batching prepares a step before the tokens of the last one are known, and a
+    recorded step would do again what was done when it was recorded.
+    """
+    return runs_python(manager) and not manager.continuous_batching_config.use_async_batching
+
+
 def is_compiled(manager: Any) -> bool:
     """Whether torch compiles its steps."""
     config = manager.continuous_batching_config
@@ -89,26 +104,44 @@ def cause_of_death(manager: Any) -> BaseException:
     return RuntimeError("the manager's thread has ended")
 
 
-def attention_of(model: Any) -> dict[str, Any]:
-    """The names of a model's implementations of attention, by the config of each of its parts."""
-    config = model.config
-    parts = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", ())}
-    found = {"": getattr(config, ATTENTION)}
-    found.update({name: getattr(part, ATTENTION) for name, part in parts.items() if part})
+def attention_of(model: Any) -> Attention:
+    """The implementations of attention that a model uses, by the config of each of its parts."""
+    found = {name: getattr(config, ATTENTION) for name, config in configs_of(model).items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
+def configs_of(model: Any) -> Mapping[str, Any]:
+    """The configs of a model's parts that name an implementation of attention."""
+    found: dict[str, Any] = {}
+    _add_configs("", model.config, found)
+    for name, module in model.named_modules():  # some are in no config of another part
+        _add_configs(f"of {name}", getattr(module, "config", None), found)
+    return found
+
+
+def _add_configs(name: str, config: Any, found: dict[str, Any]) -> None:
+    if not hasattr(config, ATTENTION) or any(config is each for each in found.values()):
+        return
+    found[name] = config
+    for part in getattr(config, "sub_configs", ()):
+        _add_configs(f"{name}.{part}" if name else part, getattr(config, part, None), found)
+
+
 @contextmanager
-def use_attention(model: Any, implementations: dict[str, Any]) -> Iterator[None]:
-    """Use these implementations of attention within the block; after it, those before."""
-    before = attention_of(model)
-    _set_attention(model, implementations)
+def use_attention(configs: Mapping[str, Any], attention: Attention) -> Iterator[None]:
+    """Use these implementations of attention within the block; after it, those before.
+
+    All of them have been set by ``set_attn_implementation`` before, which checks and loads them.
+    """
+    before = {name: getattr(configs[name], ATTENTION) for name in attention}
+    _set_attention(configs, attention)
     try:
         yield
     finally:
-        _set_attention(model, before)
+        _set_attention(configs, before)
 
 
-def _set_attention(model: Any, implementations: dict[str, Any]) -> None:
-    if not implementations.items() <= attention_of(model).items():
-        model.set_attn_implementation(implementations)
+def _set_attention(configs: Mapping[str, Any], attention: Attention) -> None:
+    for name, value in attention.items():
+        if getattr(configs[name], ATTENTION) != value:
+            setattr(configs[name], ATTENTION, value)

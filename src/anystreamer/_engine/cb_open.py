@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 
 from .._errors import describe, is_kind, message_of
 from .._text import FormMatcher
+from .active_request import ActiveRequest
 from .cb_check import AnswerCheck
 from .cb_config import Settings
-from .cb_form_masks import add_form_masks, can_mask
-from .cb_manager import attention_of, cache_size, is_compiled, runs_python, use_attention
+from .cb_form_masks import add_form_masks
+from .cb_manager import (
+    attention_of,
+    cache_size,
+    configs_of,
+    is_compiled,
+    runs_in_order,
+    runs_python,
+    use_attention,
+)
 from .cb_passes import one_pass_at_a_time
+from .cb_sampling import add_recorder, choose_for_each, draw_by_itself
 
 __all__ = ["open_manager"]
 
@@ -24,7 +35,7 @@ def open_manager(
     model: Any,
     tokenizer: Any,
     settings: Settings,
-    matcher_of: Callable[[str], FormMatcher | None],
+    active_request: Callable[[str], ActiveRequest | None],
     is_cancelled: Callable[[], bool],
 ) -> Iterator[Any]:
     """Own a manager that runs, and whose answers are those of ``generate()``.
@@ -33,30 +44,58 @@ def open_manager(
         model: of transformers.
         tokenizer: its tokenizer.
         settings: of the engine.
-        matcher_of: see `add_form_masks`.
+        active_request: finds a request by its id. Called in the manager's thread.
         is_cancelled: whether the engine has been closed meanwhile. Then the check ends early.
 
     Raises:
         ValueError: the model cannot be served, or not correctly.
         MemoryError, torch.OutOfMemoryError: there is not enough memory.
     """
-    with use_attention(model, attention_of(model)):  # a manager that fails does not restore it
+    configs, before = configs_of(model), attention_of(model)
+    with use_attention(configs, before):  # a manager that fails does not restore it
         with _refusing(model):
             check = AnswerCheck(model, _special_ids(model, tokenizer), is_cancelled)
             manager = _new_manager(model, settings, settings.for_manager(model))
-            if can_mask(manager):
-                add_form_masks(manager, matcher_of)
-        with nullcontext() if is_compiled(manager) else one_pass_at_a_time(manager.model):
+            choose_for_each(manager)
+            recorder = None
+            if runs_in_order(manager):
+                add_form_masks(manager, partial(_matcher_of, active_request))
+                recorder = add_recorder(manager, partial(_wants_logprobs, active_request))
+        attention = attention_of(model)
+        with (
+            use_attention(configs, before),  # of the model; the manager's passes have their own
+            nullcontext()
+            if is_compiled(manager)
+            else one_pass_at_a_time(manager.model, configs, attention),
+        ):
             if not runs_python(manager):
                 # Nothing of such a step can be recorded: another manager is checked in its place.
                 with _refusing(model):
                     trial = _new_manager(model, settings, settings.for_trial(model))
                     with _stopped(trial):
+                        with use_attention(configs, attention):
+                            trial.warmup()
                         _start(trial, check)
             with _stopped(manager):
                 with _refusing(model):
+                    with use_attention(configs, attention):  # it is looked at for the cache
+                        manager.warmup()
+                    if recorder is not None:
+                        draw_by_itself(manager, recorder)
                     _start(manager, check if runs_python(manager) else None)
                 yield manager
+
+
+def _matcher_of(
+    active_request: Callable[[str], ActiveRequest | None], request_id: str
+) -> FormMatcher | None:
+    active = active_request(request_id)
+    return None if active is None else active.form_matcher
+
+
+def _wants_logprobs(active_request: Callable[[str], ActiveRequest | None], request_id: str) -> bool:
+    active = active_request(request_id)
+    return active is not None and active.request.options.logprobs
 
 
 @contextmanager
@@ -81,8 +120,6 @@ def _new_manager(model: Any, settings: Settings, config: Any) -> Any:
 
 
 def _start(manager: Any, check: AnswerCheck | None) -> None:
-    if manager.model.device.type != "cpu":
-        manager.warmup()
     if check is not None:
         check.run(manager)
     else:

@@ -2,30 +2,45 @@
 
 In a pass of the manager transformers writes ``is_causal`` into the model's config, and takes it out
 after the pass. A pass of another thread that overlaps with it reads the wrong value; and where the
-two end in the wrong order, the value stays, and all later answers of the model are wrong.
+two end in the wrong order, the value stays, and all later answers of the model are wrong. The
+manager can need another attention as well, which ``generate()`` is not to use.
+
+Those that wait for a pass get it in the order in which they came. So a request of the manager and
+one of ``generate()`` get their tokens at the same pace: the passes of two threads that never stop
+alternate, and a pass of the manager makes one token for each of its requests.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
+
+from .cb_manager import Attention, use_attention
+from .turns import Turns
 
 __all__ = ["one_pass_at_a_time"]
 
 _lock = threading.Lock()
 _users: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # of a model whose passes take turns
+_turns: WeakKeyDictionary[Any, Turns] = WeakKeyDictionary()
 
 
 @contextmanager
-def one_pass_at_a_time(model: Any) -> Iterator[None]:
-    """Let the threads that call *model* within the block take turns, a pass each."""
+def one_pass_at_a_time(
+    model: Any, configs: Mapping[str, Any], attention: Attention
+) -> Iterator[None]:
+    """Let the threads that call *model* within the block take turns, a pass each.
+
+    In the passes of a manager, the model's *configs* name this *attention*. All others use
+    what the model has.
+    """
     with _lock:
         if model not in _users:
-            _lock_passes(model)
+            _lock_passes(model, configs, attention)
         _users[model] = _users.get(model, 0) + 1
     try:
         yield
@@ -37,13 +52,16 @@ def one_pass_at_a_time(model: Any) -> Iterator[None]:
                 _unlock_passes(model)
 
 
-def _lock_passes(model: Any) -> None:
+def _lock_passes(model: Any, configs: Mapping[str, Any], attention: Attention) -> None:
+    from transformers.generation.continuous_batching.cache import PagedAttentionCache
+
     # Not by torch's hooks: after a BaseException none is called, and the lock would stay locked.
-    turn, forward = threading.RLock(), model.forward
+    turns, forward = _turns.setdefault(model, Turns()), model.forward
 
     @functools.wraps(forward)
     def locked(*args: Any, **kwargs: Any) -> Any:
-        with turn:
+        is_managers = isinstance(kwargs.get("cache"), PagedAttentionCache)
+        with turns, use_attention(configs, attention) if is_managers else nullcontext():
             return forward(*args, **kwargs)
 
     model.forward = locked

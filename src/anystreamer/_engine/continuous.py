@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter, sleep
 from typing import Any
 
@@ -13,17 +13,16 @@ from anyio.lowlevel import checkpoint
 
 from .._bridge import ThreadEvent, run_sync_joined
 from .._errors import PreservingContext, wrap_control_flow_exception
-from .._generation import GenerationRequest, has_media, new_token_limit, tokenizer_of
+from .._generation import GenerationRequest, new_token_limit, tokenizer_of
 from .._streams import Row
 from .._text import FormMatcher
 from .active_request import ActiveRequest, publish
 from .base import EngineTask, ThreadEngine
 from .cb_cached_tokens import report_cached_tokens
 from .cb_config import SAMPLING, Settings
-from .cb_form_masks import can_mask
-from .cb_greedy import skip_sort_when_greedy
 from .cb_manager import cache_size, cache_used, cause_of_death, is_dying
 from .cb_open import open_manager
+from .cb_refusals import inputs_refusal, request_refusal
 
 __all__ = ["ContinuousBatchingEngine"]
 
@@ -42,14 +41,6 @@ ENCODED_AT_ONCE = 16
 
 # How many results the drain takes before it delivers.
 RESULTS_AT_ONCE = 10_000
-
-# The arguments of generate() that a request can have, beside those of sampling.
-_SETTINGS = ("eos_token_id", "max_length", "max_new_tokens")
-
-# Model inputs that are only the ids of a prompt.
-_INPUTS = {"attention_mask", "input_ids"}
-# These tell what kind each token is of. All 0 is plain text.
-_TOKEN_KINDS = {"token_type_ids", "mm_token_type_ids"}
 
 
 class ContinuousBatchingEngine(ThreadEngine):
@@ -73,7 +64,7 @@ class ContinuousBatchingEngine(ThreadEngine):
         self.cancellation = get_cancelled_exc_class()
         self._page = 1  # tokens
         self.active_requests: dict[str, ActiveRequest] = {}  # by id
-        self.to_encode: list[_Task] = []
+        self.to_encode: list[BatchTask] = []
         self._has_work = ThreadEvent()
         self._lock = threading.Lock()
         self._is_drained = False  # no thread takes results any more
@@ -81,56 +72,15 @@ class ContinuousBatchingEngine(ThreadEngine):
     # -- on the loop
 
     def _new_task_for(self, request: GenerationRequest, prompts: Any) -> Callable[[], EngineTask]:
-        self._check(request, prompts)
-        return lambda: _Task(self, request, prompts)
+        if reason := request_refusal(request, prompts, self.manager):
+            raise new_refusal(reason)
+        return lambda: BatchTask(self, request, prompts)
 
     def _wake(self) -> None:
         self._has_work.set()
 
     def _cache_used(self) -> float | None:
         return cache_used(self.manager)
-
-    def _check(self, request: GenerationRequest, prompts: Any) -> None:
-        """Refuse what the manager cannot do. Raises ValueError or TypeError, with the name."""
-        given = {
-            name: value for name, value in request.generate_kwargs.items() if value is not None
-        }
-        own = self.model.generation_config
-        for name in () if self._settings.sampling else SAMPLING:
-            if name in given and given[name] != (getattr(own, name) or SAMPLING[name]):
-                raise ValueError(
-                    f"{name}={given[name]!r}: all requests of this engine follow the model's "
-                    "generation config; open_engine(..., sampling=True) lets each choose"
-                )
-        unknown = sorted(given.keys() - {*_SETTINGS, *SAMPLING})
-        others = {
-            "worker_context": request.options.worker_context is not None,
-            "cancel_within": request.options.cancel_within != "step",
-            "logprobs": request.options.logprobs,
-            "frequency_penalty": bool(request.options.frequency_penalty),
-            "presence_penalty": bool(request.options.presence_penalty),
-            "logit_bias": bool(request.options.logit_bias),
-            "max_buffer_size": request.options.max_buffer_size < float("inf"),
-        }
-        unknown += [name for name, is_given in others.items() if is_given]
-        if unknown:
-            raise ValueError(
-                f"{unknown[0]} is not for batching='continuous', where one forward pass serves "
-                "many requests; use batching='none'"
-            )
-        if request.form is not None and not can_mask(self.manager):
-            raise ValueError(
-                f"{request.form.argument} is not for batching='continuous' with CUDA graphs, "
-                "compiled steps or asynchronous batching; switch them off in "
-                "continuous_batching_config, or use batching='none'"
-            )
-        if isinstance(prompts, Mapping):
-            check_inputs(prompts)
-        elif any(map(has_media, prompts)):
-            raise ValueError(
-                "prompt: pictures, audio and video are not for batching='continuous'; use "
-                "batching='none'"
-            )
 
     def cost_of(self, request: GenerationRequest, row: Row) -> tuple[int, int]:
         """The limit of a request's new tokens, and how many pages of the cache it can need.
@@ -151,10 +101,10 @@ class ContinuousBatchingEngine(ThreadEngine):
                 f"max_new_tokens={limit}: there is nothing to generate after {prompt} tokens"
             )
         pages = math.ceil((prompt + limit) / self._page)
-        if pages > self.queue.capacity:
+        if pages > self.queue.main.capacity:
             raise ValueError(
                 f"a prompt of {prompt} tokens and max_new_tokens={limit} do not fit into the "
-                f"engine's cache of {self.queue.capacity * self._page:.0f} tokens"
+                f"engine's cache of {self.queue.main.capacity * self._page:.0f} tokens"
             )
         return limit, pages
 
@@ -173,7 +123,7 @@ class ContinuousBatchingEngine(ThreadEngine):
             max_new_tokens=active.max_new_tokens,
             streaming=True,
             eos_token_id=active.eos or -1,
-            **(self._choices(active.request) if self._settings.sampling else {}),
+            **self._choices(active.request),
         )
         if active.id not in self.active_requests:
             # The drain has cancelled it meanwhile, before the manager knew of it.
@@ -201,11 +151,6 @@ class ContinuousBatchingEngine(ThreadEngine):
             "top_p": float(top_p),
         }
 
-    def _matcher_of(self, request_id: str) -> FormMatcher | None:
-        """What keeps a request to its form. In the manager's thread."""
-        active = self.active_requests.get(request_id)
-        return None if active is None else active.form_matcher
-
     def _note_cached_tokens(self, request_id: str, tokens: int) -> None:
         """A request begins with so much of its prompt computed. In the manager's thread."""
         if (active := self.active_requests.get(request_id)) is not None:
@@ -225,14 +170,12 @@ class ContinuousBatchingEngine(ThreadEngine):
             self.model,
             tokenizer_of(self.tokenizer),
             self._settings,
-            self._matcher_of,
+            self.active_requests.get,
             lambda: self._is_closed,
         )
         with PreservingContext(opening) as manager:
             self.manager = manager
-            if self._settings.sampling and self.model.device.type == "cpu":
-                skip_sort_when_greedy(manager)
-            self.queue.capacity, self._page = cache_size(manager)
+            self.queue.main.capacity, self._page = cache_size(manager)
             report_cached_tokens(manager, self._note_cached_tokens)
             from_thread.run_sync(self.ready.set)
             try:
@@ -243,7 +186,8 @@ class ContinuousBatchingEngine(ThreadEngine):
                     self.cancel(active)
 
     def _drain(self, manager: Any) -> None:
-        while not self._is_closed:
+        # A result can have told of the death, which those who wait, or run alone, do not know yet.
+        while not self._is_closed and self._died_of is None:
             if not self.active_requests:
                 self._has_work.wait()
                 self._has_work.clear()
@@ -300,31 +244,17 @@ class ContinuousBatchingEngine(ThreadEngine):
         return self.unavailable_error()
 
 
-def check_inputs(inputs: Mapping[str, Any]) -> None:
-    """Refuse model inputs that are more than the ids of a prompt, such as images: by their name.
-
-    Raises:
-        ValueError
-    """
-    for name in sorted(inputs.keys() - _INPUTS):
-        if inputs[name] is None or (name in _TOKEN_KINDS and not _has(inputs[name], nonzero=True)):
-            continue
-        raise ValueError(
-            f"prompt[{name!r}] is not for batching='continuous', which takes only the ids of a "
-            "prompt; use batching='none'"
-        )
-    mask = inputs.get("attention_mask")
-    if mask is not None and _has(mask, nonzero=False):
-        raise ValueError("prompt['attention_mask'] leaves tokens out: pass the others only")
+def new_refusal(reason: str) -> ValueError:
+    """The error for what continuous batching does not serve."""
+    return ValueError(
+        f"{reason}; that is not for batching='continuous': use batching='none', or 'auto', which "
+        "runs such a request by itself"
+    )
 
 
-def _has(values: Any, *, nonzero: bool) -> bool:
-    """Whether the first row of a tensor or a list has an item that is not 0, or one that is."""
-    row = (values.tolist() if hasattr(values, "tolist") else values)[0]
-    return any(bool(each) is nonzero for each in row)
+class BatchTask(EngineTask):
+    """A request that continuous batching serves."""
 
-
-class _Task(EngineTask):
     def __init__(
         self, engine: ContinuousBatchingEngine, request: GenerationRequest, prompts: Any
     ) -> None:
@@ -336,9 +266,16 @@ class _Task(EngineTask):
         self._rows: list[Row] = []
         self._max_new_tokens = 0
         self._failure: BaseException | None = None
+        self._refusal: ValueError | None = None  # why continuous batching does not serve it
         self._form_matcher: FormMatcher | None = None
 
     async def prepare(self) -> None:
+        if (refusal := await self.prepare_for_batch()) is not None:
+            raise refusal
+        self._engine.check_queue_limit(self.ticket)
+
+    async def prepare_for_batch(self) -> ValueError | None:
+        """Encode its prompt. Returns why continuous batching does not serve it, if so."""
         engine = self._engine
         engine.to_encode.append(self)
         try:
@@ -356,17 +293,26 @@ class _Task(EngineTask):
             raise failure
         if not self.is_encoded:
             raise engine.unavailable_error()
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None:
+            return refusal
         self.state.rows = self._rows
         (row,) = self._rows
-        self._max_new_tokens, self.ticket.cost = engine.cost_of(self._request, row)
-        engine.check_queue_limit(self.ticket)
+        try:
+            self._max_new_tokens, self.ticket.cost = engine.cost_of(self._request, row)
+        except ValueError as exc:
+            return exc
+        return None
 
     def encode(self) -> None:
         """Encode its prompt. Never raises."""
         try:
             inputs, self._rows = self._request.encode(self._prompts, self._engine.context_length)
-            check_inputs(inputs)  # the keys, and not the form of the prompt, tell of images
-            self._form_matcher = self._request.form_matcher(self._rows[0])
+            # The keys, and not the form of the prompt, tell of images.
+            if reason := inputs_refusal(inputs):
+                self._refusal = new_refusal(reason)
+            else:
+                self._form_matcher = self._request.form_matcher(self._rows[0])
         except BaseException as exc:
             self._failure = wrap_control_flow_exception(exc, self.cancellation)
         self.is_encoded = True
@@ -392,7 +338,7 @@ class _Task(EngineTask):
             engine.cancel(active)
 
 
-def _encode(engine: ContinuousBatchingEngine, tasks: Sequence[_Task]) -> None:
+def _encode(engine: ContinuousBatchingEngine, tasks: Sequence[BatchTask]) -> None:
     """Encode several prompts, for as long as the first task waits for it."""
     for task in tasks:
         if engine.is_closed or tasks[0].state.abandoned:

@@ -25,6 +25,8 @@ class EngineStatistics:
 
     waiting: int  #: requests whose turn has not come
     running: int  #: requests that the model works on
+    waiting_alone: int = 0  #: of those that wait, those that will be served one by one
+    running_alone: int = 0  #: of those that run, the one that is served by itself
     computed_tokens: int  #: made by the model
     tokens_per_second: float  #: over the last seconds
     cache_used: float | None  #: share of the cache in use; None where the engine has none
@@ -71,7 +73,15 @@ class EngineMetrics(TurnMetrics):
                 self._first_token.add(timing.first_token)
         self.on_turn_end(timing.queued, timing.total)
 
-    def statistics(self, *, waiting: int, running: int, used: float | None) -> EngineStatistics:
+    def statistics(
+        self,
+        *,
+        waiting: int,
+        running: int,
+        used: float | None,
+        waiting_alone: int = 0,
+        running_alone: int = 0,
+    ) -> EngineStatistics:
         """All of it, as it is now."""
         now = perf_counter()
         with self._lock:
@@ -79,6 +89,8 @@ class EngineMetrics(TurnMetrics):
             return EngineStatistics(
                 waiting=waiting,
                 running=running,
+                waiting_alone=waiting_alone,
+                running_alone=running_alone,
                 computed_tokens=self._tokens,
                 tokens_per_second=recent
                 / max(BIN_SECONDS, min(RATE_SECONDS, now - self._opened_at)),

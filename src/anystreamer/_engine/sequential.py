@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context, copy_context
-from typing import Any
+from typing import Any, Protocol
 
 from anyio import CapacityLimiter, from_thread
 from anyio.lowlevel import checkpoint, current_token
 
-from .._bridge import Producer, guard, has_waiters, run_sync_joined
+from .._bridge import DetachedTasks, Producer, guard, has_waiters, run_sync_joined
 from .._generation import (
     EngineCaches,
     GenerationCall,
@@ -18,10 +18,10 @@ from .._generation import (
     ReuseCache,
     model_limiter,
 )
-from .._workers import WorkItem, WorkThreads
+from .._workers import AdmissionQueue, Lane, WorkItem, WorkThreads
 from .base import EngineTask, ThreadEngine
 
-__all__ = ["SequentialEngine"]
+__all__ = ["GenerateTurn", "SequentialEngine"]
 
 
 class SequentialEngine(ThreadEngine):
@@ -40,6 +40,7 @@ class SequentialEngine(ThreadEngine):
     ) -> None:
         super().__init__(model, tokenizer, 1, max_waiting, context_length)
         self.threads = WorkThreads(1)
+        self.alone: Lane = self.queue.main
         self.caches = EngineCaches(model, reuse_cache)
 
     def _new_task_for(self, request: GenerationRequest, prompts: Any) -> Callable[[], EngineTask]:
@@ -59,13 +60,53 @@ class SequentialEngine(ThreadEngine):
 class _Task(EngineTask):
     def __init__(self, engine: SequentialEngine, request: GenerationRequest, prompts: Any) -> None:
         super().__init__(engine, request.name, request.new_state(prompts))
-        self._engine = engine
         self._request = request
-        self._call = GenerationCall(request, prompts, self.state, engine.caches)
+        self._turn = GenerateTurn(engine, request, prompts, self)
+
+    async def prepare(self) -> None:
+        await self._turn.prepare()
+
+    def queue_deadline(self) -> tuple[float, str]:
+        return self._request.queue_deadline(self.state)
+
+    def turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
+        return self._turn.turns()
+
+    async def work(self) -> None:
+        await self._turn.work()
+
+
+class RunsAlone(Protocol):
+    """An engine that serves some of its requests, or all, one by one."""
+
+    model: Any
+    context_length: int | None
+    encoding: CapacityLimiter
+    threads: WorkThreads  #: one, for all of these requests
+    caches: EngineCaches
+    alone: Lane  #: of these requests
+    queue: AdmissionQueue
+    tasks: DetachedTasks[Any]
+
+    @property
+    def is_closed(self) -> bool: ...
+
+
+class GenerateTurn:
+    """One request that an engine serves alone: what its task does in each phase."""
+
+    def __init__(
+        self, engine: RunsAlone, request: GenerationRequest, prompts: Any, task: EngineTask
+    ) -> None:
+        task.ticket.lane = engine.alone
+        self._engine = engine
+        self._task = task
+        self._call = GenerationCall(request, prompts, task.state, engine.caches)
         self._limiter: CapacityLimiter
         self._context: Context
 
     async def prepare(self) -> None:
+        """Fetch what its prompt refers to, and encode it."""
         await self._call.fetch()
         async with self._engine.encoding:
             await run_sync_joined(self._encode)
@@ -77,21 +118,20 @@ class _Task(EngineTask):
         self._context = copy_context()
         self._call.prepare(self._engine.context_length)
 
-    def queue_deadline(self) -> tuple[float, str]:
-        return self._request.queue_deadline(self.state)
-
     def turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
+        """Return what to enter to get a turn."""
         self._limiter = model_limiter(self._engine.model)  # streams without the engine use it too
-        return self.ticket, self._limiter
+        return self._task.ticket, self._limiter
 
     async def work(self) -> None:
-        engine = self._engine
+        """Have the engine's thread call ``generate()``."""
+        engine, state, close = self._engine, self._task.state, self._task.close
         if engine.is_closed:  # no thread is there to call it
             return
         others_wait = has_waiters(self._limiter, current_token())
         producer = Producer[Any](
-            self.state, lambda: bool(engine.queue.waiting) or others_wait(), self.close
+            state, lambda: bool(engine.queue.waiting_for(engine.alone)) or others_wait(), close
         )
         item = WorkItem(self._context, producer.run, self._call.run)
-        engine.tasks.start(guard(self.state))
-        await engine.threads.call(item, self.state, self.close)
+        engine.tasks.start(guard(state))
+        await engine.threads.call(item, state, close)

@@ -3,13 +3,16 @@
 from .context import OwnerContext
 from .metrics import Counts, Histogram, TurnMetrics
 from .owner import OwnedTask, Owner
+from .queue import AdmissionQueue, Lane
 from .threads import WorkItem, WorkThreads
 from .validation import validate_count
 from .worker import Worker, WorkerStatistics, open_worker
 
 __all__ = [
+    "AdmissionQueue",
     "Counts",
     "Histogram",
+    "Lane",
     "OwnedTask",
     "Owner",
     "OwnerContext",

@@ -169,9 +169,8 @@ class Owner:
         """Raises EngineBusy if it would have to wait, and the queue is full."""
         if self._max_waiting is None:
             return
-        queue = self.queue
-        waiting = sum(each.is_ready for each in queue.waiting)
-        if waiting >= self._max_waiting and (waiting or not queue.has_capacity_for(ticket)):
+        waiting = sum(each.is_ready for each in self.queue.waiting)
+        if waiting >= self._max_waiting and self.queue.has_to_wait(ticket):
             raise self._busy_error(waiting)
 
     def _busy_error(self, waiting: int) -> EngineBusy:

@@ -6,20 +6,25 @@ import math
 
 from .._bridge import SafeEvent
 
-__all__ = ["AdmissionQueue", "Ticket"]
+__all__ = ["AdmissionQueue", "Lane", "Ticket"]
 
 
 class AdmissionQueue:
     """Admits requests up to two limits, first come, first served. Used on the loop only.
 
-    A request whose prompt is still being encoded does not hold up the others.
+    A request whose prompt is still being encoded does not hold up the others. All wait in one line,
+    also for several lanes: a lane that has room admits the first of those that wait for it.
     """
 
     def __init__(self, max_running: float, capacity: float = math.inf) -> None:
-        self.max_running = max_running
-        self.capacity = capacity  # for the costs of all that run
+        self.main = Lane(max_running, capacity)  #: of tickets that have not chosen another one
+        self.lanes = [self.main]
         self.waiting: list[Ticket] = []
-        self.running: set[Ticket] = set()
+
+    def add_lane(self, max_running: float) -> Lane:
+        """Another lane, whose requests run beside those of the others."""
+        self.lanes.append(lane := Lane(max_running))
+        return lane
 
     def enqueue(self) -> Ticket:
         """Join the queue."""
@@ -27,27 +32,63 @@ class AdmissionQueue:
         self.waiting.append(ticket)
         return ticket
 
+    @property
+    def running(self) -> set[Ticket]:
+        """Those whose turn it is, in any lane."""
+        return set[Ticket]().union(*(lane.running for lane in self.lanes))
+
+    @property
+    def max_running(self) -> float:
+        """How many can have their turn at once, in all lanes."""
+        return sum(lane.max_running for lane in self.lanes)
+
+    def waiting_for(self, lane: Lane) -> list[Ticket]:
+        """Those that wait for a lane, in their order."""
+        return [each for each in self.waiting if each.lane is lane]
+
+    def has_to_wait(self, ticket: Ticket) -> bool:
+        """Whether its lane has no room for it, or others are before it there."""
+        lane = ticket.lane
+        return not lane.has_capacity_for(ticket) or any(
+            each.is_ready for each in self.waiting_for(lane) if each is not ticket
+        )
+
+    @property
+    def slots(self) -> float:
+        """How many requests can run at once: of those that are known, at their average cost."""
+        return sum(lane.slots(self.waiting_for(lane)) for lane in self.lanes)
+
+    def admit_ready(self) -> None:
+        """Admit those whose turn it is."""
+        for lane in self.lanes:
+            while True:
+                ready = (each for each in self.waiting if each.lane is lane and each.is_ready)
+                ticket = next(ready, None)
+                if ticket is None or not lane.has_capacity_for(ticket):
+                    break  # a smaller one does not go before it, or it could wait for ever
+                self.waiting.remove(ticket)
+                lane.running.add(ticket)
+                ticket.admitted.set()
+
+
+class Lane:
+    """What runs at once, up to two limits."""
+
+    def __init__(self, max_running: float, capacity: float = math.inf) -> None:
+        self.max_running = max_running
+        self.capacity = capacity  # for the costs of all that run
+        self.running: set[Ticket] = set()
+
     def has_capacity_for(self, ticket: Ticket) -> bool:
         """Whether it could run beside those that already run."""
         used = sum(each.cost for each in self.running)
         return len(self.running) < self.max_running and used + ticket.cost <= self.capacity
 
-    @property
-    def slots(self) -> float:
-        """How many requests can run at once: of those that are known, at their average cost."""
-        costs = [each.cost for each in (*self.running, *self.waiting) if each.cost]
+    def slots(self, waiting: list[Ticket]) -> float:
+        """How many can run at once, if all are like those that run or wait."""
+        costs = [each.cost for each in (*self.running, *waiting) if each.cost]
         fitting = self.capacity * len(costs) / sum(costs) if costs else math.inf
         return max(1, len(self.running), min(self.max_running, fitting))
-
-    def admit_ready(self) -> None:
-        """Admit those whose turn it is."""
-        while True:
-            ticket = next((each for each in self.waiting if each.is_ready), None)
-            if ticket is None or not self.has_capacity_for(ticket):
-                return  # a smaller one does not go before it, or it could wait for ever
-            self.waiting.remove(ticket)
-            self.running.add(ticket)
-            ticket.admitted.set()
 
 
 class Ticket:
@@ -55,6 +96,7 @@ class Ticket:
 
     def __init__(self, queue: AdmissionQueue) -> None:
         self._queue = queue
+        self.lane = queue.main  # to be changed before the ticket is entered
         self.is_ready = False  # to be admitted
         self.cost = 0  # its share of the capacity
         self.admitted = SafeEvent()
@@ -80,5 +122,5 @@ class Ticket:
         queue = self._queue
         if self in queue.waiting:
             queue.waiting.remove(self)
-        queue.running.discard(self)
+        self.lane.running.discard(self)
         queue.admit_ready()

@@ -167,8 +167,12 @@ def serve(
         typer.Option(help="The HTTP server. By default uvicorn on asyncio, hypercorn on trio."),
     ] = None,
     batching: Annotated[
-        Batching, typer.Option(help="Run one request at a time, or many at once.")
-    ] = Batching.NONE,
+        Batching,
+        typer.Option(
+            help="Run one request at a time, many at once, or (auto) many at once and one at a "
+            "time what cannot be batched."
+        ),
+    ] = Batching.AUTO,
     max_running: Annotated[
         int | None,
         typer.Option(

@@ -46,8 +46,9 @@ class Server(StrEnum):
 
 
 class Batching(StrEnum):
-    """How many requests the model runs at a time."""
+    """How many requests the model runs at a time: see `anystreamer.open_engine`."""
 
+    AUTO = "auto"
     NONE = "none"
     CONTINUOUS = "continuous"
 

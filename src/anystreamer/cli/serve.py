@@ -84,7 +84,6 @@ def run_serve(
                 batching=batching.value,
                 max_running=max_running,
                 max_waiting=max_waiting,
-                sampling=batching is Batching.CONTINUOUS,
             )
         except ValueError as exc:
             fail(str(exc))

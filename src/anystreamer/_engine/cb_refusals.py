@@ -1,0 +1,92 @@
+"""What continuous batching does not serve, and why: one table, for both engines that have it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from .._generation import GenerationRequest, has_media
+from .cb_config import SAMPLING
+from .cb_manager import runs_in_order
+
+__all__ = ["REFUSALS", "inputs_refusal", "request_refusal"]
+
+_NOT_IN_ORDER = (
+    "needs steps that run one after the other in Python, without CUDA graphs, compiled steps or "
+    "asynchronous batching: switch them off in continuous_batching_config"
+)
+
+_MASK = "prompt['attention_mask']"
+_MEDIA = "pictures, audio and video in a chat"
+
+#: What is refused, each with its reason. docs/how-to/continuous-batching.md shows this table.
+REFUSALS = {
+    "top_logprobs": "the manager returns the log-probability of the chosen token only",
+    "frequency_penalty": "the manager does not apply it to one request",
+    "presence_penalty": "the manager does not apply it to one request",
+    "logit_bias": "the manager does not apply it to one request",
+    "worker_context": "one forward pass serves many requests, each in the same context",
+    "cancel_within='layer'": "a pass that ends early would end for all requests",
+    "max_buffer_size": "a reader that is slow would hold up all requests",
+    "logprobs": _NOT_IN_ORDER,
+    "response_format": _NOT_IN_ORDER,
+    "tool_choice": _NOT_IN_ORDER,
+    _MASK: "it leaves tokens out, and the manager reads all of them",
+    _MEDIA: "it takes only the ids of a prompt",
+    "other inputs of a prompt": "it takes only the ids of a prompt: no images, audio or embeddings",
+    "other arguments of generate()": "the manager does not apply it to one request",
+}
+
+# The arguments of generate() that a request can have, beside those of sampling.
+_SETTINGS = {"eos_token_id", "max_length", "max_new_tokens"}
+
+# Model inputs that are only the ids of a prompt.
+_INPUTS = {"attention_mask", "input_ids"}
+# These tell what kind each token is of. All 0 is plain text.
+_TOKEN_KINDS = {"token_type_ids", "mm_token_type_ids"}
+
+
+def request_refusal(request: GenerationRequest, prompts: Any, manager: Any) -> str | None:
+    """Why a manager does not serve a request, beginning with the name; None if it does."""
+    options = request.options
+    given = {name for name, value in request.generate_kwargs.items() if value is not None}
+    if others := sorted(given - {*_SETTINGS, *SAMPLING}):
+        return f"{others[0]}: {REFUSALS['other arguments of generate()']}"
+    is_in_order = manager is None or runs_in_order(manager)
+    asked = {
+        "top_logprobs": options.top_logprobs > 0,
+        "frequency_penalty": bool(options.frequency_penalty),
+        "presence_penalty": bool(options.presence_penalty),
+        "logit_bias": bool(options.logit_bias),
+        "worker_context": options.worker_context is not None,
+        "cancel_within='layer'": options.cancel_within != "step",
+        "max_buffer_size": options.max_buffer_size < math.inf,
+        "logprobs": options.logprobs and not is_in_order,
+        "response_format": options.form is not None and not is_in_order,
+        "tool_choice": options.form is None and request.form is not None and not is_in_order,
+    }
+    for name, is_asked in asked.items():
+        if is_asked:
+            return f"{name}: {REFUSALS[name]}"
+    if isinstance(prompts, Mapping):
+        return inputs_refusal(prompts)
+    return f"{_MEDIA}: {REFUSALS[_MEDIA]}" if any(map(has_media, prompts)) else None
+
+
+def inputs_refusal(inputs: Mapping[str, Any]) -> str | None:
+    """Why a manager does not serve model inputs, beginning with the name; None if it does."""
+    for name in sorted(inputs.keys() - _INPUTS):
+        if inputs[name] is None or (name in _TOKEN_KINDS and not _has(inputs[name], nonzero=True)):
+            continue
+        return f"prompt[{name!r}]: {REFUSALS['other inputs of a prompt']}"
+    mask = inputs.get("attention_mask")
+    if mask is not None and _has(mask, nonzero=False):
+        return f"{_MASK}: {REFUSALS[_MASK]}"
+    return None
+
+
+def _has(values: Any, *, nonzero: bool) -> bool:
+    """Whether the first row of a tensor or a list has an item that is not 0, or one that is."""
+    row = (values.tolist() if hasattr(values, "tolist") else values)[0]
+    return any(bool(each) is nonzero for each in row)

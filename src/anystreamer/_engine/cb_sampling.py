@@ -1,0 +1,134 @@
+"""How a manager chooses tokens: for each request as it asks, with log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers.generation.continuous_batching.cb_logits_processors import (
+    ContinuousBatchingLogitsProcessor,
+    ContinuousBatchingTopKLogitsWarper,
+    ContinuousBatchingTopPLogitsWarper,
+)
+
+__all__ = ["Recorder", "add_recorder", "choose_for_each", "draw_by_itself"]
+
+# transformers has no public name for the method that chooses the tokens of a step.
+SAMPLE = "_sample"
+
+
+def choose_for_each(manager: Any) -> None:
+    """Let a manager that has no batches yet choose tokens as each request asks."""
+    kinds: dict[type, Any] = {
+        ContinuousBatchingTopKLogitsWarper: _TopK,
+        ContinuousBatchingTopPLogitsWarper: _TopP,
+    }
+    processors = manager.logit_processor.logits_processor
+    for index, processor in enumerate(processors):
+        if (kind := kinds.get(type(processor))) is not None:
+            processors[index] = kind(processor)  # with the same settings
+
+
+class _TopK(ContinuousBatchingTopKLogitsWarper):
+    """Keeps the first of the likeliest tokens alone where only one is to be kept, as `argmax` does.
+
+    transformers' own keeps all that are equally likely. In bfloat16 these are often two.
+    """
+
+    def __call__(self, scores: Any, tensor_arg: Any) -> Any:
+        is_greedy = tensor_arg[: scores.size(0)] == 1
+        # Sorting all logits takes long. On an accelerator, to look first would mean to wait for it.
+        if scores.device.type != "cpu" or not is_greedy.all():
+            scores = super().__call__(scores, tensor_arg)
+        first = torch.zeros_like(scores, dtype=torch.bool)
+        first.scatter_(1, scores.argmax(dim=-1, keepdim=True), value=True)
+        return scores.masked_fill(is_greedy[:, None] & ~first, self.filter_value)
+
+
+class _TopP(ContinuousBatchingTopPLogitsWarper):
+    """Sorts no logits, on a CPU, if all tokens are to be kept."""
+
+    def __call__(self, scores: Any, tensor_arg: Any) -> Any:
+        shares = tensor_arg[: scores.size(0)].view(dtype=torch.float32)
+        if scores.device.type == "cpu" and not (shares < 1).any():
+            return scores
+        return super().__call__(scores, tensor_arg)
+
+
+def add_recorder(manager: Any, wants_logprobs: Callable[[str], bool]) -> Recorder:
+    """Let a manager that has no batches yet keep log-probabilities. Add this one last.
+
+    transformers' own are those after temperature, top-k and top-p.
+
+    Args:
+        manager: of transformers.
+        wants_logprobs: whether a request wants them, by its id. Called in the manager's thread.
+    """
+    processors = manager.logit_processor
+    processors.logits_processor.insert(0, recorder := Recorder(wants_logprobs))
+    processors.tensors_required += 1
+    return recorder
+
+
+def draw_by_itself(manager: Any, recorder: Recorder) -> None:
+    """Let a manager that has batches, and has not started, use a random generator of its own.
+
+    transformers' own draws from the generator of the process. A ``generate()`` beside it, whose
+    seed was set, would then make other tokens.
+    """
+    draw = _Draw(recorder, _new_generator(manager))
+    setattr(manager.batch_processor.model_runner, SAMPLE, draw)
+
+
+def _new_generator(manager: Any) -> Any:
+    seed = manager.continuous_batching_config.seed
+    if seed is None:
+        seed = int(torch.randint(2**62, ()))
+    return torch.Generator(manager.model.device).manual_seed(seed)
+
+
+class Recorder(ContinuousBatchingLogitsProcessor):
+    """Keeps the log-probabilities of a step that are asked for, before anything changes them."""
+
+    supported_kwargs: dict[str, type] = {}  # noqa: RUF012  as in the base class
+    ignored_kwargs: tuple[str, ...] = ()
+
+    def __init__(self, wants_logprobs: Callable[[str], bool]) -> None:
+        self._wants_logprobs = wants_logprobs
+        self._is_wanted = False
+        self.latest: Any = None  # of shape (requests, vocabulary); None if nobody wants them
+
+    def fill_defaults(self, int32_tensor: Any) -> None:
+        int32_tensor.zero_()
+
+    def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> Any:
+        self._is_wanted = any(
+            self._wants_logprobs(each.state.request_id) for each in requests_with_new_token
+        )
+        return torch.empty(0, dtype=torch.int32)
+
+    def __call__(self, scores: Any, tensor_arg: Any) -> Any:
+        self.latest = scores.log_softmax(dim=-1) if self._is_wanted else None
+        return scores
+
+
+class _Draw:
+    """Chooses the tokens of a step. In place of the manager's own."""
+
+    def __init__(self, recorder: Recorder, generator: Any) -> None:
+        self._recorder = recorder
+        self._generator = generator
+
+    def __call__(self, scores: Any, output_ids: Any) -> None:
+        """Write into *output_ids* the tokens, and below them their log-probabilities.
+
+        *scores* has the shape ``(1, requests, vocabulary)``, *output_ids* has more columns than
+        there are requests. Log-probabilities are float32, and stored with their bits as they are.
+        """
+        probabilities = scores[0].softmax(dim=-1)
+        chosen = torch.multinomial(probabilities, 1, generator=self._generator)
+        output_ids[0, : len(chosen)].copy_(chosen[:, 0])
+        if self._recorder.latest is not None:
+            logprobs = self._recorder.latest.gather(1, chosen)[:, 0]
+            output_ids[1, : len(chosen)].copy_(logprobs.view(dtype=torch.int32))

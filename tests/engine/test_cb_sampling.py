@@ -1,0 +1,120 @@
+"""With continuous batching each request chooses its tokens as it asks, with log-probabilities."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from anyio import create_task_group
+from transformers import TopKLogitsWarper
+
+from anystreamer import TextChunk, open_engine
+from anystreamer._engine.cb_sampling import choose_for_each
+from anystreamer.demo import load_demo
+
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread_for_the_model")]
+
+PROMPT = "An increasing sequence: one,"
+LOGPROBS: list[dict[str, Any]] = [
+    {},
+    {"do_sample": True, "temperature": 3.0, "top_k": 0},
+    {"do_sample": True, "temperature": 2.0, "top_p": 0.8},
+    {"stop": " six"},
+    {"response_format": {"type": "array", "items": {"type": "integer"}}},
+]
+
+demo = cache(load_demo)
+
+
+async def chunks_of(engine: Any, **kwargs: Any) -> tuple[Any, list[TextChunk]]:
+    async with engine.stream_text(PROMPT, **{"max_new_tokens": 30, **kwargs}) as stream:
+        chunks = [chunk async for chunk in stream]
+        if stream.textless_end is not None:
+            chunks.append(stream.textless_end)
+        return stream, chunks
+
+
+def logprobs_of(token_ids: list[int]) -> list[float]:
+    """Of these tokens after the prompt, in one pass of the model."""
+    model, tokenizer = demo()
+    prompt = tokenizer(PROMPT)["input_ids"]
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *token_ids]])).logits[0, len(prompt) - 1 : -1]
+    rows = logits.log_softmax(-1)
+    return [float(row[token_id]) for row, token_id in zip(rows, token_ids, strict=True)]
+
+
+async def test_logprobs_are_those_of_the_model_whatever_chooses_among_them() -> None:
+    """Before temperature, top-k, top-p and masks, as without batching."""
+    found: list[Any] = []
+    async with open_engine(*demo(), batching="continuous") as engine:
+
+        async def ask(kwargs: dict[str, Any]) -> None:
+            found.append((kwargs, *await chunks_of(engine, logprobs=True, **kwargs)))
+
+        async with create_task_group() as tasks:  # in one batch with those that want none
+            for kwargs in LOGPROBS:
+                tasks.start_soon(ask, kwargs)
+            _, plain = await chunks_of(engine)
+    assert all((chunk.logprobs, chunk.top_logprobs) == (None, None) for chunk in plain)
+    for kwargs, stream, chunks in found:
+        logprobs = [each for chunk in chunks for each in chunk.logprobs or ()]
+        ids = [each for chunk in chunks for each in chunk.token_ids]
+        assert len(logprobs) == len(ids) > 1
+        assert ids == stream.token_ids
+        assert logprobs == pytest.approx(logprobs_of(ids), abs=1e-3), kwargs
+        assert all(top == () for chunk in chunks for top in chunk.top_logprobs or ())
+
+
+async def test_logprobs_are_those_of_an_engine_without_batching() -> None:
+    found = []
+    for batching in ("none", "continuous"):
+        async with open_engine(*demo(), batching=batching) as engine:
+            stream, chunks = await chunks_of(engine, logprobs=True, stop=" six")
+            found.append((stream.token_ids, [each for c in chunks for each in c.logprobs or ()]))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] == pytest.approx(found[1][1], abs=1e-4)
+
+
+async def test_the_random_generator_of_the_process_is_left_alone() -> None:
+    """A `generate()` with a seed, in another thread, draws from it."""
+    async with open_engine(*demo(), batching="continuous") as engine:
+        before = torch.get_rng_state()
+        await chunks_of(engine)
+        stream, _ = await chunks_of(engine, do_sample=True, temperature=3.0)
+        other, _ = await chunks_of(engine, do_sample=True, temperature=3.0)
+        assert torch.equal(before, torch.get_rng_state())
+    assert stream.token_ids != other.token_ids
+
+
+async def test_samples_follow_the_seed_of_the_process_when_the_engine_opens() -> None:
+    found = []
+    for seed in (1, 1, 2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            async with open_engine(*demo(), batching="continuous") as engine:
+                stream, _ = await chunks_of(engine, do_sample=True, temperature=3.0)
+                found.append(stream.token_ids)
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("other", [1, 2], ids=["all greedy", "beside one that samples"])
+def test_of_equally_likely_tokens_the_first_is_chosen_as_generate_does(other: int) -> None:
+    """In bfloat16 two are often equal. transformers' own processor keeps both, and draws one."""
+    processors = [_top_k()]
+    choose_for_each(SimpleNamespace(logit_processor=SimpleNamespace(logits_processor=processors)))
+    scores = torch.tensor([[1.0, 3.0, 3.0, 2.0], [5.0, 1.0, 5.0, 4.0]])
+    kept = processors[0](scores, torch.tensor([1, other, 0], dtype=torch.int32))
+    assert (kept[0] > -torch.inf).nonzero()[:, 0].tolist() == [1] == [int(scores[0].argmax())]
+    assert (kept[1] > -torch.inf).nonzero()[:, 0].tolist() == ([0] if other == 1 else [0, 2])
+
+
+def _top_k() -> Any:
+    from transformers.generation.continuous_batching.cb_logits_processors import (
+        ContinuousBatchingTopKLogitsWarper,
+    )
+
+    return ContinuousBatchingTopKLogitsWarper(TopKLogitsWarper(top_k=1))
