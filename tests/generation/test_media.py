@@ -521,5 +521,5 @@ async def test_a_string_is_not_lost_in_a_template_of_parts(kind: Kind) -> None:
 async def test_continuous_batching_refuses_pictures_by_name(batching: Any) -> None:
     chat = asking({"type": "image", "image": picture()})
     async with open_engine(llama(), tokenizer(), batching=batching) as engine:
-        with pytest.raises(ValueError, match="pictures, audio and video are not for batching="):
+        with pytest.raises(ValueError, match="pictures, audio and video in a chat: it takes only"):
             engine.stream_text(chat, max_new_tokens=2)

@@ -210,5 +210,5 @@ async def test_who_cannot_do_it_says_so(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         stream_text(scripted, scripted.tokenizer, PROMPT, **settings)
     async with open_engine(llama(), tokenizer(), batching="continuous") as engine:
-        with pytest.raises(ValueError, match=rf"{next(iter(settings))} .*batching='none'"):
+        with pytest.raises(ValueError, match=rf"{next(iter(settings))}: .*batching='none'"):
             engine.stream_text(PROMPT, **settings)

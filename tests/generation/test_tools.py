@@ -321,7 +321,7 @@ async def test_each_row_of_a_batch_makes_its_call(name: str) -> None:
 
 @pytest.mark.parametrize("batching", BATCHINGS)
 async def test_engines_make_calls(batching: Any) -> None:
-    async with open_engine(QWEN.model, QWEN.tokenizer, batching=batching, sampling=True) as engine:
+    async with open_engine(QWEN.model, QWEN.tokenizer, batching=batching) as engine:
         found: list[Any] = []
 
         async def ask(choice: Any, seed: int) -> None:

@@ -306,7 +306,7 @@ class Interval(pydantic.BaseModel):
 async def test_openais_client_gets_its_class_back(batching: Batching) -> None:
     pytest.importorskip("llguidance")
     model, tokenizer = load_demo()
-    async with open_engine(model, tokenizer, batching=batching, sampling=True) as engine:
+    async with open_engine(model, tokenizer, batching=batching) as engine:
         async with serving(create_app(engine)) as url, official(url) as client:
             answer = await client.responses.parse(
                 model="anystreamer", input="Count.", text_format=Interval, max_output_tokens=200

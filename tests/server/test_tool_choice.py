@@ -48,9 +48,7 @@ async def engine_of(family: Family, batching: Any) -> AsyncIterator[Engine]:
     """An engine whose model says anything."""
     family.tokenizer.response_template = family.template
     try:
-        async with open_engine(
-            family.model, family.tokenizer, batching=batching, sampling=batching == "continuous"
-        ) as engine:
+        async with open_engine(family.model, family.tokenizer, batching=batching) as engine:
             yield engine
     finally:
         family.tokenizer.response_template = None
