@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -202,3 +203,18 @@ async def test_text_alone_reaches_a_template_of_parts() -> None:
 def test_a_list_of_hosts_is_checked() -> None:
     with pytest.raises(TypeError, match="allow_media_from must be a list of hosts"):
         create_app(object(), allow_media_from="example.org")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "package"), [("llava", "PIL"), ("qwen2-audio", "soundfile")])
+async def test_a_server_without_what_decodes_a_file_says_so(
+    name: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = kind_named(name)
+    part = image_url(png(picture())) if package == "PIL" else input_audio(b"ID3" + bytes(2000))
+    for loaded in [each for each in sys.modules if each.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, package, None)
+    async with edge(kind.model, kind.processor) as url, client_of(url) as client:
+        response = await client.post(CHAT, json={"messages": asking(part), "max_tokens": 2})
+    assert response.status_code == 400
+    assert "anystreamer[media]" in response.json()["error"]["message"]

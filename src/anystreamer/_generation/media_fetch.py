@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from anyio import fail_after, getaddrinfo
 
-from .._installing import to_install
+from .._installing import NotInstalled
 from .media import media_parts
 from .media_files import MAX_BYTES, MAX_ITEMS
 from .media_hosts import is_allowed, is_served_at
@@ -71,9 +71,7 @@ async def _fetch(address: str, place: str, hosts: tuple[str, ...]) -> bytes:
     try:
         import httpcore
     except ImportError as exc:
-        raise ImportError(
-            f"to fetch pictures and recordings needs httpcore: {to_install('media')}"
-        ) from exc
+        raise NotInstalled("to fetch pictures and recordings needs httpcore", "media") from exc
     try:
         with fail_after(SECONDS):
             for _ in range(1 + MAX_REDIRECTS):

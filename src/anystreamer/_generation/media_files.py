@@ -7,7 +7,7 @@ import math
 import wave
 from typing import Any
 
-from .._installing import to_install
+from .._installing import NotInstalled
 
 __all__ = ["FORMATS", "MAX_BYTES", "MAX_ITEMS", "Budget", "decode_picture", "decode_recording"]
 
@@ -75,7 +75,7 @@ def decode_picture(data: bytes, budget: Budget) -> Any:
     try:
         from PIL import Image, ImageOps
     except ImportError as exc:
-        raise ImportError(f"pictures need Pillow: {to_install('media')}") from exc
+        raise NotInstalled("pictures need Pillow", "media") from exc
     budget.take_bytes(len(data))
     try:
         # Its header alone is read.
@@ -120,9 +120,10 @@ def resampled(samples: Any, own_rate: int, rate: int) -> Any:
     try:
         import soxr
     except ImportError as exc:
-        raise ImportError(
+        raise NotInstalled(
             f"a recording with {own_rate} samples per second, for a model that hears {rate}, needs "
-            f"soxr: {to_install('media')}"
+            "soxr",
+            "media",
         ) from exc
     length = math.ceil(len(samples) * rate / own_rate)
     made = soxr.resample(samples, own_rate, rate, quality="soxr_hq")
@@ -160,11 +161,9 @@ def _read_wave(data: bytes, budget: Budget) -> tuple[Any, int]:
     except (wave.Error, EOFError) as exc:
         if data[:4] == b"RIFF":
             raise ValueError("the WAV file is damaged, or does not have plain samples") from exc
-        raise ImportError(
-            f"recordings that are not WAV files need soundfile: {to_install('media')}"
-        ) from exc
+        raise NotInstalled("recordings that are not WAV files need soundfile", "media") from exc
     if width not in (1, 2, 4):
-        raise ImportError(f"WAV files with {8 * width} bits need soundfile: {to_install('media')}")
+        raise NotInstalled(f"WAV files with {8 * width} bits need soundfile", "media")
     frames = frames[: len(frames) // (width * channels) * width * channels]
     samples = np.frombuffer(frames, dtype=f"<{'u' if width == 1 else 'i'}{width}")
     scaled = samples.astype(np.float32) / 2.0 ** (8 * width - 1) - (width == 1)

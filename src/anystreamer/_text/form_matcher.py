@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from copy import copy
 from typing import Any, NamedTuple, Protocol
 
-from .._installing import to_install
+from .._installing import NotInstalled
 from .base import rust_backend, special_ids
 from .grammar_builder import GrammarBuilder
 from .reasoning import Reasoning
@@ -203,9 +203,7 @@ def _compiler_of(tokenizer: Any, eos: tuple[int, ...], argument: str) -> _Compil
     try:
         import llguidance  # noqa: F401
     except ImportError as exc:
-        raise ImportError(
-            f"{argument}= needs llguidance: {to_install('structured')}", name="llguidance"
-        ) from exc
+        raise NotInstalled(f"{argument}= needs llguidance", "structured", "llguidance") from exc
     backend = rust_backend(tokenizer)
     if backend is None:
         raise ValueError(

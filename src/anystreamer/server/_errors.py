@@ -17,6 +17,7 @@ from .._errors import (
     is_kind,
     message_of,
 )
+from .._installing import NotInstalled
 from ._asgi import log
 
 __all__ = [
@@ -116,9 +117,8 @@ def is_about_request(exc: Exception) -> bool:
     """Whether it refuses what the client sent, given that nothing has been generated yet."""
     # A chat template raises when it does not like the messages, such as two answers in a row.
     is_template_error = type(exc).__module__.partition(".")[0] == "jinja2"
-    # Where it is not installed, no request can ask for a form.
-    is_missing = isinstance(exc, ImportError) and exc.name == "llguidance"
-    return is_kind(exc, (ValueError, TypeError)) or is_template_error or is_missing
+    # What is not installed, such as what keeps answers to a form, no request can ask for.
+    return is_kind(exc, (ValueError, TypeError, NotInstalled)) or is_template_error
 
 
 def in_clients_terms(exc: Exception, param: str, names: Mapping[str, str]) -> APIError:
