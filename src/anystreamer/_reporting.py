@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Mapping
 from types import TracebackType
 
 __all__ = ["SafeLogger", "reporting"]
@@ -57,6 +58,10 @@ class SafeLogger:
 
     def debug(self, message: str, *args: object) -> None:
         self._log(logging.DEBUG, message, *args)
+
+    def info(self, message: str, *, extra: Mapping[str, object]) -> None:
+        with reporting:
+            self._logger.info(message, extra=extra, stacklevel=2)
 
     def warning(self, message: str, *args: object, exc_info: BaseException | None = None) -> None:
         self._log(logging.WARNING, message, *args, exc_info=exc_info)

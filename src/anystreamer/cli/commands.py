@@ -13,6 +13,7 @@ from .common import KEY, Backend, Batching, Server, given, require_installed
 from .connection_limits import ConnectionLimits
 from .demo import run_demo
 from .listening import Certificate
+from .logs import LogLevel, RequestLogFormat, write_logs
 from .serve import allowed_hosts, is_loopback, run_serve
 
 __all__ = ["app"]
@@ -302,6 +303,12 @@ def serve(
             help="The model's name in requests and responses. More are aliases for requests.",
         ),
     ] = None,
+    log_level: Annotated[
+        LogLevel, typer.Option(help="From which level on the server logs what happens.")
+    ] = LogLevel.WARNING,
+    request_log: Annotated[
+        RequestLogFormat, typer.Option(help="Log each request, as text or as a line of JSON.")
+    ] = RequestLogFormat.OFF,
     device: Device = None,
     dtype: Dtype = None,
     quantization: Quantization = None,
@@ -320,6 +327,7 @@ def serve(
         raise typer.BadParameter(
             "uvicorn runs on asyncio only: use --server hypercorn", param_hint="--server"
         )
+    write_logs(log_level, request_log)
     run_serve(
         model,
         host,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from anyio import fail_after
@@ -30,6 +29,7 @@ from ._model_names import ModelNames
 from ._openai_format import ChatCompletionBuilder, CompletionBuilder, TextCompletionBuilder
 from ._request_body import BodyParser, RequestT
 from ._request_id import HEADER, RequestIds, request_id_of
+from ._request_log import RequestLog, note_end
 from ._request_models import ChatRequest, CompletionRequest, TextRequest
 from ._responses_format import ResponseBuilder
 from ._responses_request import ResponsesRequest
@@ -174,7 +174,7 @@ def create_app(
 def _middleware(
     allow_origins: Sequence[str], allowed_hosts: Sequence[str] | None
 ) -> list[Middleware]:
-    middleware = [Middleware(RequestIds)]
+    middleware = [Middleware(RequestIds), Middleware(RequestLog)]
     if allowed_hosts is not None:
         middleware.append(Middleware(AllowedHosts, allowed_hosts=allowed_hosts))
     if allow_origins:
@@ -269,7 +269,10 @@ class _Endpoints:
         kind: type[RequestT],
         new_response: Callable[[RequestT, OnEnd], Response],
     ) -> Response:
-        on_end = partial(self._metrics.on_end, endpoint)
+        def on_end(outcome: str, usages: Sequence[Usage] = ()) -> None:
+            self._metrics.on_end(endpoint, outcome, usages)
+            note_end(request.scope, outcome, usages)
+
         try:
             self._check_key(request)
             asked = await self._parser.parse(kind, await self._body(request))

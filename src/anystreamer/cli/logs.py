@@ -1,0 +1,62 @@
+"""What `anystreamer serve` logs, to standard error: its own records, and one for each request."""
+
+from __future__ import annotations
+
+import json
+import logging
+from enum import StrEnum
+
+__all__ = ["LogLevel", "RequestLogFormat", "write_logs"]
+
+_FIELDS = (
+    *("method", "path", "status", "outcome", "prompt_tokens", "completion_tokens"),
+    *("first_seconds", "seconds", "request_id"),
+)
+
+
+class LogLevel(StrEnum):
+    """From which level on records are written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class RequestLogFormat(StrEnum):
+    """How requests are logged."""
+
+    OFF = "off"
+    TEXT = "text"
+    JSON = "json"
+
+
+def write_logs(level: LogLevel, requests: RequestLogFormat) -> None:
+    """Write the logs of this process to standard error."""
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    own = logging.getLogger("anystreamer")
+    own.setLevel(level.upper())
+    own.addHandler(_handler(text))
+    own.propagate = False
+    of_requests = logging.getLogger("anystreamer.requests")
+    of_requests.propagate = False
+    if requests is RequestLogFormat.OFF:
+        of_requests.setLevel(logging.CRITICAL)
+    else:
+        of_requests.setLevel(logging.INFO)
+        of_requests.addHandler(_handler(_JSON() if requests is RequestLogFormat.JSON else text))
+
+
+def _handler(formatter: logging.Formatter) -> logging.Handler:
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    return handler
+
+
+class _JSON(logging.Formatter):
+    """A record as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Its time in seconds since 1970, and its fields."""
+        fields = {name: getattr(record, name) for name in _FIELDS if hasattr(record, name)}
+        return json.dumps({"time": round(record.created, 3), **fields})
