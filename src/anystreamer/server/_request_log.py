@@ -73,11 +73,9 @@ class RequestLog:
 
 
 def _message(fields: dict[str, object]) -> str:
-    parts = [f"{fields['method']} {fields['path']} {fields['status'] or '-'}"]
+    parts = [fields["method"], fields["path"], fields["status"] or "-"]
     if (outcome := fields.get("outcome")) is not None:
-        parts += [
-            *([] if outcome in (fields["status"], str(fields["status"])) else [outcome]),
-            f"{fields['prompt_tokens']}+{fields['completion_tokens']} tokens",
-        ]
-    parts += [f"{fields['seconds']} s", fields["request_id"]]
-    return " ".join(map(str, parts))
+        if outcome != str(fields["status"]):
+            parts.append(outcome)
+        parts.append(f"{fields['prompt_tokens']}+{fields['completion_tokens']} tokens")
+    return " ".join(map(str, [*parts, f"{fields['seconds']} s", fields["request_id"]]))
