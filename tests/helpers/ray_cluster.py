@@ -38,7 +38,7 @@ class _Linked(_Replica):
     # Serve wants it so.
     async def __init__(self, settings: Settings, path: str) -> None:  # type: ignore[misc]
         model = LinkedModel(path, lambda: self._engine)
-        patch("anystreamer.ray.load", lambda *_, **__: (model, model.tokenizer)).start()
+        patch("anystreamer.ray.load_model", lambda *_, **__: (model, model.tokenizer)).start()
         await super().__init__(settings)  # type: ignore[misc]
 
 
@@ -56,7 +56,10 @@ class TwoNodes:
         return str(self._cluster.address)
 
     def serve(self, **settings: Any) -> list[dict[str, Any]]:
-        """Serve it, or a new version of it, on both nodes. Returns the replicas."""
+        """Serve it, or a new version of it, on both nodes. Returns the replicas.
+
+        One by one, unless *settings* say otherwise: a second request then needs the other node.
+        """
         options = {
             "num_replicas": 2,
             "max_replicas_per_node": 1,
@@ -64,7 +67,7 @@ class TwoNodes:
             "graceful_shutdown_wait_loop_s": 0.2,
             "graceful_shutdown_timeout_s": 60,
         }
-        serve.run(application(Settings(**settings), **options))
+        serve.run(application(Settings(**{"batching": "none", **settings}), **options))
         return self.replicas(2)
 
     def replicas(self, number: int) -> list[dict[str, Any]]:
