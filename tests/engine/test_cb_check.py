@@ -361,7 +361,7 @@ async def test_images_are_refused_by_name_and_text_through_a_processor_is_served
     text = {"type": "text", "text": PROMPT}
     image = {"type": "image", "url": "data:image/png;base64,"}
     async with continuous(llama(), ProcessorOfImages(tokenizer())) as engine:
-        with pytest.raises(ValueError, match=r"pixel_values.*use batching='none'"):
+        with pytest.raises(ValueError, match=r"pictures.*use batching='none'"):
             await ids_of(engine, [{"role": "user", "content": [image, text]}])
         chat = [{"role": "user", "content": [text]}]
         assert await ids_of(engine, chat) == generated(llama(), PROMPT, max_new_tokens=10)

@@ -91,7 +91,8 @@ def validate_prompt(name: str, prompt: Any, main_input: str = "input_ids") -> No
     if not isinstance(prompt, str | list | tuple):
         raise TypeError(
             "prompt must be a str, a list of chat messages or a mapping of model inputs, "
-            f"not {type(prompt).__name__}; pass ids as anystreamer.TokenIds(ids)"
+            f"not {type(prompt).__name__}; pass ids as anystreamer.TokenIds(ids), or a tensor of "
+            "shape (1, T) as {'input_ids': ids}"
         )
     if not prompt:
         raise ValueError("prompt is empty: there is nothing to continue")

@@ -289,12 +289,12 @@ class GenerationRequest:
 
     def _stop_ids(self) -> dict[int, str]:
         """The special tokens among the stop strings, where they have no text to be found by."""
-        stop, to_id = (
+        stop, name_of = (
             self.options.stop_strings,
-            getattr(self.decoding, "convert_tokens_to_ids", None),
+            getattr(self.decoding, "convert_ids_to_tokens", None),
         )
-        if not stop or self._shows_special_tokens or not callable(to_id):
+        if not stop or self._shows_special_tokens or not callable(name_of):
             return {}
-        hidden = special_ids(self.decoding)
-        ids = {to_id(string): string for string in stop}
-        return {token_id: string for token_id, string in ids.items() if token_id in hidden}
+        # By their ids: of a string that is no token at all, some tokenizers have the id of <unk>.
+        names = {token_id: name_of(token_id) for token_id in special_ids(self.decoding)}
+        return {token_id: name for token_id, name in names.items() if name in stop}
