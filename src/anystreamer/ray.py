@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from anyio import to_thread
 
-from ._installing import to_install
+from ._installing import to_install as _to_install
 
 try:
     from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validator
@@ -24,7 +24,7 @@ try:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 except ImportError as _missing:
     raise ImportError(
-        f"anystreamer.ray needs Ray Serve ({_missing}): {to_install('ray')}"
+        f"anystreamer.ray needs Ray Serve ({_missing}): {_to_install('ray')}"
     ) from _missing
 
 from . import Engine, open_engine

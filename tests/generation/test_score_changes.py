@@ -11,6 +11,7 @@ import torch
 from anystreamer import TokenIds, open_engine, stream_batch, stream_text
 from anystreamer.testing import ScriptedModel
 
+from ..helpers.batchings import BATCHINGS
 from ..helpers.tiny_models import (
     VOCABULARY,
     assistant,
@@ -205,10 +206,11 @@ async def test_what_cannot_be_is_refused_at_once(
     [{"frequency_penalty": 0.5}, {"presence_penalty": 0.5}, {"logit_bias": {7: 1.0}}],
     ids=str,
 )
-async def test_who_cannot_do_it_says_so(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("batching", BATCHINGS[1:])
+async def test_who_cannot_do_it_says_so(settings: dict[str, Any], batching: Any) -> None:
     scripted = ScriptedModel(["a"])
     with pytest.raises(ValueError, match=next(iter(settings))):
         stream_text(scripted, scripted.tokenizer, PROMPT, **settings)
-    async with open_engine(llama(), tokenizer(), batching="continuous") as engine:
+    async with open_engine(llama(), tokenizer(), batching=batching) as engine:
         with pytest.raises(ValueError, match=rf"{next(iter(settings))}: .*batching='none'"):
             engine.stream_text(PROMPT, **settings)

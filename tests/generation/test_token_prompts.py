@@ -9,6 +9,7 @@ import torch
 
 from anystreamer import FinishReason, TokenIds, open_engine, stream_batch, stream_text
 
+from ..helpers.batchings import BATCHINGS
 from ..helpers.tiny_models import (
     EOS,
     MARK,
@@ -60,7 +61,7 @@ async def test_a_batch_of_them() -> None:
     ]
 
 
-@pytest.mark.parametrize("batching", ["none", "continuous"])
+@pytest.mark.parametrize("batching", BATCHINGS)
 async def test_engines_take_them(batching: Any) -> None:
     async with open_engine(llama(), tokenizer(), batching=batching) as engine:
         async with engine.stream_text(TokenIds(ids_of(PROMPT)), max_new_tokens=4) as stream:
@@ -162,21 +163,22 @@ async def test_an_eos_among_the_stop_strings_is_named() -> None:
     assert (stream.finish_reason, stream.stop_string) == (FinishReason.STOP_STRING, "<eos>")
 
 
-async def test_continuous_batching_stops_at_a_special_token() -> None:
+@pytest.mark.parametrize("batching", BATCHINGS[1:])
+async def test_continuous_batching_stops_at_a_special_token(batching: Any) -> None:
     """The weights say it: it takes no processors."""
     model = new_llama(never=(EOS,))
     first, *_ = generated(model, PROMPT, max_new_tokens=1)
     model.lm_head.weight.data[MARK] = model.lm_head.weight.data[first] * 2
     model.lm_head.weight.data[first] = 0
     assert generated(model, PROMPT, max_new_tokens=1) == [MARK]
-    async with open_engine(model, tokenizer(), batching="continuous") as engine:
+    async with open_engine(model, tokenizer(), batching=batching) as engine:
         async with engine.stream_text(PROMPT, stop="<mark>", max_new_tokens=9) as stream:
             assert await stream.read() == ""
     assert (stream.finish_reason, stream.stop_string) == (FinishReason.STOP_STRING, "<mark>")
     assert stream.token_ids == [MARK]
 
 
-@pytest.mark.parametrize("batching", ["none", "continuous"])
+@pytest.mark.parametrize("batching", BATCHINGS)
 async def test_a_tokenizer_that_makes_token_type_ids(batching: Any) -> None:
     """A decoder does not take them, and ``generate()`` would refuse them."""
     typed = new_tokenizer()

@@ -150,7 +150,7 @@ async def test_curl_sees_that_a_text_was_cut(server: str) -> None:
         assert status != 0
         assert text in ("", "one ")
         status, text = await curl(url + "/own/sse")
-        assert (status, events_of(text)[-1][0]) == (0, "error")
+        assert (status, events_of(text)[-1][0]) == (0, "failure")
 
 
 MESSAGE = {"role": "user", "content": "Hi"}

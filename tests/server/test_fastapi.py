@@ -226,7 +226,7 @@ async def test_what_does_not_finish_in_time_ends_with_an_error(server: str, runn
     status, body = answers["whole"]
     assert (status, json.loads(body)["error"]["code"]) == (503, "engine_unavailable")
     if running == "events":
-        assert events_of(answers["events"][1])[-1] == ("error", json.dumps({"message": message}))
+        assert events_of(answers["events"][1])[-1] == ("failure", json.dumps({"message": message}))
     else:
         assert answers["events"] == (503, message)
     # A text that was cut off must not look complete.

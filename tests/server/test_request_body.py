@@ -85,10 +85,10 @@ def test_pydantic_stops_at_the_first_wrong_item(place: str, item: Any) -> None:
 
 
 def test_it_stops_at_the_first_wrong_prompt() -> None:
-    error = refusal({"prompt": [1] * 128}, CompletionRequest)
+    error = refusal({"prompt": [{}] * 128}, CompletionRequest)
     assert param_of(error) == "prompt[0]"
     assert isinstance(error.__cause__, ValidationError)
-    assert error.__cause__.error_count() <= 2
+    assert error.__cause__.error_count() <= 4  # one for each shape of a prompt
 
 
 MANY_FIELDS = {f"field{number}": 0 for number in range(MANY)}

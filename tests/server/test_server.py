@@ -245,7 +245,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (
         CHAT,
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
-        "messages[0].content[0].type",
+        "messages[0].content[0].image_url.url",
     ),
     (CHAT, {"messages": [{"role": "user", "content": "", "nam": "me"}]}, "messages[0].nam"),
     (CHAT, {"stream_options": {"include_usage": True}}, "stream_options"),

@@ -24,8 +24,8 @@ from ..helpers.serving import SERVERS, client_of, events_of, serving
 
 pytestmark = [
     pytest.mark.usefixtures("asyncio_complains_of_nothing"),
-    # Of clients that break off on trio: their generators are left to the garbage collector.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore):ResourceWarning"),
+    # On trio: generators of clients that break off, and those that Starlette does not close.
+    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore|tests):ResourceWarning"),
 ]
 
 # A cursor that never ends, in the thread of its connection.

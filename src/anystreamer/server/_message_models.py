@@ -46,6 +46,7 @@ class ImagePart(_Strict):
     image_url: Annotated[
         ImageURL, BeforeValidator(lambda v: {"url": v} if isinstance(v, str) else v)
     ]
+    cache_control: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The part in OpenAI's shape, which engines take."""
@@ -64,6 +65,7 @@ class AudioPart(_Strict):
 
     type: Literal["input_audio"]
     input_audio: InputAudio
+    cache_control: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The part in OpenAI's shape, which engines take."""
@@ -120,6 +122,8 @@ class UserMessage(_Strict):
 
     role: Literal["user"]
     content: UserContent
+    name: Annotated[Any, Annotates()] = None
+    cache_control: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The message in the form that chat templates take."""

@@ -121,7 +121,10 @@ class TextStreamResponse(StreamResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. Called by Starlette."""
-        if self._sends_events and Headers(scope=scope).get("last-event-id") == LAST_ID:
+        if (
+            self._sends_events
+            and Headers(raw=[*scope.get("headers", ())]).get("last-event-id") == LAST_ID
+        ):
             await Response(status_code=204)(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
