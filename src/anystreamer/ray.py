@@ -79,10 +79,10 @@ class Settings(BaseModel, extra="forbid"):
     allow_media_from: list[str] = []
     allow_origins: list[str] = []  #: sites whose pages can use the server from a browser
     allowed_hosts: list[str] | None = None  #: host names that requests can use
-    device: str = "auto"  #: as in `anystreamer.load_model`, and so are the next three
-    dtype: str = "auto"
-    quantization: Literal["8bit", "4bit"] | None = None
-    chat_template: str | None = None
+    device: str = "auto"  #: where the model runs, as in `anystreamer.load_model`
+    dtype: str = "auto"  #: of its weights, as there
+    quantization: Literal["8bit", "4bit"] | None = None  #: of its weights, as there
+    chat_template: str | None = None  #: a template, or a file with one, in place of the model's own
     trust_remote_code: bool = False  #: run Python code that comes with the model
 
     @model_validator(mode="after")
