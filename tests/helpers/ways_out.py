@@ -60,7 +60,7 @@ async def cancelled_from_outside(stream: Any, outer: CancelScope) -> None:
         tg.start_soon(rest, stream)
         await checkpoint()
         outer.cancel()
-    await rest(stream)
+    await checkpoint()
     raise AssertionError("the cancellation was not raised")
 
 

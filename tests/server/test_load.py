@@ -282,6 +282,8 @@ async def load_of(
     questions(), long_questions()  # before the loop has anything to do
     # Few at once, so that there is a line.
     kind: dict[str, Any] = {"max_running": 4} if batching == "continuous" else {}
+    # Kept caches would be objects that stay.
+    kind |= {"reuse_cache": False} if batching == "none" else {}
     async with open_engine(*demo(), batching=batching, max_waiting=max_waiting, **kind) as engine:
         usual = "hypercorn" if sniffio.current_async_library() == "trio" else "uvicorn"
         async with limited_serving(create_app(engine), server or usual) as url:

@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from .cb_manager import Attention, use_attention
+from .cb_manager import ATTENTION, Attention, use_attention
 from .turns import Turns
 
 __all__ = ["one_pass_at_a_time"]
@@ -65,9 +65,28 @@ def _lock_passes(model: Any, configs: Mapping[str, Any], attention: Attention) -
             return forward(*args, **kwargs)
 
     model.forward = locked
+    prepare = getattr(model, "prepare_inputs_for_generation", None)
+    if prepare is None or all(getattr(configs[n], ATTENTION) == v for n, v in attention.items()):
+        return
+
+    # `generate()` makes the masks of a pass before it, by the attention that the config names. This
+    # needs a turn of its own: the manager then gets two passes for each of the others.
+    @functools.wraps(prepare)
+    def prepare_locked(*args: Any, **kwargs: Any) -> Any:
+        with turns:
+            return prepare(*args, **kwargs)
+
+    prepare_locked.takes_turns = True  # type: ignore[attr-defined]
+    model.prepare_inputs_for_generation = prepare_locked
 
 
 def _unlock_passes(model: Any) -> None:
+    prepare = vars(model).get("prepare_inputs_for_generation")
+    if getattr(prepare, "takes_turns", False):
+        assert prepare is not None
+        del model.prepare_inputs_for_generation
+        if model.prepare_inputs_for_generation != prepare.__wrapped__:  # it had one of its own
+            model.prepare_inputs_for_generation = prepare.__wrapped__
     forward = model.forward.__wrapped__
     del model.forward
     if model.forward != forward:  # it had one of its own before, as accelerate gives it

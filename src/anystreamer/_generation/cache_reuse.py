@@ -188,7 +188,9 @@ def _is_remote(cls: type) -> bool:
 
 def _is_common(model: Any, step: str) -> bool:
     common = getattr(GenerationMixin, step, None)
-    return step not in vars(model) and getattr(type(model), step, None) is common
+    own = vars(model).get(step)
+    is_own = own is not None and not getattr(own, "takes_turns", False)  # an engine's lock
+    return not is_own and getattr(type(model), step, None) is common
 
 
 def _rope_types(config: Any) -> Iterator[str]:
