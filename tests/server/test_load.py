@@ -349,5 +349,5 @@ async def test_memory_stays_flat(batching: str, rounds: int, clients: int) -> No
     assert grown["tasks"] <= 0
     # A request that is held has a stream, its chunks and a task: dozens of objects. On trio some
     # 180 objects stay of each round, of which we do not know whose they are; on asyncio 10.
-    assert grown["objects"] < 1000
+    assert grown["objects"] < (1000 if sniffio.current_async_library() == "trio" else 500)
     assert grown["resident"] < 2**23

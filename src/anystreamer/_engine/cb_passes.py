@@ -81,13 +81,13 @@ def _lock_passes(model: Any, configs: Mapping[str, Any], attention: Attention) -
 
 
 def _unlock_passes(model: Any) -> None:
-    prepare = vars(model).get("prepare_inputs_for_generation")
-    if getattr(prepare, "takes_turns", False):
-        assert prepare is not None
-        del model.prepare_inputs_for_generation
-        if model.prepare_inputs_for_generation != prepare.__wrapped__:  # it had one of its own
-            model.prepare_inputs_for_generation = prepare.__wrapped__
-    forward = model.forward.__wrapped__
-    del model.forward
-    if model.forward != forward:  # it had one of its own before, as accelerate gives it
-        model.forward = forward
+    if hasattr(vars(model).get("prepare_inputs_for_generation"), "takes_turns"):
+        _unwrap(model, "prepare_inputs_for_generation")
+    _unwrap(model, "forward")
+
+
+def _unwrap(model: Any, name: str) -> None:
+    wrapped = getattr(model, name).__wrapped__
+    delattr(model, name)
+    if getattr(model, name) != wrapped:  # it had one of its own before, as accelerate gives it
+        setattr(model, name, wrapped)
