@@ -32,7 +32,7 @@ from anystreamer.demo import load_demo
 from ..helpers.held import Held, each_way_to_let_go, let_go
 from ..helpers.inside import is_idle, threads_before_a_pass
 from ..helpers.scripted import PATIENCE, until
-from ..helpers.tiny_models import new_llama, seeded, steps_of, t5, tokenizer
+from ..helpers.tiny_models import new_llama, seeded, t5, tokenizer
 from ..helpers.ways_out import (
     BodyError,
     WayOut,
