@@ -144,7 +144,7 @@ class Ban:
 
 
 REQUESTS: dict[str, dict[str, Any]] = {
-    "a penalty": {"repetition_penalty": 1.3},
+    "no repetition": {"no_repeat_ngram_size": 2},
     "a processor": {"logits_processor": [Ban()]},
     "assisted decoding": {"prompt_lookup_num_tokens": 3},
     "min_p": {"do_sample": True, "min_p": 0.9, "temperature": 0.1},
@@ -179,7 +179,7 @@ async def test_both_lanes_have_the_ids_of_generate_while_both_are_busy(attention
             ids = each.token_ids[:900]
             assert ids == right[: len(ids)]
     assert before == attention == model_with(attention).config._attn_implementation
-    assert ids_alone(PROMPT, attention, max_new_tokens=30, **REQUESTS["a penalty"]) == next(
+    assert ids_alone(PROMPT, attention, max_new_tokens=30, **REQUESTS["no repetition"]) == next(
         iter(beside.values())
     )
 
@@ -189,6 +189,8 @@ async def test_what_the_manager_serves_goes_into_the_batch() -> None:
         {},
         {"do_sample": True, "temperature": 0.5, "top_k": 5, "top_p": 0.9},
         {"logprobs": True},
+        {"repetition_penalty": 1.3},
+        {"presence_penalty": 0.1},
         {"stop": "never"},
         {"eos_token_id": 3},
         {"timeout": 100},
@@ -263,12 +265,12 @@ async def test_a_model_with_an_encoder_is_served_alone(warnings: Any) -> None:
 
 async def test_a_model_whose_own_settings_are_ignored_is_served_alone(warnings: Any) -> None:
     model = new_llama()
-    model.generation_config.repetition_penalty = 1.2
+    model.generation_config.no_repeat_ngram_size = 2
     inputs = tokenizer()(PROMPT, return_tensors="pt")
     expected = model.generate(**inputs, max_new_tokens=10)[0, inputs["input_ids"].shape[1] :]
     async with open_engine(model, tokenizer(), batching="auto") as engine:
         await all_alone(engine, expected.tolist())
-    assert "repetition_penalty" in warnings()[0]
+    assert "no_repeat_ngram_size" in warnings()[0]
 
 
 async def test_a_model_that_is_refused_when_the_engine_opens_is_served_alone(

@@ -215,6 +215,32 @@ class GenerationRequest:
                 reasoning = reasoning._replace(begin="")
         return new_matcher(self.decoding, form, self.eos_token_ids, reasoning)
 
+    def repetition_penalty(self) -> list[Any]:
+        """The processor that ``generate()`` has for its setting of that name, if it needs one.
+
+        Raises:
+            ValueError: the value of the setting.
+        """
+        if (penalty := self.setting("repetition_penalty")) in (None, 1.0):
+            return []
+        from transformers import RepetitionPenaltyLogitsProcessor
+
+        return [RepetitionPenaltyLogitsProcessor(penalty)]
+
+    def score_changes(self) -> list[Any]:
+        """New processors of the bias and the penalties that ``generate()`` has no argument for."""
+        options = self.options
+        if not options.changes_scores:
+            return []
+        from .penalties import GeneratedTokensPenalty, LogitBias
+
+        changes: list[Any] = [LogitBias(options.logit_bias)] if options.logit_bias else []
+        if options.frequency_penalty or options.presence_penalty:
+            changes.append(
+                GeneratedTokensPenalty(options.frequency_penalty, options.presence_penalty)
+            )
+        return changes
+
     def encode(
         self,
         prompts: Sequence[Prompt] | Mapping[str, Any],
