@@ -34,8 +34,11 @@ class Pair(pydantic.BaseModel):
     b: str = pydantic.Field(pattern="^[xy]$")
 
 
-PARAMETERS = {"type": "object", "properties": {"seconds": {"type": "integer", "maximum": 60}}}
-WAIT = tool("wait", PARAMETERS["properties"], ["seconds"], strict=True)  # type: ignore[arg-type]
+PARAMETERS: dict[str, Any] = {
+    "type": "object",
+    "properties": {"seconds": {"type": "integer", "maximum": 60}},
+}
+WAIT = tool("wait", PARAMETERS["properties"], ["seconds"], strict=True)
 CALLED = {"name": "wait", "arguments": {"seconds": 7}}
 ANSWER = '{"a": 3, "b": "x"}'
 # What stands before an answer, in the families that write something there.
@@ -52,8 +55,8 @@ PLAIN_QWEN = {
 
 
 def stream_of(family: Family, **kwargs: Any) -> Any:
-    settings = {"tools": [WAIT], "response_format": Pair, "parse_response": family.template}
-    settings |= {"max_new_tokens": 300, **kwargs}
+    settings: dict[str, Any] = {"tools": [WAIT], "response_format": Pair, "max_new_tokens": 300}
+    settings |= {"parse_response": family.template, **kwargs}
     return stream_text(family.model, family.tokenizer, family.prompt, **settings)
 
 

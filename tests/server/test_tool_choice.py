@@ -228,7 +228,8 @@ async def test_an_answer_is_a_call_or_keeps_to_the_format(batching: Any) -> None
                     (call,) = choice.message.tool_calls or [None]
                     made: Any = call and call.function.arguments
                     check_call_or_answer(bias, made, choice.message.content or "")
-            response = await client.responses.create(
+            respond: Any = client.responses.create
+            response = await respond(
                 model="anystreamer",
                 input="hi",
                 tools=[{"type": "function", **function}],
@@ -239,7 +240,7 @@ async def test_an_answer_is_a_call_or_keeps_to_the_format(batching: Any) -> None
             )
             (item,) = response.output
             is_call = item.type == "function_call"
-            made = item.arguments if item.type == "function_call" else None
+            made = item.arguments if is_call else None
             check_call_or_answer("<" if is_call else "{", made, response.output_text)
         async with open_remote_engine(f"{url}/v1", "anystreamer", api_key="x") as remote:
             for bias in "<{":
