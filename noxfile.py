@@ -149,6 +149,13 @@ WITH_RAY = (
 )
 
 
+# What needs applications and libraries that are too large for the other sessions.
+WITH_FRAMEWORKS = (
+    "tests/project/test_docs.py",
+    "tests/test_gradio.py",
+    "tests/test_streamlit.py",
+)
+
 # A cluster's tests are slow, all of them.
 RAY_BY_DAY = "not (nightly or variant or uvloop or trio)"
 RAY_AT_NIGHT = "not nightly and (variant or uvloop or trio)"
@@ -288,6 +295,26 @@ def night_with_ray(session: nox.Session) -> None:
     """The other loops, and many more requests than in `tests_ray`."""
     run_with_ray(session, *WITH_RAY, "-k", "ray", "-m", RAY_AT_NIGHT, NO_LIMIT)
     run_with_ray(session, "tests/test_ray.py", "-m", "nightly", NO_LIMIT)
+
+
+@nox.session(python=PYTHON, tags=["night"])
+def night_with_frameworks(session: nox.Session) -> None:
+    """The pages about LangChain, LlamaIndex, pydantic-ai, Gradio, Streamlit: with each of them."""
+    install_all(session)
+    # Without the constraints: some of them need an openai of before version 3.
+    install(session, "--group", "frameworks", "--group", "typing")
+    examples = str(Path(session.create_tmp()).resolve() / "examples")
+    shutil.rmtree(examples, ignore_errors=True)
+    session.run("python", "-m", "tests.project.write_examples", examples)
+    session.run("mypy", examples)
+    session.run("pyright", examples)
+    session.run(
+        "pytest",
+        *SIDE_BY_SIDE,
+        *("-m", "not nightly"),
+        *(session.posargs or WITH_FRAMEWORKS),
+        env=ENV | {"ANYSTREAMER_REQUIRE_FRAMEWORKS": "1"},
+    )
 
 
 @nox.session(python=PYTHON, tags=["night"])
