@@ -96,7 +96,9 @@ def install(session: nox.Session, *arguments: str) -> None:
 def install_all(session: nox.Session) -> None:
     """What every test needs, torch among it."""
     install(
-        session, *CONSTRAINTS, "--group", "tests", "--group", "peers", f".[transformers,{EXTRAS}]"
+        session,
+        *CONSTRAINTS,
+        *("--group", "tests", "--group", "peers", f".[transformers,notebook,{EXTRAS}]"),
     )
 
 
@@ -153,6 +155,7 @@ WITH_RAY = (
 WITH_FRAMEWORKS = (
     "tests/project/test_docs.py",
     "tests/test_gradio.py",
+    "tests/test_notebook.py",
     "tests/test_streamlit.py",
 )
 
@@ -203,7 +206,7 @@ def types(session: nox.Session) -> None:
         session,
         *CONSTRAINTS,
         *("--group", "typing", "--group", "tests", "--group", "peers", "nox"),
-        f".[transformers,{EXTRAS}]",
+        f".[transformers,notebook,{EXTRAS}]",
     )
     examples = str(Path(session.create_tmp()).resolve() / "examples")
     shutil.rmtree(examples, ignore_errors=True)
@@ -299,7 +302,7 @@ def night_with_ray(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON, tags=["night"])
 def night_with_frameworks(session: nox.Session) -> None:
-    """The pages about LangChain, LlamaIndex, pydantic-ai, Gradio, Streamlit: with each of them."""
+    """The pages about LangChain, Streamlit and others, and notebooks, with each of them."""
     install_all(session)
     # Without the constraints: some of them need an openai of before version 3.
     install(session, "--group", "frameworks", "--group", "typing")
@@ -347,7 +350,8 @@ def tests_of_the_newest(session: nox.Session) -> None:
         for line in Path("constraints.txt").read_text(encoding="utf-8").splitlines()
         if line.startswith("torch==")
     )
-    install(session, torch, "--group", "tests", "--group", "peers", f".[transformers,{EXTRAS}]")
+    every_extra = f".[transformers,notebook,{EXTRAS}]"
+    install(session, torch, "--group", "tests", "--group", "peers", every_extra)
     session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=ENV)
 
 

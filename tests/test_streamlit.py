@@ -44,7 +44,8 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 
 
 def app(*, slow: bool) -> str:
-    [code] = re.findall(r'^```py title="app.py"\n(.*?)^```', PAGE.read_text("utf-8"), re.S | re.M)
+    [found] = re.findall(r'^```py title="app.py"\n(.*?)^```', PAGE.read_text("utf-8"), re.S | re.M)
+    code = str(found)
     if slow:
         for old, new in (
             ("from anystreamer.demo import load_demo\n", SLOW_MODEL),

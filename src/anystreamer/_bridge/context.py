@@ -157,6 +157,11 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
         self.new_task = new_task  #: makes its worker task, on the loop
         self.task: WorkerTask[StreamT] | None = None  #: once it has been opened
 
+    def __repr__(self) -> str:
+        task = self.task
+        shown = f"not opened: 'async with {self._name}(...) as stream:'"
+        return f"<anystreamer.{self._name}() {shown if task is None else repr(task.stream)}>"
+
     @abstractmethod
     async def _start(self) -> WorkerTask[StreamT]:
         """Make the worker task. An exception from here is raised unchanged."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ from .._reporting import SafeLogger
 from .._streams import GenerationState, TextStream
 from .._workers import Lane, OwnedTask, Owner
 from .metrics import EngineMetrics, EngineStatistics
+from .protocol import Engine
 
 __all__ = ["BaseEngine", "EngineTask", "ThreadEngine", "warn_of_one_by_one"]
 
@@ -32,6 +34,13 @@ class BaseEngine(Owner):
     """An engine: owned by the block that opened it, used by any task of its event loop."""
 
     alone: Lane | None = None  #: of requests that are served one by one, if there are any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show notebooks and `help` the arguments of each kind's ``stream_text``."""
+        super().__init_subclass__(**kwargs)
+        if own := vars(cls).get("stream_text"):
+            own.__signature__ = inspect.signature(Engine.stream_text)
+            own.__doc__ = Engine.stream_text.__doc__
 
     def __init__(self, max_running: float, max_waiting: int | None) -> None:
         super().__init__(max_running, max_waiting)
