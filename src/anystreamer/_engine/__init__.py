@@ -1,9 +1,8 @@
 """Many requests on one model: one by one, or batched continuously."""
 
 from .api import EngineContext, open_engine
-from .base import BaseEngine, EngineTask
+from .base import BaseEngine, Engine, EngineTask
 from .metrics import EngineStatistics
-from .protocol import Engine
 
 __all__ = [
     "BaseEngine",

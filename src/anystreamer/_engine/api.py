@@ -15,8 +15,7 @@ from .._generation import (
 )
 from .._text import SupportsDecode
 from .._workers import OwnerContext, validate_count
-from .base import BaseEngine, warn_of_one_by_one
-from .protocol import Engine
+from .base import BaseEngine, Engine, warn_of_one_by_one
 from .sequential import SequentialEngine
 
 __all__ = ["EngineContext", "open_engine"]
