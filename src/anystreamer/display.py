@@ -20,8 +20,8 @@ try:
         TimeElapsedColumn,
     )
     from rich.text import Text
-except ImportError as exc:
-    raise NotInstalled("anystreamer.display needs rich", "notebook", "rich") from exc
+except ImportError as _missing:
+    raise NotInstalled("anystreamer.display needs rich", "notebook", "rich") from _missing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
