@@ -20,7 +20,7 @@ from .._generation import (
     eos_ids,
     uses_torch,
 )
-from .._streams import TextChunk, TextStream, Timeouts, Usage
+from .._streams import PHASES, TextChunk, TextStream, Timeouts, Usage, validate_timeouts
 from ._asgi import EVENT_STREAM, run_all
 from ._body_sender import BodySender, SendLimits
 from ._echo import Echo
@@ -47,6 +47,16 @@ class Limits:
     allow_media_from: tuple[str, ...]  # hosts
     response_template: Mapping[str, Any] | None  # of the model's tokenizer
 
+    def by_name(self) -> dict[str, float | None]:
+        """Those that are numbers, for the metrics. Times are in seconds."""
+        timeouts = validate_timeouts(self.timeout)
+        return {
+            "default_max_tokens": self.default_max_tokens,
+            "max_tokens": self.max_tokens,
+            "context_length": self.context,
+            **{f"timeout_{phase}": getattr(timeouts, phase) for phase in PHASES},
+        }
+
 
 class EngineResponse(StreamResponse):
     """Opens the streams of one request, which subclasses send in their format.
@@ -59,7 +69,7 @@ class EngineResponse(StreamResponse):
         engine: Engine,
         request: TextRequest,
         limits: Limits,
-        on_end: Callable[[str, list[Usage]], None],
+        on_end: Callable[[str, list[TextStream]], None],
     ) -> None:
         super().__init__(limits.sending, media_type=EVENT_STREAM)
         self._engine = engine
@@ -77,7 +87,7 @@ class EngineResponse(StreamResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._on_end(self._outcome, self._usages())
+            self._on_end(self._outcome, self._choices if self._is_accepted else [])
 
     # -- opening
 
@@ -244,7 +254,7 @@ class CompletionResponse(EngineResponse):
         request: TextRequest,
         builder: CompletionBuilder,
         limits: Limits,
-        on_end: Callable[[str, list[Usage]], None],
+        on_end: Callable[[str, list[TextStream]], None],
     ) -> None:
         super().__init__(engine, request, limits, on_end)
         self._builder = builder

@@ -9,7 +9,7 @@ from time import perf_counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._reporting import SafeLogger
-from .._streams import Usage
+from .._streams import TextStream
 from ._request_id import request_id_of
 
 __all__ = ["RequestLog", "note_end"]
@@ -22,8 +22,9 @@ _KEY = "anystreamer.end"
 _PATH_LENGTH = 200
 
 
-def note_end(scope: Scope, outcome: str, usages: Sequence[Usage]) -> None:
+def note_end(scope: Scope, outcome: str, answers: Sequence[TextStream]) -> None:
     """Keep how a request for text has ended, for its record."""
+    usages = [answer.usage for answer in answers if answer.usage is not None]
     scope[_KEY] = {
         "outcome": outcome,
         "prompt_tokens": sum(usage.prompt_tokens for usage in usages),
