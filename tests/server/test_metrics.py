@@ -22,6 +22,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore):ResourceWarning"),
 ]
 
+REQUESTS = 'anystreamer_http_requests_total{endpoint="%s",outcome="%s"}'
+
 
 def value_of(metrics: str, series: str) -> float:
     """The value of a series, such as ``name{label="value"}``; 0 if there is none."""
@@ -98,6 +100,19 @@ async def test_a_request_that_is_refused_counts_as_refused_only() -> None:
             assert value_of(metrics, 'anystreamer_http_tokens_total{kind="prompt"}') == 0
             assert value_of(metrics, "anystreamer_http_prompt_tokens_count") == 0
             assert not re.search(r"anystreamer_http_open_requests\{.*\} [^0]", metrics)
+
+
+async def test_of_several_answers_that_are_refused_none_counts() -> None:
+    """Though the first of them had begun."""
+    async with edge(ScriptedModel(ENDLESS, delay=0.001), max_waiting=1) as (client, engine):
+        body = {"prompt": "Hi", "max_tokens": 10**6, "n": 3}
+        assert (await client.post(TEXT, json=body)).status_code == 503
+        await until(lambda: not engine.statistics().running)
+        metrics = (await client.get("/metrics")).text
+    assert value_of(metrics, REQUESTS % ("completions", "503")) == 1
+    assert value_of(metrics, 'anystreamer_http_tokens_total{kind="prompt"}') == 0
+    assert value_of(metrics, "anystreamer_http_prompt_tokens_count") == 0
+    assert "finish_reason" not in metrics
 
 
 @pytest.mark.parametrize("server", SERVERS)
