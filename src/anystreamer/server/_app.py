@@ -34,6 +34,7 @@ from ._request_models import ChatRequest, CompletionRequest, TextRequest
 from ._responses_format import ResponseBuilder
 from ._responses_request import ResponsesRequest
 from ._responses_response import ResponsesResponse
+from ._tracing import RequestSpans
 
 __all__ = ["create_app"]
 
@@ -152,9 +153,14 @@ def create_app(
     endpoints = _Endpoints(engine, ModelNames(model_name, aliases), api_key, max_body_bytes, limits)
     return Starlette(
         routes=[
-            Route("/v1/chat/completions", endpoints.chat_completions, methods=["POST"]),
-            Route("/v1/completions", endpoints.completions, methods=["POST"]),
-            Route("/v1/responses", endpoints.responses, methods=["POST"]),
+            *(
+                Route(path, endpoint, methods=["POST"], middleware=[Middleware(RequestSpans, path)])
+                for path, endpoint in (
+                    ("/v1/chat/completions", endpoints.chat_completions),
+                    ("/v1/completions", endpoints.completions),
+                    ("/v1/responses", endpoints.responses),
+                )
+            ),
             Route("/v1/models", endpoints.models),
             Route("/v1/models/", endpoints.models),
             Route("/v1/models/{name:path}", endpoints.model),

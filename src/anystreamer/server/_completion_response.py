@@ -20,7 +20,15 @@ from .._generation import (
     eos_ids,
     uses_torch,
 )
-from .._streams import PHASES, TextChunk, TextStream, Timeouts, Usage, validate_timeouts
+from .._streams import (
+    PHASES,
+    TextChunk,
+    TextStream,
+    Timeouts,
+    Usage,
+    answering,
+    validate_timeouts,
+)
 from ._asgi import EVENT_STREAM, run_all
 from ._body_sender import BodySender, SendLimits
 from ._echo import Echo
@@ -69,12 +77,14 @@ class EngineResponse(StreamResponse):
         engine: Engine,
         request: TextRequest,
         limits: Limits,
+        origin: tuple[str, str],
         on_end: Callable[[str, list[TextStream]], None],
     ) -> None:
         super().__init__(limits.sending, media_type=EVENT_STREAM)
         self._engine = engine
         self._request = request
         self._limits = limits
+        self._origin = origin  # the response's id, and the model's name in it
         self._on_end = on_end
         self._choices: list[TextStream] = []
         self._token_texts: list[TokenTexts] = []  # of each choice, if log-probabilities are sent
@@ -196,9 +206,10 @@ class EngineResponse(StreamResponse):
             processors = arguments.get("logits_processor", ())
             arguments["logits_processor"] = [echo.scores, *processors]
         arguments["max_new_tokens"] = max(limit, 1)
-        return await streams.open(
-            self._engine.stream_text(prompt, timeout=self._limits.timeout, **arguments)
-        )
+        with answering(*self._origin):
+            return await streams.open(
+                self._engine.stream_text(prompt, timeout=self._limits.timeout, **arguments)
+            )
 
     def _ending_ids(self) -> dict[str, Any]:
         """The argument with the tokens that end an answer, if they are not the model's own."""
@@ -256,7 +267,7 @@ class CompletionResponse(EngineResponse):
         limits: Limits,
         on_end: Callable[[str, list[TextStream]], None],
     ) -> None:
-        super().__init__(engine, request, limits, on_end)
+        super().__init__(engine, request, limits, builder.origin, on_end)
         self._builder = builder
 
     async def _open(self, streams: OpenStreams) -> None:

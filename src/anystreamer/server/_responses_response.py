@@ -30,7 +30,7 @@ class ResponsesResponse(EngineResponse):
         limits: Limits,
         on_end: Callable[[str, list[TextStream]], None],
     ) -> None:
-        super().__init__(engine, request.chat, limits, on_end)
+        super().__init__(engine, request.chat, limits, builder.origin, on_end)
         self._own_request = request
         self._builder = builder
 
