@@ -96,11 +96,12 @@ async def test_the_client_s_trace_is_taken(
 
 @pytest.mark.parametrize("path", [CHAT, TEXT, RESPONSES])
 async def test_spans_have_the_response_s_id(path: str, spans: InMemorySpanExporter) -> None:
-    body: dict[str, Any] = {
+    bodies: dict[str, dict[str, Any]] = {
         CHAT: {"messages": MESSAGES},
         TEXT: {"prompt": "Hi"},
         RESPONSES: {"input": "Hi"},
-    }[path]
+    }
+    body = bodies[path]
     async with edge(ScriptedModel(["a"])) as (client, _):
         answer = (await client.post(path, json=body)).json()
         text = (await client.post(path, json={**body, "stream": True})).text
