@@ -184,29 +184,46 @@ async def left_after(cluster: Cluster, replicas: dict[str, Any], seconds: float 
         return sum([(await idle(client, each))[name] for each in replicas]) - sum(before)
 
 
+def outcomes(figures: list[dict[str, float]], outcome: str) -> float:
+    """How many requests for completions have ended so."""
+    name = f'anystreamer_http_requests_total{{endpoint="completions",outcome="{outcome}"}}'
+    return sum(each.get(name, 0.0) for each in figures)
+
+
+def reasons(figures: list[dict[str, float]], reason: str) -> float:
+    """How many answers have ended for that reason."""
+    name = f'anystreamer_http_answers_total{{finish_reason="{reason}"}}'
+    return sum(each.get(name, 0.0) for each in figures)
+
+
 async def test_a_client_that_leaves_stops_the_model(
     cluster: Cluster, replicas: dict[str, dict[str, Any]]
 ) -> None:
-    def outcomes(figures: list[dict[str, float]], outcome: str) -> float:
-        name = f'anystreamer_http_requests_total{{endpoint="completions",outcome="{outcome}"}}'
-        return sum(each.get(name, 0.0) for each in figures)
-
     async with cluster.client() as client:
         before = [await idle(client, each) for each in replicas]
         assert 0 < await left_after(cluster, replicas, None) < LONG
         after = [await idle(client, each) for each in replicas]
     assert outcomes(after, "disconnected") - outcomes(before, "disconnected") == 1
+    assert reasons(after, "cancelled") - reasons(before, "cancelled") == 1
     assert outcomes(after, "failed") == outcomes(before, "failed")
+    assert reasons(after, "error") == reasons(before, "error")
 
 
 async def test_a_client_that_does_not_wait_for_its_answer_stops_the_model(
     cluster: Cluster, replicas: dict[str, dict[str, Any]]
 ) -> None:
     seconds, made = 0.1, 0.0
-    while not made:  # what it asked for had not come to the model
-        made = await left_after(cluster, replicas, seconds)
-        seconds *= 1.5
+    async with cluster.client() as client:
+        before = [await idle(client, each) for each in replicas]
+        while not made:  # what it asked for had not come to the model
+            made = await left_after(cluster, replicas, seconds)
+            seconds *= 1.5
+        after = [await idle(client, each) for each in replicas]
     assert made < LONG
+    assert outcomes(after, "disconnected") > outcomes(before, "disconnected")
+    assert reasons(after, "cancelled") > reasons(before, "cancelled")
+    for outcome in ("200", "500", "failed"):
+        assert outcomes(after, outcome) == outcomes(before, outcome)
 
 
 async def test_what_is_too_much_gets_503_at_once(
@@ -242,10 +259,72 @@ async def test_what_is_too_much_gets_503_at_once(
                 tasks.cancel_scope.cancel()
         assert {each.status_code for each in refused} == {503}
         assert {each.headers["retry-after"] for each in refused} == {"1"}
+        for each in refused:  # by Serve's proxy, and not by a replica
+            assert "x-replica" not in each.headers
+            assert each.json()["error"] == {
+                "message": "the server is busy: try again later",
+                "type": "server_error",
+                "param": None,
+                "code": "engine_busy",
+            }
         # And all of that is forgotten with its clients.
         for each in replicas:
             await idle(client, each)
         assert (await client.post(TEXT, json=question(0, 3))).status_code == 200
+
+
+async def test_prometheus_gets_the_metrics_of_each_replica(
+    cluster: Cluster, replicas: dict[str, dict[str, Any]]
+) -> None:
+    async with cluster.client() as client:
+        for number in range(20):
+            assert (await client.post(TEXT, json=question(number, SHORT))).status_code == 200
+    names = ("requests_running", "http_requests_total", "total_seconds_bucket", "limit")
+    missing = {(name, replica) for name in names for replica in replicas}
+    with anyio.fail_after(PATIENCE):
+        while missing:
+            await anyio.sleep(0.5)
+            text = await anyio.to_thread.run_sync(cluster.do, "metrics")
+            for name, replica in [*missing]:
+                line = rf'^ray_anystreamer_{name}\{{.*replica="[^"]*{replica}".*\}} [0-9.e+]+'
+                if re.search(line, text, re.MULTILINE):
+                    missing.remove((name, replica))
+    assert 'le="600.0"' in text
+    assert 'application="default"' in text
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(600)
+async def test_replicas_come_and_go_with_the_load(cluster: Cluster) -> None:
+    """Serve counts the requests that wait in its queue, too."""
+    await anyio.to_thread.run_sync(lambda: cluster.do("scale", seconds=3))
+    answered: set[str] = set()
+
+    async def running() -> int:
+        return int(await anyio.to_thread.run_sync(lambda: cluster.do("running", name="scaling")))
+
+    async def ask() -> None:
+        while True:
+            response = await client.post(f"/scaling{TEXT}", json=question(0, LONG))
+            assert response.status_code == 200
+            answered.add(response.headers["x-replica"])
+
+    try:
+        assert await running() == 1
+        async with cluster.client() as client:
+            with anyio.fail_after(PATIENCE):
+                async with anyio.create_task_group() as load:
+                    for _ in range(6):  # five of them wait
+                        load.start_soon(ask)
+                    while await running() < 2 or len(answered) < 2:
+                        await anyio.sleep(0.2)
+                    load.cancel_scope.cancel()
+            with anyio.fail_after(PATIENCE):
+                while await running() > 1:
+                    await anyio.sleep(0.2)
+            assert (await client.post(f"/scaling{TEXT}", json=question(0, 3))).status_code == 200
+    finally:
+        await anyio.to_thread.run_sync(lambda: cluster.do("delete", name="scaling"))
 
 
 # -- what breaks

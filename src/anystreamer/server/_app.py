@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from anyio import fail_after, get_cancelled_exc_class
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -71,7 +72,7 @@ def create_app(
     ``GET /v1/models``, ``GET /health`` and ``GET /metrics``, and at ``/`` a page to chat with the
     model. It can be mounted in another application of Starlette or FastAPI. A client that
     disconnects stops the model, or leaves the queue. A parameter that is not supported is refused
-    by name.
+    by name. ``app.state.metrics`` is the registry of prometheus_client that ``/metrics`` shows.
 
     Args:
         engine: an engine from `open_engine`, opened in the event loop that the server runs in.
@@ -151,7 +152,7 @@ def create_app(
         response_template=_response_template_of(engine),
     )
     endpoints = _Endpoints(engine, ModelNames(model_name, aliases), api_key, max_body_bytes, limits)
-    return Starlette(
+    app = Starlette(
         routes=[
             *(
                 Route(path, endpoint, methods=["POST"], middleware=[Middleware(RequestSpans, path)])
@@ -175,6 +176,8 @@ def create_app(
             Exception: _failed,
         },
     )
+    app.state.metrics = endpoints.metrics_registry
+    return app
 
 
 def _middleware(
@@ -215,6 +218,11 @@ class _Endpoints:
         self._limits = limits
         numbers = {**limits.by_name(), "max_body_bytes": max_body_bytes}
         self._metrics = Metrics(engine, names.main, numbers)
+
+    @property
+    def metrics_registry(self) -> CollectorRegistry:
+        """Where all metrics are."""
+        return self._metrics.registry
 
     # -- the routes
 
