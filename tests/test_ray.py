@@ -20,6 +20,7 @@ import anyio
 import httpx
 import pytest
 import yaml  # type: ignore[import-untyped]
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from .helpers.remote_engines import remote_engine
 from .helpers.serving import data_of
@@ -30,7 +31,7 @@ with warnings.catch_warnings():  # of Ray's own, at its import
     from ray.serve.schema import ServeDeploySchema
 
 from anystreamer import Engine, EngineBusy, open_engine
-from anystreamer.ray import Settings, _Replica
+from anystreamer.ray import Settings, _Replica, error_objects
 from anystreamer.testing import ScriptedModel
 
 # The cluster starts within the time of the first test, and a replica within that of others.
@@ -259,9 +260,9 @@ async def test_what_is_too_much_gets_503_at_once(
                 tasks.cancel_scope.cancel()
         assert {each.status_code for each in refused} == {503}
         assert {each.headers["retry-after"] for each in refused} == {"1"}
-        for each in refused:  # by Serve's proxy, and not by a replica
-            assert "x-replica" not in each.headers
-            assert each.json()["error"] == {
+        for response in refused:  # by Serve's proxy, and not by a replica
+            assert "x-replica" not in response.headers
+            assert response.json()["error"] == {
                 "message": "the server is busy: try again later",
                 "type": "server_error",
                 "param": None,
@@ -409,6 +410,63 @@ def test_settings_say_what_they_do_not_know(monkeypatch: pytest.MonkeyPatch) -> 
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Settings.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    ("response", "message", "kind", "code"),
+    [
+        (
+            PlainTextResponse("a queue", 503, {"retry-after": "2"}),
+            "the server is busy: try again later",
+            "server_error",
+            "engine_busy",
+        ),
+        (
+            PlainTextResponse("a queue", 429, {"retry-after": "2"}),
+            "the server is busy: try again later",
+            "invalid_request_error",
+            "engine_busy",
+        ),
+        (PlainTextResponse("no replica", 503), "no replica", "server_error", None),
+        (PlainTextResponse('"in \\"JSON\\""', 500), 'in "JSON"', "server_error", None),
+        (
+            PlainTextResponse("Path '/é' not found.", 404),
+            "Path '/é' not found.",
+            "invalid_request_error",
+            None,
+        ),
+    ],
+)
+async def test_errors_of_serve_s_own_are_error_objects(
+    response: PlainTextResponse, message: str, kind: str, code: str | None
+) -> None:
+    got = await through_the_proxy(response)
+    assert got.status_code == response.status_code
+    assert got.json()["error"] == {"message": message, "type": kind, "param": None, "code": code}
+    assert got.headers.get("retry-after") == response.headers.get("retry-after")
+    assert int(got.headers["content-length"]) == len(got.content)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        PlainTextResponse("a text", 200),
+        PlainTextResponse("of a replica", 500, {"x-replica": "a"}),
+        JSONResponse({"error": {"code": "engine_busy"}}, 503, {"retry-after": "2"}),
+    ],
+)
+async def test_responses_of_replicas_pass_as_they_are(response: Response) -> None:
+    got = await through_the_proxy(response)
+    assert (got.status_code, got.content) == (response.status_code, bytes(response.body))
+    assert got.headers.raw == response.raw_headers
+
+
+async def through_the_proxy(response: Response) -> httpx.Response:
+    (middleware,) = error_objects()
+    app: Any = middleware.cls(response, *middleware.args, **middleware.kwargs)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        return await client.get("/")
 
 
 def test_the_config_file_in_the_docs_is_one() -> None:

@@ -264,9 +264,10 @@ async def _export_metrics(registry: Any) -> None:
 def error_objects() -> list[Middleware]:
     """Let Serve's proxies send OpenAI's error object where they refuse a request themselves.
 
-    They do so when their queue is full, and when no replica runs. To turn it on, set the environment
-    variable ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=anystreamer.ray:error_objects`` where Ray
-    is started, on each node with a proxy. Answers of replicas are left as they are.
+    They refuse one when their queue is full, or when no replica runs. To turn this on, set the
+    environment variable ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` to
+    ``anystreamer.ray:error_objects`` where Ray is started, on each node with a proxy. Responses of
+    replicas are left as they are.
     """
     return [Middleware(_ErrorObjects)]
 
