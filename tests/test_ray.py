@@ -274,6 +274,14 @@ async def test_what_is_too_much_gets_503_at_once(
         assert (await client.post(TEXT, json=question(0, 3))).status_code == 200
 
 
+async def test_a_response_has_one_id(cluster: Cluster, replicas: dict[str, dict[str, Any]]) -> None:
+    async with cluster.client() as client:
+        for headers in ({}, {"x-request-id": "mine"}):
+            response = await client.post(TEXT, json=question(0, SHORT), headers=headers)
+            (found,) = response.headers.get_list("x-request-id")
+            assert len(found) > 20 or found == headers["x-request-id"]
+
+
 async def test_prometheus_gets_the_metrics_of_each_replica(
     cluster: Cluster, replicas: dict[str, dict[str, Any]]
 ) -> None:

@@ -225,7 +225,9 @@ class _Named:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-replica"] = self._replica
+                headers = MutableHeaders(scope=message)
+                headers["x-replica"] = self._replica
+                del headers["x-request-id"]  # the proxy adds it again
             await send(message)
 
         extensions = {**scope.get("extensions", {}), CANCELS_ON_DISCONNECT: {}}
