@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from typing import Any
 
+import anyio
+import openai
 import pytest
 from anyio import create_task_group
 
@@ -13,6 +16,7 @@ from anystreamer.cli.connection_limits import ConnectionLimits
 from anystreamer.server import create_app
 from anystreamer.testing import ScriptedModel
 
+from ..helpers.remote_engines import remote_engine
 from ..helpers.scripted import until
 from ..helpers.serving import SERVERS, client_of, limited_serving, serving
 from .test_server import CHAT, ENDLESS, MESSAGES, TEXT, edge
@@ -115,6 +119,23 @@ async def test_of_several_answers_that_are_refused_none_counts() -> None:
     assert "finish_reason" not in metrics
 
 
+async def test_what_a_remote_server_refuses_has_not_ended() -> None:
+    async with edge(ScriptedModel(["a"]), context_length=20) as (client, _):
+        async with remote_engine(str(client.base_url)) as engine:
+            with pytest.raises(openai.BadRequestError):
+                async with engine.stream_text("x" * 30):
+                    pass
+            assert engine.statistics().total.count == 0
+            async with engine.stream_text("x") as stream:
+                await stream.read()
+            assert engine.statistics().total.count == 1
+    async with remote_engine("http://127.0.0.1:9") as engine:  # which nobody serves
+        with pytest.raises(openai.APIConnectionError):
+            async with engine.stream_text("x"):
+                pass
+        assert engine.statistics().total.count == 1
+
+
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_has_cancelled_its_answer(server: str, stream: bool) -> None:
@@ -138,6 +159,37 @@ async def test_a_client_that_leaves_has_cancelled_its_answer(server: str, stream
     assert value_of(now, answer % "error") == 0
     outcomes = re.findall(r'http_requests_total\{.*outcome="(.*)"\} 1.0', now)
     assert outcomes == ["disconnected"]
+
+
+async def test_a_request_that_is_cancelled_while_it_is_read_has_been_left() -> None:
+    """Ray Serve tells in this way that a client has disconnected."""
+    model = ScriptedModel(["a"])
+    reading = anyio.Event()
+
+    async def receive() -> Any:
+        reading.set()
+        await anyio.sleep_forever()
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": TEXT,
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    async with open_engine(model, model.tokenizer) as engine:
+        app = create_app(engine)
+        async with create_task_group() as tasks:
+            tasks.start_soon(app, scope, receive, send)
+            await reading.wait()
+            tasks.cancel_scope.cancel()
+    value = app.state.metrics.get_sample_value
+    left = {"endpoint": "completions", "outcome": "disconnected"}
+    assert value("anystreamer_http_requests_total", left) == 1
+    assert value("anystreamer_http_open_requests", {"endpoint": "completions"}) == 0
 
 
 @pytest.mark.parametrize("server", SERVERS)
