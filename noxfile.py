@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -82,7 +83,9 @@ def settings_of_pip() -> dict[str, str]:
         if places:
             found[f"UV_{name.upper().replace('-', '_')}"] = separator.join(dict.fromkeys(places))
     # As pip does: the newest that fits, wherever it is.
-    return {"UV_INDEX_STRATEGY": "unsafe-best-match", **found, **os.environ}
+    settings = {"UV_INDEX_STRATEGY": "unsafe-best-match", **found}
+    # A user's own stay. Nothing else of the user's goes in here: UV_PYTHON is the session's then.
+    return {name: value for name, value in settings.items() if name not in os.environ}
 
 
 def install(session: nox.Session, *arguments: str) -> None:
@@ -386,10 +389,11 @@ def rehearse_release(session: nox.Session) -> None:
     with session.chdir(place / f"anystreamer-{REHEARSED}"):
         readme = Path("README.md").read_text(encoding="utf-8")
         demo, nox_itself = re.findall(r"^```console\n(.+)\n```", readme, re.MULTILINE)
+        # As in a terminal, which has nothing of this session.
+        outside = dict.fromkeys(("VIRTUAL_ENV", "UV_PYTHON", "UV_PROJECT_ENVIRONMENT"))
+        path = f"export PATH={shlex.quote(os.environ['PATH'])}\n"
         for command in (demo, " ".join((nox_itself, *session.posargs))):
-            # As in a terminal, which has nothing of this session.
-            outside = {"PATH": os.environ["PATH"], "VIRTUAL_ENV": None}
-            session.run("bash", "-ec", command, env=outside, external=True)
+            session.run("bash", "-ec", path + command, env=outside, external=True)
 
 
 @nox.session(python=PYTHON)
