@@ -381,7 +381,10 @@ def rehearse_release(session: nox.Session) -> None:
         session.run("python", "-m", "build", "--no-isolation", f"--outdir={place / 'dist'}")
         session.run("twine", "check", "--strict", *map(str, (place / "dist").iterdir()))
         session.run("python", "tests/project/built.py", str(place / "dist"))
-        for python in filter(shutil.which, (f"python{each}" for each in (PYTHON, *OTHER_PYTHONS))):
+        for python in (f"python{each}" for each in (PYTHON, *OTHER_PYTHONS)):
+            if shutil.which(python) is None:
+                session.warn(f"{python} was not found: the packages are not tried on it")
+                continue
             for package in sorted((place / "dist").iterdir()):
                 try_package(session, package, python, place / f"{python}{package.suffix}")
     (sdist,) = (place / "dist").glob("*.tar.gz")
