@@ -295,8 +295,8 @@ class ThreadContext(StreamContext[StreamT]):
     async def _start(self) -> WorkerTask[StreamT]:
         if is_in_async_generator(2):  # past this coroutine and the one that enters the block
             warnings.warn(
-                f"{self._name}() is opened in an async generator. If a yield stands in its block, "
-                "and the generator is not read to its end, the block is left late or never. "
+                f"{self._name}() is opened in an async generator. If its block contains a yield, "
+                "and the generator is not read to its end, the block ends late or never. "
                 "Streams of open_engine() and open_worker() can stay open across a yield",
                 RuntimeWarning,
                 stacklevel=3,
