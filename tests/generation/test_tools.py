@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from anystreamer import FinishReason, open_engine, stream_batch, stream_text, sync
+from anystreamer import Choice, FinishReason, Regex, open_engine, stream_batch, stream_text, sync
 from anystreamer.testing import ScriptedModel
 
 from ..helpers.batchings import BATCHINGS
@@ -292,6 +292,91 @@ async def test_harmonys_messages_follow_one_another() -> None:
     assert stream.message["content"] == "Wait."
 
 
+# -- beside a form for the answer
+
+PLACE = {
+    "type": "object",
+    "properties": {"place": {"enum": ["here", "there"]}},
+    "required": ["place"],
+}
+
+
+# What opens an answer, after a thought.
+OPENED = {
+    "harmony": "<|channel|>analysis<|message|>Hm.<|end|><|channel|>final<|message|>",
+    "cohere": "<|START_THINKING|>Hm.<|END_THINKING|><|START_RESPONSE|>",
+    "inkling": "<|content_thinking|>Hm.<|end_message|><|content_text|>",
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+async def test_beside_tools_an_answer_keeps_to_its_form(name: str) -> None:
+    family, opened = FAMILIES[name], OPENED.get(name, "")
+    said = opened + '{"place": "there"}'
+    for tools in (TOOLS, STRICT):
+        stream = await finished(
+            stream_of(family, tools=tools, response_format=PLACE, **says(family, said))
+        )
+        assert stream.finish_reason is FinishReason.EOS
+        assert stream.parsed == {"place": "there"}
+        assert calls_of(stream.message) == []
+    wrong = opened + '{"place": "nowhere"}'
+    with pytest.raises(ValueError, match="left no token that the form allows"):
+        await finished(stream_of(family, response_format=PLACE, **says(family, wrong)))
+
+
+@EACH_FAMILY
+async def test_beside_a_form_the_model_can_call(family: Family) -> None:
+    for form in (PLACE, Choice(["yes", "no"]), Regex("[a-z]{3}")):
+        stream = await finished(
+            stream_of(family, response_format=form, **says(family, family.call))
+        )
+        assert stream.finish_reason is FinishReason.EOS
+        assert calls_of(stream.message) == [CALLED]
+        assert stream.parsed is None
+    for wrong in (f"Well, {family.call}", family.call.replace("7", "99")):
+        context = stream_of(family, tools=STRICT, response_format=PLACE, **says(family, wrong))
+        with pytest.raises(ValueError, match="left no token that the form allows"):
+            await finished(context)
+
+
+@EACH_FAMILY
+async def test_where_a_call_is_required_a_form_changes_nothing(family: Family) -> None:
+    asked: dict[str, Any] = {"tool_choice": named("wait"), **says(family, family.call)}
+    stream = await finished(stream_of(family, response_format=PLACE, **asked))
+    assert stream.finish_reason is FinishReason.EOS
+    assert calls_of(stream.message) == [CALLED]
+    assert stream.parsed is None
+
+
+async def test_an_answer_that_is_not_parsed_cannot_be_told_from_a_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(QWEN.tokenizer, "response_template", PLAIN_QWEN)
+    asked: dict[str, Any] = {"response_format": PLACE, "parse_response": False}
+    with pytest.raises(ValueError, match="response_format beside tools needs parse_response=True"):
+        stream_of(QWEN, **asked)
+    asked |= {"tool_choice": "required", "parallel_tool_calls": False}
+    stream = await finished(stream_of(QWEN, **asked, **says(QWEN, QWEN.call)))
+    assert (stream.text, stream.parsed) == (QWEN.call, None)
+
+
+async def test_whatever_the_model_says_is_an_answer_or_a_call() -> None:
+    found = set()
+    for seed in range(8):
+        with seeded(seed):
+            stream = await finished(
+                stream_of(QWEN, parse_response=PLAIN_QWEN, response_format=PLACE, **SAMPLED)
+            )
+        calls = calls_of(stream.message)
+        if stream.finish_reason is FinishReason.EOS:
+            assert bool(calls) is (stream.parsed is None)
+            assert stream.parsed is None or stream.parsed["place"] in ("here", "there")
+            found.add(bool(calls))
+        assert all(each["name"] in PARAMETERS for each in calls)
+    assert found
+
+
 # -- other ways to stream
 
 
@@ -524,7 +609,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"tool_choice": "required", "tools": []}, ValueError, "tool_choice='required' needs tools"),
     ({"parallel_tool_calls": None}, TypeError, "parallel_tool_calls must be a bool"),
     ({"chat_template_kwargs": {"tools": [WAIT]}}, TypeError, "pass them as tools="),
-    ({"tool_choice": "required", "response_format": "json"}, ValueError, "response_format cannot"),
+    ({"parse_response": False, "response_format": "json"}, ValueError, "without a response templ"),
     ({"tool_choice": "required", "min_new_tokens": 3}, ValueError, "min_new_tokens=3: .*tool_cho"),
     ({"tool_choice": "none", "parse_response": False}, ValueError, "without a response template"),
 ]

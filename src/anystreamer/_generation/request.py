@@ -10,6 +10,8 @@ from typing import Any
 
 from .._streams import GenerationSpan, GenerationState, Row, queue_deadline
 from .._text import (
+    AnswerForm,
+    AnswerOrCalls,
     Form,
     FormMatcher,
     ResponseParser,
@@ -99,13 +101,30 @@ class GenerationRequest:
         if is_whisper(model):
             check_whisper_fallback(model, generate_kwargs)
 
+    @property
+    def _answer_form(self) -> AnswerForm | None:
+        """What a text keeps to. Where a call is required there is no text."""
+        use = self.options.tool_use
+        return None if use is not None and use.mode == "required" else self.options.form
+
     def _new_form(self) -> Form | None:
         """What the answer keeps to, if to anything."""
-        use = self.options.tool_use
-        if self.options.form is not None or use is None or not use.is_enforced:
-            return self.options.form
-        template = self.template or response_template_of(self.decoding, self.tokenizer)
-        return new_tool_form(template, use)
+        answer, use = self._answer_form, self.options.tool_use
+        if use is None or (use.mode == "none" and answer is not None):
+            return answer
+        if answer is None and not use.is_enforced:
+            return None
+        calls = new_tool_form(
+            self.template or response_template_of(self.decoding, self.tokenizer), use
+        )
+        if answer is None:
+            return calls
+        if self.template is None:
+            raise ValueError(
+                "response_format beside tools needs parse_response=True, which tells an answer "
+                "from a call; or pass tool_choice='none'"
+            )
+        return AnswerOrCalls(answer, calls)
 
     def setting(self, name: str) -> Any:
         """The value that ``generate()`` will use for a setting of its generation config."""
@@ -267,7 +286,7 @@ class GenerationRequest:
             check_vocabulary(self.model, ids)
         self._check_rows(encoded, rows)
         for row in rows:
-            row.form = self.options.form
+            row.form = self._answer_form
             self.form_matcher(row)  # raises what is wrong with the form; the second one is a copy
         return encoded, rows
 

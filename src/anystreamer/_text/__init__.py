@@ -1,5 +1,6 @@
 """From token ids to text. Pure: no async, no I/O, nothing from the rest of this package."""
 
+from .answer_or_calls import AnswerOrCalls
 from .argument_schemas import parser_tools
 from .base import SupportsDecode, TextDecoder, special_ids
 from .continuation import ContinuationDecoder
@@ -28,6 +29,7 @@ from .tools import ToolChoice, ToolUse, validate_tools
 
 __all__ = [
     "AnswerForm",
+    "AnswerOrCalls",
     "Choice",
     "ContinuationDecoder",
     "Delta",
