@@ -1,6 +1,5 @@
 """From token ids to text. Pure: no async, no I/O, nothing from the rest of this package."""
 
-from .answer_or_calls import AnswerOrCalls
 from .argument_schemas import parser_tools
 from .base import SupportsDecode, TextDecoder, special_ids
 from .continuation import ContinuationDecoder
@@ -24,7 +23,7 @@ from .response_parser import (
 )
 from .stop_strings import StopSet, StopStrings, validate_stop_strings
 from .token_bytes import TokenBytes
-from .tool_form import ToolForm, new_tool_form
+from .tool_form import AnswerOrCalls, ToolForm, new_tool_form
 from .tools import ToolChoice, ToolUse, validate_tools
 
 __all__ = [

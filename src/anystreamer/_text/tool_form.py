@@ -12,9 +12,10 @@ from .call_shape import CallShape, Opening, shape_of_calls
 from .grammar_builder import GrammarBuilder, escaped
 from .marker_grammar import render
 from .reasoning import ANY_TEXT, Reasoning, reasoning_before, reasoning_rest
+from .response_format import AnswerForm
 from .tools import Tool, ToolUse
 
-__all__ = ["ToolForm", "new_tool_form"]
+__all__ = ["AnswerOrCalls", "ToolForm", "new_tool_form"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,31 @@ class ToolForm:
             return f"{calls.space} {between} {calls.all()}"
         except ValueError as exc:
             raise ValueError(f"{self.argument}: {exc}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOrCalls:
+    """Either a whole text of a form, or one call or more and no text."""
+
+    answer: AnswerForm
+    calls: ToolForm
+
+    @property
+    def argument(self) -> str:
+        """The argument that asks for it, for messages."""
+        return self.answer.argument
+
+    def grammars(
+        self, builder: GrammarBuilder, reasoning: Reasoning | None
+    ) -> list[dict[str, Any]]:
+        """The grammar of the whole answer, as llguidance's list of grammars.
+
+        Raises:
+            ValueError: there is none.
+        """
+        answer = self.answer.rule(builder, reasoning)
+        calls = self.calls.rule(builder, reasoning)
+        return builder.grammars(f"{reasoning_before(builder, reasoning)} ({answer} | {calls})")
 
 
 def new_tool_form(template: Mapping[str, Any] | None, use: ToolUse) -> ToolForm:
