@@ -48,4 +48,9 @@ CLIENTS = [
     Client("instructor", "instructor_client.py", ("instructor",)),
     Client("litellm", "litellm_completion.py", ("litellm",)),
     Client("huggingface_hub", "hub_inference_client.py", ("huggingface_hub",)),
+    Client("llama-index", "llama_index_openai_like.py", ("llama-index-llms-openai-like",)),
+    Client("smolagents", "smolagents_model.py", ("smolagents[openai]",)),
+    Client("AutoGen", "autogen_agents.py", ("autogen-agentchat", "autogen-ext[openai]")),
+    Client("dspy", "dspy_modules.py", ("dspy",)),
+    Client("lm-eval", "lm_eval_tasks.py", ("lm_eval[api]", "transformers")),
 ]
