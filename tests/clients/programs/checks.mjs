@@ -18,7 +18,7 @@ export const PARAMETERS = {
 
 async function metric(name) {
   const text = await (await fetch(`${URL}/metrics`)).text();
-  return Number(text.match(new RegExp(`^${name} (\\S+)$`, "m"))[1]);
+  return Number(text.match(new RegExp(`^${name}(?:\\{.*\\})? (\\S+)$`, "m"))[1]);
 }
 
 const tokensMade = () => metric("anystreamer_computed_tokens_total");

@@ -51,7 +51,7 @@ def metric(name: str) -> float:
     """A figure of the server's."""
     with urllib.request.urlopen(f"{URL}/metrics") as response:
         text = response.read().decode()
-    found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
+    found = re.search(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)
     assert found, name
     return float(found[1])
 
