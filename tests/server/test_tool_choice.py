@@ -170,7 +170,7 @@ async def test_strict_tools_where_the_model_chooses(stream: bool) -> None:
         assert arguments.get("seconds", 0) <= 60
 
 
-PLACE = {
+PLACE: Any = {
     "type": "json_schema",
     "json_schema": {"name": "place", "schema": PARAMETERS["go_to"], "strict": True},
 }
@@ -197,12 +197,22 @@ async def test_beside_tools_a_response_format_is_for_the_text(stream: bool) -> N
                     else:
                         choice = (await client.chat.completions.create(**body)).choices[0]
                     required = await client.chat.completions.create(**body, tool_choice="required")
+                    asked: dict[str, Any] = {
+                        "tools": [{"type": "function", **each["function"]} for each in TOOLS],
+                        "text": {"format": {"type": "json_schema", **PLACE["json_schema"]}},
+                        "max_output_tokens": 300,
+                    }
+                    response: Any = await client.responses.create(
+                        model="anystreamer", input="hi", **asked
+                    )
         if text == family.call:
             assert choice.finish_reason == "tool_calls"
             (call,) = choice.message.tool_calls
             assert json.loads(call.function.arguments) == {"seconds": 7}
+            assert json.loads(response.output[0].arguments) == {"seconds": 7}
         else:
             assert (choice.finish_reason, choice.message.content) == ("stop", text)
+            assert response.output_text == text
         # Where a call is required, there is no text that the form could be about.
         assert required.choices[0].message.tool_calls
         assert not required.choices[0].message.content
