@@ -307,6 +307,15 @@ def night_with_ray(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON, tags=["night"])
+def tests_clients(session: nox.Session) -> None:
+    """Real clients, each in an environment of its own, with `anystreamer serve`: `-- "AI SDK"`."""
+    install(session, *CONSTRAINTS, "uv", f".[transformers,{EXTRAS}]")
+    environments = str(Path(session.create_tmp()).resolve() / "clients")
+    run = ("python", "-m", "tests.clients", "--environments", environments)
+    session.run(*run, *session.posargs, env=settings_of_pip() | ENV)
+
+
+@nox.session(python=PYTHON, tags=["night"])
 def night_with_frameworks(session: nox.Session) -> None:
     """The pages about LangChain, Streamlit and others, and notebooks, with each of them."""
     install_all(session)

@@ -170,6 +170,54 @@ async def test_strict_tools_where_the_model_chooses(stream: bool) -> None:
         assert arguments.get("seconds", 0) <= 60
 
 
+PLACE: Any = {
+    "type": "json_schema",
+    "json_schema": {"name": "place", "schema": PARAMETERS["go_to"], "strict": True},
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_beside_tools_a_response_format_is_for_the_text(stream: bool) -> None:
+    """As clients with both send them: an answer in the form, or a call."""
+    family = FAMILIES["llama"]
+    for text in ('{"place": "there"}', family.call):
+        with Wishing(family, text):
+            async with engine_of(family, "none") as engine, serving(create_app(engine)) as url:
+                async with official(url) as client:
+                    body: dict[str, Any] = {
+                        "model": "anystreamer",
+                        "messages": MESSAGES,
+                        "tools": TOOLS,
+                        "response_format": PLACE,
+                        "max_tokens": 300,
+                    }
+                    if stream:
+                        async with client.chat.completions.stream(**body) as events:
+                            choice: Any = (await events.get_final_completion()).choices[0]
+                    else:
+                        choice = (await client.chat.completions.create(**body)).choices[0]
+                    required = await client.chat.completions.create(**body, tool_choice="required")
+                    asked: dict[str, Any] = {
+                        "tools": [{"type": "function", **each["function"]} for each in TOOLS],
+                        "text": {"format": {"type": "json_schema", **PLACE["json_schema"]}},
+                        "max_output_tokens": 300,
+                    }
+                    response: Any = await client.responses.create(
+                        model="anystreamer", input="hi", **asked
+                    )
+        if text == family.call:
+            assert choice.finish_reason == "tool_calls"
+            (call,) = choice.message.tool_calls
+            assert json.loads(call.function.arguments) == {"seconds": 7}
+            assert json.loads(response.output[0].arguments) == {"seconds": 7}
+        else:
+            assert (choice.finish_reason, choice.message.content) == ("stop", text)
+            assert response.output_text == text
+        # Where a call is required, there is no text that the form could be about.
+        assert required.choices[0].message.tool_calls
+        assert not required.choices[0].message.content
+
+
 async def test_a_remote_engine_passes_them_on() -> None:
     family = FAMILIES["qwen coder"]
     async with engine_of(family, "none") as engine, serving(create_app(engine)) as url:
@@ -182,6 +230,17 @@ async def test_a_remote_engine_passes_them_on() -> None:
             (call,) = message["tool_calls"]
             assert call["function"]["name"] == "go_to"
             jsonschema.validate(call["function"]["arguments"], PARAMETERS["go_to"])
+            async with remote.stream_text(
+                MESSAGES,
+                tools=TOOLS,
+                tool_choice=NAMED,
+                response_format=PARAMETERS["go_to"],
+                max_new_tokens=200,
+            ) as stream:
+                await stream.read()
+            message = stream.message
+            assert len(message["tool_calls"]) == 1
+            assert stream.parsed is None
 
 
 SCHEMA = {

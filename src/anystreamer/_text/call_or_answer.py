@@ -9,7 +9,7 @@ from typing import Any
 from .grammar_builder import GrammarBuilder
 from .reasoning import Reasoning, reasoning_before
 from .response_format import AnswerForm
-from .tool_form import Calls, ToolForm
+from .tool_form import ToolForm
 
 __all__ = ["CallOrAnswerForm"]
 
@@ -41,15 +41,6 @@ class CallOrAnswerForm:
         Raises:
             ValueError: there is none.
         """
-        try:
-            calls = Calls(builder, self.calls.shape, self.calls.use)
-            called = f"{calls.space} {calls.all()}"
-            answer = builder.other("form", self.within.grammar)
-            before = reasoning_before(builder, reasoning)
-            if reasoning is not None:
-                between = f"({builder.text(reasoning.between)})?" if reasoning.between else ""
-                called = f"{calls.space} {between} {calls.all()}"
-                answer = f"/\\s*/ {between} {builder.text(reasoning.content)} {answer}"
-            return builder.grammars(f"{before} ({called} | {answer})")
-        except ValueError as exc:
-            raise ValueError(f"{self.calls.argument}: {exc}") from None
+        answer = self.within.rule(builder, reasoning)
+        calls = self.calls.rule(builder, reasoning)
+        return builder.grammars(f"{reasoning_before(builder, reasoning)} ({calls} | {answer})")

@@ -91,10 +91,15 @@ class AnswerForm:
         if reasoning is None:
             return [self.grammar]
         before = reasoning_before(builder, reasoning)
+        return builder.grammars(f"{before} {self.rule(builder, reasoning)}")
+
+    def rule(self, builder: GrammarBuilder, reasoning: Reasoning | None) -> str:
+        """Lark's for the answer after the reasoning."""
         form = builder.other("form", self.grammar)
+        if reasoning is None:
+            return form
         between = f"({builder.text(reasoning.between)})?" if reasoning.between else ""
-        content = builder.text(reasoning.content)
-        return builder.grammars(f"{before} /\\s*/ {between} {content} {form}")
+        return f"/\\s*/ {between} {builder.text(reasoning.content)} {form}"
 
 
 def validate_response_format(value: Any) -> AnswerForm | None:

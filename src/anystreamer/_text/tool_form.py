@@ -14,7 +14,7 @@ from .marker_grammar import render
 from .reasoning import ANY_TEXT, Reasoning, reasoning_before, reasoning_rest
 from .tools import Tool, ToolUse
 
-__all__ = ["Calls", "ToolForm", "new_tool_form"]
+__all__ = ["ToolForm", "new_tool_form"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +37,27 @@ class ToolForm:
         Raises:
             ValueError: there is none.
         """
+        if self.use.mode == "required":
+            before = reasoning_before(builder, reasoning)
+            return builder.grammars(f"{before} {self.rule(builder, reasoning)}")
         try:
-            calls = Calls(builder, self.shape, self.use)
-            if self.use.mode == "required":
-                before = reasoning_before(builder, reasoning)
-                between = ""
-                if reasoning is not None and reasoning.between:
-                    between = f"({builder.text(reasoning.between)})?"
-                return builder.grammars(f"{before} {calls.space} {between} {calls.all()}")
+            calls = _Calls(builder, self.shape, self.use)
             return builder.grammars(_FreeText(builder, calls, self.use, reasoning).start())
+        except ValueError as exc:
+            raise ValueError(f"{self.argument}: {exc}") from None
+
+    def rule(self, builder: GrammarBuilder, reasoning: Reasoning | None) -> str:
+        """Lark's for one call or more, without a text, after the reasoning.
+
+        Raises:
+            ValueError: there is none.
+        """
+        between = ""
+        if reasoning is not None and reasoning.between:
+            between = f"({builder.text(reasoning.between)})?"
+        try:
+            calls = _Calls(builder, self.shape, self.use)
+            return f"{calls.space} {between} {calls.all()}"
         except ValueError as exc:
             raise ValueError(f"{self.argument}: {exc}") from None
 
@@ -69,7 +81,7 @@ def new_tool_form(template: Mapping[str, Any] | None, use: ToolUse) -> ToolForm:
     return ToolForm(use, shape)
 
 
-class Calls:
+class _Calls:
     """The rules of calls."""
 
     def __init__(self, builder: GrammarBuilder, shape: CallShape, use: ToolUse) -> None:
@@ -135,7 +147,7 @@ class _FreeText:
     def __init__(
         self,
         builder: GrammarBuilder,
-        calls: Calls,
+        calls: _Calls,
         use: ToolUse,
         reasoning: Reasoning | None,
     ) -> None:
