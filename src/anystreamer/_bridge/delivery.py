@@ -216,26 +216,18 @@ class Crossing:
 
     def deliver(self) -> None:
         """Have the items that were pushed delivered: the first at once, others as is due."""
-        delivery = self._delivery
-        if not self._state.is_registered:
-            delivery.register(self._state)
+        state, delivery = self._state, self._delivery
+        if not state.is_registered:
+            delivery.register(state)
         if not self._has_crossed:
             self.flush()
-        elif self._is_of_use and not delivery.is_holding:
-            delivery.cross_in_turn(self._state, self.flush)
-
-    @property
-    def _is_of_use(self) -> bool:
-        """Whether a crossing would wake the consumer, or let the loop run.
-
-        A consumer that does not wait takes items without a crossing: it looks at them before it
-        waits. But the loop that it runs in can be waiting for the GIL, which a thread hands over at
-        once only when it blocks, as it does for a crossing, and for space in the buffer.
-        """
-        return (
-            self._state.receiver_waiting is not NO_WAITER
-            or perf_counter() - self._waited_at > CROSSING_CAP
-        )
+        elif not delivery.is_holding and not (
+            # It would not wake the consumer, which takes items without a crossing: it looks at them
+            # before it waits. But the loop that it runs in can be waiting for the GIL, which a
+            # thread hands over at once only when it blocks, as for a crossing and for space.
+            state.receiver_waiting is NO_WAITER and perf_counter() - self._waited_at < CROSSING_CAP
+        ):
+            delivery.cross_in_turn(state, self.flush)
 
     def note_wait(self) -> None:
         """Note that the thread has waited for space, so that the loop could run meanwhile."""
