@@ -155,13 +155,18 @@ def test_leaving_a_stream_ends_its_producer_and_the_worker_goes_on(way: str) -> 
 
 
 def test_closing_it_ends_what_is_open() -> None:
-    stopped = threading.Event()
+    began, stopped = threading.Event(), threading.Event()
+
+    def block() -> None:
+        began.set()
+        assert stopped.wait(PATIENCE)
+
     opened = open_worker(threads=2)
     with opened as worker, ThreadPoolExecutor(1) as pool:
         stream = worker.stream_from_thread(producer := Scripted()).__enter__()
         assert next(stream) == 0
-        blocked = pool.submit(lambda: worker.run(stopped.wait, PATIENCE, on_stop=stopped.set))
-        until(lambda: worker.statistics().running == 2)
+        blocked = pool.submit(lambda: worker.run(block, on_stop=stopped.set))
+        assert began.wait(PATIENCE)
         worker.close()
         with pytest.raises(EngineClosed, match="the worker has been closed"):
             blocked.result(PATIENCE)
