@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ._errors import logger
+from ._generation import note_missing_processor
 from ._installing import to_install
 from ._model_class import Classes, classes_for
 
@@ -126,8 +127,11 @@ def _classes_and_tokenizer(name: str, trusts_code: bool) -> tuple[Classes, Any]:
             raise
         # Its files, or a package such as torchvision, are not there.
         logger.warning("%s takes text alone here: its processor cannot be loaded (%s)", name, exc)
+        missing = exc
     classes = classes_for(config, text_alone=True)
-    return classes, classes.encoder.from_pretrained(name, trust_remote_code=trusts_code)
+    tokenizer = classes.encoder.from_pretrained(name, trust_remote_code=trusts_code)
+    note_missing_processor(tokenizer, missing)
+    return classes, tokenizer
 
 
 def shown_name(name: str | None) -> str:
@@ -162,7 +166,7 @@ def _dtype(dtype: str | torch.dtype) -> Any:
         return dtype
     if not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise ValueError(
-            f"dtype={dtype!r} is no dtype for weights: use 'auto', 'bfloat16', 'float16' or "
+            f"dtype={dtype!r} is not a dtype for weights: use 'auto', 'bfloat16', 'float16' or "
             "'float32'. For fewer bits use quantization="
         )
     return found
@@ -228,5 +232,5 @@ def _template(chat_template: str) -> str:
             return file.read()
     except OSError as exc:
         raise ValueError(
-            f"chat_template={chat_template!r} is no file, and no Jinja template ({exc.strerror})"
+            f"chat_template={chat_template!r} is not a file, nor a Jinja template ({exc.strerror})"
         ) from exc
