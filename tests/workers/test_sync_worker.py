@@ -288,13 +288,19 @@ async def test_a_worker_whose_block_ends_under_threads_that_wait_for_it() -> Non
         ("worker.stream_from_thread(block).__enter__()", ""),
         (
             """
-            import _thread
+            import _thread, sys, time, traceback
             began = threading.Event()
             def wait():
                 began.set()
                 stopped.wait()
             def interrupt():
                 began.wait()
+                while True:  # until the main thread waits for the end, and not for the beginning
+                    frame = sys._current_frames()[threading.main_thread().ident]
+                    names = [each.name for each in traceback.extract_stack(frame)]
+                    if {"__next__", "wait"} <= set(names):
+                        break
+                    time.sleep(0.001)
                 _thread.interrupt_main()
             threading.Thread(target=interrupt).start()
             try:
