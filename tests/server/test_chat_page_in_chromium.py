@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -313,6 +316,52 @@ async def test_a_browser_that_keeps_nothing(browser: Browser) -> None:
         await say(page, "Hi")
         await expect(answer(page)).to_have_text("Hello!")
         assert model.calls[-1]["max_new_tokens"] == 7
+
+
+async def test_pictures(browser: Browser, tmp_path: Path) -> None:
+    """Where the model takes them: smaller, with nothing of the file but what one sees."""
+    image = pytest.importorskip("PIL.Image")
+    big = image.new("RGB", (3000, 1500), "red")
+    exif = image.Exif()
+    exif[0x010E] = "a secret place"
+    big.save(tmp_path / "big.jpg", exif=exif)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    async with chatting(browser, ["Hello!"]) as (page, model, _):
+        await expect(page.locator("#model")).to_have_text("anystreamer")
+        await expect(page.get_by_role("button", name="Picture")).to_be_hidden()
+    model = ScriptedModel(["Hello!"])
+    model.tokenizer.image_processor = object()  # type: ignore[attr-defined]
+    failed = ("ERR_INTERNET_DISCONNECTED",)
+    async with chatting(browser, model, expected=failed) as (page, _, _):
+        files = page.locator("#picture-files")
+        add = page.get_by_role("button", name="Picture", exact=True)
+        await expect(add).to_be_visible()
+        await files.set_input_files(tmp_path / "broken.png")
+        await expect(problem(page)).to_have_text("The browser cannot read broken.png as a picture.")
+        await files.set_input_files([tmp_path / "big.jpg"] * 2)
+        remove = page.get_by_role("button", name="Remove picture")
+        await expect(remove).to_have_count(2)
+        assert [each["id"] for each in (await Axe().run(page)).response["violations"]] == []
+        await remove.first.click()
+        await expect(add).to_be_focused()
+        await page.context.set_offline(True)
+        await say(page, "What is it?")  # and it comes back
+        await expect(problem(page)).to_contain_text("cannot be reached")
+        await expect(remove).to_have_count(1)
+        await page.context.set_offline(False)
+        async with page.expect_request("**/chat/completions") as sent:
+            await page.get_by_label("Message").press("Enter")
+        request = await sent.value
+        (message,) = request.post_data_json["messages"]
+        picture, text = message["content"]
+        assert text == {"type": "text", "text": "What is it?"}
+        start, data = picture["image_url"]["url"].split(",")
+        assert start == "data:image/jpeg;base64"
+        content = base64.b64decode(data)
+        assert b"secret" not in content
+        assert image.open(BytesIO(content)).size == (1024, 512)
+        await expect(page.locator(".question canvas")).to_have_count(1)
+        await expect(remove).to_have_count(0)
 
 
 # -- stopping

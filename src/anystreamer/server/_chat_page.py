@@ -18,6 +18,7 @@ SCRIPTS = (
     "markdown",
     "markdown_spans",
     "markdown_view",
+    "pictures",
     "settings",
     "storage",
 )

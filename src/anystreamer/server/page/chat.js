@@ -5,6 +5,7 @@
 import { copy } from "./clipboard.js";
 import { eventsOf } from "./events.js";
 import { MarkdownView } from "./markdown_view.js";
+import { offerPictures, pictureAsPart, setPictures, takePictures } from "./pictures.js";
 import { sampling, systemMessages } from "./settings.js";
 import { inTab } from "./storage.js";
 
@@ -20,6 +21,7 @@ const [message, send, stop] = ["message", "send", "stop"].map(element);
 const [keyDialog, key, keyRefused] = ["key-dialog", "key", "key-refused"].map(element);
 
 let answered = []; // sent with the next question: the turns that have an answer
+let takesPictures = false; // the model, as its server says
 let running = null; // the AbortController of the answer that is being written
 
 /** An error with a message for the user. */
@@ -97,7 +99,11 @@ async function greet() {
     problem.textContent = (await problemOf(response)).message;
     return;
   }
-  const name = (await response.json()).data[0].id;
+  const { id: name, input_modalities: kinds } = (await response.json()).data[0];
+  if (kinds?.includes("image") && !takesPictures) {
+    takesPictures = true;
+    offerPictures(message, (text) => (problem.textContent = text));
+  }
   element("model").textContent = name;
   document.title = `Chat – ${name}`;
   element("suggestion").hidden = name !== DEMO;
@@ -108,8 +114,9 @@ async function greet() {
 
 /** Send a question, and show the answer while it arrives: in the place of *replaced*, if given. */
 async function ask(question, replaced = null) {
+  const pictures = replaced?.pictures ?? takePictures();
   const abort = (running = new AbortController());
-  const turn = new Turn(question, replaced);
+  const turn = new Turn(question, pictures, replaced);
   const before = answered.filter((each) => each !== replaced);
   showRunning();
   status.textContent = "The model is answering.";
@@ -138,7 +145,8 @@ async function ask(question, replaced = null) {
 function takeBack(turn, replaced) {
   turn.remove(replaced);
   if (replaced === null && message.value === "") {
-    message.value = turn.question.content;
+    message.value = turn.asked;
+    setPictures(turn.pictures);
     fit();
   }
 }
@@ -146,7 +154,7 @@ function takeBack(turn, replaced) {
 /** Ask for the last answer once more. It stays if there is no other. */
 function retry() {
   const last = answered.at(-1);
-  if (running === null && last) ask(last.question.content, last);
+  if (running === null && last) ask(last.asked, last);
 }
 
 async function copied(text, button) {
@@ -171,8 +179,12 @@ class Turn {
   #reasoning = this.#node.querySelector(".reasoning");
   #figures = this.#node.querySelector(".figures");
 
-  constructor(question, replaced) {
-    this.question = { role: "user", content: question };
+  constructor(question, pictures, replaced) {
+    this.asked = question;
+    this.pictures = pictures;
+    const parts = [...pictures.map(pictureAsPart), { type: "text", text: question }];
+    this.question = { role: "user", content: pictures.length ? parts : question };
+    this.#node.querySelector(".question .pictures").append(...pictures);
     this.#node.querySelector(".question .text").textContent = question;
     this.#node.classList.add("waiting");
     this.#figures.textContent = "Waiting for the model …";
@@ -242,7 +254,10 @@ class Turn {
 
   /** Take it off the page; *replaced* comes back. */
   remove(replaced) {
-    if (replaced) this.#node.replaceWith(replaced.#node);
+    if (replaced) {
+      replaced.#node.querySelector(".question .pictures").append(...this.pictures);
+      this.#node.replaceWith(replaced.#node);
+    }
     else this.#node.remove();
     welcome.hidden = turns.childElementCount > 0;
   }
@@ -369,6 +384,7 @@ element("new").addEventListener("click", () => {
   stopAnswer();
   running = null;
   answered = [];
+  setPictures([]);
   turns.replaceChildren();
   welcome.hidden = false;
   problem.textContent = status.textContent = "";
