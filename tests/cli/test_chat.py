@@ -405,6 +405,24 @@ def test_what_a_server_does_not_do(backend: str) -> None:
     assert (code, "http://" in errors) == (1, True)
 
 
+@pytest.mark.parametrize("is_path", [False, True])
+def test_the_start_of_a_server_names_what_it_has(is_path: bool, tmp_path: Path) -> None:
+    """On a terminal: the page, the API, and how to stop. A browser opens no path of a socket."""
+    pytest.importorskip("starlette")
+    where = ("--uds", str(tmp_path / "socket")) if is_path else ("--port", "0")
+    has_weights = "model.dtype, model.parameters = 'none', tuple\ntry:"
+    code = scripted("['a']").replace("try:", has_weights)
+    with terminal(code, "serve", *where, size=(300, 24)) as server:
+        shown = server.until("Ctrl-C stops.")
+        found = re.search(r"Serving anystreamer-demo on (\S+)\nModel: .*none\.", shown)
+        assert found
+        page = "" if is_path else f"Chat page: {found[1]}/. "
+        assert f" {page}API: {found[1]}/v1. Ctrl-C stops." in shown
+        assert ("Chat page" in shown) != is_path
+        server.type("\x03")
+        server.end()
+
+
 # -- with pipes
 
 
