@@ -352,7 +352,8 @@ async def test_pictures(browser: Browser, tmp_path: Path) -> None:
         async with page.expect_request("**/chat/completions") as sent:
             await page.get_by_label("Message").press("Enter")
         request = await sent.value
-        (message,) = request.post_data_json["messages"]
+        assert request.post_data is not None
+        (message,) = json.loads(request.post_data)["messages"]
         picture, text = message["content"]
         assert text == {"type": "text", "text": "What is it?"}
         start, data = picture["image_url"]["url"].split(",")
