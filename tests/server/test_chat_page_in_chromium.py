@@ -127,6 +127,7 @@ async def test_text_appears_as_it_is_made(browser: Browser) -> None:
             await expect(status).to_have_text("The model is answering.")
             await expect(page.get_by_role("button", name="Stop")).to_be_visible()
             await expect(page.get_by_role("button", name="Send")).to_be_hidden()
+            await anyio.sleep(0.06)  # a rate needs some time
             gate.open()
         await expect(answer(page)).to_have_js_property("textContent", "One 👋🏽 二\nthree")
         await expect(figures(page)).to_have_text(

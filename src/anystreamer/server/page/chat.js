@@ -10,6 +10,7 @@ import { sampling, systemMessages } from "./settings.js";
 import { inTab } from "./storage.js";
 
 const KEY = `anystreamer key of ${location.pathname}`; // this host can have others
+const SHORTEST = 0.05; // what came in less time came at once, and has no rate (seconds)
 const SHOWN = 2000; // how long a button says that it has copied (milliseconds)
 const BLOCKS = "p, h2, h3, h4, h5, h6, pre, tr, .line"; // what is read as a line
 const DEMO = "anystreamer-demo"; // the name that `anystreamer serve` gives to the embedded model
@@ -292,7 +293,7 @@ class Clock {
     if (this.#first === null || this.#first[1] === null) return [];
     const seconds = (this.#last[0] - this.#first[0]) / 1000;
     const count = this.#last[1] - this.#first[1];
-    if (count < 1 || seconds <= 0) return [];
+    if (count < 1 || seconds < SHORTEST) return [];
     const rate = count / seconds;
     return [`${rate.toLocaleString("en", { maximumFractionDigits: rate < 10 ? 1 : 0 })} tokens/s`];
   }
