@@ -14,7 +14,7 @@ from .marker_grammar import render
 from .reasoning import ANY_TEXT, Reasoning, reasoning_before, reasoning_rest
 from .tools import Tool, ToolUse
 
-__all__ = ["ToolForm", "new_tool_form"]
+__all__ = ["Calls", "ToolForm", "new_tool_form"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class ToolForm:
             ValueError: there is none.
         """
         try:
-            calls = _Calls(builder, self.shape, self.use)
+            calls = Calls(builder, self.shape, self.use)
             if self.use.mode == "required":
                 before = reasoning_before(builder, reasoning)
                 between = ""
@@ -69,7 +69,7 @@ def new_tool_form(template: Mapping[str, Any] | None, use: ToolUse) -> ToolForm:
     return ToolForm(use, shape)
 
 
-class _Calls:
+class Calls:
     """The rules of calls."""
 
     def __init__(self, builder: GrammarBuilder, shape: CallShape, use: ToolUse) -> None:
@@ -135,7 +135,7 @@ class _FreeText:
     def __init__(
         self,
         builder: GrammarBuilder,
-        calls: _Calls,
+        calls: Calls,
         use: ToolUse,
         reasoning: Reasoning | None,
     ) -> None:

@@ -283,11 +283,6 @@ class ChatRequest(TextRequest):
         if self.tool_choice not in (None, "auto", "none") and self.tools is None:
             raise APIError("tool_choice needs tools", param="tool_choice")
         self._check_template()
-        if self._form is not None and self.tools is not None and self.tool_choice != "none":
-            raise APIError(
-                "response_format is not supported together with tools that can be called",
-                param="response_format",
-            )
         return self
 
     def _check_template(self) -> None:
