@@ -5,10 +5,10 @@ As a program it prints a table: `python -m tests.helpers.hostile_answers`.
 
 from __future__ import annotations
 
-import gzip
 import resource
 import subprocess
 import sys
+import zlib
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -26,7 +26,22 @@ __all__ = ["ANSWERS", "HostileAnswer", "Outcome", "meet"]
 
 # As large as one read of the client.
 MUCH = 65536
-ZEROS = gzip.compress(bytes(2**30), 9)  # 1 MB, which becomes 1 GiB
+
+
+def _zeros() -> bytes:
+    """1 MB of gzip, which becomes 1 GiB. To compress that takes seconds, at each import of this."""
+    compressor = zlib.compressobj(9, wbits=31)
+    first, again, end = (
+        compressor.compress(bytes(size)) + compressor.flush(flush)
+        for size, flush in (
+            (2**20, zlib.Z_FULL_FLUSH),
+            (2**20, zlib.Z_FULL_FLUSH),
+            (0, zlib.Z_FINISH),
+        )
+    )
+    # After a full flush nothing refers to what was before. The checksum at its end is wrong: who
+    # has read so far has grown already.
+    return first + again * 1023 + end
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,7 @@ def _error(headers: bytes = b"") -> bytes:
 
 
 def _compressed(head: bytes) -> bytes:
-    return head.replace(b"\r\n", b"\r\ncontent-encoding: gzip\r\n", 1) + chunked(ZEROS)
+    return head.replace(b"\r\n", b"\r\ncontent-encoding: gzip\r\n", 1) + chunked(_zeros())
 
 
 def _delta(**delta: Any) -> bytes:
