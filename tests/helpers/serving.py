@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
@@ -15,6 +16,7 @@ import openai
 import pytest
 import sniffio
 import uvicorn
+import uvicorn.server
 from hypercorn.config import Config
 from hypercorn.typing import ASGIFramework
 
@@ -22,9 +24,38 @@ from anystreamer.cli.connection_limits import ConnectionLimits
 from anystreamer.cli.listening import BACKLOG, Certificate, listening, url_of
 from anystreamer.cli.run_server import serve
 
-__all__ = ["SERVERS", "client_of", "data_of", "events_of", "limited_serving", "official", "serving"]
+__all__ = [
+    "PLAIN",
+    "SERVERS",
+    "client_of",
+    "data_of",
+    "events_of",
+    "limited_serving",
+    "official",
+    "serving",
+]
 
 SERVERS = ["uvicorn", "hypercorn"]
+
+# For clients of servers without TLS. To load all certificates takes each of them 15 ms.
+PLAIN = httpx.create_ssl_context(verify=False)
+
+
+class _Impatient:
+    """asyncio for uvicorn's server, which looks every 0.1 s whether it is to stop, and then sleeps.
+
+    In the hundreds of tests that start one, it would be minutes in which nothing happens.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    @staticmethod
+    async def sleep(delay: float) -> None:
+        await asyncio.sleep(delay / 10)
+
+
+uvicorn.server.asyncio = _Impatient()  # type: ignore[assignment,attr-defined]
 
 
 @asynccontextmanager
@@ -118,11 +149,12 @@ async def _hypercorn(
 
 
 def client_of(url: str, timeout: float | None = 30, **kwargs: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=url, trust_env=False, timeout=timeout, **kwargs)
+    options = {"base_url": url, "trust_env": False, "timeout": timeout, "verify": PLAIN, **kwargs}
+    return httpx.AsyncClient(**options)
 
 
 def official(url: str) -> openai.AsyncOpenAI:
-    http_client = openai.DefaultAsyncHttpxClient(trust_env=False)
+    http_client = openai.DefaultAsyncHttpxClient(trust_env=False, verify=PLAIN)
     client = openai.AsyncOpenAI(
         base_url=f"{url}/v1", api_key="key", max_retries=0, http_client=http_client
     )
