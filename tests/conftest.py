@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio.constants
 import gc
 import importlib.util
 import logging
@@ -51,6 +52,10 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 logging.getLogger("asyncio").addFilter(
     lambda record: not str(record.msg).startswith("Executing %s took")
 )
+
+# In debug mode each callback, task and future keeps the frames that made it, ten without this. That
+# takes a seventh of the bridge's tests, and messages of a failure need the innermost one.
+asyncio.constants.DEBUG_STACK_DEPTH = 1
 
 # A shell's background jobs ignore Ctrl-C, and so would the programs that the tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
