@@ -265,7 +265,7 @@ async def test_nothing_piles_up(streams: int) -> None:
     levels: list[Level] = []
     for _ in range(10):
         await soak.streams(streams // 10)
-        levels.append(Level.now())
+        levels.append(await Level.now())
         print(levels[-1])
     print(dict(soak.endings))
     assert set(soak.ways) <= set(soak.endings)

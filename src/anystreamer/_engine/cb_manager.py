@@ -19,6 +19,7 @@ __all__ = [
     "is_dying",
     "runs_in_order",
     "runs_python",
+    "take_results",
     "use_attention",
 ]
 
@@ -67,6 +68,22 @@ def cache_used(manager: Any) -> float | None:
     except AttributeError:
         return None
     return 1.0 - float(free)
+
+
+def take_results(manager: Any, timeout: float) -> list[Any]:
+    """Wait for a result. Returns all that are ready; none after *timeout* seconds.
+
+    All at once: for each that is taken by itself, the manager's thread, which adds one by one, has
+    to wait for the queue's lock, and with it for the interpreter.
+    """
+    first = manager.get_result(timeout=timeout)
+    if first is None:
+        return []
+    results = getattr(manager, "output_router", manager).output_queue
+    with results.mutex:
+        others = list(results.queue)
+        results.queue.clear()
+    return [first, *others]
 
 
 def runs_python(manager: Any) -> bool:

@@ -20,7 +20,7 @@ from .active_request import ActiveRequest, publish
 from .base import EngineTask, ThreadEngine
 from .cb_cached_tokens import report_cached_tokens
 from .cb_config import SAMPLING, Settings
-from .cb_manager import cache_size, cache_used, cause_of_death, is_dying
+from .cb_manager import cache_size, cache_used, cause_of_death, is_dying, take_results
 from .cb_open import open_manager
 from .cb_refusals import inputs_refusal, request_refusal
 
@@ -38,9 +38,6 @@ STREAMS_AT_ONCE = 32
 
 # This many prompts at most are encoded in one call of a worker thread.
 ENCODED_AT_ONCE = 16
-
-# How many results the drain takes before it delivers.
-RESULTS_AT_ONCE = 10_000
 
 
 class ContinuousBatchingEngine(ThreadEngine):
@@ -204,10 +201,8 @@ class ContinuousBatchingEngine(ThreadEngine):
         Not within `_drain`: its variables would keep requests alive while it waits for new ones.
         """
         sleep(DRAIN_INTERVAL)
-        result, latest = manager.get_result(timeout=RESULT_POLL), {}
-        while result is not None:
-            latest[result.request_id] = result  # each has all tokens so far
-            result = manager.get_result(timeout=0) if len(latest) < RESULTS_AT_ONCE else None
+        # Each has all tokens so far.
+        latest = {each.request_id: each for each in take_results(manager, RESULT_POLL)}
         self._publish(self._process(latest.values()))
         return bool(latest)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from time import perf_counter
@@ -12,6 +13,7 @@ from typing import Any
 
 from anyio import WouldBlock
 from anyio.lowlevel import checkpoint
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from .._bridge import Crossing, Sink, StreamState, ThreadStream
 
@@ -22,6 +24,8 @@ LIFE_POLL = 0.1
 # After generate() has raised, the code that called it can still end the text. A thread of a pool
 # lives on, so that its end tells nothing: the code is given this long (seconds).
 END_GRACE = 2.0
+# An item in whose place an error is raised.
+_FAILURE = object()
 
 
 class TextQueue:
@@ -46,6 +50,13 @@ class TextQueue:
         self._stream = ThreadStream(self._state)
         self._sink = Sink[Any](self._state)
         self._crossing = Crossing(self._state)
+        # The garbage collector may reach the memory object stream before the streamer that closes
+        # it, and would warn. So they are kept apart: it holds nothing that leads back to the
+        # streamer, as the traceback of an error does.
+        weakref.finalize(
+            self, _close, self._state.buffer_send, self._state.buffer_receive
+        ).atexit = False
+        self._failures: deque[BaseException] = deque()  # one for each _FAILURE among the items
         self._submitted = queue.SimpleQueue[Any]()  # for the delivery thread
         self._getters = 0  # calls of get() that wait
         self._lock = threading.Lock()  # of the following
@@ -91,9 +102,7 @@ class TextQueue:
             item = await self._stream.receive()
         finally:
             self._getters -= 1
-        if isinstance(item, _Failure):
-            raise item.error
-        return item
+        return self._checked(item)
 
     def get_nowait(self) -> Any:
         """Return the next item. Raises `queue.Empty` if there is none."""
@@ -101,8 +110,11 @@ class TextQueue:
             item = self._stream.receive_nowait()
         except WouldBlock:
             raise queue.Empty from None
-        if isinstance(item, _Failure):
-            raise item.error
+        return self._checked(item)
+
+    def _checked(self, item: Any) -> Any:
+        if item is _FAILURE:
+            raise self._failures.popleft()
         return item
 
     def qsize(self) -> int:
@@ -176,7 +188,8 @@ class TextQueue:
                 if sink.has_pending:
                     crossing.flush()
             except KeyboardInterrupt as exc:  # it struck the loop just then; trio raises it here
-                sink.push(_Failure(exc))
+                self._failures.append(exc)
+                sink.push(_FAILURE)
             except RuntimeError:
                 self.loop_closed = True
                 return
@@ -207,7 +220,8 @@ class TextQueue:
             if call is None and self._text_is_open and not is_alive:
                 call = _EndedCall.unseen(self._producer)
             if call is not None and self._getters and call.is_over:
-                items.append(_Failure(call.failure))
+                self._failures.append(call.failure)
+                items.append(_FAILURE)
                 self._text_is_open = False
                 self._ended_call = None
                 return True
@@ -223,11 +237,9 @@ class _Done:
         return checkpoint().__await__()
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """An item that is raised."""
-
-    error: BaseException
+def _close(*streams: MemoryObjectSendStream[Any] | MemoryObjectReceiveStream[Any]) -> None:
+    for stream in streams:
+        stream.close()
 
 
 @dataclass(frozen=True, slots=True)
