@@ -20,15 +20,20 @@ import uvicorn.server
 from hypercorn.config import Config
 from hypercorn.typing import ASGIFramework
 
+from anystreamer import Engine, open_engine
 from anystreamer.cli.connection_limits import ConnectionLimits
 from anystreamer.cli.listening import BACKLOG, Certificate, listening, url_of
 from anystreamer.cli.run_server import serve
+from anystreamer.server import create_app
+from anystreamer.testing import ScriptedModel
 
 __all__ = [
     "PLAIN",
     "SERVERS",
     "client_of",
     "data_of",
+    "edge",
+    "error_of",
     "events_of",
     "limited_serving",
     "official",
@@ -161,6 +166,23 @@ def official(url: str) -> openai.AsyncOpenAI:
     # It would ask in a thread of asyncio's, which stays for as long as the loop.
     client._platform = openai._base_client.get_platform()
     return client
+
+
+@asynccontextmanager
+async def edge(
+    model: ScriptedModel, *, server: str = "", max_waiting: int | None = None, **kwargs: Any
+) -> AsyncIterator[tuple[httpx.AsyncClient, Engine]]:
+    """A client of a server of an application of an engine of *model*."""
+    async with open_engine(model, model.tokenizer, max_waiting=max_waiting) as engine:
+        async with serving(create_app(engine, **kwargs), server) as url:
+            async with client_of(url) as client:
+                yield client, engine
+
+
+def error_of(response: httpx.Response) -> Any:
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
 
 
 def events_of(stream: str) -> list[tuple[str, str]]:
