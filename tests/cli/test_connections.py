@@ -413,12 +413,12 @@ async def test_a_client_that_does_not_take_a_whole_answer_is_left(server: str) -
             await until(lambda: not is_open(client))
 
 
-@pytest.mark.parametrize("limit", [{"max_unsent_tokens": 500}, {"max_unsent_bytes": 100}])
+@pytest.mark.parametrize("limit", [{"max_unsent_tokens": 100}, {"max_unsent_bytes": 100}])
 async def test_what_waits_for_a_client_of_responses_is_bounded(
     server: str, limit: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_body_sender, "STALL_CHECK_INTERVAL", 0.1)
-    model = ScriptedModel(["word "] * 100_000, delay=0.0001)
+    model = ScriptedModel(["word " * 100] * 100_000, delay=0.0001)
     options: dict[str, Any] = dict.fromkeys(("max_unsent_tokens", "max_unsent_bytes")) | limit
     options |= {"send_timeout": None, "keep_alive": None}
     content = json.dumps({"input": "Hi", "stream": True, "max_output_tokens": 10**5}).encode()
@@ -432,13 +432,13 @@ async def test_what_waits_for_a_client_of_responses_is_bounded(
     assert model.steps < 100_000
 
 
-@pytest.mark.parametrize("limit", [{"max_unsent_tokens": 500}, {"max_unsent_bytes": 100}])
+@pytest.mark.parametrize("limit", [{"max_unsent_tokens": 100}, {"max_unsent_bytes": 100}])
 async def test_what_waits_for_a_client_is_bounded(
     server: str, limit: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tokens, or the bytes of the part that it does not take."""
     monkeypatch.setattr(_body_sender, "STALL_CHECK_INTERVAL", 0.1)
-    model = ScriptedModel(["word "] * 100_000, delay=0.0001)
+    model = ScriptedModel(["word " * 100] * 100_000, delay=0.0001)
     options: dict[str, Any] = dict.fromkeys(("max_unsent_tokens", "max_unsent_bytes")) | limit
     options |= {"send_timeout": None, "keep_alive": None}
     async with edge(server, model, send_buffer=4096, **options) as (url, engine):
