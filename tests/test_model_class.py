@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ pytest.importorskip("torch")
 import transformers
 from transformers import CONFIG_MAPPING
 
-from anystreamer import load_model, stream_text
+from anystreamer import load_model, open_engine, stream_text
 from anystreamer._model_class import classes_for
+from anystreamer.server import create_app
 
 from .generation.test_media import asking, part_of, plain
+from .helpers.serving import client_of, serving
 from .helpers.tiny_models import llama, t5, tokenizer
-from .helpers.tiny_processors import kind_named
+from .helpers.tiny_processors import kind_named, picture, png
 
 pytestmark = [
     pytest.mark.torch,
@@ -114,3 +118,33 @@ def test_without_its_processor_a_model_of_both_takes_text(
     assert "takes text alone here" in caplog.text
     assert isinstance(model, transformers.PreTrainedModel)
     assert not hasattr(encoder, "image_processor")
+
+
+@pytest.mark.parametrize("backend", ["torchvision", "PIL"])
+async def test_without_its_processor_pictures_are_refused_with_what_to_install(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the server, too: its clients do not see its log."""
+    kind = kind_named("gemma3")
+    for each in (kind.model, kind.processor):
+        each.save_pretrained(tmp_path)
+    lacking = f"Gemma3Processor needs {backend}.\nInstall it with: pip install {backend}"
+
+    def fail(*_: object, **__: object) -> None:
+        raise ImportError(lacking)
+
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", fail)
+    model, encoder = load_model(str(tmp_path), device="cpu")
+    monkeypatch.undo()
+    sent = base64.b64encode(png(picture())).decode()
+    part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{sent}"}}
+    chat = [{"role": "user", "content": [{"type": "text", "text": "What?"}, part]}]
+    shown = f"text alone here, because .* pip install {backend}"
+    with pytest.raises(ValueError, match=shown):
+        async with stream_text(model, encoder, chat):
+            pass
+    async with open_engine(model, encoder) as engine:
+        async with serving(create_app(engine)) as url, client_of(url) as client:
+            response = await client.post("/v1/chat/completions", json={"messages": chat})
+    assert response.status_code == 400
+    assert re.search(shown, response.json()["error"]["message"])

@@ -20,6 +20,7 @@ import anyio
 import httpx
 import pytest
 import yaml  # type: ignore[import-untyped]
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from .helpers.remote_engines import remote_engine
 from .helpers.serving import data_of
@@ -30,7 +31,7 @@ with warnings.catch_warnings():  # of Ray's own, at its import
     from ray.serve.schema import ServeDeploySchema
 
 from anystreamer import Engine, EngineBusy, open_engine
-from anystreamer.ray import Settings, _Replica
+from anystreamer.ray import Settings, _Replica, error_objects
 from anystreamer.testing import ScriptedModel
 
 # The cluster starts within the time of the first test, and a replica within that of others.
@@ -184,29 +185,46 @@ async def left_after(cluster: Cluster, replicas: dict[str, Any], seconds: float 
         return sum([(await idle(client, each))[name] for each in replicas]) - sum(before)
 
 
+def outcomes(figures: list[dict[str, float]], outcome: str) -> float:
+    """How many requests for completions have ended so."""
+    name = f'anystreamer_http_requests_total{{endpoint="completions",outcome="{outcome}"}}'
+    return sum(each.get(name, 0.0) for each in figures)
+
+
+def reasons(figures: list[dict[str, float]], reason: str) -> float:
+    """How many answers have ended for that reason."""
+    name = f'anystreamer_http_answers_total{{finish_reason="{reason}"}}'
+    return sum(each.get(name, 0.0) for each in figures)
+
+
 async def test_a_client_that_leaves_stops_the_model(
     cluster: Cluster, replicas: dict[str, dict[str, Any]]
 ) -> None:
-    def outcomes(figures: list[dict[str, float]], outcome: str) -> float:
-        name = f'anystreamer_http_requests_total{{endpoint="completions",outcome="{outcome}"}}'
-        return sum(each.get(name, 0.0) for each in figures)
-
     async with cluster.client() as client:
         before = [await idle(client, each) for each in replicas]
         assert 0 < await left_after(cluster, replicas, None) < LONG
         after = [await idle(client, each) for each in replicas]
     assert outcomes(after, "disconnected") - outcomes(before, "disconnected") == 1
+    assert reasons(after, "cancelled") - reasons(before, "cancelled") == 1
     assert outcomes(after, "failed") == outcomes(before, "failed")
+    assert reasons(after, "error") == reasons(before, "error")
 
 
 async def test_a_client_that_does_not_wait_for_its_answer_stops_the_model(
     cluster: Cluster, replicas: dict[str, dict[str, Any]]
 ) -> None:
     seconds, made = 0.1, 0.0
-    while not made:  # what it asked for had not come to the model
-        made = await left_after(cluster, replicas, seconds)
-        seconds *= 1.5
+    async with cluster.client() as client:
+        before = [await idle(client, each) for each in replicas]
+        while not made:  # what it asked for had not come to the model
+            made = await left_after(cluster, replicas, seconds)
+            seconds *= 1.5
+        after = [await idle(client, each) for each in replicas]
     assert made < LONG
+    assert outcomes(after, "disconnected") > outcomes(before, "disconnected")
+    assert reasons(after, "cancelled") > reasons(before, "cancelled")
+    for outcome in ("200", "500", "failed"):
+        assert outcomes(after, outcome) == outcomes(before, outcome)
 
 
 async def test_what_is_too_much_gets_503_at_once(
@@ -242,10 +260,80 @@ async def test_what_is_too_much_gets_503_at_once(
                 tasks.cancel_scope.cancel()
         assert {each.status_code for each in refused} == {503}
         assert {each.headers["retry-after"] for each in refused} == {"1"}
+        for response in refused:  # by Serve's proxy, and not by a replica
+            assert "x-replica" not in response.headers
+            assert response.json()["error"] == {
+                "message": "the server is busy: try again later",
+                "type": "server_error",
+                "param": None,
+                "code": "engine_busy",
+            }
         # And all of that is forgotten with its clients.
         for each in replicas:
             await idle(client, each)
         assert (await client.post(TEXT, json=question(0, 3))).status_code == 200
+
+
+async def test_a_response_has_one_id(cluster: Cluster, replicas: dict[str, dict[str, Any]]) -> None:
+    async with cluster.client() as client:
+        for headers in ({}, {"x-request-id": "mine"}):
+            response = await client.post(TEXT, json=question(0, SHORT), headers=headers)
+            (found,) = response.headers.get_list("x-request-id")
+            assert len(found) > 20 or found == headers["x-request-id"]
+
+
+async def test_prometheus_gets_the_metrics_of_each_replica(
+    cluster: Cluster, replicas: dict[str, dict[str, Any]]
+) -> None:
+    async with cluster.client() as client:
+        for number in range(20):
+            assert (await client.post(TEXT, json=question(number, SHORT))).status_code == 200
+    names = ("requests_running", "http_requests_total", "total_seconds_bucket", "limit")
+    missing = {(name, replica) for name in names for replica in replicas}
+    with anyio.fail_after(PATIENCE):
+        while missing:
+            await anyio.sleep(0.5)
+            text = await anyio.to_thread.run_sync(cluster.do, "metrics")
+            for name, replica in [*missing]:
+                line = rf'^ray_anystreamer_{name}\{{.*replica="[^"]*{replica}".*\}} [0-9.e+]+'
+                if re.search(line, text, re.MULTILINE):
+                    missing.remove((name, replica))
+    assert 'le="600.0"' in text
+    assert 'application="default"' in text
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(600)
+async def test_replicas_come_and_go_with_the_load(cluster: Cluster) -> None:
+    """Serve counts the requests that wait in its queue, too."""
+    await anyio.to_thread.run_sync(lambda: cluster.do("scale", seconds=3))
+    answered: set[str] = set()
+
+    async def running() -> int:
+        return int(await anyio.to_thread.run_sync(lambda: cluster.do("running", name="scaling")))
+
+    async def ask() -> None:
+        while True:
+            response = await client.post(f"/scaling{TEXT}", json=question(0, LONG))
+            assert response.status_code == 200
+            answered.add(response.headers["x-replica"])
+
+    try:
+        assert await running() == 1
+        async with cluster.client() as client:
+            with anyio.fail_after(PATIENCE):
+                async with anyio.create_task_group() as load:
+                    for _ in range(6):  # five of them wait
+                        load.start_soon(ask)
+                    while await running() < 2 or len(answered) < 2:
+                        await anyio.sleep(0.2)
+                    load.cancel_scope.cancel()
+            with anyio.fail_after(PATIENCE):
+                while await running() > 1:
+                    await anyio.sleep(0.2)
+            assert (await client.post(f"/scaling{TEXT}", json=question(0, 3))).status_code == 200
+    finally:
+        await anyio.to_thread.run_sync(lambda: cluster.do("delete", name="scaling"))
 
 
 # -- what breaks
@@ -330,6 +418,63 @@ def test_settings_say_what_they_do_not_know(monkeypatch: pytest.MonkeyPatch) -> 
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Settings.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    ("response", "message", "kind", "code"),
+    [
+        (
+            PlainTextResponse("a queue", 503, {"retry-after": "2"}),
+            "the server is busy: try again later",
+            "server_error",
+            "engine_busy",
+        ),
+        (
+            PlainTextResponse("a queue", 429, {"retry-after": "2"}),
+            "the server is busy: try again later",
+            "invalid_request_error",
+            "engine_busy",
+        ),
+        (PlainTextResponse("no replica", 503), "no replica", "server_error", None),
+        (PlainTextResponse('"in \\"JSON\\""', 500), 'in "JSON"', "server_error", None),
+        (
+            PlainTextResponse("Path '/é' not found.", 404),
+            "Path '/é' not found.",
+            "invalid_request_error",
+            None,
+        ),
+    ],
+)
+async def test_errors_of_serve_s_own_are_error_objects(
+    response: PlainTextResponse, message: str, kind: str, code: str | None
+) -> None:
+    got = await through_the_proxy(response)
+    assert got.status_code == response.status_code
+    assert got.json()["error"] == {"message": message, "type": kind, "param": None, "code": code}
+    assert got.headers.get("retry-after") == response.headers.get("retry-after")
+    assert int(got.headers["content-length"]) == len(got.content)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        PlainTextResponse("a text", 200),
+        PlainTextResponse("of a replica", 500, {"x-replica": "a"}),
+        JSONResponse({"error": {"code": "engine_busy"}}, 503, {"retry-after": "2"}),
+    ],
+)
+async def test_responses_of_replicas_pass_as_they_are(response: Response) -> None:
+    got = await through_the_proxy(response)
+    assert (got.status_code, got.content) == (response.status_code, bytes(response.body))
+    assert got.headers.raw == response.raw_headers
+
+
+async def through_the_proxy(response: Response) -> httpx.Response:
+    (middleware,) = error_objects()
+    app: Any = middleware.cls(response, *middleware.args, **middleware.kwargs)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        return await client.get("/")
 
 
 def test_the_config_file_in_the_docs_is_one() -> None:

@@ -1,10 +1,13 @@
 """Names of ASGI extensions, by which what runs an application tells its responses about itself."""
 
-__all__ = ["ABORT", "CANCELS_ON_DISCONNECT"]
+__all__ = ["ABORT", "CANCELS_ON_DISCONNECT", "CONNECTIONS"]
 
 # A function that closes the request's connection at once. Nothing else does: what a server has not
 # sent yet keeps a connection open.
 ABORT = "anystreamer.abort"
+
+# A function that returns how many connections the server has now, and how many it can have.
+CONNECTIONS = "anystreamer.connections"
 
 # For servers that cancel a request's task when its client disconnects, as Ray Serve does. Other
 # servers cancel tasks only when they shut down.

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ._errors import logger
+from ._generation import note_missing_processor
 from ._installing import to_install
 from ._model_class import Classes, classes_for
 
@@ -126,8 +127,11 @@ def _classes_and_tokenizer(name: str, trusts_code: bool) -> tuple[Classes, Any]:
             raise
         # Its files, or a package such as torchvision, are not there.
         logger.warning("%s takes text alone here: its processor cannot be loaded (%s)", name, exc)
+        missing = exc
     classes = classes_for(config, text_alone=True)
-    return classes, classes.encoder.from_pretrained(name, trust_remote_code=trusts_code)
+    tokenizer = classes.encoder.from_pretrained(name, trust_remote_code=trusts_code)
+    note_missing_processor(tokenizer, missing)
+    return classes, tokenizer
 
 
 def shown_name(name: str | None) -> str:

@@ -5,22 +5,25 @@ serve run anystreamer.ray:app model=Qwen/Qwen3-0.6B max_running=32
 
 # Without `from __future__ import annotations`: Serve reads the annotation of app() itself.
 
+import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Literal, Self
 
-from anyio import to_thread
+from anyio import create_task_group, sleep, to_thread
 
 from ._installing import to_install as _to_install
 
 try:
     from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validator
     from ray import serve
+    from ray.serve.metrics import Gauge
     from starlette.applications import Starlette
     from starlette.datastructures import MutableHeaders
     from starlette.middleware import Middleware
+    from starlette.responses import JSONResponse
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 except ImportError as _missing:
     raise ImportError(
@@ -32,12 +35,16 @@ from ._asgi_extensions import CANCELS_ON_DISCONNECT
 from ._load_model import load_model, shown_name
 from .server import create_app
 
-__all__ = ["Settings", "app", "application"]
+__all__ = ["Settings", "app", "application", "error_objects"]
 
 # How many requests continuous batching runs at once by default.
 _DEFAULT_RUNNING = 64
 # How long a refused client should wait before it tries again (seconds).
 _RETRY_AFTER = 1
+# How often a replica hands its metrics to Ray (seconds).
+_METRICS_INTERVAL = 5.0
+# More of an error than this is not read (bytes).
+_MAX_ERROR = 64 * 1024
 
 
 class Settings(BaseModel, extra="forbid"):
@@ -69,6 +76,14 @@ class Settings(BaseModel, extra="forbid"):
     max_body_bytes: PositiveInt = 1024 * 1024  #: size limit of a request's body
     default_max_tokens: PositiveInt = 1024  #: token limit of an answer whose request sets none
     max_tokens_limit: PositiveInt | None = None  #: the highest token limit that a request can set
+    context_length: PositiveInt | None = None  #: as in `anystreamer.open_engine`
+    #: seconds without text until a comment is sent; null sends none
+    keep_alive: PositiveFloat | None = 15.0
+    send_timeout: PositiveFloat | None = 30.0  #: seconds for a client to take a part of its answer
+    max_unsent_tokens: PositiveInt | None = 10_000  #: that wait for a client that takes nothing
+    #: bytes, made from tokens, that wait for a client that takes nothing
+    max_unsent_bytes: PositiveInt | None = 4 * 1024 * 1024
+    page: bool = True  #: serve the chat page
     timeout: PositiveFloat | None = Field(
         600.0,
         description="Seconds for a request, once it has reached a replica. null means no limit.",
@@ -134,6 +149,7 @@ class _Replica:
             tokenizer,
             batching=settings.batching,
             max_running=settings.max_running,
+            context_length=settings.context_length,
         ) as self._engine:
             inner = create_app(
                 self._engine,
@@ -143,6 +159,12 @@ class _Replica:
                 max_body_bytes=settings.max_body_bytes,
                 default_max_tokens=settings.default_max_tokens,
                 max_tokens_limit=settings.max_tokens_limit,
+                context_length=settings.context_length,
+                keep_alive=settings.keep_alive,
+                send_timeout=settings.send_timeout,
+                max_unsent_tokens=settings.max_unsent_tokens,
+                max_unsent_bytes=settings.max_unsent_bytes,
+                page=settings.page,
                 timeout=settings.timeout,
                 allow_special_tokens=settings.allow_special_tokens,
                 allow_media_from=settings.allow_media_from,
@@ -150,7 +172,10 @@ class _Replica:
                 allowed_hosts=settings.allowed_hosts,
             )
             outer.mount("/", inner)
-            yield
+            async with create_task_group() as tasks:
+                tasks.start_soon(_export_metrics, inner.state.metrics)
+                yield
+                tasks.cancel_scope.cancel()
 
     def check_health(self) -> None:
         """Called by Serve. It replaces a replica whose check raises, as one with a dead engine."""
@@ -200,8 +225,105 @@ class _Named:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-replica"] = self._replica
+                headers = MutableHeaders(scope=message)
+                headers["x-replica"] = self._replica
+                del headers["x-request-id"]  # the proxy adds it again
             await send(message)
 
         extensions = {**scope.get("extensions", {}), CANCELS_ON_DISCONNECT: {}}
         await self._app({**scope, "extensions": extensions}, receive, named)
+
+
+# -- metrics
+
+
+async def _export_metrics(registry: Any) -> None:
+    """Hand a replica's metrics to Ray again and again: each node has them for Prometheus.
+
+    A request for ``/metrics`` reaches one replica only, whichever is free. Ray's have the labels
+    ``replica``, ``deployment`` and ``application``.
+    """
+    gauges: dict[str, Gauge] = {}
+    while True:
+        for family in registry.collect():
+            if not family.name.startswith("anystreamer"):  # Ray has those of the process
+                continue
+            for sample in family.samples:
+                if sample.name.endswith("_created"):
+                    continue
+                if sample.name not in gauges:
+                    gauges[sample.name] = Gauge(
+                        sample.name, description=family.documentation, tag_keys=tuple(sample.labels)
+                    )
+                # Counters and histograms, too: rate() and histogram_quantile() read their values.
+                gauges[sample.name].set(sample.value, tags=sample.labels)
+        await sleep(_METRICS_INTERVAL)
+
+
+# -- errors of Serve's own
+
+
+def error_objects() -> list[Middleware]:
+    """Let Serve's proxies send OpenAI's error object where they refuse a request themselves.
+
+    They refuse one when their queue is full, or when no replica runs. To turn this on, set the
+    environment variable ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` to
+    ``anystreamer.ray:error_objects`` where Ray is started, on each node with a proxy. Responses of
+    replicas are left as they are.
+    """
+    return [Middleware(_ErrorObjects)]
+
+
+class _ErrorObjects:
+    """Middleware of a proxy: makes an error object of an error that is a line of text."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        head: Message | None = None  # of an error of the proxy's own
+        text = b""
+
+        async def changed(message: Message) -> None:
+            nonlocal head, text
+            if message["type"] == "http.response.start" and _is_of_proxy(message):
+                head = message
+            elif head is None:
+                await send(message)
+            elif message["type"] == "http.response.body":
+                text += message.get("body", b"")[: _MAX_ERROR - len(text)]
+                if not message.get("more_body", False):
+                    await _error_object(head, text)(scope, receive, send)
+
+        await self._app(scope, receive, changed)
+
+
+def _is_of_proxy(head: Message) -> bool:
+    headers = MutableHeaders(scope=head)
+    is_text = headers.get("content-type", "text/plain").startswith("text/plain")
+    return head["status"] >= 400 and is_text and "x-replica" not in headers
+
+
+def _error_object(head: Message, text: bytes) -> JSONResponse:
+    status = head["status"]
+    headers = MutableHeaders(scope=head)
+    shown = text.decode("utf-8", "replace")
+    try:  # some of Serve's errors are text in JSON
+        message = json.loads(shown)
+    except ValueError:
+        message = shown
+    is_busy = status in (429, 503) and "retry-after" in headers
+    error = {
+        "message": "the server is busy: try again later" if is_busy else str(message),
+        "type": "server_error" if status >= 500 else "invalid_request_error",
+        "param": None,
+        "code": "engine_busy" if is_busy else None,
+    }
+    kept = {
+        name: value
+        for name, value in headers.items()
+        if name not in ("content-type", "content-length")
+    }
+    return JSONResponse({"error": error}, status, kept)

@@ -618,11 +618,40 @@ async def test_what_an_engine_tells_of_itself() -> None:
         assert now.queued.count == now.first_token.count == 3
         assert now.between_tokens.count == 9
         assert 0 < now.tokens_per_second < math.inf
-        for histogram in (now.queued, now.first_token, now.between_tokens, now.total):
+        assert now.prefill.count == 3
+        assert now.prefill.sum == pytest.approx(now.first_token.sum - now.queued.sum)
+        for histogram in (
+            now.queued,
+            now.prefill,
+            now.first_token,
+            now.between_tokens,
+            now.total,
+        ):
             assert len(histogram.counts) == len(histogram.bounds) + 1
             assert list(histogram.counts) == sorted(histogram.counts)
             assert histogram.sum > 0
         assert now.total.sum >= now.first_token.sum >= now.queued.sum
+
+
+async def test_a_request_that_is_refused_has_not_ended() -> None:
+    """What was late before its turn has: it was a request that waited."""
+    gate = Gate()
+    model = ScriptedModel([gate, "a"])
+    async with open_engine(model, model.tokenizer, context_length=20) as engine:
+        for prompt in ("x" * 30, [{"role": "nobody"}]):
+            with pytest.raises((ValueError, TypeError, KeyError)):
+                async with engine.stream_text(prompt):
+                    pass
+            assert engine.statistics().total.count == 0
+        async with engine.stream_text("hi") as first:
+            await gate.reached()
+            with pytest.raises(GenerationTimeout):
+                async with engine.stream_text("hi", timeout=Timeouts(queued=0.001)) as late:
+                    await late.read()
+            assert engine.statistics().total.count == 1
+            gate.open()
+            await first.read()
+        assert engine.statistics().total.count == 2
 
 
 async def test_an_idle_engine_is_no_running_thread_in_the_process_s_statistics() -> None:

@@ -13,6 +13,7 @@ import time
 from typing import Any
 from unittest.mock import patch
 
+import httpx
 import psutil  # type: ignore[import-untyped]
 import ray
 from ray import serve
@@ -85,6 +86,42 @@ class TwoNodes:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not {number} replicas, but {found}")
             time.sleep(0.1)
+
+    def metrics(self) -> str:
+        """What the agents of all nodes have for Prometheus."""
+        texts = []
+        for node in ray.nodes():
+            if node["Alive"]:
+                address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+                with httpx.Client(trust_env=False, timeout=PATIENCE) as client:
+                    texts.append(client.get(address).text)
+        return "\n".join(texts)
+
+    def scale(self, seconds: float) -> None:
+        """Serve from one to two replicas, as many as the load needs, beside the others.
+
+        *seconds* is how long a load has to last, or to be away.
+        """
+        options = {
+            "num_replicas": "auto",
+            "autoscaling_config": {
+                "min_replicas": 1,
+                "max_replicas": 2,
+                "target_ongoing_requests": 1,
+                "upscale_delay_s": seconds,
+                "downscale_delay_s": seconds,
+                "metrics_interval_s": 0.5,
+                "look_back_period_s": 2.0,
+            },
+        }
+        settings = Settings.model_validate({"batching": "none", "max_waiting": 50})
+        serve.run(application(settings, **options), name="scaling", route_prefix="/scaling")
+
+    def running(self, name: str) -> int:
+        """How many replicas of an application run."""
+        details = _get_global_client().get_serve_details()
+        found = details["applications"][name]["deployments"]["anystreamer"]["replicas"]
+        return sum(each["state"] == "RUNNING" for each in found)
 
     def link(self, path: str) -> None:
         """Serve beside it, in one replica, whatever model is linked to it there."""

@@ -100,6 +100,7 @@ def ray_environment(folder: str) -> Iterator[dict[str, str]]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_TMPDIR": folder,
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "anystreamer.ray:error_objects",
         # A busy machine takes longer to start a proxy than Serve waits, which then kills it.
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": str(PATIENCE),
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(PATIENCE),

@@ -21,6 +21,8 @@ from ..text.test_response_parser import CALLED, JSON_CALL, QWEN, THOUGHT, TOOLS,
 from .test_responses import RESPONSES, checked, types_of
 from .test_tools import CHAT_TEMPLATE, Saying, edge
 
+CHAT = "/v1/chat/completions"
+
 pytestmark = [
     pytest.mark.torch,
     pytest.mark.slow,
@@ -216,8 +218,17 @@ async def test_templates_get_the_effort_of_reasoning() -> None:
         for effort in (None, "high", "none"):
             body = {"input": "hi", "reasoning": {"effort": effort}}
             assert (await client.post(RESPONSES, json=body)).status_code == 200
+            chat = {"messages": [{"role": "user", "content": "hi"}], "reasoning_effort": effort}
+            assert (await client.post(CHAT, json=chat)).status_code == 200
+        more = {"chat_template_kwargs": {"enable_thinking": True}}
+        # What is said explicitly counts more.
+        assert (await client.post(CHAT, json={**chat, **more})).status_code == 200
+        assert (await client.post(RESPONSES, json={**body, **more})).status_code == 200
+        response = await client.post(CHAT, json={**chat, "reasoning_effort": "huge"})
+    assert response.json()["error"]["param"] == "reasoning_effort"
     efforts = [prompt.partition(":")[0] for prompt in says.prompts]
-    assert efforts == ["", "high", "noneFalse"]
+    pairs = [each for each in ("", "high", "noneFalse", "noneTrue") for _ in range(2)]
+    assert efforts == pairs
 
 
 async def test_special_tokens_in_the_input_are_text() -> None:

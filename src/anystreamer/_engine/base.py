@@ -9,7 +9,7 @@ from typing import Any
 from anyio import CapacityLimiter
 
 from .._bridge import StreamContext, run_sync_joined
-from .._errors import describe
+from .._errors import EngineClosed, EngineDied, GenerationTimeout, describe, is_kind
 from .._generation import (
     GenerationRequest,
     Prompt,
@@ -119,7 +119,18 @@ class EngineTask(OwnedTask[TextStream]):
 
     def on_worker_exit(self) -> None:
         super().on_worker_exit()
+        if self._is_refused:
+            return
         self._metrics.on_end(self.state.clock.timing(self.state.started_at, self.state.exited_at))
+
+    @property
+    def _is_refused(self) -> bool:
+        error = self.state.error
+        return not self.is_prepared and error is not None and self.is_refusal(error)
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """Whether a request that fails with it, before its turn, was refused: a long prompt is."""
+        return not is_kind(error, (GenerationTimeout, EngineClosed, EngineDied))
 
 
 def warn_of_one_by_one(reason: BaseException) -> None:

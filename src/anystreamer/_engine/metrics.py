@@ -15,8 +15,13 @@ __all__ = ["EngineMetrics", "EngineStatistics"]
 RATE_SECONDS = 5.0
 BIN_SECONDS = 0.25
 
-# Upper bounds in seconds, from a tiny model's step on.
-BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5)
+# Upper bounds in seconds, from a tiny model's step to a timeout between two tokens.
+BETWEEN = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5),
+    *(5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
+)
+
+NO_TIMES = Histogram(bounds=(), counts=(0,), sum=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +38,10 @@ class EngineStatistics:
     queued: Histogram  #: from the call to the turn
     first_token: Histogram  #: from the call to the first token
     between_tokens: Histogram  #: from one token of a request to its next
-    total: Histogram  #: from the call to the end; `count` is the number of requests that ended
+    #: from the call to the end; `count` is the number of requests that ended, without those that
+    #: were refused
+    total: Histogram
+    prefill: Histogram = NO_TIMES  #: from the turn to the first token
 
 
 class EngineMetrics(TurnMetrics):
@@ -45,6 +53,7 @@ class EngineMetrics(TurnMetrics):
         self._tokens = 0
         self._bins: deque[list[float]] = deque()  # [start, tokens] each
         self._first_token = Counts()
+        self._prefill = Counts()
         self._between = Counts(BETWEEN)
 
     def tokens(self, count: int, now: float, before: float | None) -> None:
@@ -71,6 +80,8 @@ class EngineMetrics(TurnMetrics):
         if timing.first_token is not None:
             with self._lock:
                 self._first_token.add(timing.first_token)
+                if timing.queued is not None:
+                    self._prefill.add(timing.first_token - timing.queued)
         self.on_turn_end(timing.queued, timing.total)
 
     def statistics(
@@ -99,4 +110,5 @@ class EngineMetrics(TurnMetrics):
                 first_token=self._first_token.histogram(),
                 between_tokens=self._between.histogram(),
                 total=self._total.histogram(),
+                prefill=self._prefill.histogram(),
             )

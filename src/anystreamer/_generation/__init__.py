@@ -8,6 +8,7 @@ from .drop_in import AsyncTextIteratorStreamer
 from .generate_kwargs import check_generate_kwargs, effective_setting, new_token_limit
 from .limiters import model_limiter
 from .media import has_media
+from .missing_processors import note_missing_processor
 from .model import check_model, is_encoder_decoder, main_input_name, max_context_length, uses_torch
 from .options import Options, Tools, WorkerContext
 from .prompts import Prompt, TokenIds, as_prompts, tokenizer_of, validate_prompt
@@ -44,6 +45,7 @@ __all__ = [
     "max_context_length",
     "model_limiter",
     "new_token_limit",
+    "note_missing_processor",
     "stream_batch",
     "stream_text",
     "tokenizer_of",

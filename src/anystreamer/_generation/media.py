@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .missing_processors import missing_processor
 from .untrusted import UntrustedMessages
 
 if TYPE_CHECKING:
@@ -131,6 +132,11 @@ def check_processor(model: Any, tokenizer: Any, decoding: Any, part: MediaPart) 
     name = f"{part.place} is {_NAMES[part.kind]}, and"
     if any(getattr(tokenizer, each, None) is not None for each in _COMPONENTS[part.kind]):
         return
+    if reason := missing_processor(tokenizer):
+        raise ValueError(
+            f"{name} the model takes text alone here, because its processor could not be loaded: "
+            f"{reason}"
+        )
     if tokenizer is not decoding:
         raise ValueError(f"{name} {type(tokenizer).__name__} does not take {part.kind} inputs")
     if type(tokenizer).__module__.endswith("mistral_common"):  # a processor of images itself

@@ -4,7 +4,7 @@ from .clock import TokenClock, TokenMetrics
 from .state import GenerationState
 from .text_stream import BatchStream, GenerationStream, TextStream
 from .timeouts import PHASES, Deadlines, Timeouts, queue_deadline, validate_timeouts
-from .tracing import GenerationSpan
+from .tracing import GenerationSpan, answering
 from .types import FinishReason, Logprob, Row, TextChunk, Timing, Usage
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "TokenClock",
     "TokenMetrics",
     "Usage",
+    "answering",
     "queue_deadline",
     "validate_timeouts",
 ]

@@ -39,6 +39,7 @@ class GenerationState(StreamState[TextChunk]):
         self.timing: Timing | None = None  # until the end
         self.output: Any = None  # what generate() returned; until the end
         self.span = span
+        self._first_chunk: float | None = None  # when it was made, in seconds since the call
         # By row: chunks out of the memory object stream that the consumer has not got yet.
         self._unjoined: dict[int, list[TextChunk]] = {}
 
@@ -54,6 +55,7 @@ class GenerationState(StreamState[TextChunk]):
         unjoined = self._unjoined
         if self.buffered == 1 and not unjoined:  # nothing to join
             chunk = super().take()
+            self._note_first((chunk,))
             if self._record_delivery(chunk):
                 return chunk
         while self.buffered > 0:
@@ -73,7 +75,14 @@ class GenerationState(StreamState[TextChunk]):
             self._unjoined[number] = rest
             chunks = chunks[: -len(rest)]
         self.count_taken(len(chunks))
+        self._note_first(chunks)
         return TextChunk.joined(chunks)
+
+    def _note_first(self, chunks: Sequence[TextChunk]) -> None:
+        """Note when the first chunk was made that the consumer gets."""
+        if self._first_chunk is None:
+            delivered = (chunk for chunk in chunks if chunk or chunk.field is not None)
+            self._first_chunk = next((chunk.elapsed for chunk in delivered), None)
 
     def _record_delivery(self, chunk: TextChunk) -> bool:
         """Record a chunk. Returns whether to deliver it: ids without text are not delivered."""
@@ -99,7 +108,7 @@ class GenerationState(StreamState[TextChunk]):
         self.output = self.result
         super().finalize()
         if self.span is not None:
-            self.span.end(self.rows, self.timing, self.error)
+            self.span.end(self.rows, self.timing, self._first_chunk, self.error)
 
     def decide_ending(self) -> Ending:
         """Decide it from the finish reasons of the rows."""

@@ -7,14 +7,29 @@ https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from .._errors import describe
 from .._reporting import reporting
 from .types import Row, Timing
 
-__all__ = ["GenerationSpan"]
+__all__ = ["GenerationSpan", "answering"]
+
+# The id and the model's name of the response that a generation is made for.
+_response: ContextVar[tuple[str, str] | None] = ContextVar("anystreamer_response", default=None)
+
+
+@contextmanager
+def answering(response_id: str, model: str) -> Iterator[None]:
+    """A block in which streams are opened for a response with this id and name of the model."""
+    token = _response.set((response_id, model))
+    try:
+        yield
+    finally:
+        _response.reset(token)
 
 
 class GenerationSpan:
@@ -44,10 +59,19 @@ class GenerationSpan:
                 started._set_request(operation, provider, model, settings())
         return started
 
-    def end(self, rows: list[Row], timing: Timing, error: BaseException | None) -> None:
-        """End the span with the results of the generation. Never fails."""
+    def end(
+        self,
+        rows: list[Row],
+        timing: Timing,
+        first_chunk: float | None,
+        error: BaseException | None,
+    ) -> None:
+        """End the span with the results of the generation. Never fails.
+
+        *first_chunk* is the time until the first text, in seconds.
+        """
         with reporting:
-            self._set_results(rows, timing)
+            self._set_results(rows, timing, first_chunk)
         if error is not None:
             with reporting:
                 self._set_error(error)
@@ -64,14 +88,20 @@ class GenerationSpan:
             "gen_ai.request.model": model,
             **{f"gen_ai.request.{name}": value for name, value in settings.items()},
         }
+        if (response := _response.get()) is not None:
+            attributes["gen_ai.response.id"], attributes["gen_ai.response.model"] = response
         self._span.set_attributes(
             {name: value for name, value in attributes.items() if value is not None}
         )
 
-    def _set_results(self, rows: list[Row], timing: Timing) -> None:
+    def _set_results(self, rows: list[Row], timing: Timing, first_chunk: float | None) -> None:
         usages = [row.usage for row in rows if row.usage is not None]
         attributes: dict[str, Any] = {
             "gen_ai.response.finish_reasons": [str(row.finish_reason) for row in rows],
+            # Of another server, if it has made the answer.
+            "gen_ai.response.id": rows[0].response_id if rows else None,
+            "gen_ai.response.model": rows[0].response_model if rows else None,
+            "gen_ai.response.time_to_first_chunk": first_chunk,
             "anystreamer.timing.queued": timing.queued,
             "anystreamer.timing.first_token": timing.first_token,
         }

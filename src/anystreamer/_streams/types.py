@@ -157,6 +157,8 @@ class Row:
     response: ResponseParser | None = None  # with parse_response; the worker's until it has exited
     form: AnswerForm | None = None  # with response_format
     is_form_complete: bool = False  # all that the model made is a whole text of that form
+    response_id: str | None = None  # of another server that makes it
+    response_model: str | None = None  # the name that it has there for its model
     continues_prompt: bool = False  # its text goes on from the prompt's, and is not one of its own
 
     delivered_text: DeliveredText = field(default_factory=DeliveredText)

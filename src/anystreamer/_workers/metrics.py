@@ -13,8 +13,11 @@ __all__ = ["Counts", "Histogram", "TurnMetrics"]
 # The weight of the latest turn in the moving average of how long turns take.
 LATEST_WEIGHT = 0.2
 
-# Upper bounds in seconds, up to more than anyone waits for.
-TURN = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+# Upper bounds in seconds, up to more than the timeout of any request.
+TURN = (
+    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0),
+    *(300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0, 21600.0, 86400.0),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

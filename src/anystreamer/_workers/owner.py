@@ -68,6 +68,16 @@ class Owner:
         """Whether it accepts no more streams."""
         return self._is_closed
 
+    @property
+    def max_waiting(self) -> int | None:
+        """How many streams can wait for their turn; None for no limit."""
+        return self._max_waiting
+
+    @property
+    def max_running(self) -> float:
+        """How many streams have their turn at once."""
+        return self.queue.max_running
+
     def describe(self) -> str:
         """Its state, and how many streams run and wait."""
         return f"{self.state}, {len(self.queue.running)} running, {len(self.queue.waiting)} waiting"

@@ -17,7 +17,7 @@ from hypercorn.config import Config
 from hypercorn.events import Closed, RawData, Updated
 from hypercorn.events import Event as ProtocolEvent
 
-from .connection_abort import with_abort
+from .connection_extensions import with_extensions
 from .connection_limits import (
     MAX_HEAD_LINES,
     PARSED_AT_ONCE,
@@ -93,7 +93,10 @@ class _Limits(_TCPServer):  # type: ignore[misc]
         self.config.open_connections += 1
         self._unsent_since: float | None = None
         self._is_read = False
-        self.app = with_abort(self.app, self._abort)
+        most = self.config.connection_limits.max_connections
+        self.app = with_extensions(
+            self.app, self._abort, lambda: self.config.open_connections, most
+        )
         try:
             async with create_task_group() as tasks:
                 tasks.start_soon(self._abort_when_stalled)

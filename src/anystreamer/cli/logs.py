@@ -10,7 +10,7 @@ __all__ = ["LogLevel", "RequestLogFormat", "write_logs"]
 
 _FIELDS = (
     *("method", "path", "status", "outcome", "prompt_tokens", "completion_tokens"),
-    *("first_seconds", "seconds", "request_id"),
+    *("first_seconds", "seconds", "request_id", "trace_id"),
 )
 
 

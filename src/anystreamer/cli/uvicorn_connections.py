@@ -13,7 +13,7 @@ import h11
 from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from .connection_abort import with_abort
+from .connection_extensions import with_extensions
 from .connection_limits import (
     MAX_HEAD_LINES,
     PARSED_AT_ONCE,
@@ -57,7 +57,8 @@ class _Connection(H11Protocol):
         # Bytes that wait pause writing, which is how the time that they wait is measured. With a
         # limit of 0, a transport with TLS would pause also where none wait.
         transport.set_write_buffer_limits(high=1)
-        self.app = with_abort(self.app, self._abort)
+        most = self._limits.max_connections
+        self.app = with_extensions(self.app, self._abort, lambda: len(self.connections), most)
         if len(self.connections) > self._limits.max_connections:
             transport.write(REFUSAL)
             transport.close()

@@ -13,7 +13,7 @@ from anyio import CancelScope, move_on_after
 
 from .._bridge import SafeEvent, StreamContext
 from .._engine import BaseEngine, EngineContext, EngineTask
-from .._errors import GenerationTimeout
+from .._errors import EngineBusy, GenerationTimeout, is_kind
 from .._generation import Prompt
 from .._streams import GenerationSpan, GenerationState, TextStream, queue_deadline
 from ._errors import request_error
@@ -202,6 +202,11 @@ class _Task(EngineTask):
     @property
     def is_watched(self) -> bool:
         return not self.state.has_exited  # the connection does not show it
+
+    def is_refusal(self, error: BaseException) -> bool:
+        if is_kind(error, openai.APIStatusError):
+            return bool(getattr(error, "status_code", 500) < 500)
+        return is_kind(error, (EngineBusy, ValueError, TypeError))
 
     async def prepare(self) -> None:
         request, clock = self._request, self.state.clock

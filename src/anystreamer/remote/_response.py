@@ -28,6 +28,9 @@ __all__ = ["InvalidEvent", "RemoteRow", "ResponseParser"]
 
 DONE = b"[DONE]"
 
+# As much of an id, and of a name, as is kept (characters).
+MAX_NAME = 200
+
 
 class InvalidEvent(Exception):
     """An event that OpenAI's API does not have."""
@@ -120,6 +123,7 @@ class ResponseParser:
             event = json.loads(data)
             if (error := error_in(event)) is not None:
                 raise ServerError(error)
+            self._note_origin(event)
             has_usage, usage = usage_in(event)
             if has_usage:
                 self._row.server_usage = usage
@@ -161,6 +165,14 @@ class ResponseParser:
             **({"content": content} if content or not calls else {}),
             **({"tool_calls": calls} if calls else {}),
         }
+
+    def _note_origin(self, event: Any) -> None:
+        """Note the response's id, and what the server calls the model that makes it."""
+        if self._row.response_id is None and isinstance(event, Mapping):
+            sent = [event.get(name) for name in ("id", "model")]
+            self._row.response_id, self._row.response_model = (
+                value[:MAX_NAME] if isinstance(value, str) and value else None for value in sent
+            )
 
     def _choice(
         self, choice: Mapping[str, Any], event: Mapping[str, Any], elapsed: float

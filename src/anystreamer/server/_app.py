@@ -6,7 +6,8 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from anyio import fail_after
+from anyio import fail_after, get_cancelled_exc_class
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -17,7 +18,7 @@ from starlette.routing import Route
 
 from .._engine import Engine
 from .._generation import UntrustedMessages, max_context_length, tokenizer_of
-from .._streams import Timeouts, Usage, validate_timeouts
+from .._streams import TextStream, Timeouts, validate_timeouts
 from .._text import response_template_of, validate_template
 from ._allowed_hosts import AllowedHosts
 from ._body_sender import SendLimits
@@ -34,13 +35,14 @@ from ._request_models import ChatRequest, CompletionRequest, TextRequest
 from ._responses_format import ResponseBuilder
 from ._responses_request import ResponsesRequest
 from ._responses_response import ResponsesResponse
+from ._tracing import RequestSpans
 
 __all__ = ["create_app"]
 
 BODY_SECONDS = 60.0  # for a client to send its request
 DROPPED_BYTES = 1024 * 1024  # more than that, of a body that is too large, closes the connection
 
-OnEnd = Callable[[str, list[Usage]], None]  # called with a request's outcome and its usages
+OnEnd = Callable[[str, list[TextStream]], None]  # called with a request's outcome and its answers
 
 
 def create_app(
@@ -70,7 +72,7 @@ def create_app(
     ``GET /v1/models``, ``GET /health`` and ``GET /metrics``, and at ``/`` a page to chat with the
     model. It can be mounted in another application of Starlette or FastAPI. A client that
     disconnects stops the model, or leaves the queue. A parameter that is not supported is refused
-    by name.
+    by name. ``app.state.metrics`` is the registry of prometheus_client that ``/metrics`` shows.
 
     Args:
         engine: an engine from `open_engine`, opened in the event loop that the server runs in.
@@ -150,11 +152,16 @@ def create_app(
         response_template=_response_template_of(engine),
     )
     endpoints = _Endpoints(engine, ModelNames(model_name, aliases), api_key, max_body_bytes, limits)
-    return Starlette(
+    app = Starlette(
         routes=[
-            Route("/v1/chat/completions", endpoints.chat_completions, methods=["POST"]),
-            Route("/v1/completions", endpoints.completions, methods=["POST"]),
-            Route("/v1/responses", endpoints.responses, methods=["POST"]),
+            *(
+                Route(path, endpoint, methods=["POST"], middleware=[Middleware(RequestSpans, path)])
+                for path, endpoint in (
+                    ("/v1/chat/completions", endpoints.chat_completions),
+                    ("/v1/completions", endpoints.completions),
+                    ("/v1/responses", endpoints.responses),
+                )
+            ),
             Route("/v1/models", endpoints.models),
             Route("/v1/models/", endpoints.models),
             Route("/v1/models/{name:path}", endpoints.model),
@@ -169,6 +176,8 @@ def create_app(
             Exception: _failed,
         },
     )
+    app.state.metrics = endpoints.metrics_registry
+    return app
 
 
 def _middleware(
@@ -207,7 +216,13 @@ class _Endpoints:
         self._max_body_bytes = max_body_bytes
         self._parser = BodyParser()
         self._limits = limits
-        self._metrics = Metrics(engine)
+        numbers = {**limits.by_name(), "max_body_bytes": max_body_bytes}
+        self._metrics = Metrics(engine, names.main, numbers)
+
+    @property
+    def metrics_registry(self) -> CollectorRegistry:
+        """Where all metrics are."""
+        return self._metrics.registry
 
     # -- the routes
 
@@ -240,7 +255,8 @@ class _Endpoints:
 
     async def metrics(self, request: Request) -> Response:
         self._check_key(request)
-        return self._metrics.response(request.headers.get("accept", ""))
+        extensions = request.scope.get("extensions", {})
+        return self._metrics.response(request.headers.get("accept", ""), extensions)
 
     # -- requests for text
 
@@ -269,21 +285,29 @@ class _Endpoints:
         kind: type[RequestT],
         new_response: Callable[[RequestT, OnEnd], Response],
     ) -> Response:
-        def on_end(outcome: str, usages: Sequence[Usage] = ()) -> None:
-            self._metrics.on_end(endpoint, outcome, usages)
-            note_end(request.scope, outcome, usages)
+        def on_end(outcome: str, answers: Sequence[TextStream] = ()) -> None:
+            self._metrics.on_end(endpoint, outcome, answers)
+            note_end(request.scope, outcome, answers)
 
+        self._metrics.on_begin(endpoint)
         try:
             self._check_key(request)
             asked = await self._parser.parse(kind, await self._body(request))
             self._names.check(asked.model)
+            response = new_response(asked, on_end)
         except APIError as refused:
             on_end(str(refused.status))
             raise
         except ClientDisconnect:
             on_end("disconnected")
             return Response(status_code=400)  # nothing receives it
-        return new_response(asked, on_end)
+        except get_cancelled_exc_class():
+            on_end("disconnected")  # Ray Serve says it in this way
+            raise
+        except Exception:
+            on_end("500")
+            raise
+        return response
 
     async def _body(self, request: Request) -> bytes:
         # A page of another site can post a form or plain text to a server on this machine without

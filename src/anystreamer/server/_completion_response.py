@@ -20,7 +20,15 @@ from .._generation import (
     eos_ids,
     uses_torch,
 )
-from .._streams import TextChunk, TextStream, Timeouts, Usage
+from .._streams import (
+    PHASES,
+    TextChunk,
+    TextStream,
+    Timeouts,
+    Usage,
+    answering,
+    validate_timeouts,
+)
 from ._asgi import EVENT_STREAM, run_all
 from ._body_sender import BodySender, SendLimits
 from ._echo import Echo
@@ -47,6 +55,16 @@ class Limits:
     allow_media_from: tuple[str, ...]  # hosts
     response_template: Mapping[str, Any] | None  # of the model's tokenizer
 
+    def by_name(self) -> dict[str, float | None]:
+        """Those that are numbers, for the metrics. Times are in seconds."""
+        timeouts = validate_timeouts(self.timeout)
+        return {
+            "default_max_tokens": self.default_max_tokens,
+            "max_tokens": self.max_tokens,
+            "context_length": self.context,
+            **{f"timeout_{phase}": getattr(timeouts, phase) for phase in PHASES},
+        }
+
 
 class EngineResponse(StreamResponse):
     """Opens the streams of one request, which subclasses send in their format.
@@ -59,12 +77,14 @@ class EngineResponse(StreamResponse):
         engine: Engine,
         request: TextRequest,
         limits: Limits,
-        on_end: Callable[[str, list[Usage]], None],
+        origin: tuple[str, str],
+        on_end: Callable[[str, list[TextStream]], None],
     ) -> None:
         super().__init__(limits.sending, media_type=EVENT_STREAM)
         self._engine = engine
         self._request = request
         self._limits = limits
+        self._origin = origin  # the response's id, and the model's name in it
         self._on_end = on_end
         self._choices: list[TextStream] = []
         self._token_texts: list[TokenTexts] = []  # of each choice, if log-probabilities are sent
@@ -77,7 +97,7 @@ class EngineResponse(StreamResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._on_end(self._outcome, self._usages())
+            self._on_end(self._outcome, self._choices if self._is_accepted else [])
 
     # -- opening
 
@@ -186,9 +206,10 @@ class EngineResponse(StreamResponse):
             processors = arguments.get("logits_processor", ())
             arguments["logits_processor"] = [echo.scores, *processors]
         arguments["max_new_tokens"] = max(limit, 1)
-        return await streams.open(
-            self._engine.stream_text(prompt, timeout=self._limits.timeout, **arguments)
-        )
+        with answering(*self._origin):
+            return await streams.open(
+                self._engine.stream_text(prompt, timeout=self._limits.timeout, **arguments)
+            )
 
     def _ending_ids(self) -> dict[str, Any]:
         """The argument with the tokens that end an answer, if they are not the model's own."""
@@ -244,9 +265,9 @@ class CompletionResponse(EngineResponse):
         request: TextRequest,
         builder: CompletionBuilder,
         limits: Limits,
-        on_end: Callable[[str, list[Usage]], None],
+        on_end: Callable[[str, list[TextStream]], None],
     ) -> None:
-        super().__init__(engine, request, limits, on_end)
+        super().__init__(engine, request, limits, builder.origin, on_end)
         self._builder = builder
 
     async def _open(self, streams: OpenStreams) -> None:

@@ -1,97 +1,108 @@
-"""Metrics for Prometheus: of requests, and of the engine."""
+"""Metrics for Prometheus: of requests, and in the same registry of all that serves them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
 )
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 from .._engine import Engine
-from .._streams import Usage
+from .._streams import TextStream
+from ._engine_collector import EngineCollector
+from ._server_collector import ServerCollector
 
 __all__ = ["Metrics"]
 
-_TIMES = {
-    "queued": "from a request to its turn",
-    "first_token": "from a request to its first token",
-    "between_tokens": "from one token of a request to its next",
-    "total": "from a request to its end",
-}
+# Upper bounds in tokens: prompts and answers have from one to as many as a context takes.
+TOKENS = (*(digit * 10**zeros for zeros in range(6) for digit in (1, 2, 5)), 1_000_000)
 
 
 class Metrics:
-    """The metrics of one application, in a registry of its own."""
+    """The metrics of one application, in a registry of its own.
 
-    def __init__(self, engine: Engine) -> None:
-        self._registry = CollectorRegistry()
-        self._registry.register(_EngineCollector(engine))
+    Args:
+        engine: that it serves.
+        model_name: in requests and responses.
+        limits: by their names.
+    """
+
+    def __init__(self, engine: Engine, model_name: str, limits: Mapping[str, float | None]) -> None:
+        self.registry = CollectorRegistry()
+        self._server = ServerCollector(engine, model_name, limits)
+        for collector in (EngineCollector(engine), self._server):
+            self.registry.register(collector)
+        ProcessCollector(registry=self.registry)  # from /proc, where there is one
+        PlatformCollector(registry=self.registry)
+        self._open = Gauge(
+            "anystreamer_http_open_requests",
+            "HTTP requests for text that have come, and have not ended",
+            ["endpoint"],
+            registry=self.registry,
+        )
         self._requests = Counter(
             "anystreamer_http_requests",
             "HTTP requests for text, by how they ended: a status; disconnected; stalled, the "
             "client did not receive its response; or failed, an error after the stream had begun",
             ["endpoint", "outcome"],
-            registry=self._registry,
+            registry=self.registry,
         )
         self._tokens = Counter(
             "anystreamer_http_tokens",
             "Tokens of requests that have ended",
             ["kind"],
-            registry=self._registry,
+            registry=self.registry,
+        )
+        self._answers = Counter(
+            "anystreamer_http_answers",
+            "Answers to requests that were not refused, by why they ended",
+            ["finish_reason"],
+            registry=self.registry,
+        )
+        self._prompt_tokens = Histogram(
+            "anystreamer_http_prompt_tokens",
+            "Tokens of the prompt of an answer",
+            buckets=TOKENS,
+            registry=self.registry,
+        )
+        self._answer_tokens = Histogram(
+            "anystreamer_http_answer_tokens",
+            "Tokens of an answer",
+            buckets=TOKENS,
+            registry=self.registry,
         )
 
-    def on_end(self, endpoint: str, outcome: str, usages: Sequence[Usage] = ()) -> None:
-        """A request has ended."""
+    def on_begin(self, endpoint: str) -> None:
+        """A request has come: `on_end` is called for each, once."""
+        self._open.labels(endpoint).inc()
+
+    def on_end(self, endpoint: str, outcome: str, answers: Sequence[TextStream] = ()) -> None:
+        """A request has ended. One that was refused has no answers."""
+        self._open.labels(endpoint).dec()
         self._requests.labels(endpoint, outcome).inc()
-        self._tokens.labels("prompt").inc(sum(usage.prompt_tokens for usage in usages))
-        self._tokens.labels("completion").inc(sum(usage.completion_tokens for usage in usages))
+        for answer in answers:
+            if answer.finish_reason is not None:
+                self._answers.labels(str(answer.finish_reason)).inc()
+            if (usage := answer.usage) is not None:
+                self._prompt_tokens.observe(usage.prompt_tokens)
+                self._answer_tokens.observe(usage.completion_tokens)
+                self._tokens.labels("prompt").inc(usage.prompt_tokens)
+                self._tokens.labels("completion").inc(usage.completion_tokens)
 
-    def response(self, accept: str) -> Response:
-        """All metrics, in the format that *accept* asks for."""
+    def response(self, accept: str, extensions: Mapping[str, Any]) -> Response:
+        """All metrics, in the format that *accept* asks for.
+
+        *extensions* are those of the request, by which a server tells of its connections.
+        """
+        self._server.take_connections(extensions)
         encode, media_type = choose_encoder(accept)
-        return Response(encode(self._registry), headers={"content-type": media_type})
-
-
-class _EngineCollector(Collector):
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def collect(self) -> Iterable[Metric]:
-        now = self._engine.statistics()
-        yield GaugeMetricFamily(
-            "anystreamer_requests_waiting", "Requests waiting for their turn", now.waiting
-        )
-        yield GaugeMetricFamily(
-            "anystreamer_requests_running", "Requests being generated", now.running
-        )
-        yield GaugeMetricFamily(
-            "anystreamer_up",
-            "Whether the engine accepts requests",
-            int(getattr(self._engine, "state", "open") == "open"),
-        )
-        if now.cache_used is not None:
-            yield GaugeMetricFamily(
-                "anystreamer_cache_used_ratio", "Share of the cache in use", now.cache_used
-            )
-        yield CounterMetricFamily(
-            "anystreamer_computed_tokens", "Tokens generated by the model", now.computed_tokens
-        )
-        for name, meaning in _TIMES.items():
-            times = getattr(now, name)
-            yield HistogramMetricFamily(
-                f"anystreamer_{name}_seconds",
-                f"Time {meaning}",
-                buckets=[
-                    *zip(map(str, times.bounds), times.counts, strict=False),
-                    ("+Inf", times.count),
-                ],
-                sum_value=times.sum,
-            )
+        return Response(encode(self.registry), headers={"content-type": media_type})

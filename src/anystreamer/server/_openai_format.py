@@ -239,7 +239,7 @@ class CompletionBuilder:
         top: int | None,
         includes_running_usage: bool = False,
     ) -> None:
-        self._head = {
+        self._head: dict[str, Any] = {
             "id": f"{self.prefix}-{secrets.token_hex(16)}",
             "created": int(time.time()),
             "model": model,
@@ -253,6 +253,11 @@ class CompletionBuilder:
         self._begun: set[int] = set()  # choices that have had an event
         # By choice and field: what is around the text in an event that has nothing else.
         self._around_text: dict[tuple[int, str], tuple[str, str]] = {}
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """The response's id, and the model's name in it."""
+        return self._head["id"], self._head["model"]
 
     def add_choice(self, prompt_tokens: int = 0) -> None:
         """Add one more choice, to a prompt of this many tokens."""

@@ -9,8 +9,9 @@ from time import perf_counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .._reporting import SafeLogger
-from .._streams import Usage
+from .._streams import TextStream
 from ._request_id import request_id_of
+from ._tracing import trace_id_of
 
 __all__ = ["RequestLog", "note_end"]
 
@@ -22,8 +23,9 @@ _KEY = "anystreamer.end"
 _PATH_LENGTH = 200
 
 
-def note_end(scope: Scope, outcome: str, usages: Sequence[Usage]) -> None:
+def note_end(scope: Scope, outcome: str, answers: Sequence[TextStream]) -> None:
     """Keep how a request for text has ended, for its record."""
+    usages = [answer.usage for answer in answers if answer.usage is not None]
     scope[_KEY] = {
         "outcome": outcome,
         "prompt_tokens": sum(usage.prompt_tokens for usage in usages),
@@ -36,7 +38,8 @@ class RequestLog:
 
     The numbers are attributes of the record as well: ``method``, ``path``, ``status`` (None if
     there was no response), ``request_id``, ``seconds``, ``first_seconds`` (until the response
-    began), and for requests for text ``outcome``, ``prompt_tokens`` and ``completion_tokens``.
+    began), ``trace_id`` (None if it is in no trace), and for requests for text ``outcome``,
+    ``prompt_tokens`` and ``completion_tokens``.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -67,6 +70,7 @@ class RequestLog:
                 "path": ascii(scope["path"][:_PATH_LENGTH])[1:-1],
                 "seconds": round(perf_counter() - began, 4),
                 "request_id": request_id_of(scope),
+                "trace_id": trace_id_of(scope),
                 **scope.get(_KEY, {}),
             }
             _logger.info(_message(fields), extra=fields)
@@ -78,4 +82,6 @@ def _message(fields: dict[str, object]) -> str:
         if outcome != str(fields["status"]):
             parts.append(outcome)
         parts.append(f"{fields['prompt_tokens']}+{fields['completion_tokens']} tokens")
-    return " ".join(map(str, [*parts, f"{fields['seconds']} s", fields["request_id"]]))
+    trace = fields["trace_id"]
+    last = [fields["request_id"], *([] if trace is None else [f"trace={trace}"])]
+    return " ".join(map(str, [*parts, f"{fields['seconds']} s", *last]))

@@ -16,7 +16,7 @@ from ._fields import Annotates, Fixed, Neutral, Strict
 from ._message_models import Message, ResponseFormat, Tool
 from ._seed import Seed
 
-__all__ = ["ChatRequest", "CompletionRequest", "TextRequest"]
+__all__ = ["ChatRequest", "CompletionRequest", "Effort", "TextRequest"]
 
 MAX_MESSAGES = 2048
 MAX_ANSWERS = 128  # to all prompts of a request
@@ -36,6 +36,9 @@ RESERVED = frozenset(
     truncation
     """.split()
 )
+
+#: How much a model is to reason. Chat templates that know ``reasoning_effort`` get it.
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 StopString = Annotated[str, Field(min_length=1)]
 StopList = Annotated[list[StopString], Field(max_length=16, fail_fast=True)]
@@ -252,6 +255,7 @@ class ChatRequest(TextRequest):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     chat_template_kwargs: Annotated[dict[str, Any] | None, Neutral({})] = None
+    reasoning_effort: Effort | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: Annotated[bool | None, Neutral(False)] = None
     add_special_tokens: Annotated[None, Fixed(False)] = None
@@ -261,9 +265,6 @@ class ChatRequest(TextRequest):
     moderation: Annotated[None, Fixed()] = None
     modalities: Annotated[None, Fixed(["text"])] = None
     prediction: Annotated[None, Fixed()] = None
-    reasoning_effort: Annotated[
-        None, Fixed(instead="chat_template_kwargs has what the model's template reads")
-    ] = None
     verbosity: Annotated[None, Fixed("medium")] = None
     web_search_options: Annotated[None, Fixed()] = None
     functions: Annotated[None, Fixed([], instead="send tools")] = None
@@ -306,6 +307,15 @@ class ChatRequest(TextRequest):
                 code="invalid_value",
             )
 
+    def _effort_kwargs(self) -> dict[str, Any]:
+        """The effort as chat templates read it: by its name, or whether to think."""
+        known: dict[str, Any] = {}
+        if self.reasoning_effort is not None:
+            known["reasoning_effort"] = self.reasoning_effort
+        if self.reasoning_effort == "none":
+            known["enable_thinking"] = False
+        return known
+
     @property
     def _form(self) -> str | dict[str, Any] | None:
         return None if self.response_format is None else self.response_format.form
@@ -342,7 +352,7 @@ class ChatRequest(TextRequest):
                 "tools is not supported by this model: its templates have no tool calls",
                 param="tools",
             )
-        template_kwargs = dict(self.chat_template_kwargs or {})
+        template_kwargs = self._effort_kwargs() | (self.chat_template_kwargs or {})
         for name in ("add_generation_prompt", "continue_final_message"):
             if (value := getattr(self, name)) is not None:
                 template_kwargs[name] = value

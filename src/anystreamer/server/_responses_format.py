@@ -124,6 +124,11 @@ class ResponseBuilder:
         self._reasoning_tokens = 0
         self._is_cut = False
 
+    @property
+    def origin(self) -> tuple[str, str]:
+        """The response's id, and the model's name in it."""
+        return self._id, self._model
+
     # -- in events
 
     def take(self, chunk: TextChunk, tokens: Sequence[Token]) -> str:

@@ -15,7 +15,7 @@ from ._errors import APIError
 from ._fields import Strict
 from ._message_models import JSONSchema
 from ._request_body import validated
-from ._request_models import MAX_MESSAGES, ChatRequest
+from ._request_models import MAX_MESSAGES, ChatRequest, Effort
 from ._responses_input import Conversation, Item
 
 __all__ = ["ResponsesRequest"]
@@ -145,9 +145,9 @@ class TextConfig(Strict):
 
 
 class Reasoning(Strict):
-    """How much a model is to reason. Chat templates that know ``reasoning_effort`` get it."""
+    """How much a model is to reason."""
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None  # its older name
 
@@ -253,7 +253,8 @@ class ResponsesRequest(Strict):
             "response_format": self._format and self._format.as_chat(),
             "logprobs": self._has_logprobs,
             "top_logprobs": self.top_logprobs if self._has_logprobs else None,
-            "chat_template_kwargs": self._template_kwargs,
+            "chat_template_kwargs": self.chat_template_kwargs,
+            "reasoning_effort": self.reasoning and self.reasoning.effort,
             **self._tools_in_chat,
         }
         try:
@@ -264,14 +265,6 @@ class ResponsesRequest(Strict):
     @cached_property
     def _conversation(self) -> Conversation:
         return Conversation(self.instructions, self.input)
-
-    @property
-    def _template_kwargs(self) -> dict[str, Any]:
-        effort = self.reasoning and self.reasoning.effort
-        known: dict[str, Any] = {} if effort is None else {"reasoning_effort": effort}
-        if effort == "none":
-            known["enable_thinking"] = False
-        return known | (self.chat_template_kwargs or {})
 
     @property
     def _tools_in_chat(self) -> dict[str, Any]:

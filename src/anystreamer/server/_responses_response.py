@@ -8,7 +8,7 @@ from functools import partial
 from starlette.responses import Response
 
 from .._engine import Engine
-from .._streams import TextStream, Usage
+from .._streams import TextStream
 from ._body_sender import BodySender
 from ._completion_response import EngineResponse, Limits
 from ._errors import APIError
@@ -28,9 +28,9 @@ class ResponsesResponse(EngineResponse):
         request: ResponsesRequest,
         builder: ResponseBuilder,
         limits: Limits,
-        on_end: Callable[[str, list[Usage]], None],
+        on_end: Callable[[str, list[TextStream]], None],
     ) -> None:
-        super().__init__(engine, request.chat, limits, on_end)
+        super().__init__(engine, request.chat, limits, builder.origin, on_end)
         self._own_request = request
         self._builder = builder
 

@@ -1,0 +1,25 @@
+"""Tokenizers in the place of a processor that could not be loaded, and what is missing for it."""
+
+from __future__ import annotations
+
+import weakref
+
+from .._errors import is_kind, message_of
+
+__all__ = ["missing_processor", "note_missing_processor"]
+
+_reasons: dict[int, str] = {}  # by the id of the tokenizer, for as long as it lives
+
+
+def note_missing_processor(tokenizer: object, error: Exception) -> None:
+    """Note that a model takes text alone, with this tokenizer, because of that error."""
+    # The message of an ImportError of transformers names the package and says how to install it.
+    # Other errors can have paths, and go to the log only: what is noted here, clients see.
+    reason = message_of(error) if is_kind(error, ImportError) else "the log says why"
+    _reasons[id(tokenizer)] = " ".join(reason.split())
+    weakref.finalize(tokenizer, _reasons.pop, id(tokenizer), None)
+
+
+def missing_processor(tokenizer: object) -> str | None:
+    """Why the processor is missing in whose place this tokenizer is; None if it is not."""
+    return _reasons.get(id(tokenizer))

@@ -1,0 +1,29 @@
+"""What a connection tells the application: how to close it at once, and how many are open."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from .._asgi_extensions import ABORT, CONNECTIONS
+
+__all__ = ["with_extensions"]
+
+
+def with_extensions(
+    app: Any, abort: Callable[[], Awaitable[None]], open_connections: Callable[[], int], most: int
+) -> Any:
+    """The application of a connection.
+
+    Args:
+        app: that of all connections.
+        abort: closes this connection at once, for a client that does not take its response.
+        open_connections: how many the server has now.
+        most: how many it can have.
+    """
+    own = {ABORT: abort, CONNECTIONS: (open_connections, most)}
+
+    async def with_extension(scope: Any, *args: Any) -> None:
+        await app({**scope, "extensions": {**scope.get("extensions", {}), **own}}, *args)
+
+    return with_extension

@@ -1,0 +1,138 @@
+"""The trace that a request belongs to, by W3C's ``traceparent``, and a span for each request.
+
+Names are those of OpenTelemetry's conventions for HTTP servers:
+https://opentelemetry.io/docs/specs/semconv/http/http-spans/
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .._reporting import reporting
+
+__all__ = ["RequestSpans", "trace_id_of"]
+
+_KEY = "anystreamer.trace_id"
+
+# Version 00 has these four parts; later ones can have more of them.
+_TRACEPARENT = re.compile(
+    r"(?!ff)(?P<version>[0-9a-f]{2})-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}"
+    r"-[0-9a-f]{2}(?P<more>-.*)?"
+)
+
+
+def trace_id_of(scope: Scope) -> str | None:
+    """The id of the trace that a request belongs to, if it has one.
+
+    It is that of the request's span, or else the one that the client has sent.
+    """
+    if (known := scope.get(_KEY)) is not None:
+        return str(known)
+    if (own := _current_trace_id()) is not None:
+        return own
+    sent = [value for name, value in scope["headers"] if name.lower() == b"traceparent"]
+    if len(sent) != 1:  # which of several counts, nobody could say
+        return None
+    found = _TRACEPARENT.fullmatch(sent[0].decode("latin-1").strip())
+    if found is None or (found["version"] == "00" and found["more"]):
+        return None
+    return found["trace"]
+
+
+def _current_trace_id() -> str | None:
+    """That of the span that the application is in, where something around it has begun one."""
+    trace = sys.modules.get("opentelemetry.trace")
+    with reporting:
+        if trace is not None:
+            context = trace.get_current_span().get_span_context()
+            return f"{context.trace_id:032x}" if context.is_valid else None
+    return None
+
+
+class RequestSpans:
+    """Middleware of a route: a span for each request, in the trace that the client is in.
+
+    Only in an application that uses OpenTelemetry, and only where no middleware of OpenTelemetry's
+    own has begun a span for the request. The spans of generations are in it.
+    """
+
+    def __init__(self, app: ASGIApp, route: str) -> None:
+        self._app = app
+        self._route = route
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request. Called by Starlette."""
+        # An application that records spans has imported this module. For others it is not loaded.
+        trace = sys.modules.get("opentelemetry.trace")
+        if trace is None or _current_trace_id() is not None:
+            return await self._app(scope, receive, send)
+        span = self._start(trace, scope)
+        if span is None:
+            return await self._app(scope, receive, send)
+
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                with reporting:
+                    _note_status(trace, span, message["status"])
+            await send(message)
+
+        try:
+            with _current(trace, span):
+                await self._app(scope, receive, noted)
+        finally:
+            with reporting:
+                span.end()
+
+    def _start(self, trace: Any, scope: Scope) -> Any | None:
+        """Start a span; return None if that fails."""
+        with reporting:
+            from opentelemetry.propagate import extract
+
+            # With the propagators that the application has set: W3C's, by default.
+            parent = extract(dict(Headers(scope=scope)))
+            span = trace.get_tracer("anystreamer").start_span(
+                f"{scope['method']} {self._route}",
+                context=parent,
+                kind=trace.SpanKind.SERVER,
+                attributes={
+                    "http.request.method": scope["method"],
+                    "http.route": self._route,
+                    "url.path": scope["path"],
+                    "url.scheme": scope.get("scheme", "http"),
+                },
+            )
+            context = span.get_span_context()
+            if context.is_valid:
+                scope[_KEY] = f"{context.trace_id:032x}"
+            return span
+        return None
+
+
+@contextmanager
+def _current(trace: Any, span: Any) -> Iterator[None]:
+    """A block in which this is the current span."""
+    token = None
+    with reporting:
+        from opentelemetry.context import attach, detach
+
+        token = attach(trace.set_span_in_context(span))
+    try:
+        yield
+    finally:
+        if token is not None:
+            with reporting:
+                detach(token)
+
+
+def _note_status(trace: Any, span: Any, status: int) -> None:
+    span.set_attribute("http.response.status_code", status)
+    if status >= 500:  # of the server: a request that is refused is the client's error
+        span.set_attribute("error.type", str(status))
+        span.set_status(trace.Status(trace.StatusCode.ERROR))
