@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -82,7 +83,9 @@ def settings_of_pip() -> dict[str, str]:
         if places:
             found[f"UV_{name.upper().replace('-', '_')}"] = separator.join(dict.fromkeys(places))
     # As pip does: the newest that fits, wherever it is.
-    return {"UV_INDEX_STRATEGY": "unsafe-best-match", **found, **os.environ}
+    settings = {"UV_INDEX_STRATEGY": "unsafe-best-match", **found}
+    # A user's own stay. Nothing else of the user's goes in here: UV_PYTHON is the session's then.
+    return {name: value for name, value in settings.items() if name not in os.environ}
 
 
 def install(session: nox.Session, *arguments: str) -> None:
@@ -96,7 +99,9 @@ def install(session: nox.Session, *arguments: str) -> None:
 def install_all(session: nox.Session) -> None:
     """What every test needs, torch among it."""
     install(
-        session, *CONSTRAINTS, "--group", "tests", "--group", "peers", f".[transformers,{EXTRAS}]"
+        session,
+        *CONSTRAINTS,
+        *("--group", "tests", "--group", "peers", f".[transformers,notebook,{EXTRAS}]"),
     )
 
 
@@ -149,6 +154,14 @@ WITH_RAY = (
 )
 
 
+# What needs applications and libraries that are too large for the other sessions.
+WITH_FRAMEWORKS = (
+    "tests/project/test_docs.py",
+    "tests/test_gradio.py",
+    "tests/test_notebook.py",
+    "tests/test_streamlit.py",
+)
+
 # A cluster's tests are slow, all of them.
 RAY_BY_DAY = "not (nightly or variant or uvloop or trio)"
 RAY_AT_NIGHT = "not nightly and (variant or uvloop or trio)"
@@ -196,7 +209,7 @@ def types(session: nox.Session) -> None:
         session,
         *CONSTRAINTS,
         *("--group", "typing", "--group", "tests", "--group", "peers", "nox"),
-        f".[transformers,{EXTRAS}]",
+        f".[transformers,notebook,{EXTRAS}]",
     )
     examples = str(Path(session.create_tmp()).resolve() / "examples")
     shutil.rmtree(examples, ignore_errors=True)
@@ -216,32 +229,35 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
 
 
+def try_package(session: nox.Session, package: Path, python: str, empty: Path) -> None:
+    """Install a wheel or an sdist where nothing else is, and use it, first without its extras."""
+    session.run(python, "-m", "venv", str(empty), external=True)
+    programs = empty / ("Scripts" if os.name == "nt" else "bin")
+    inside, constraints = str(programs / "python"), Path("constraints.txt").resolve()
+    pip_install = (inside, "-m", "pip", "install", "-q", "-c", str(constraints))
+    # Isolated: neither a PYTHONPATH nor the folder of the program has a say in what is imported.
+    check = (inside, "-W", "error", "-I", str(Path("tests/project/installed.py").resolve()))
+    with session.chdir(empty):
+        session.run(*pip_install, str(package), external=True)
+        session.run(*check, "asyncio", external=True)
+        session.run(*pip_install, f"{package}[trio,cli]", external=True)
+        session.run(*check, "asyncio", "trio", external=True)
+        session.run(str(programs / "anystreamer"), "--help", external=True, silent=True)
+
+
 @nox.session(python=PYTHON)
 def dist(session: nox.Session) -> None:
     """The sdist and the wheel built from it, into dist/; and the wheel where nothing else is."""
     folder = Path("dist").resolve()
-    temporary = Path(session.create_tmp()).resolve()
-    clean = temporary / "clean"
+    clean = Path(session.create_tmp()).resolve() / "clean"
     for left in (folder, clean):
         shutil.rmtree(left, ignore_errors=True)
     install(session, *CONSTRAINTS, "--group", "dist")
     session.run("python", "-m", "build", "--no-isolation", f"--outdir={folder}")
     session.run("twine", "check", "--strict", *map(str, folder.iterdir()))
     session.run("python", "tests/project/built.py", str(folder))
-
-    session.run("python", "-m", "venv", str(clean))
-    programs = clean / ("Scripts" if os.name == "nt" else "bin")
-    python, constraints = str(programs / "python"), Path("constraints.txt").resolve()
-    pip_install = (python, "-m", "pip", "install", "-q", "-c", str(constraints))
     (wheel,) = folder.glob("*.whl")
-    # Isolated: neither a PYTHONPATH nor the folder of the program has a say in what is imported.
-    check = (python, "-W", "error", "-I", str(Path("tests/project/installed.py").resolve()))
-    with session.chdir(temporary):
-        session.run(*pip_install, str(wheel), external=True)
-        session.run(*check, "asyncio", external=True)
-        session.run(*pip_install, f"{wheel}[trio,cli]", external=True)
-        session.run(*check, "asyncio", "trio", external=True)
-        session.run(str(programs / "anystreamer"), "--help", external=True, silent=True)
+    try_package(session, wheel, "python", clean)
 
 
 @nox.session(python=PYTHON)
@@ -291,6 +307,26 @@ def night_with_ray(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON, tags=["night"])
+def night_with_frameworks(session: nox.Session) -> None:
+    """The pages about LangChain, Streamlit and others, and notebooks, with each of them."""
+    install_all(session)
+    # Without the constraints: some of them need an openai of before version 3.
+    install(session, "--group", "frameworks", "--group", "typing")
+    examples = str(Path(session.create_tmp()).resolve() / "examples")
+    shutil.rmtree(examples, ignore_errors=True)
+    session.run("python", "-m", "tests.project.write_examples", examples)
+    session.run("mypy", examples)
+    session.run("pyright", examples)
+    session.run(
+        "pytest",
+        *SIDE_BY_SIDE,
+        *("-m", "not nightly"),
+        *(session.posargs or WITH_FRAMEWORKS),
+        env=ENV | {"ANYSTREAMER_REQUIRE_FRAMEWORKS": "1"},
+    )
+
+
+@nox.session(python=PYTHON, tags=["night"])
 def nightly(session: nox.Session) -> None:
     """What takes too long for every change: many more Hypothesis examples, and the long tests."""
     install_all(session)
@@ -320,7 +356,8 @@ def tests_of_the_newest(session: nox.Session) -> None:
         for line in Path("constraints.txt").read_text(encoding="utf-8").splitlines()
         if line.startswith("torch==")
     )
-    install(session, torch, "--group", "tests", "--group", "peers", f".[transformers,{EXTRAS}]")
+    every_extra = f".[transformers,notebook,{EXTRAS}]"
+    install(session, torch, "--group", "tests", "--group", "peers", every_extra)
     session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=ENV)
 
 
@@ -349,6 +386,48 @@ def soak(session: nox.Session) -> None:
         *(session.posargs or ("tests/engine/test_soak.py", "tests/bridge/test_teardown.py")),
         env=ENV,
     )
+
+
+# Not the version that comes next: no other commit can have it.
+REHEARSED = "999.0.0"
+
+
+@nox.session(python=PYTHON, tags=["night"])
+def rehearse_release(session: nox.Session) -> None:
+    """All of a release but its upload: the version, its tag, the packages, on each Python.
+
+    In what is unpacked from the sdist, it runs the README's commands, all tests among them.
+    """
+    place = Path(session.create_tmp()).resolve() / "release"
+    shutil.rmtree(place, ignore_errors=True)
+    install(session, *CONSTRAINTS, "--group", "dist")
+    session.run("git", "clone", "-q", "--no-tags", ".", str(place / "clone"), external=True)
+    with session.chdir(place / "clone"):
+        session.run("python", "tests/project/release.py", "prepare", REHEARSED)
+        me = ("-c", "user.name=release", "-c", "user.email=release@localhost")
+        session.run("git", *me, "commit", "-qam", f"Version {REHEARSED}", external=True)
+        session.run("git", "tag", f"v{REHEARSED}", external=True)
+        tag = session.run("git", "describe", "--exact-match", "--tags", external=True, silent=True)
+        session.run("python", "tests/project/release.py", "check", str(tag).strip(), silent=True)
+        session.run("python", "-m", "build", "--no-isolation", f"--outdir={place / 'dist'}")
+        session.run("twine", "check", "--strict", *map(str, (place / "dist").iterdir()))
+        session.run("python", "tests/project/built.py", str(place / "dist"))
+        for python in (f"python{each}" for each in (PYTHON, *OTHER_PYTHONS)):
+            if shutil.which(python) is None:
+                session.warn(f"{python} was not found: the packages are not tried on it")
+                continue
+            for package in sorted((place / "dist").iterdir()):
+                try_package(session, package, python, place / f"{python}{package.suffix}")
+    (sdist,) = (place / "dist").glob("*.tar.gz")
+    shutil.unpack_archive(sdist, place, filter="data")
+    with session.chdir(place / f"anystreamer-{REHEARSED}"):
+        readme = Path("README.md").read_text(encoding="utf-8")
+        demo, nox_itself = re.findall(r"^```console\n(.+)\n```", readme, re.MULTILINE)
+        # As in a terminal, which has nothing of this session.
+        outside = dict.fromkeys(("VIRTUAL_ENV", "UV_PYTHON", "UV_PROJECT_ENVIRONMENT"))
+        path = f"export PATH={shlex.quote(os.environ['PATH'])}\n"
+        for command in (demo, " ".join((nox_itself, *session.posargs))):
+            session.run("bash", "-ec", path + command, env=outside, external=True)
 
 
 @nox.session(python=PYTHON)

@@ -460,24 +460,31 @@ def colour_of(name: str) -> str:
     return PEER if is_peer or "raises" in name or "transformers" in name else OURS
 
 
-def new_axes(width: float, height: float, columns: int = 1) -> list[Any]:
+WIDTH = 4.3  # inches: a phone shows nearly all of it, so that its words can be read there
+
+
+def new_axes(height: float, rows: int = 1) -> list[Any]:
+    """One below the other, each with this height in inches."""
     from matplotlib.figure import Figure
 
-    axes = Figure(figsize=(width, height)).subplots(1, columns, sharey=columns > 2, squeeze=False)
-    for each in axes[0]:
+    figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
+    axes = figure.subplots(rows, 1, squeeze=False)[:, 0]
+    for each in axes:
         each.grid(alpha=0.25)
-    return list(axes[0])
+    return list(axes)
 
 
 def intervals(axes: Any, figures: Part, first: str, last: str) -> None:
-    """Medians, each on a line from one figure to another, one below the other."""
+    """Medians, each on a line from one figure to another, one below the other, under its name."""
     names = list(reversed(figures))
     for y, name in enumerate(names):
         figure, colour = figures[name], colour_of(name)
         axes.plot([figure[first], figure[last]], [y, y], color=colour, linewidth=2)
         axes.plot(figure["median"], y, "o", color=colour, markersize=5)
-    axes.set_yticks(range(len(names)), [name.replace("`", "") for name in names])
-    axes.grid(visible=False, axis="y")
+        place = axes.get_yaxis_transform()
+        axes.text(0.02, y + 0.25, name.replace("`", ""), transform=place)
+    axes.set_yticks([])
+    axes.set_ylim(-0.5, len(names))
 
 
 def curves(axes: Any, lines: dict[str, Part], what: str) -> None:
@@ -496,7 +503,7 @@ def curves(axes: Any, lines: dict[str, Part], what: str) -> None:
 
 def plot_per_item(program: str, *scenarios: str) -> list[Any]:
     results = read(program)
-    all_axes = new_axes(3.1 * len(scenarios) + 2.4, 4, len(scenarios))
+    all_axes = new_axes(5, len(scenarios))
     for axes, scenario in zip(all_axes, scenarios, strict=True):
         ways = {name: row["ratio_to_silent"] for name, row in results[scenario].items()}
         del ways["silent"]
@@ -508,7 +515,7 @@ def plot_per_item(program: str, *scenarios: str) -> list[Any]:
 
 
 def plot_decoding() -> list[Any]:
-    (axes,) = new_axes(6, 3.6)
+    (axes,) = new_axes(3.4)
     ways = read("decoding")["microseconds per token"]["byte level"]
     figures = {way: {n: row and {"us": row} for n, row in ns.items()} for way, ns in ways.items()}
     curves(axes, figures, "us")
@@ -518,18 +525,18 @@ def plot_decoding() -> list[Any]:
 
 
 def plot_engines() -> list[Any]:
-    (axes,) = new_axes(6, 3.6)
+    (axes,) = new_axes(3.4)
     all_ways = by_way(read("engines")["speed"])
     names = ("manager, streaming (no loop)", 'open_engine, "continuous" on asyncio')
     names += ("stream_text each on asyncio", "as transformers serve on asyncio")
     curves(axes, {name: all_ways[name] for name in names}, "tokens_per_second")
     axes.set(xlabel="streams at once", ylabel="tokens per second, of all")
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     return [axes]
 
 
 def plot_edge() -> list[Any]:
-    both = new_axes(9, 3.8, 2)
+    both = new_axes(3.2, 2)
     for axes, what, text in (
         (both[0], "tokens_per_second", "tokens per second, of all"),
         (both[1], "ttft_of_the_last_ms", "ms to the last first token"),
@@ -542,7 +549,7 @@ def plot_edge() -> list[Any]:
 
 
 def plot_cancellation() -> list[Any]:
-    (axes,) = new_axes(8, 3.6)
+    (axes,) = new_axes(4.2)
     results = phases(read("cancellation"))
     figures = {name: loops["asyncio"]["ms_until_joined"] for name, loops in results.items()}
     intervals(axes, figures, "median", "p99")

@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from .conftest import installed
+from .helpers.frameworks import skip_without
+from .helpers.scripted import PROGRAM_PATIENCE, PROGRAM_TIMEOUT
 
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "gradio.md"
 
-# Not a dependency of the tests, for its size.
-pytestmark = pytest.mark.skipif(
-    not installed("gradio", "torch"), reason="gradio is not installed, or torch"
-)
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 # Gradio and its client leave threads and tasks behind: they have a process for themselves.
 CLIENT = """
@@ -61,14 +60,17 @@ thread.join()
 """
 
 
+@pytest.mark.timeout(PROGRAM_TIMEOUT)
 def test_it_answers_piece_by_piece_and_is_stopped() -> None:
+    if not installed("gradio"):
+        skip_without("gradio")
     [code] = re.findall(r'^```py title="app.py"\n(.*?)^```', PAGE.read_text("utf-8"), re.S | re.M)
     done = subprocess.run(
         [sys.executable, "-c", code + CLIENT],
         capture_output=True,
         text=True,
         check=False,
-        timeout=50,
+        timeout=PROGRAM_PATIENCE,
     )
     said = "True seven, eight, nine, ten, eleven, twelve.\nTrue\n"
     assert done.stdout == said, done.stderr

@@ -98,11 +98,11 @@ def test_a_chat_template_is_text_or_a_file(folder: str, tmp_path: Path, name: st
         ({"device": "meta"}, ValueError, "has no weights"),
         ({"dtype": "int8"}, ValueError, "use quantization="),
         ({"dtype": "bf16"}, ValueError, "'bfloat16'"),
-        ({"dtype": "nn"}, ValueError, "is no dtype"),
-        ({"dtype": torch.int64}, ValueError, "is no dtype"),
+        ({"dtype": "nn"}, ValueError, "is not a dtype"),
+        ({"dtype": torch.int64}, ValueError, "is not a dtype"),
         ({"quantization": "3bit"}, ValueError, "use '8bit', '4bit'"),
-        ({"chat_template": "nowhere.jinja"}, ValueError, "is no file, and no Jinja template"),
-        ({"chat_template": ""}, ValueError, "is no file, and no Jinja template"),
+        ({"chat_template": "nowhere.jinja"}, ValueError, "is not a file, nor a Jinja template"),
+        ({"chat_template": ""}, ValueError, "is not a file, nor a Jinja template"),
     ],
 )
 @pytest.mark.parametrize("name", ["nobody/nothing", None])

@@ -166,7 +166,7 @@ def _dtype(dtype: str | torch.dtype) -> Any:
         return dtype
     if not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise ValueError(
-            f"dtype={dtype!r} is no dtype for weights: use 'auto', 'bfloat16', 'float16' or "
+            f"dtype={dtype!r} is not a dtype for weights: use 'auto', 'bfloat16', 'float16' or "
             "'float32'. For fewer bits use quantization="
         )
     return found
@@ -232,5 +232,5 @@ def _template(chat_template: str) -> str:
             return file.read()
     except OSError as exc:
         raise ValueError(
-            f"chat_template={chat_template!r} is no file, and no Jinja template ({exc.strerror})"
+            f"chat_template={chat_template!r} is not a file, nor a Jinja template ({exc.strerror})"
         ) from exc

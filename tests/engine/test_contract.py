@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -120,6 +121,14 @@ async def read(engine: Engine, prompt: Any = "hi", **kwargs: Any) -> str:
 
 def is_at_rest(local: Any) -> bool:
     return is_idle(local) and not local.statistics().running
+
+
+async def test_notebooks_show_the_arguments_of_its_streams(kind: Kind) -> None:
+    async with kind.open(ScriptedModel(["a"])) as (engine, _):
+        shown = inspect.signature(engine.stream_text)
+        _, *parameters = inspect.signature(Engine.stream_text).parameters.values()
+        assert list(shown.parameters.values()) == parameters
+        assert inspect.getdoc(engine.stream_text) == inspect.getdoc(Engine.stream_text)
 
 
 # -- 1, 2: the join and the stop

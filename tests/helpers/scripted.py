@@ -138,9 +138,9 @@ class DeadlineClock:
         self._ahead = 1e9
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for something that a thread does, which no event reports."""
-    with anyio.fail_after(PATIENCE):
+async def until(condition: Callable[[], object], patience: float = PATIENCE) -> None:
+    """Wait for something that a thread or a program does, which no event reports."""
+    with anyio.fail_after(patience):
         while not condition():
             await anyio.sleep(0.001)  # less is nothing on uvloop, which would spin
 

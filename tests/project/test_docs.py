@@ -17,6 +17,7 @@ import pytest
 from anystreamer import demo
 
 from ..conftest import LOOPS, installed
+from ..helpers.frameworks import skip_without
 from ..helpers.inside import start_portal
 from ..helpers.serving import serving
 
@@ -29,8 +30,10 @@ BLOCK = re.compile(
     r'^```python(?: title="(.*?)")?\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?',
     re.DOTALL | re.MULTILINE,
 )
-# Libraries of others that a page drives. Where one is not installed, its example is skipped.
+# Libraries of others that a page drives. Where one is not installed, its example is skipped. Those
+# of the second line are large: `nox -s night_with_frameworks` installs them.
 DRIVEN = ("ctranslate2", "duckdb", "watchdog")
+FRAMEWORKS = ("langchain_core", "langchain_openai", "llama_index", "pydantic_ai", "websockets")
 # What the examples in the pages call their server. Where they have no application of their own, it
 # is what `anystreamer serve` serves.
 ADDRESS = "http://127.0.0.1:8000"
@@ -82,6 +85,15 @@ def examples() -> Iterator[Any]:
             app = None
 
 
+def missing_libraries(code: str) -> list[str]:
+    """The libraries of others that a program drives and that are not installed here."""
+    return [
+        library
+        for library in (*DRIVEN, *FRAMEWORKS)
+        if re.search(rf"^(import|from) {library}\b", code, re.MULTILINE) and not installed(library)
+    ]
+
+
 def executed(code: str) -> dict[str, Any]:
     """Run a program. Returns its names."""
     names = {"__name__": "__main__"}
@@ -127,9 +139,8 @@ def test_example(
     model_folder: str,
 ) -> None:
     code = code.replace(MODEL, model_folder)
-    for library in DRIVEN:
-        if re.search(rf"^(import|from) {library}\b", code, re.MULTILINE) and not installed(library):
-            pytest.skip(f"needs {library}")
+    if missing := missing_libraries(code):
+        skip_without(*missing)
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     start_portal()  # its loop is not one of these

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from .test_docs import BLOCK, PAGES, ROOT
+from .test_docs import BLOCK, PAGES, ROOT, missing_libraries
 
 __all__ = ["write_examples"]
 
@@ -21,7 +21,8 @@ def write_examples(folder: Path) -> None:
     for path in PAGES:
         page = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "_").replace("-", "_")
         for number, match in enumerate(BLOCK.finditer(path.read_text(encoding="utf-8")), 1):
-            if UNTYPED not in match[2]:
+            # `nox -s night_with_frameworks` checks what is missing elsewhere.
+            if UNTYPED not in match[2] and not missing_libraries(match[2]):
                 (folder / f"{page}_{number}.py").write_text(match[2], encoding="utf-8")
 
 

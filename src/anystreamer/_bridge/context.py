@@ -157,6 +157,11 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
         self.new_task = new_task  #: makes its worker task, on the loop
         self.task: WorkerTask[StreamT] | None = None  #: once it has been opened
 
+    def __repr__(self) -> str:
+        task = self.task
+        shown = f"not opened: 'async with {self._name}(...) as stream:'"
+        return f"<anystreamer.{self._name}() {shown if task is None else repr(task.stream)}>"
+
     @abstractmethod
     async def _start(self) -> WorkerTask[StreamT]:
         """Make the worker task. An exception from here is raised unchanged."""
@@ -290,8 +295,8 @@ class ThreadContext(StreamContext[StreamT]):
     async def _start(self) -> WorkerTask[StreamT]:
         if is_in_async_generator(2):  # past this coroutine and the one that enters the block
             warnings.warn(
-                f"{self._name}() is opened in an async generator. If a yield stands in its block, "
-                "and the generator is not read to its end, the block is left late or never. "
+                f"{self._name}() is opened in an async generator. If its block contains a yield, "
+                "and the generator is not read to its end, the block ends late or never. "
                 "Streams of open_engine() and open_worker() can stay open across a yield",
                 RuntimeWarning,
                 stacklevel=3,

@@ -133,7 +133,7 @@ class DetachedTasks(Generic[TaskT]):
             raise LoopGone
         with suppress(RuntimeError):  # no event loop in this thread: good
             if current_token() == self.token:
-                raise BlockingIOError("this would wait for its own event loop: use the engine")
+                raise BlockingIOError("this call would block its own event loop: use the engine")
         done: Future[tuple[T | None, BaseException | None]] = Future()
 
         async def call() -> None:

@@ -195,13 +195,31 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
 
     def __repr__(self) -> str:
         state = self._state
+        parts = [self._phase(), self._how(), self._amount()]
+        if not state.closed and (waiting := self._waiting()):
+            parts.append(f"{waiting} waiting")
+        return f"<anystreamer.{type(self).__name__} {', '.join(filter(None, parts))}>"
+
+    def _phase(self) -> str:
+        state = self._state
         if state.closed:
-            shown = "closed"
-        elif state.has_exited:
-            shown = "ended"
-        else:
-            shown = "waiting for its turn" if state.phase is Phase.QUEUED else "running"
-        return f"<anystreamer.{type(self).__name__} {shown}>"
+            return "closed"
+        if state.has_exited:
+            return "ended"
+        return "waiting for its turn" if state.phase is Phase.QUEUED else "running"
+
+    def _how(self) -> str:
+        """How it ended, if that is known and worth a word."""
+        ending = self.ending
+        return "" if ending is None or ending is Ending.ENDED else str(ending)
+
+    def _amount(self) -> str:
+        """How much of it there is."""
+        return ""
+
+    def _waiting(self) -> int:
+        """How many items wait for this consumer."""
+        return self._state.pushed - self._state.taken
 
     def _raise_end(self) -> NoReturn:
         state = self._state

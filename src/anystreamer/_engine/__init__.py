@@ -1,7 +1,7 @@
 """Many requests on one model: one by one, or batched continuously."""
 
-from .api import Engine, EngineContext, open_engine
-from .base import BaseEngine, EngineTask
+from .api import EngineContext, open_engine
+from .base import BaseEngine, Engine, EngineTask
 from .metrics import EngineStatistics
 
 __all__ = [

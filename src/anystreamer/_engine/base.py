@@ -1,10 +1,12 @@
-"""What all kinds of engine share, beside what `Owner` has: statistics, and the model."""
+"""`Engine`, and what all kinds of engine share beside what `Owner` has: statistics, the model."""
 
 from __future__ import annotations
 
+import inspect
+import math
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from anyio import CapacityLimiter
 
@@ -13,25 +15,80 @@ from .._errors import EngineClosed, EngineDied, GenerationTimeout, describe, is_
 from .._generation import (
     GenerationRequest,
     Prompt,
+    Tools,
+    WorkerContext,
     as_prompts,
     main_input_name,
     max_context_length,
     validate_prompt,
 )
 from .._reporting import SafeLogger
-from .._streams import GenerationState, TextStream
+from .._streams import GenerationState, TextStream, Timeouts
+from .._text import ResponseFormat, ToolChoice
 from .._workers import Lane, OwnedTask, Owner
 from .metrics import EngineMetrics, EngineStatistics
 
-__all__ = ["BaseEngine", "EngineTask", "ThreadEngine", "warn_of_one_by_one"]
+__all__ = ["BaseEngine", "Engine", "EngineTask", "ThreadEngine", "warn_of_one_by_one"]
 
 logger = SafeLogger()
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A model for many tasks: an engine of `open_engine`, or any object that does the same."""
+
+    def stream_text(
+        self,
+        prompt: Prompt,
+        *,
+        stop: str | Iterable[str] = (),
+        timeout: float | Timeouts | None = None,
+        max_buffer_size: float = math.inf,
+        cancel_within: Literal["step", "layer"] = "step",
+        logprobs: bool = False,
+        top_logprobs: int = 0,
+        skip_special_tokens: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        parse_response: bool | Mapping[str, Any] = False,
+        response_format: ResponseFormat | None = None,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice | None = None,
+        parallel_tool_calls: bool = True,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        worker_context: WorkerContext | None = None,
+        **generate_kwargs: Any,
+    ) -> StreamContext[TextStream]:
+        """Generate from one prompt, as `anystreamer.stream_text` does, when its turn has come.
+
+        Use it as ``async with engine.stream_text(prompt) as stream:``, in any task of the event
+        loop that the engine was opened in. The block can be held across a ``yield``: it opens no
+        cancel scope. Leaving it, closing the generator that holds it, or collecting that, stops the
+        model. While it waits, `TextStream.queue_position` is how many are before it.
+
+        Raises:
+            EngineBusy: when the block is entered, if the queue is full.
+            EngineClosed, EngineDied: when it is entered; or from the stream, after its text.
+            RuntimeError: in another event loop.
+            TypeError, ValueError: at once, or when it is entered, for what cannot be streamed.
+        """
+
+    def statistics(self) -> EngineStatistics:
+        """Numbers and times of this engine's requests. From any thread."""
 
 
 class BaseEngine(Owner):
     """An engine: owned by the block that opened it, used by any task of its event loop."""
 
     alone: Lane | None = None  #: of requests that are served one by one, if there are any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show notebooks and `help` the arguments of each kind's ``stream_text``."""
+        super().__init_subclass__(**kwargs)
+        if own := vars(cls).get("stream_text"):
+            own.__signature__ = inspect.signature(Engine.stream_text)
+            own.__doc__ = Engine.stream_text.__doc__
 
     def __init__(self, max_running: float, max_waiting: int | None) -> None:
         super().__init__(max_running, max_waiting)

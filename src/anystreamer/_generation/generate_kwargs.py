@@ -199,8 +199,8 @@ def check_form(argument: str, model: Any, generate_kwargs: Mapping[str, Any]) ->
             )
     if setting("assistant_tokenizer") is not None:
         raise ValueError(
-            f"{argument}: the drafts of a model with another tokenizer cannot keep to the "
-            "form; leave out assistant_tokenizer="
+            f"{argument}: the drafts of a model with another tokenizer can break the form; leave "
+            "out assistant_tokenizer="
         )
 
 

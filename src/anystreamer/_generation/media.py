@@ -274,7 +274,7 @@ class _Decoder:
 
     def _read(self, path: str | bytes) -> bytes:
         if not self._reads_files:
-            raise ValueError("a path is not read from messages that others have written")
+            raise ValueError("paths in UntrustedMessages are not read")
         return Path(os.fsdecode(path)).read_bytes()
 
 

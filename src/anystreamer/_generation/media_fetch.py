@@ -71,7 +71,7 @@ async def _fetch(address: str, place: str, hosts: tuple[str, ...]) -> bytes:
     try:
         import httpcore
     except ImportError as exc:
-        raise NotInstalled("to fetch pictures and recordings needs httpcore", "media") from exc
+        raise NotInstalled("fetching pictures and recordings needs httpcore", "media") from exc
     try:
         with fail_after(SECONDS):
             for _ in range(1 + MAX_REDIRECTS):

@@ -92,8 +92,8 @@ class Options:
         can_call = self.tool_use is not None and self.tool_use.mode != "none"
         if self.form is not None and can_call:
             raise ValueError(
-                "response_format cannot be kept to where the answer can be a call: leave it out, "
-                "or pass tool_choice='none'"
+                "response_format cannot be used together with tools that can be called: leave it "
+                "out, or pass tool_choice='none'"
             )
 
     @property

@@ -86,7 +86,7 @@ class GenerationRequest:
         if self.form is not None:
             argument = self.form.argument
             if is_whisper(model) or is_transducer(model):
-                raise ValueError(f"{argument}: {type(model).__name__} writes what was said")
+                raise ValueError(f"{argument}: {type(model).__name__} can only transcribe")
             check_form(argument, model, generate_kwargs)
             self._reasoning = reasoning_markers(argument, self.template)
         if options.tool_use is not None and options.tool_use.mode == "none" and self.template:
@@ -281,8 +281,8 @@ class GenerationRequest:
             )
         if len(rows) > 1 and is_transducer(self.model):
             raise ValueError(
-                f"{len(rows)} rows: {type(self.model).__name__} goes on with a row after its "
-                "recording has ended, until the others have; "
+                f"{len(rows)} rows: {type(self.model).__name__} adds text to a row after its "
+                "recording has ended, until all recordings have; "
                 "stream one recording at a time, with stream_text()"
             )
         check_whisper_rows(self.model, self.generate_kwargs, inputs, len(rows))

@@ -67,7 +67,7 @@ def check_whisper_rows(
     if is_long or _setting(model, generate_kwargs, "return_timestamps"):
         raise ValueError(
             f"{rows} rows of long recordings or with return_timestamps=True: Whisper drops a row "
-            "at the end of its recording, and does not tell which; "
+            "at the end of its recording, and does not say which one; "
             "stream one recording at a time, with stream_text()"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from .._bridge import ThreadStream
@@ -49,6 +50,22 @@ class GenerationStream(ThreadStream[TextChunk]):
     @property
     def _rows(self) -> list[Row]:
         return self._generation.rows
+
+    def _how(self) -> str:
+        reasons = Counter(row.finish_reason for row in self._rows)
+        if None in reasons:
+            position = self.queue_position
+            return f"{position} before it" if position else ""
+        if len(reasons) == 1:
+            return str(next(iter(reasons)))
+        return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+
+    def _amount(self) -> str:
+        _, delivered = self._generation.progress()
+        return f"{delivered} tokens" if delivered else ""
+
+    def _waiting(self) -> int:
+        return self.unread_tokens
 
 
 class TextStream(GenerationStream):

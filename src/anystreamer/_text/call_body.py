@@ -85,8 +85,8 @@ class CallBody:
         schema = object_schema(tool)
         if unknown := sorted(schema.keys() & _COMBINING):
             raise ValueError(
-                f"the parameters of {tool.name!r} have {unknown[0]!r}, which cannot be kept to "
-                "where a call has a tag for each argument"
+                f"the parameters of {tool.name!r} have {unknown[0]!r}, which cannot be enforced "
+                "for calls with a tag for each argument"
             )
         tags = TagForm(self._builder, self._shape, tool.name, schema)
         required = schema.get("required", ())

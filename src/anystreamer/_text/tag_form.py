@@ -118,8 +118,8 @@ class TagForm:
         """A value that is the text itself."""
         if unknown := sorted(schema.keys() - _OF_TEXTS - _ANNOTATIONS - _OF_OTHERS):
             raise ValueError(
-                f"the parameter {key!r} of {self._name!r} has {unknown[0]!r}, which cannot be kept "
-                "to where a call has a tag for each argument"
+                f"the parameter {key!r} of {self._name!r} has {unknown[0]!r}, which cannot be "
+                "enforced for calls with a tag for each argument"
             )
         parts = [_NO_SPACE_AROUND, self._no_stop]
         parts += [f"~/({_JSON_VALUE})/"] if self._is_json else []

@@ -23,7 +23,8 @@ app: typer.Typer = typer.Typer(
 )
 
 Model = Annotated[
-    str | None, typer.Argument(help="A folder or a hub id. By default the embedded model.")
+    str | None,
+    typer.Argument(help="A folder with a model, or its id on the hub. Default: the small model."),
 ]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
@@ -31,20 +32,21 @@ TrustRemoteCode = Annotated[
 Device = Annotated[
     str | None,
     typer.Option(
-        help="Where the model runs, such as cuda:1 or cpu. By default on the accelerator, if there "
-        "is one."
+        help="The device for the model, such as cuda:1 or cpu. By default the accelerator, if the "
+        "machine has one."
     ),
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="Such as bfloat16. By default the one that the weights are stored in."),
+    typer.Option(help="The dtype of the weights, such as bfloat16. By default as they are stored."),
 ]
 Quantization = Annotated[
-    str | None, typer.Option(help="8bit or 4bit, with bitsandbytes, to need less memory.")
+    str | None,
+    typer.Option(help="8bit or 4bit: the weights need less memory. It needs bitsandbytes."),
 ]
 ChatTemplate = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="A Jinja chat template in place of the model's own."),
+    typer.Option(metavar="FILE", help="A Jinja chat template instead of the model's own."),
 ]
 EventLoop = Annotated[Backend, typer.Option(help="The event loop.")]
 
@@ -74,11 +76,11 @@ def anystreamer(
 @app.command()
 def demo(
     prompt: Annotated[
-        str | None, typer.Argument(help="The text to continue. Without it, a short tour.")
+        str | None, typer.Argument(help="The text to continue. Without it, a tour is shown.")
     ] = None,
     backend: Annotated[
         Backend | None,
-        typer.Option(help="The event loop. By default asyncio; the tour shows both."),
+        typer.Option(help="The event loop. By default asyncio. The tour shows both."),
     ] = None,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="Token limit of the text.")
@@ -97,7 +99,7 @@ def chat(
         typer.Option(
             min=1,
             metavar="N",
-            help="Token limit of an answer. By default 1024; with --base-url, the server's own.",
+            help="Token limit of an answer. By default 1024, or the server's own with --base-url.",
         ),
     ] = None,
     system: Annotated[
@@ -110,7 +112,8 @@ def chat(
     api_key: Annotated[
         str | None,
         typer.Option(
-            help=f"The API key of that server. Other users can see it; {KEY} hides it from them."
+            help="The API key of that server. Other users of this machine can see the options of a "
+            f"command: it is safer to set {KEY}."
         ),
     ] = None,
     device: Device = None,
@@ -153,7 +156,7 @@ def serve(
     ] = 8000,
     uds: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Listen on a Unix domain socket, not on an address."),
+        typer.Option(metavar="PATH", help="Listen on this Unix domain socket instead."),
     ] = None,
     ssl_certfile: Annotated[
         str | None, typer.Option(metavar="FILE", help="Serve HTTPS with this certificate.")
@@ -170,8 +173,8 @@ def serve(
     batching: Annotated[
         Batching,
         typer.Option(
-            help="Run one request at a time, many at once, or (auto) many at once and one at a "
-            "time what cannot be batched."
+            help="none runs one request at a time. continuous runs many at once. auto does both: "
+            "requests that cannot be batched run one at a time."
         ),
     ] = Batching.AUTO,
     max_running: Annotated[
@@ -182,14 +185,14 @@ def serve(
     ] = None,
     max_waiting: Annotated[
         int,
-        typer.Option(min=0, metavar="N", help="How many requests can wait. More get status 503."),
+        typer.Option(min=0, metavar="N", help="How many requests can wait. Others get status 503."),
     ] = 100,
     api_key: Annotated[
         str | None,
         typer.Option(
             envvar=KEY,
-            help="The key that clients must send. Other users can see a command's options: "
-            "prefer the environment variable.",
+            help="The key that clients must send. Other users of this machine can see the options "
+            "of a command: it is safer to set the environment variable.",
         ),
     ] = None,
     insecure: Annotated[
@@ -199,34 +202,40 @@ def serve(
         float,
         typer.Option(
             min=0.0,
-            help="Seconds after Ctrl-C or SIGTERM in which requests are still served, while "
-            "/health says that the server is about to end.",
+            help="After Ctrl-C or SIGTERM, the server accepts requests for this many seconds more. "
+            "GET /health already says that it will end.",
         ),
     ] = 0.0,
     grace: Annotated[
         float,
-        typer.Option(min=0.0, help="Seconds that open streams have to finish after Ctrl-C."),
+        typer.Option(min=0.0, help="After that, open streams have this many seconds to finish."),
     ] = 10.0,
     max_body_bytes: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Size limit of a request's body.")
+        int, typer.Option(min=1, metavar="N", help="The largest body of a request.")
     ] = 1024 * 1024,
     max_connections: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="How many connections can be open. More get 503."),
+        typer.Option(
+            min=1, metavar="N", help="How many connections can be open. Others get status 503."
+        ),
     ] = 900,
     max_head_bytes: Annotated[
-        int, typer.Option(min=1024, metavar="N", help="Size limit of a request's head.")
+        int, typer.Option(min=1024, metavar="N", help="The largest head of a request.")
     ] = 64 * 1024,
     head_timeout: Annotated[
         float,
         typer.Option(
-            min=1.0, help="Seconds until a request's head has arrived, and for idle connections."
+            min=1.0,
+            help="A connection is closed if it is idle, or sends a request's head, for more than "
+            "this many seconds.",
         ),
     ] = 10.0,
     send_timeout: Annotated[
         float,
         typer.Option(
-            min=0.0, help="Seconds for a client to take a part of its answer. 0 means no limit."
+            min=0.0,
+            help="How many seconds a client can take to receive a part of its answer. 0 means no "
+            "limit.",
         ),
     ] = 30.0,
     max_unsent_tokens: Annotated[
@@ -245,18 +254,23 @@ def serve(
         float,
         typer.Option(
             min=0.0,
-            help="Seconds without text until a comment is sent, so that proxies do not close the "
-            "connection. 0 sends none.",
+            help="After this many seconds without text, the server sends a comment, so that no "
+            "proxy closes the connection. 0 turns this off.",
         ),
     ] = 15.0,
     context_length: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Limit of prompt and answer. By default the model's own."
+            min=1,
+            metavar="N",
+            help="Token limit of prompt and answer together. By default the model's own.",
         ),
     ] = None,
     default_max_tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Default token limit of an answer.")
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Token limit of an answer, if the request does not set one."
+        ),
     ] = 1024,
     max_tokens_limit: Annotated[
         int | None,
@@ -264,13 +278,17 @@ def serve(
     ] = None,
     timeout: Annotated[
         float,
-        typer.Option(min=0.0, help="Seconds for a request, waiting included. 0 means no limit."),
+        typer.Option(
+            min=0.0,
+            help="How many seconds a request can take, with the time it waits. 0 means no limit.",
+        ),
     ] = 600.0,
     allow_special_tokens: Annotated[
         bool,
         typer.Option(
             "--allow-special-tokens",
-            help="Let special tokens in the text of messages be special tokens, not text.",
+            help="If a message has the text of a special token, it becomes this token. By default "
+            "it stays text.",
         ),
     ] = False,
     allow_media_from: Annotated[
@@ -278,21 +296,24 @@ def serve(
         typer.Option(
             "--allow-media-from",
             metavar="HOST",
-            help="A host that pictures and recordings in messages can be fetched from.",
+            help="Messages can have addresses of pictures and sound on this host. The option can "
+            "be repeated.",
         ),
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(
             "--allow-origin",
-            help="A site whose pages can use the server from a browser, such as https://a.org.",
+            help="Pages of this site can use the server from a browser: https://a.org. The option "
+            "can be repeated.",
         ),
     ] = None,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
             "--allow-host",
-            help="One more host name that requests can use. On loopback only its own names work.",
+            help="Requests can use this host name too. By default, a server on loopback accepts "
+            "only its own names. The option can be repeated.",
         ),
     ] = None,
     served_model_name: Annotated[
@@ -300,14 +321,15 @@ def serve(
         typer.Option(
             "--served-model-name",
             metavar="NAME",
-            help="The model's name in requests and responses. More are aliases for requests.",
+            help="The model's name in requests and responses. If the option is repeated, the other "
+            "names are aliases in requests.",
         ),
     ] = None,
     log_level: Annotated[
-        LogLevel, typer.Option(help="From which level on the server logs what happens.")
+        LogLevel, typer.Option(help="The lowest level of what the server logs.")
     ] = LogLevel.WARNING,
     request_log: Annotated[
-        RequestLogFormat, typer.Option(help="Log each request, as text or as a line of JSON.")
+        RequestLogFormat, typer.Option(help="Log each request, as text or as one line of JSON.")
     ] = RequestLogFormat.OFF,
     device: Device = None,
     dtype: Dtype = None,

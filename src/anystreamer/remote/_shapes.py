@@ -246,5 +246,5 @@ def finish_reason_of(word: Any) -> FinishReason:
     if name in _FAILURES:
         raise ServerError(f"the server ended its answer with finish_reason={word!r}")
     if name not in _REASONS and name not in _MODEL_ENDED:
-        logger.debug("a server's finish_reason %r is not known: it is taken for 'stop'", word)
+        logger.debug("a server's finish_reason %r is not known: it counts as 'stop'", word)
     return _REASONS.get(name, FinishReason.EOS)

@@ -124,7 +124,8 @@ class TextRequest(Strict):
             )
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise APIError(
-                "best_of must be the same as n: no other answers are made; leave it out",
+                "best_of must be the same as n: this server does not choose among answers; "
+                "leave it out",
                 param="best_of",
                 code="invalid_value",
             )

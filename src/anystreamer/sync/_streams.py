@@ -184,6 +184,13 @@ class SyncStream(Generic[StreamT, T]):
         """
         self._call(self._stream.wait_until_held)
 
+    def __repr__(self) -> str:
+        if self._opened is None:
+            shown = f"not opened: 'with {self._name}(...) as stream:'>"
+        else:
+            _, _, shown = repr(self._opened).partition(" ")
+        return f"<anystreamer.sync.{type(self).__name__} {shown}"
+
     @property
     def result(self) -> Any:
         """As `ThreadStream.result`: what the producer returned; None until the end."""

@@ -1,0 +1,50 @@
+"""What the documentation site promises its readers, as far as its sources show it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ('TextStreamResponse(stream, format="sse")', {"TextStreamResponse", "format", "sse"}),
+        ("load(name, device_map='auto')", {"device_map", "auto"}),
+        ("`stream.finish_reason`", {"finish_reason"}),
+        ("anystreamer[server]", {"server"}),
+        ("transformers 5.18", {"5.18"}),
+    ],
+)
+def test_search_finds_words_inside_code(code: str, words: set[str]) -> None:
+    (quoted,) = re.findall(
+        r"^      separator: '(.+)'$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE
+    )
+    separator = str(quoted).replace("''", "'")  # as YAML writes one
+    assert words <= set(re.split(separator, code))
+
+
+def test_the_first_page_has_a_table_that_the_readme_has() -> None:
+    first = (DOCS / "index.md").read_text("utf-8")
+    (section,) = re.findall(r"^<!-- table of README.md: (.+) -->$", first, re.MULTILINE)
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert f"\n## {section}\n\n| " in readme
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.glob("images/*.svg")), ids=lambda path: path.name)
+def test_a_diagram_can_be_read_on_a_phone(path: Path) -> None:
+    """It is not made smaller on a screen that is 390 pixels wide, and its letters are large."""
+    svg = ElementTree.parse(path).getroot()
+    width = float(svg.get("viewBox", "").split()[2])
+    assert width <= 380
+    sizes = [
+        float(size) for size in re.findall(r"font(?:-size)?: (\d+)px", path.read_text("utf-8"))
+    ]
+    assert all(size >= 13 for size in sizes)
+    assert sizes or path.name == "mark.svg"
