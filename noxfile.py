@@ -119,7 +119,7 @@ def run_without_torch(session: nox.Session, *options: str, **env: str) -> None:
     session.run(
         "pytest",
         *SIDE_BY_SIDE,
-        "--ignore=tests/server/test_chat_page_in_chromium.py",
+        "--ignore-glob=*/tests/server/test_*_in_chromium.py",
         *options,
         *session.posargs,
         env=ENV | env,
@@ -304,6 +304,15 @@ def night_with_ray(session: nox.Session) -> None:
     """The other loops, and many more requests than in `tests_ray`."""
     run_with_ray(session, *WITH_RAY, "-k", "ray", "-m", RAY_AT_NIGHT, NO_LIMIT)
     run_with_ray(session, "tests/test_ray.py", "-m", "nightly", NO_LIMIT)
+
+
+@nox.session(python=PYTHON, tags=["night"])
+def tests_clients(session: nox.Session) -> None:
+    """Real clients, each in an environment of its own, with `anystreamer serve`: `-- "AI SDK"`."""
+    install(session, *CONSTRAINTS, "uv", f".[transformers,{EXTRAS}]")
+    environments = str(Path(session.create_tmp()).resolve() / "clients")
+    run = ("python", "-m", "tests.clients", "--environments", environments)
+    session.run(*run, *session.posargs, env=settings_of_pip() | ENV)
 
 
 @nox.session(python=PYTHON, tags=["night"])

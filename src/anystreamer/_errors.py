@@ -44,14 +44,18 @@ class GenerationStopped(BaseException):
 
 
 class GenerationTimeout(TimeoutError):
-    """Raised from a stream whose generation took too long, after the text that it had made."""
+    """Raised from a stream whose generation took too long, after the text that it had made.
 
-    def __init__(self, phase: str) -> None:
-        super().__init__(f"the generation took too long: {phase}")
+    From a worker's stream, if its turn has not come in time.
+    """
+
+    def __init__(self, phase: str, task: str = "generation") -> None:
+        super().__init__(f"the {task} took too long: {phase}")
         self.phase: str = phase  #: ``queued``, ``first_token``, ``between_tokens`` or ``total``
+        self._task = task
 
-    def __reduce__(self) -> tuple[type[GenerationTimeout], tuple[str]]:
-        return type(self), (self.phase,)
+    def __reduce__(self) -> tuple[type[GenerationTimeout], tuple[str, str]]:
+        return type(self), (self.phase, self._task)
 
 
 class EngineBusy(Exception):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -19,10 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anystreamer import GenerationStopped, ThreadStream, stream_from_thread
-from anystreamer._bridge import StreamState
+from anystreamer._bridge import StreamState, delivery
 from anystreamer._bridge import producer as producer_module
 
 from ..helpers.inside import (
+    CROSSING,
     WAITING_FOR_SPACE,
     LoopDeliveries,
     WakeUps,
@@ -92,6 +94,66 @@ async def test_the_looks_of_a_producer_that_waits_long_become_rare(
         await until(lambda: waits[-3:] == [0.004] * 3)
     assert waits[0] == 0.001
     assert waits == sorted(waits)
+
+
+# -- crossings
+
+
+def until_blocked(condition: Callable[[], object]) -> None:
+    """Wait while the event loop is blocked: a producer that crosses would not go on."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.0002)
+
+
+def has_emitted(producer: Scripted, items: int) -> bool:
+    """Whether it has emitted so many, and waits for space again, or has come to its end."""
+    is_waiting = stands_in(WAITING_FOR_SPACE, producer.thread)
+    return producer.steps == items and (is_waiting or producer.has_left)
+
+
+@pytest.mark.parametrize("size", [1, 2, 10, 1000])
+async def test_a_producer_that_waited_for_space_does_not_cross_for_a_consumer_that_is_awake(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "CROSSING_CAP", PATIENCE)  # it always has waited lately
+    deliveries = LoopDeliveries(monkeypatch)
+    producer = Scripted(10 * size)
+    async with stream_from_thread(producer, max_buffer_size=size) as stream:
+        await until_held(producer)
+        assert await stream.receive() == 0
+        received = 1
+        await until(lambda: producer.steps == size + 1)
+        await until_held(producer)
+        count = deliveries.count
+        while received < 9 * size:
+            deliveries.end_hold()  # otherwise it would not cross anyway
+            for _ in range(size - size // 2):
+                assert stream.receive_nowait() == received
+                received += 1
+            wanted = min(received + size, 10 * size)
+            until_blocked(partial(has_emitted, producer, wanted))
+        assert deliveries.count == count
+        assert await rest(stream) == list(range(received, 10 * size))
+
+
+async def test_a_producer_that_has_not_waited_lately_lets_the_loop_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The loop can be waiting for the GIL, which the thread hands over when it crosses."""
+    monkeypatch.setattr(delivery, "CROSSING_CAP", 0.0)
+    deliveries = LoopDeliveries(monkeypatch)
+    producer = Scripted()
+    async with stream_from_thread(producer, max_buffer_size=10) as stream:
+        await until_held(producer)
+        assert await stream.receive() == 0
+        await until(lambda: producer.steps == 11)
+        await until_held(producer)
+        deliveries.end_hold()
+        for item in range(1, 6):
+            assert stream.receive_nowait() == item
+        until_blocked(lambda: stands_in(CROSSING, producer.thread))
 
 
 # -- whenever it must

@@ -21,6 +21,8 @@ pytest.importorskip("rich")
 pytest.importorskip("typer")
 
 from anystreamer.cli.chat import PARSER, _final_length
+from anystreamer.cli.chat_commands import Commands, Conversation
+from anystreamer.cli.chat_settings import changed
 
 if sys.platform == "win32":
     pytest.skip("there are no such terminals", allow_module_level=True)
@@ -90,7 +92,7 @@ def test_a_conversation(backend: str, tmp_path: Path) -> None:
     script = "['# Title\\n\\nSome **bold** ', 'words.\\n', 'A second line.\\n\\n- one\\n', '- two']"
     arguments = ("chat", "--backend", backend, "--system", "Be nice.")
     with terminal(scripted(script, told), *arguments) as chat:
-        keys = "Ctrl-C stops an answer, Ctrl-D exits, /new starts anew."
+        keys = "Ctrl-C stops an answer, Ctrl-D exits, /help lists the commands."
         chat.until(f"anystreamer-demo. {keys}")
         chat.until(READY)
         chat.type("first\n")
@@ -172,7 +174,101 @@ def test_ctrl_c_during_the_prefill(backend: str, tmp_path: Path) -> None:
     assert json.loads(told.read_text())[2][-1] == f"{kept}user: second\nassistant: "
 
 
-def test_ctrl_c_at_the_prompt_leaves() -> None:
+def test_ctrl_c_at_the_prompt_clears_the_line(tmp_path: Path) -> None:
+    """Only two of them leave, and not if a line was begun between them."""
+    told = tmp_path / "told"
+    with terminal(scripted("['a']", told), "chat") as chat:
+        for times, text in enumerate(("half a quest", "another"), start=1):
+            chat.until(READY)
+            chat.type(text)
+            chat.until(f"> {text}$")
+            chat.type("\x03")
+            chat.until("Ctrl-C again leaves.", times=times)
+        chat.until(READY)
+        chat.type("whole\n")
+        chat.until("eos, 2 tokens")
+        chat.until(READY)
+        chat.type("\x03")
+        chat.until("Ctrl-C again leaves.", times=3)
+        leave(chat)
+    assert json.loads(told.read_text())[2] == ["user: whole\nassistant: "]
+
+
+@both_backends
+def test_commands(backend: str, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    with terminal(scripted("['a']", told), "chat", "--backend", backend, size=(100, 60)) as chat:
+        chat.until(READY)
+
+        def enter(line: str, answer: str) -> str:
+            before = chat.text
+            chat.type(f"{line}\n")
+            shown = chat.until(rf"{re.escape(line)}\n{answer}[^>]*{READY}")
+            assert shown.startswith(before[:-1])
+            return shown
+
+        shown = enter("/help", "/new ")
+        for command in ("/new", "/retry", "/system", "/set", "/help", "/exit", "Ctrl-C"):
+            assert re.search(rf"^{command}\b.*  \w+", shown, re.MULTILINE)
+        enter("/nosuch thing", "Error: there is no command /nosuch: /help lists them")
+        enter("/retry", "Error: there is no answer yet")
+        enter("/set temperature hot", "Error: temperature must be a number from 0 to 2, got 'hot'")
+        enter("/set warmth 1", "Error: there is no setting 'warmth': use temperature, ")
+        enter("/new conversation", "Error: /new takes nothing after it")
+        enter("/set top_p nan", "Error: top_p must be ")
+        enter("/system Be nice.", "The system prompt is set.")
+        enter("/set temperature 0.5", "Settings: temperature 0.5.")
+        enter("/set max_tokens 1", "Settings: temperature 0.5, max_tokens 1.")
+        enter("first", "a\nlength, 1 token")
+        enter("/set temperature", "Settings: max_tokens 1.")
+        enter(" /second", "a\nlength, 1 token")
+        enter("/retry", "a\nlength, 1 token")
+        enter("/system", "There is no system prompt.")
+        enter("/clear", "A new conversation.")
+        enter("third", "a\nlength, 1 token")
+        chat.type("/exit\n")
+        assert chat.end() == 0
+    system = "system: Be nice.\n"
+    second = f"{system}user: first\nassistant: a\nuser: /second\nassistant: "
+    assert json.loads(told.read_text())[2] == [
+        f"{system}user: first\nassistant: ",
+        second,
+        second,
+        "user: third\nassistant: ",
+    ]
+
+
+def test_an_answer_that_fails_does_not_take_the_place_of_the_last() -> None:
+    """Nor do settings count that the model does not get."""
+    conversation = Conversation(None)
+
+    def ask(question: str) -> None:
+        assert conversation.asking(question) == [{"role": "user", "content": "q"}]
+
+    conversation.add("q", "a")
+    commands = Commands(conversation, ask)
+    commands.run("/retry")
+    assert [each["content"] for each in conversation.turns] == ["q", "a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("temperature", {"0": 0.0, "2": 2.0, "2.1": None, "-1": None, "nan": None}),
+        ("top_p", {"1": 1.0, "0.1": 0.1, "0": None, "inf": None}),
+        ("max_tokens", {"1": 1, "0": None, "1.5": None, "1e3": None}),
+    ],
+)
+def test_settings(name: str, values: dict[str, float | None]) -> None:
+    for text, value in values.items():
+        if value is None:
+            with pytest.raises(ValueError, match=f"^{name} must be "):
+                changed({}, name, text)
+        else:
+            assert changed({name: 9, "other": 1}, name, text) == {"other": 1, name: value}
+
+
+def test_ctrl_c_twice_at_the_prompt_leaves() -> None:
     """As it leaves any program, with the terminal as it was."""
     import termios
 
@@ -312,6 +408,24 @@ def test_what_a_server_does_not_do(backend: str) -> None:
     assert errors.startswith(f"Error: {url}: ")
     code, _, errors = piped(MAIN, "one\n", "--base-url", "localhost")
     assert (code, "http://" in errors) == (1, True)
+
+
+@pytest.mark.parametrize("is_path", [False, True])
+def test_the_start_of_a_server_names_what_it_has(is_path: bool, tmp_path: Path) -> None:
+    """On a terminal: the page, the API, and how to stop. A browser opens no path of a socket."""
+    pytest.importorskip("starlette")
+    where = ("--uds", str(tmp_path / "socket")) if is_path else ("--port", "0")
+    has_weights = "model.dtype, model.parameters = 'none', tuple\ntry:"
+    code = scripted("['a']").replace("try:", has_weights)
+    with terminal(code, "serve", *where, size=(300, 24)) as server:
+        shown = server.until("Ctrl-C stops.")
+        found = re.search(r"Serving anystreamer-demo on (\S+)\nModel: .*none\.", shown)
+        assert found
+        page = "" if is_path else f"Chat page: {found[1]}/. "
+        assert f" {page}API: {found[1]}/v1. Ctrl-C stops." in shown
+        assert ("Chat page" in shown) != is_path
+        server.type("\x03")
+        server.end()
 
 
 # -- with pipes

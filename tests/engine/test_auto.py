@@ -32,7 +32,7 @@ from anystreamer.demo import load_demo
 from ..helpers.held import Held, each_way_to_let_go, let_go
 from ..helpers.inside import is_idle, threads_before_a_pass
 from ..helpers.scripted import PATIENCE, until
-from ..helpers.tiny_models import new_llama, seeded, steps_of, t5, tokenizer
+from ..helpers.tiny_models import new_llama, seeded, t5, tokenizer
 from ..helpers.ways_out import (
     BodyError,
     WayOut,
@@ -144,7 +144,7 @@ class Ban:
 
 
 REQUESTS: dict[str, dict[str, Any]] = {
-    "a penalty": {"repetition_penalty": 1.3},
+    "no repetition": {"no_repeat_ngram_size": 2},
     "a processor": {"logits_processor": [Ban()]},
     "assisted decoding": {"prompt_lookup_num_tokens": 3},
     "min_p": {"do_sample": True, "min_p": 0.9, "temperature": 0.1},
@@ -179,7 +179,7 @@ async def test_both_lanes_have_the_ids_of_generate_while_both_are_busy(attention
             ids = each.token_ids[:900]
             assert ids == right[: len(ids)]
     assert before == attention == model_with(attention).config._attn_implementation
-    assert ids_alone(PROMPT, attention, max_new_tokens=30, **REQUESTS["a penalty"]) == next(
+    assert ids_alone(PROMPT, attention, max_new_tokens=30, **REQUESTS["no repetition"]) == next(
         iter(beside.values())
     )
 
@@ -189,6 +189,8 @@ async def test_what_the_manager_serves_goes_into_the_batch() -> None:
         {},
         {"do_sample": True, "temperature": 0.5, "top_k": 5, "top_p": 0.9},
         {"logprobs": True},
+        {"repetition_penalty": 1.3},
+        {"presence_penalty": 0.1},
         {"stop": "never"},
         {"eos_token_id": 3},
         {"timeout": 100},
@@ -263,12 +265,12 @@ async def test_a_model_with_an_encoder_is_served_alone(warnings: Any) -> None:
 
 async def test_a_model_whose_own_settings_are_ignored_is_served_alone(warnings: Any) -> None:
     model = new_llama()
-    model.generation_config.repetition_penalty = 1.2
+    model.generation_config.no_repeat_ngram_size = 2
     inputs = tokenizer()(PROMPT, return_tensors="pt")
     expected = model.generate(**inputs, max_new_tokens=10)[0, inputs["input_ids"].shape[1] :]
     async with open_engine(model, tokenizer(), batching="auto") as engine:
         await all_alone(engine, expected.tolist())
-    assert "repetition_penalty" in warnings()[0]
+    assert "no_repeat_ngram_size" in warnings()[0]
 
 
 async def test_a_model_that_is_refused_when_the_engine_opens_is_served_alone(
@@ -324,14 +326,29 @@ def test_what_cannot_be_opened() -> None:
 # -- neither lane starves the other
 
 
-async def test_the_passes_of_the_lanes_alternate() -> None:
-    """Each pass lasts until the other lane waits for the next one: then it must get it."""
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+async def test_the_passes_of_the_lanes_alternate(
+    attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each pass lasts until the other lane waits for the next one: then it must get it.
+
+    With eager attention, `generate()` has the model to itself for its masks as well, until the
+    other lane waits. Its pass must still be the next one.
+    """
     passes: list[str] = []
-    model = model_with("sdpa")
+    model = model_with(attention)
+    prepare = model.prepare_inputs_for_generation
 
     def hold(_: Any, args: Any, kwargs: Any) -> None:
         is_batch = kwargs.get("cache") is not None
         passes.append("batch" if is_batch else "alone")
+        wait_for_the_other()
+
+    def prepare_and_hold(*args: Any, **kwargs: Any) -> Any:
+        wait_for_the_other()
+        return prepare(*args, **kwargs)
+
+    def wait_for_the_other() -> None:
         deadline = time.monotonic() + PATIENCE
         while is_contended() and not threads_before_a_pass(model):
             assert time.monotonic() < deadline
@@ -340,7 +357,9 @@ async def test_the_passes_of_the_lanes_alternate() -> None:
     def is_contended() -> bool:
         return len(passes) < 60 and {"batch", "alone"} <= set(passes)
 
-    async with engine_of() as engine, busy(engine, {}, {}, {}, ALONE) as streams:
+    if attention == "eager":
+        monkeypatch.setattr(model, "prepare_inputs_for_generation", prepare_and_hold)
+    async with engine_of(attention) as engine, busy(engine, {}, {}, {}, ALONE) as streams:
         handle = model.model.register_forward_pre_hook(hold, with_kwargs=True)
         try:
             await until(lambda: len(passes) > 60)
@@ -547,23 +566,40 @@ async def test_an_error_alone_is_its_own() -> None:
         await until(lambda: len(beside.token_ids) > before + 20)
 
 
-async def test_a_pass_that_fails_leaves_the_model_to_the_other_lane() -> None:
+@pytest.mark.parametrize("where", ["masks", "before the pass", "pass"])
+async def test_a_pass_that_fails_leaves_the_model_to_the_other_lane(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the pass, `generate()` has the model already: it has made its masks."""
     model = model_with("eager")
+    prepare = model.prepare_inputs_for_generation
+    failing: list[Any] = []
+
+    def fail(place: str, is_batch: bool) -> None:
+        if failing and place == where and not is_batch and (error := failing.pop(0)) is not None:
+            raise error
+
+    def prepare_or_fail(*args: Any, **kwargs: Any) -> Any:
+        fail("masks", is_batch=False)
+        return prepare(*args, **kwargs)
+
+    def before_pass(module: Any, args: Any, kwargs: Any) -> None:
+        place = "before the pass" if module is model else "pass"
+        fail(place, is_batch=kwargs.get("cache") is not None)
+
+    monkeypatch.setattr(model, "prepare_inputs_for_generation", prepare_or_fail)
     async with engine_of("eager") as engine, busy(engine, {}) as (beside,):
-        with steps_of(model.model, {}):
-            pass
-        failing = iter([None, None, KeyError()])
-
-        def fail(_: Any, args: Any, kwargs: Any) -> None:
-            if kwargs.get("cache") is None and (error := next(failing, None)) is not None:
-                raise error
-
-        handle = model.model.register_forward_pre_hook(fail, with_kwargs=True)
+        hooks = [
+            each.register_forward_pre_hook(before_pass, with_kwargs=True)
+            for each in (model, model.model)
+        ]
+        failing += [None, None, KeyError()]
         try:
             with pytest.raises(KeyError):
                 await read(engine, **ALONE)
         finally:
-            handle.remove()
+            for each in hooks:
+                each.remove()
         before = len(beside.token_ids)
         await until(lambda: len(beside.token_ids) > before + 20)
         assert beside.token_ids == _ids_alone("eager", OTHER, 900)[: len(beside.token_ids)]

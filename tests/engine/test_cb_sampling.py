@@ -9,11 +9,16 @@ from typing import Any
 import pytest
 import torch
 from anyio import create_task_group
-from transformers import TopKLogitsWarper
+from transformers import ContinuousBatchingConfig, TopKLogitsWarper
 
-from anystreamer import TextChunk, open_engine
+from anystreamer import Regex, TextChunk, open_engine
+from anystreamer._engine.cb_config import Settings
+from anystreamer._engine.cb_open import open_manager
+from anystreamer._engine.cb_processors import RequestProcessors
 from anystreamer._engine.cb_sampling import choose_for_each
 from anystreamer.demo import load_demo
+
+from ..helpers.tiny_models import new_llama, tokenizer
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread_for_the_model")]
 
@@ -99,6 +104,82 @@ async def test_samples_follow_the_seed_of_the_process_when_the_engine_opens() ->
                 stream, _ = await chunks_of(engine, do_sample=True, temperature=3.0)
                 found.append(stream.token_ids)
     assert found[0] == found[1] != found[2]
+
+
+PENALTIES: list[dict[str, Any]] = [
+    {},
+    {"repetition_penalty": 1.0},
+    {"repetition_penalty": 1.3},
+    {"repetition_penalty": 0.6},
+    {"frequency_penalty": 0.01, "repetition_penalty": 1.0},
+    {"presence_penalty": 0.05, "frequency_penalty": -0.04},
+    {"logit_bias": {40: 0.2}, "repetition_penalty": 1.5, "presence_penalty": 0.2},
+    {"repetition_penalty": 1.3, "response_format": Regex("[a-f ]{5,50}")},
+]
+WITH_LOGPROBS = {"logprobs": True, "max_new_tokens": 40}
+
+
+def found_in(stream: Any, chunks: list[TextChunk]) -> tuple[list[int], list[float]]:
+    return stream.token_ids, [each for chunk in chunks for each in chunk.logprobs or ()]
+
+
+async def test_penalties_and_biases_are_those_of_generate_in_one_batch() -> None:
+    """Those of the model's generation config too: it is for whoever asks for nothing else."""
+    model = new_llama()
+    model.generation_config.repetition_penalty = 1.1
+    alone: list[Any] = []
+    async with open_engine(model, tokenizer(), batching="none") as engine:
+        for kwargs in PENALTIES:
+            alone.append(found_in(*await chunks_of(engine, **WITH_LOGPROBS, **kwargs)))
+    together: list[Any] = [None] * len(PENALTIES)
+    async with open_engine(model, tokenizer(), batching="auto") as engine:
+
+        async def ask(number: int, kwargs: dict[str, Any]) -> None:
+            together[number] = found_in(*await chunks_of(engine, **WITH_LOGPROBS, **kwargs))
+            assert not engine.statistics().running_alone
+
+        async with create_task_group() as tasks:
+            for number, kwargs in enumerate(PENALTIES):
+                tasks.start_soon(ask, number, kwargs)
+    assert len({tuple(ids) for ids, _ in alone}) == len(PENALTIES)
+    for kwargs, (ids, logprobs), found in zip(PENALTIES, alone, together, strict=True):
+        assert found[0] == ids, kwargs
+        assert found[1] == pytest.approx(logprobs, abs=1e-4), kwargs
+
+
+def test_one_that_had_to_make_way_keeps_the_ids_of_its_answer() -> None:
+    """The manager then has a new state of it, whose prompt ends with the answer so far."""
+    seen = []
+
+    def keep(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        seen.append(ids.tolist()[0])
+        return scores
+
+    processors = RequestProcessors([keep])
+    for prompt, made in ([1, 2], []), ([1, 2], [3]), ([1, 2, 3, 4], []), ([1, 2, 3, 4], [5]):
+        processors.take(SimpleNamespace(initial_tokens=prompt, generated_tokens=made))
+        processors.process(torch.zeros(1, 9))
+    assert seen == [[1, 2], [1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 4, 5]]
+
+
+async def test_a_penalty_that_is_not_valid_fails_its_own_request_only() -> None:
+    async with open_engine(*demo(), batching="continuous") as engine:
+        with pytest.raises(ValueError, match="penalty"):
+            await chunks_of(engine, repetition_penalty=-1.0)
+        with pytest.raises(ValueError, match="logit_bias has the id"):
+            await chunks_of(engine, logit_bias={10**6: 1.0})
+        await chunks_of(engine)
+
+
+def test_where_steps_do_not_run_in_order_the_penalty_of_the_model_is_refused() -> None:
+    """When the engine opens; with "auto", the model's requests then run one by one."""
+    model = new_llama()
+    model.generation_config.repetition_penalty = 1.1
+    config = ContinuousBatchingConfig(use_async_batching=True, num_blocks=8)
+    opening = open_manager(model, tokenizer(), Settings(2, config), lambda _: None, lambda: False)
+    with pytest.raises(ValueError, match=r"repetition_penalty=1.1 .*steps that run"), opening:
+        pass
+    assert "forward" not in vars(model)
 
 
 @pytest.mark.parametrize("other", [1, 2], ids=["all greedy", "beside one that samples"])

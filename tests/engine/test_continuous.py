@@ -577,7 +577,7 @@ async def test_a_decoder_that_raises_ends_one_request(
         ({"worker_context": contextlib.nullcontext}, "worker_context"),
         ({"past_key_values": object()}, "past_key_values"),
         ({"logits_processor": [object()]}, "logits_processor"),
-        ({"repetition_penalty": 1.5}, "repetition_penalty"),
+        ({"no_repeat_ngram_size": 2}, "no_repeat_ngram_size"),
         ({"logprobs": True, "top_logprobs": 2}, "top_logprobs"),
         ({"cancel_within": "layer"}, "cancel_within"),
         ({"max_buffer_size": 3}, "max_buffer_size"),
@@ -607,8 +607,8 @@ def test_a_model_that_it_cannot_serve_is_refused_at_once() -> None:
     model, demo_tokenizer = load_demo()
     with pytest.raises(ValueError, match="encoder"):
         open_engine(t5(), tokenizer(), batching="continuous")
-    model.generation_config.repetition_penalty = 1.2
-    with pytest.raises(ValueError, match="repetition_penalty"):
+    model.generation_config.no_repeat_ngram_size = 2
+    with pytest.raises(ValueError, match="no_repeat_ngram_size"):
         open_engine(model, demo_tokenizer, batching="continuous")
     with pytest.raises(TypeError, match="ContinuousBatchingConfig"):
         engine_of(continuous_batching_config={"num_blocks": 4})

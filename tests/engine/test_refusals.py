@@ -42,6 +42,7 @@ def embedded() -> dict[str, Any]:
 
 REQUESTS: dict[str, list[dict[str, Any]]] = {
     "top_logprobs": [{"logprobs": True, "top_logprobs": 1}],
+    "repetition_penalty": [{"repetition_penalty": 1.1}],
     "frequency_penalty": [{"frequency_penalty": 0.5}],
     "presence_penalty": [{"presence_penalty": 0.5}],
     "logit_bias": [{"logit_bias": {5: 1.0}}],
@@ -53,7 +54,7 @@ REQUESTS: dict[str, list[dict[str, Any]]] = {
     "prompt['attention_mask']": [{"prompt": masked}],
     "other inputs of a prompt": [{"prompt": embedded}],
     "other arguments of generate()": [
-        {"repetition_penalty": 1.1},
+        {"no_repeat_ngram_size": 2},
         {"logits_processor": [lambda _, scores: scores]},
         {"min_new_tokens": 2},
         {"prompt_lookup_num_tokens": 2},
@@ -64,7 +65,7 @@ REQUESTS: dict[str, list[dict[str, Any]]] = {
 # What another model is needed for: tests/generation/test_media.py, test_tools.py.
 ELSEWHERE = {"pictures, audio and video in a chat", "tool_choice"}
 # Only where steps do not run in order, which no CPU does by itself.
-NOT_IN_ORDER = {"logprobs", "response_format"}
+NOT_IN_ORDER = {name for name, reason in REFUSALS.items() if "steps that run" in reason}
 
 
 async def test_each_row_is_refused_by_one_and_runs_alone_in_the_other(

@@ -524,7 +524,6 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"tool_choice": "required", "tools": []}, ValueError, "tool_choice='required' needs tools"),
     ({"parallel_tool_calls": None}, TypeError, "parallel_tool_calls must be a bool"),
     ({"chat_template_kwargs": {"tools": [WAIT]}}, TypeError, "pass them as tools="),
-    ({"tool_choice": "required", "response_format": "json"}, ValueError, "response_format cannot"),
     ({"tool_choice": "required", "min_new_tokens": 3}, ValueError, "min_new_tokens=3: .*tool_cho"),
     ({"tool_choice": "none", "parse_response": False}, ValueError, "without a response template"),
 ]

@@ -214,6 +214,56 @@ def _gemma3() -> Kind:
     return Kind(model, processor, ("image",), "<start_of_image>")
 
 
+def _gemma4(medium: str) -> Kind:
+    t: Any = transformers
+    tokenizer = _tokenizer(
+        **{"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>"},
+        **{"audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"},
+        video_token="<|video|>",
+    )
+    processor = type("Gemma4Processor", (_WithoutVideos, t.Gemma4Processor), {})(
+        t.Gemma4AudioFeatureExtractor(feature_size=16),
+        _pil("Gemma4")(patch_size=4, max_soft_tokens=70, pooling_kernel_size=3),
+        tokenizer,
+        None,
+        chat_template=_template(EITHER, image="<|image|>", audio="<|audio|>"),
+    )
+    ids = tokenizer.convert_tokens_to_ids
+    config = t.Gemma4Config(
+        text_config=t.Gemma4TextConfig(
+            **_SIZES,
+            head_dim=16,
+            sliding_window=16,
+            vocab_size=len(tokenizer),
+            vocab_size_per_layer_input=len(tokenizer),
+            hidden_size_per_layer_input=8,
+            layer_types=["sliding_attention", "full_attention"],
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        vision_config=t.Gemma4VisionConfig(
+            **_SIZES, head_dim=16, patch_size=4, pooling_kernel_size=3, position_embedding_size=64
+        ),
+        audio_config=t.Gemma4AudioConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            output_proj_dims=32,
+            subsampling_conv_channels=(16, 4),
+        ),
+        image_token_id=ids("<|image|>"),
+        boi_token_id=ids("<|image>"),
+        eoi_token_id=ids("<image|>"),
+        audio_token_id=ids("<|audio|>"),
+        boa_token_id=ids("<|audio>"),
+        eoa_token_index=ids("<audio|>"),
+        video_token_id=ids("<|video|>"),
+    )
+    model = _new(t.Gemma4ForConditionalGeneration, config, tokenizer)
+    return Kind(model, processor, (medium,), f"<|{medium}|>")
+
+
 def _qwen2_audio() -> Kind:
     t = transformers
     tokenizer = _tokenizer("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
@@ -252,6 +302,11 @@ _MAKERS: dict[str, Callable[[], Kind]] = {
     "gemma3": _gemma3,
     "qwen2-audio": _qwen2_audio,
 }
+if hasattr(transformers, "Gemma4Processor"):
+    _MAKERS |= {
+        "gemma4, pictures": lambda: _gemma4("image"),
+        "gemma4, sound": lambda: _gemma4("audio"),
+    }
 NAMES: Sequence[str] = tuple(_MAKERS)
 
 

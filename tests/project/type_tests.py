@@ -141,6 +141,8 @@ async def of_a_worker(rows: Callable[[], Iterator[tuple[int, str]]]) -> None:
         await worker.run(str.upper, 1)  # type: ignore[arg-type]
         worker.stream_iterable([1, 2])  # type: ignore[arg-type]
         worker.stream_from_thread(produce, limiter=None)  # type: ignore[call-overload]
+        worker.stream_iterable(rows, queue_timeout="1s")  # type: ignore[arg-type]
+        assert_type(sync.SyncWorker(worker).run(divmod, 7, 2), tuple[int, int])
 
 
 def without_a_loop(model: SupportsGenerate, tokenizer: SupportsDecode) -> None:
@@ -170,6 +172,16 @@ def without_a_loop(model: SupportsGenerate, tokenizer: SupportsDecode) -> None:
         assert_type(next(many), int)
     with sync.stream_iterable(lambda: [1, 2], close=False) as of_a_lambda:
         assert_type(of_a_lambda, sync.SyncThreadStream[int])
+    with sync.open_worker(threads=2, max_waiting=3, name="database") as worker:
+        assert_type(worker, sync.OwnedSyncWorker)
+        assert_type(worker.stream_from_thread(produce), sync.SyncThreadStream[bytes])
+        assert_type(worker.stream_from_thread(produce_many), sync.SyncThreadStream[int])
+        with worker.stream_iterable(lambda: [1, 2], queue_timeout=1) as of_a_worker:
+            assert_type(next(of_a_worker), int)
+        assert_type(worker.run(divmod, 7, 2), tuple[int, int])
+        assert_type(worker.run(str.upper, "a", on_stop=print, queue_timeout=1.5), str)
+        worker.run(str.upper, 1)  # type: ignore[arg-type]
+        worker.stream_iterable([1, 2])  # type: ignore[arg-type]
     with sync.open_engine(model, tokenizer, max_waiting=3) as engine:
         assert_type(engine, sync.OwnedSyncEngine)
         assert_type(engine.stream_text("hi", stop="!"), sync.SyncTextStream)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -119,15 +122,18 @@ async def test_text_appears_as_it_is_made(browser: Browser) -> None:
         await say(page, "Count")
         await expect(page.locator(".question")).to_have_text("Count")
         status = page.locator("#status")
-        for gate, text in ((one, "One "), (two, "One 👋🏽 二\n")):
+        for gate, text in ((one, "One"), (two, "One 👋🏽 二")):
             await expect(answer(page)).to_have_js_property("textContent", text)
             await expect(status).to_have_text("The model is answering.")
             await expect(page.get_by_role("button", name="Stop")).to_be_visible()
             await expect(page.get_by_role("button", name="Send")).to_be_hidden()
+            await anyio.sleep(0.06)  # a rate needs some time
             gate.open()
-        await expect(answer(page)).to_have_js_property("textContent", "One 👋🏽 二\n  three")
-        await expect(figures(page)).to_have_text(re.compile(r"^finished · 4 tokens · \d+\.\d s$"))
-        await expect(status).to_have_js_property("textContent", "One 👋🏽 二\n  three")
+        await expect(answer(page)).to_have_js_property("textContent", "One 👋🏽 二\nthree")
+        await expect(figures(page)).to_have_text(
+            re.compile(r"^finished · 4 tokens · \d+\.\d s · [\d.,]+ tokens/s$")
+        )
+        await expect(status).to_have_js_property("textContent", "One 👋🏽 二\nthree")
         await expect(page.get_by_role("button", name="Send")).to_be_visible()
         assert model.calls[-1]["max_new_tokens"] == 1024
 
@@ -181,6 +187,185 @@ async def test_mounted_under_a_path(browser: Browser) -> None:
         await expect(answer(page)).to_have_text("Hello!")
 
 
+# -- what can be done with an answer, and what is asked for
+
+
+COPIED = "navigator.clipboard.readText()"
+CODE = "Do **this**:\n\n```py\nx = 1\n\ty\n```\n"
+
+
+@pytest.mark.parametrize("is_secure", [True, False])
+async def test_an_answer_and_its_code_are_copied(browser: Browser, is_secure: bool) -> None:
+    """Also over HTTP from another machine, where pages have no clipboard of that kind."""
+    permissions = {"permissions": ["clipboard-read", "clipboard-write"]}
+    async with chatting(browser, [CODE], context=permissions) as (page, _, _):
+        await say(page, "How?")
+        await expect(figures(page)).to_contain_text("finished")
+        if not is_secure:
+            await page.evaluate("navigator.clipboard.writeText = undefined")
+        for name, text in (("Copy code", "x = 1\n\ty"), ("Copy answer", CODE)):
+            button = page.get_by_role("button", name=name)
+            await button.focus()
+            await page.keyboard.press("Enter")
+            await expect(page.locator("#status")).to_have_text("Copied.")
+            await expect(page.locator("button:focus")).to_have_text("Copied")
+            assert await page.evaluate(COPIED) == text
+            await expect(button).to_be_visible()  # it has its name again
+            await page.evaluate("document.getElementById('status').textContent = ''")
+
+
+async def test_a_screen_reader_reads_no_marks_and_no_buttons(browser: Browser) -> None:
+    async with chatting(browser, ["# A *b*\n\n- c\n- d\n\n", CODE]) as (page, _, _):
+        await say(page, "How?")
+        text = "A b\nc\nd\nDo this:\nx = 1\n\ty"
+        await expect(page.locator("#status")).to_have_js_property("textContent", text)
+
+
+async def test_what_has_the_focus_keeps_it_while_the_answer_grows(browser: Browser) -> None:
+    gate = Gate()
+    async with chatting(browser, ["```\nx", gate, "\ny\n```\n", "\nmore"]) as (page, _, _):
+        await say(page, "How?")
+        await expect(page.locator("pre")).to_have_text("x")
+        await page.get_by_role("button", name="Copy code").focus()
+        gate.open()
+        await expect(page.locator("pre")).to_have_text("x\ny")
+        await expect(figures(page)).to_contain_text("finished")
+        await expect(page.get_by_role("button", name="Copy code")).to_be_focused()
+
+
+async def test_the_last_answer_again(browser: Browser) -> None:
+    """It takes the place of the answer. If there is none, that one stays."""
+    failed = ("net::ERR_INTERNET_DISCONNECTED",)
+    async with chatting(browser, ["Hello!"], expected=failed) as (page, model, _):
+        for number, text in enumerate(("first", "second")):
+            await say(page, text)
+            await expect(figures(page, number)).to_contain_text("finished")
+        again = page.get_by_role("button", name="Try again")
+        await expect(again).to_have_count(1)  # only the last
+        await again.click()
+        await until(lambda: len(model.calls) == 3)
+        assert asked(model) == "user: first\nassistant: Hello!\nuser: second\nassistant: "
+        await expect(figures(page, 1)).to_contain_text("finished")
+        await expect(page.locator(".question")).to_have_count(2)
+        await page.context.set_offline(True)
+        await again.click()
+        await expect(problem(page)).to_contain_text("cannot be reached")
+        await expect(answer(page, 1)).to_have_text("Hello!")
+        await expect(page.locator(".question")).to_have_count(2)
+        await expect(page.get_by_label("Message")).to_have_value("")
+        await page.context.set_offline(False)
+        await say(page, "third")
+        await expect(figures(page, 2)).to_contain_text("finished")
+        first, second = ("user: first\nassistant: Hello!\n", "user: second\nassistant: Hello!\n")
+        assert asked(model) == f"{first}{second}user: third\nassistant: "
+
+
+async def test_settings(browser: Browser) -> None:
+    """They are sent with each question. The system prompt is kept for this tab alone."""
+    async with chatting(browser, ["Hello!"], expected=("400",)) as (page, model, _):
+        await page.get_by_role("button", name="Settings").click()
+        await expect(page.get_by_label("System prompt")).to_be_focused()
+        assert [each["id"] for each in (await Axe().run(page)).response["violations"]] == []
+        await page.get_by_label("System prompt").fill("Be nice.")
+        await page.get_by_label("Temperature").fill("3")
+        await page.keyboard.press("Enter")  # too hot
+        await expect(page.get_by_role("dialog")).to_be_visible()
+        await page.get_by_label("Temperature").fill("0.7")
+        await page.get_by_label("Top p").fill("0.9")
+        await page.get_by_label("Max tokens").fill("5")
+        await page.get_by_role("button", name="Save").click()
+        await expect(page.get_by_role("button", name="Settings")).to_be_focused()
+        for _ in range(2):
+            await say(page, "Hi")
+            await expect(figures(page)).to_contain_text("finished")
+            assert asked(model) == "system: Be nice.\nuser: Hi\nassistant: "
+            call = model.calls[-1]
+            assert (call["temperature"], call["top_p"], call["max_new_tokens"]) == (0.7, 0.9, 5)
+            await page.reload()
+        stored = "[Object.values(localStorage), Object.values(sessionStorage)]"
+        local, session = await page.evaluate(stored)
+        assert (sorted(local), session) == (["0.7", "0.9", "5"], ["Be nice."])
+        await page.get_by_role("button", name="Settings").click()
+        await page.get_by_label("Seed").fill("0")
+        await page.get_by_role("button", name="Save").click()
+        await say(page, "Hi")
+        await expect(problem(page)).to_contain_text("seed is not supported by this model")
+        await page.get_by_label("Message").fill("")
+        await page.get_by_role("button", name="Settings").click()
+        await page.get_by_role("button", name="Reset").click()
+        await page.get_by_role("button", name="Save").click()
+        assert await page.evaluate(stored) == [[], []]
+        await say(page, "Hi")
+        await expect(figures(page)).to_contain_text("finished")
+        assert asked(model) == "user: Hi\nassistant: "
+        assert "temperature" not in model.calls[-1]
+
+
+async def test_a_browser_that_keeps_nothing(browser: Browser) -> None:
+    """The settings last as long as the page."""
+    async with chatting(browser, ["Hello!"]) as (page, model, _):
+        forbid = """for (const name of ["localStorage", "sessionStorage"]) {
+            Object.defineProperty(window, name, {
+                get() { throw new DOMException("no", "SecurityError"); }
+            });
+        }"""
+        await page.add_init_script(forbid)
+        await page.reload()
+        await page.get_by_role("button", name="Settings").click()
+        await page.get_by_label("Max tokens").fill("7")
+        await page.get_by_role("button", name="Save").click()
+        await say(page, "Hi")
+        await expect(answer(page)).to_have_text("Hello!")
+        assert model.calls[-1]["max_new_tokens"] == 7
+
+
+async def test_pictures(browser: Browser, tmp_path: Path) -> None:
+    """Where the model takes them: smaller, with nothing of the file but what one sees."""
+    image = pytest.importorskip("PIL.Image")
+    big = image.new("RGB", (3000, 1500), "red")
+    exif = image.Exif()
+    exif[0x010E] = "a secret place"
+    big.save(tmp_path / "big.jpg", exif=exif)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    async with chatting(browser, ["Hello!"]) as (page, model, _):
+        await expect(page.locator("#model")).to_have_text("anystreamer")
+        await expect(page.get_by_role("button", name="Picture")).to_be_hidden()
+    model = ScriptedModel(["Hello!"])
+    model.tokenizer.image_processor = object()  # type: ignore[attr-defined]
+    failed = ("ERR_INTERNET_DISCONNECTED",)
+    async with chatting(browser, model, expected=failed) as (page, _, _):
+        files = page.locator("#picture-files")
+        add = page.get_by_role("button", name="Picture", exact=True)
+        await expect(add).to_be_visible()
+        await files.set_input_files(tmp_path / "broken.png")
+        await expect(problem(page)).to_have_text("The browser cannot read broken.png as a picture.")
+        await files.set_input_files([tmp_path / "big.jpg"] * 2)
+        remove = page.get_by_role("button", name="Remove picture")
+        await expect(remove).to_have_count(2)
+        assert [each["id"] for each in (await Axe().run(page)).response["violations"]] == []
+        await remove.first.click()
+        await expect(add).to_be_focused()
+        await page.context.set_offline(True)
+        await say(page, "What is it?")  # and it comes back
+        await expect(problem(page)).to_contain_text("cannot be reached")
+        await expect(remove).to_have_count(1)
+        await page.context.set_offline(False)
+        async with page.expect_request("**/chat/completions") as sent:
+            await page.get_by_label("Message").press("Enter")
+        request = await sent.value
+        assert request.post_data is not None
+        (message,) = json.loads(request.post_data)["messages"]
+        picture, text = message["content"]
+        assert text == {"type": "text", "text": "What is it?"}
+        start, data = picture["image_url"]["url"].split(",")
+        assert start == "data:image/jpeg;base64"
+        content = base64.b64decode(data)
+        assert b"secret" not in content
+        assert image.open(BytesIO(content)).size == (1024, 512)
+        await expect(page.locator(".question canvas")).to_have_count(1)
+        await expect(remove).to_have_count(0)
+
+
 # -- stopping
 
 
@@ -204,12 +389,10 @@ async def test_the_model_stops(browser: Browser, how: str) -> None:
                 return await closed(page, model, engine, before)
         await is_stopped(model, engine, before)
         if how in ("click", "Escape"):
-            await expect(figures(page)).to_have_text(
-                re.compile(r"^stopped · at least \d+ tokens · ")
-            )
+            await expect(figures(page)).to_have_text(re.compile(r"^stopped · \d+ tokens · "))
             await expect(problem(page)).to_be_empty()
-            # What was said was said: it goes on from there.
-            said = await answer(page).text_content()
+            # What was said was said: it goes on from there. The page shows no space at its end.
+            said = f"{await answer(page).text_content()} "
             await say(page, "More")
             await expect(answer(page)).to_contain_text("word")
             assert asked(model) == f"user: Talk\nassistant: {said}\nuser: More\nassistant: "
@@ -317,8 +500,8 @@ async def test_a_model_that_fails_in_the_middle(browser: Browser) -> None:
     async with chatting(browser, script) as (page, _, _):
         await say(page, "Hi")
         await expect(problem(page)).to_have_text("The answer was interrupted: the model failed.")
-        await expect(answer(page)).to_have_text("so far ")
-        await expect(figures(page)).to_have_text(re.compile("^interrupted · at least "))
+        await expect(answer(page)).to_have_text("so far")
+        await expect(figures(page)).to_have_text(re.compile(r"^interrupted · \d tokens? · "))
         await expect(page.get_by_role("button", name="Send")).to_be_visible()
         assert "secret" not in await page.content()
 
@@ -456,6 +639,9 @@ ATTACKS = [
     '</p></section></template></textarea><iframe srcdoc="<script>parent.pwned = 1</script>">',
     "[x](javascript:window.pwned='link') &lt;b&gt; {{7*7}} ${window.pwned='js'}",
 ]
+SHOWN = "".join(ATTACKS[:-1]) + (
+    "x (javascript:window.pwned='link') <b> {{7*7}} ${window.pwned='js'}"
+)
 
 
 async def test_nothing_that_is_said_becomes_markup(browser: Browser) -> None:
@@ -464,7 +650,7 @@ async def test_nothing_that_is_said_becomes_markup(browser: Browser) -> None:
         await expect(page.locator("#model")).to_have_text(ATTACKS[0])
         await say(page, attack)
         await expect(figures(page)).to_contain_text("finished")
-        await expect(answer(page)).to_have_js_property("textContent", "".join(ATTACKS))
+        await expect(answer(page)).to_have_js_property("textContent", SHOWN)
         await expect(page.locator(".question .text")).to_have_js_property("textContent", attack)
         strange = "img, svg, iframe, a, b, body script, [onerror], [onload], [style]"
         assert await page.locator(strange).count() == 0
@@ -518,6 +704,9 @@ async def test_by_keyboard_alone(browser: Browser) -> None:
         await expect(message).to_have_value("next")
         assert len(model.calls) == 1
         # Back to what can be read and scrolled, and to the start.
+        for name in ("Try again", "Copy answer"):
+            await page.keyboard.press("Shift+Tab")
+            await expect(page.get_by_role("button", name=name)).to_be_focused()
         await page.keyboard.press("Shift+Tab")
         await expect(page.get_by_role("main")).to_be_focused()
         await page.keyboard.press("Shift+Tab")

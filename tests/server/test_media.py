@@ -171,6 +171,19 @@ async def test_a_model_without_a_processor_says_so() -> None:
         await refusal(client, [image_url(png(picture()))])
 
 
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("llava", ["text", "image"]), ("qwen2-audio", ["text", "audio"])]
+)
+async def test_the_list_of_models_says_what_messages_can_have(name: str, kinds: list[str]) -> None:
+    """The chat page offers pictures where it says so."""
+    kind = kind_named(name)
+    for processor, expected in ((kind.processor, kinds), (kind.processor.tokenizer, ["text"])):
+        async with edge(kind.model, processor) as url, client_of(url) as client:
+            (card,) = (await client.get("/v1/models")).json()["data"]
+            assert card["input_modalities"] == expected
+            assert (await client.get("/v1/models/anystreamer")).json() == card
+
+
 async def test_addresses_of_named_hosts_are_fetched() -> None:
     pytest.importorskip("httpcore")
     kind = kind_named("llava")

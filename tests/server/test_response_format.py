@@ -95,7 +95,32 @@ async def test_each_choice_keeps_to_the_schema(stream: bool) -> None:
     assert all(json.loads(text)["n"] in ("one", "two") for text in texts)
 
 
+async def test_the_form_that_hugging_faces_client_sends() -> None:
+    """It makes a `value` of OpenAI's schema, as text-generation-inference has it."""
+    model, tokenizer = load_demo()
+    async with open_engine(model, tokenizer) as engine, serving(create_app(engine)) as url:
+        async with client_of(url) as client:
+            for form in (
+                {"type": "json_object", "value": SCHEMA},
+                {"type": "json", "value": SCHEMA},
+                {"type": "regex", "value": r'\{"n": "(one|two)"\}', "json_schema": None},
+                {**AS_SCHEMA, "value": None},
+            ):
+                body = {"messages": MESSAGES, "response_format": form, "max_tokens": 60}
+                response = await client.post(CHAT, json=body)
+                assert response.status_code == 200, response.text
+                content = response.json()["choices"][0]["message"]["content"]
+                assert json.loads(content)["n"] in ("one", "two")
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"type": "json"}, "value is a JSON schema with the types json and json_object"),
+    ({"type": "regex"}, "a regular expression with the type regex"),
+    ({"type": "regex", "value": {}}, "value is"),
+    ({"type": "json_object", "value": "a"}, "value is"),
+    ({"type": "text", "value": "a"}, "value is"),
+    ({**AS_SCHEMA, "value": SCHEMA}, "value is"),
+    ({"type": "regex", "value": "("}, "response_format is not valid"),
     ({"type": "json_schema"}, "json_schema goes with"),
     ({"type": "json_object", "json_schema": {"name": "n", "schema": {}}}, "json_schema goes with"),
     ({"type": "xml"}, "response_format"),

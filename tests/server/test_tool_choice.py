@@ -170,6 +170,54 @@ async def test_strict_tools_where_the_model_chooses(stream: bool) -> None:
         assert arguments.get("seconds", 0) <= 60
 
 
+PLACE: Any = {
+    "type": "json_schema",
+    "json_schema": {"name": "place", "schema": PARAMETERS["go_to"], "strict": True},
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_beside_tools_a_response_format_is_for_the_text(stream: bool) -> None:
+    """As clients with both send them: an answer in the form, or a call."""
+    family = FAMILIES["llama"]
+    for text in ('{"place": "there"}', family.call):
+        with Wishing(family, text):
+            async with engine_of(family, "none") as engine, serving(create_app(engine)) as url:
+                async with official(url) as client:
+                    body: dict[str, Any] = {
+                        "model": "anystreamer",
+                        "messages": MESSAGES,
+                        "tools": TOOLS,
+                        "response_format": PLACE,
+                        "max_tokens": 300,
+                    }
+                    if stream:
+                        async with client.chat.completions.stream(**body) as events:
+                            choice: Any = (await events.get_final_completion()).choices[0]
+                    else:
+                        choice = (await client.chat.completions.create(**body)).choices[0]
+                    required = await client.chat.completions.create(**body, tool_choice="required")
+                    asked: dict[str, Any] = {
+                        "tools": [{"type": "function", **each["function"]} for each in TOOLS],
+                        "text": {"format": {"type": "json_schema", **PLACE["json_schema"]}},
+                        "max_output_tokens": 300,
+                    }
+                    response: Any = await client.responses.create(
+                        model="anystreamer", input="hi", **asked
+                    )
+        if text == family.call:
+            assert choice.finish_reason == "tool_calls"
+            (call,) = choice.message.tool_calls
+            assert json.loads(call.function.arguments) == {"seconds": 7}
+            assert json.loads(response.output[0].arguments) == {"seconds": 7}
+        else:
+            assert (choice.finish_reason, choice.message.content) == ("stop", text)
+            assert response.output_text == text
+        # Where a call is required, there is no text that the form could be about.
+        assert required.choices[0].message.tool_calls
+        assert not required.choices[0].message.content
+
+
 async def test_a_remote_engine_passes_them_on() -> None:
     family = FAMILIES["qwen coder"]
     async with engine_of(family, "none") as engine, serving(create_app(engine)) as url:
@@ -182,6 +230,91 @@ async def test_a_remote_engine_passes_them_on() -> None:
             (call,) = message["tool_calls"]
             assert call["function"]["name"] == "go_to"
             jsonschema.validate(call["function"]["arguments"], PARAMETERS["go_to"])
+            async with remote.stream_text(
+                MESSAGES,
+                tools=TOOLS,
+                tool_choice=NAMED,
+                response_format=PARAMETERS["go_to"],
+                max_new_tokens=200,
+            ) as stream:
+                await stream.read()
+            message = stream.message
+            assert len(message["tool_calls"]) == 1
+            assert stream.parsed is None
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"enum": [1, 2, 3]}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+FORM: Any = {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": SCHEMA}}
+ODD = {"name": "n", "schema": {"$ref": "#/nowhere"}}
+
+
+def check_call_or_answer(bias: str, arguments: str | None, text: str) -> None:
+    if bias == "<":
+        jsonschema.validate(json.loads(arguments or ""), PARAMETERS["go_to"])
+        assert not text
+    else:
+        jsonschema.validate(json.loads(text), SCHEMA)
+        assert arguments is None
+
+
+@pytest.mark.parametrize("batching", BATCHINGS)
+async def test_an_answer_is_a_call_or_keeps_to_the_format(batching: Any) -> None:
+    """Of chat completions and of responses, whole and in events. A bias chooses between the two."""
+    family = FAMILIES["qwen coder"]
+    function = {**TOOLS[1]["function"], "strict": True}
+    async with engine_of(family, batching) as engine, serving(create_app(engine)) as url:
+        async with official(url) as client:
+            for bias in "<{":
+                chat: dict[str, Any] = {
+                    "model": "anystreamer",
+                    "messages": MESSAGES,
+                    "tools": [{"type": "function", "function": function}],
+                    "parallel_tool_calls": False,
+                    "response_format": FORM,
+                    "max_tokens": 200,
+                    "logit_bias": {str(family.tokenizer.encode(bias)[0]): 5},
+                }
+                whole = (await client.chat.completions.create(**chat)).choices[0]
+                async with client.chat.completions.stream(**chat) as events:
+                    last = (await events.get_final_completion()).choices[0]
+                for choice in (whole, last):
+                    assert choice.finish_reason == ("tool_calls" if bias == "<" else "stop")
+                    (call,) = choice.message.tool_calls or [None]
+                    made: Any = call and call.function.arguments
+                    check_call_or_answer(bias, made, choice.message.content or "")
+            respond: Any = client.responses.create
+            response = await respond(
+                model="anystreamer",
+                input="hi",
+                tools=[{"type": "function", **function}],
+                parallel_tool_calls=False,
+                text={"format": {"type": "json_schema", **FORM["json_schema"]}},
+                max_output_tokens=200,
+                temperature=0,
+            )
+            (item,) = response.output
+            is_call = item.type == "function_call"
+            made = item.arguments if is_call else None
+            check_call_or_answer("<" if is_call else "{", made, response.output_text)
+        async with open_remote_engine(f"{url}/v1", "anystreamer", api_key="x") as remote:
+            for bias in "<{":
+                async with remote.stream_text(
+                    MESSAGES,
+                    tools=chat["tools"],
+                    parallel_tool_calls=False,
+                    response_format=SCHEMA,
+                    logit_bias={family.tokenizer.encode(bias)[0]: 5.0},
+                    max_new_tokens=200,
+                ) as stream:
+                    await stream.read()
+                message: Any = stream.message
+                assert ("tool_calls" in message) is (bias == "<")
+                assert (stream.parsed is None) is (bias == "<")
 
 
 async def test_what_cannot_be_kept_to_is_a_400() -> None:
@@ -193,7 +326,7 @@ async def test_what_cannot_be_kept_to_is_a_400() -> None:
         ({"tools": [*TOOLS, TOOLS[0]]}, "tools"),
         ({"tools": TOOLS, "tool_choice": {**NAMED, "function": {"name": "x"}}}, "tool_choice"),
         (
-            {"tools": TOOLS, "tool_choice": "auto", "response_format": {"type": "json_object"}},
+            {"tools": TOOLS, "response_format": {"type": "json_schema", "json_schema": ODD}},
             "response_format",
         ),
     ]

@@ -61,12 +61,18 @@ class Rows:
 
 @asynccontextmanager
 async def database(
-    server: str, limit: int, max_waiting: int | None = None, **options: Any
+    server: str,
+    limit: int,
+    max_waiting: int | None = None,
+    queue_timeout: float | None = None,
+    **options: Any,
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Worker, Rows]]:
     """A server with two routes that stream rows of a connection."""
 
     async def response(request: Request) -> Response:
-        return TextStreamResponse(lambda: worker.stream_iterable(lambda: rows), **options)
+        return TextStreamResponse(
+            lambda: worker.stream_iterable(lambda: rows, queue_timeout=queue_timeout), **options
+        )
 
     async def generated(request: Request) -> Response:
         async def text() -> AsyncIterator[str]:
@@ -111,6 +117,17 @@ async def test_a_client_that_leaves_stops_its_producer(server: str, path: str) -
             await until(lambda number=number: rows.have_been_closed(number))  # type: ignore[misc]
             await until(lambda: not worker.statistics().running)
         assert await worker.run(int) == 0
+
+
+@pytest.mark.parametrize("server", SERVERS)
+async def test_a_turn_that_comes_too_late_is_a_504(server: str) -> None:
+    latch = Latch()
+    async with database(server, 1, queue_timeout=0.01) as (client, worker, _):
+        async with worker.stream_from_thread(latch):
+            response = await client.get("/")
+            assert response.status_code == 504
+            assert "the stream of the worker took too long: queued" in response.text
+            latch.let_go()
 
 
 @pytest.mark.parametrize("server", SERVERS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 llguidance = pytest.importorskip("llguidance")
 tokenizers = pytest.importorskip("tokenizers")
+jsonschema = pytest.importorskip("jsonschema")
 
 from anystreamer import Choice, Grammar, Regex  # noqa: E402
 from anystreamer._text import FormMatcher, new_matcher, validate_response_format  # noqa: E402
@@ -111,6 +114,70 @@ def test_going_back_from_a_draft_leaves_nothing_of_it(form: Any, data: st.DataOb
         assert matcher.length == len(ids)
         assert allowed(matcher) == allowed(fresh)
         assert matcher.is_complete is fresh.is_complete
+
+
+RECURSIVE = {
+    "$ref": "#/$defs/node",
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {
+                "value": {"type": "integer"},
+                "rest": {"type": "array", "items": {"$ref": "#/$defs/node"}, "maxItems": 2},
+            },
+            "required": ["value"],
+            "additionalProperties": False,
+        }
+    },
+}
+ADVERSARIAL: dict[str, Any] = {
+    "recursive": RECURSIVE,
+    "a large enum": {"enum": [f"option {number:04}" for number in range(3000)]},
+    "unicode": {
+        "type": "object",
+        "properties": {"é\u2028🙂": {"enum": ["ß", "\u0000", "\ud7ff", "漢字", '"\\/', ""]}},
+        "required": ["é\u2028🙂"],
+        "additionalProperties": False,
+    },
+    "bounds": {
+        "type": "array",
+        "items": {"type": "number", "exclusiveMinimum": -1.5, "maximum": 1e3},
+        "maxItems": 4,
+    },
+    "integers": {"type": "integer", "minimum": -7, "maximum": 12345},
+    "an empty object": {"type": "object", "additionalProperties": False},
+    "any object": {"type": "object", "maxProperties": 0},
+    "nothing required": {
+        "type": "object",
+        "properties": {"a": {"type": "null"}, "b": {"type": "boolean"}, "": {"const": 1}},
+        "additionalProperties": False,
+    },
+    "a pattern": {"type": "string", "pattern": "^[a-c\\n]{2,5}$"},
+}
+
+
+def test_no_carriage_return_is_written_between_tokens() -> None:
+    """After one, llguidance has wrong masks for some vocabularies: it takes no token of them."""
+    matcher = matcher_of(RECURSIVE)
+    for text in ("{", '"value":', "1", ","):
+        assert matcher.advance(ids_of(text))
+        assert not {*ids_of("\r")} & (allowed(matcher) or {*()})
+
+
+@pytest.mark.parametrize("schema", ADVERSARIAL.values(), ids=ADVERSARIAL)
+@given(rng=st.randoms(use_true_random=False))
+def test_each_token_that_a_mask_allows_is_taken(schema: Any, rng: random.Random) -> None:
+    """Whichever it is. What is complete then, is JSON that keeps to the schema."""
+    matcher, ids = matcher_of(schema), list[int]()
+    while not matcher.is_complete and len(ids) < 150:
+        choices = sorted(allowed(matcher) or ())
+        assert choices, ids
+        ids.append(rng.choice(choices))
+        assert matcher.advance(ids[-1:]), ids
+    if matcher.is_complete:
+        ends = [] if ids[-1] != EOS else [EOS]
+        text = new_tokenizer().decode(ids[: len(ids) - len(ends)])
+        jsonschema.validate(json.loads(text), schema)
 
 
 def test_an_answer_is_complete_at_its_end_and_where_nothing_can_follow() -> None:

@@ -23,6 +23,7 @@ from anystreamer import (
     EngineBusy,
     EngineClosed,
     EngineDied,
+    GenerationTimeout,
     Stopping,
     Worker,
     open_worker,
@@ -206,6 +207,33 @@ async def test_none_waits_where_none_can() -> None:
         assert await worker.run(int) == 0
 
 
+async def test_a_turn_that_comes_too_late_never_runs() -> None:
+    latch, producer, calls = Latch("a"), Scripted(), list[int]()
+    async with open_worker(name="database") as worker:
+        async with worker.stream_from_thread(latch) as first, create_task_group() as tasks:
+            async with worker.stream_from_thread(producer, queue_timeout=0.01) as stream:
+                with pytest.raises(GenerationTimeout) as raised:
+                    await stream.receive()
+                assert raised.value.phase == "queued"
+                assert "stream of the worker 'database' took too long" in str(raised.value)
+                assert stream.ending is Ending.FAILED
+            with pytest.raises(GenerationTimeout):  # where nobody has read it
+                async with worker.stream_iterable(lambda: calls, queue_timeout=0.01) as unread:
+                    await state_of(unread).worker_exited.wait()
+            with pytest.raises(GenerationTimeout):
+                await worker.run(calls.append, 1, queue_timeout=0.01)
+            assert (worker.statistics().running, worker.statistics().waiting) == (1, 0)
+            tasks.start_soon(wait_turn, worker)  # those that gave up are in nobody's way
+            await until_waiting(worker, 1)
+            latch.let_go()
+            assert await rest(first) == ["a"]
+        assert await worker.run(divmod, 7, 2, queue_timeout=PATIENCE) == (3, 1)
+        statistics = worker.statistics()
+    assert not producer.entered
+    assert not calls
+    assert (statistics.queued.count, statistics.total.count) == (3, 6)
+
+
 @each_of(cancelled_from_outside, closed, stopped, leaving)
 async def test_what_leaves_while_it_waits_never_runs(way: WayOut) -> None:
     latch, producer = Latch("a"), Scripted()
@@ -319,6 +347,18 @@ async def test_what_cannot_be_streamed_is_refused_as_without_a_worker() -> None:
             refuse.stream_from_thread(Scripted(), limiter=anyio.CapacityLimiter(1))
         with pytest.raises(TypeError, match="on_stop must be"):
             refuse.stream_iterable(list, on_stop=1)
+        for wrong, error in (
+            (0, ValueError),
+            (-1.0, ValueError),
+            ("1", TypeError),
+            (True, TypeError),
+        ):
+            with pytest.raises(error, match="queue_timeout must be"):
+                refuse.stream_from_thread(Scripted(), queue_timeout=wrong)
+            with pytest.raises(error, match="queue_timeout must be"):
+                refuse.stream_iterable(list, queue_timeout=wrong)
+            with pytest.raises(error, match="queue_timeout must be"):
+                await refuse.run(int, queue_timeout=wrong)
         with pytest.raises(TypeError, match="must be opened first"):
             aiter(refuse.stream_iterable(list))
         context = worker.stream_iterable(list[int])
@@ -333,7 +373,16 @@ async def test_what_cannot_be_streamed_is_refused_as_without_a_worker() -> None:
         await opened.__aenter__()
 
 
-@pytest.mark.parametrize("error", [EngineClosed("worker"), EngineDied("worker"), EngineClosed()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        EngineClosed("worker"),
+        EngineDied("worker"),
+        EngineClosed(),
+        GenerationTimeout("queued"),
+        GenerationTimeout("queued", "stream of the worker"),
+    ],
+)
 def test_errors_can_go_to_another_process(error: Exception) -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)

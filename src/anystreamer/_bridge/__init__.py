@@ -24,7 +24,12 @@ from .source import Source, source_of
 from .state import Phase, StreamState
 from .stream import ThreadStream
 from .thread_condition import ThreadCondition
-from .validation import validate_buffer_size, validate_limiter, validate_name
+from .validation import (
+    validate_buffer_size,
+    validate_limiter,
+    validate_name,
+    validate_seconds,
+)
 from .worker_task import ThreadTask, WorkerTask, close_if_unstarted, has_waiters, run_named
 
 __all__ = [
@@ -75,4 +80,5 @@ __all__ = [
     "validate_callback",
     "validate_limiter",
     "validate_name",
+    "validate_seconds",
 ]

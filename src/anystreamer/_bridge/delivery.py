@@ -4,6 +4,9 @@ A *crossing* makes the loop deliver, and blocks the thread that asks for it unti
 so. It takes along what all streams of the loop have pending. So threads that work side by side
 share its cost, and only one of them is stopped at a time.
 
+A thread crosses to wake a consumer, and to hand the GIL to the loop. Where it has just done the
+latter by waiting for space, and the consumer is awake and takes items by itself, it does not cross.
+
 Between crossings, items wait in `StreamState.pending` for as long as the budget demands (`hold`).
 The next thread that comes after that crosses. If none comes, because the producers have stalled,
 the loop delivers by itself: it *looks*, a moment after the hold has ended. A look that finds
@@ -36,7 +39,7 @@ from anyio import sleep as async_sleep
 from anyio.lowlevel import EventLoopToken, RunVar, current_token
 
 from .join import cancel_again
-from .state import Phase, StreamState
+from .state import NO_WAITER, Phase, StreamState
 
 __all__ = ["QUEUE_POLL", "Crossing", "LoopDelivery", "guard"]
 
@@ -208,17 +211,27 @@ class Crossing:
         # Looked up on the loop: the thread must not need it later.
         self._token: EventLoopToken = current_token()
         self._has_crossed = False
+        self._waited_at = -math.inf  # for space in the buffer, until this time (perf_counter)
         self.seconds = 0.0  #: how long crossings have held up the thread
 
     def deliver(self) -> None:
         """Have the items that were pushed delivered: the first at once, others as is due."""
-        delivery = self._delivery
-        if not self._state.is_registered:
-            delivery.register(self._state)
+        state, delivery = self._state, self._delivery
+        if not state.is_registered:
+            delivery.register(state)
         if not self._has_crossed:
             self.flush()
-        elif not delivery.is_holding:
-            delivery.cross_in_turn(self._state, self.flush)
+        elif not delivery.is_holding and not (
+            # It would not wake the consumer, which takes items without a crossing: it looks at them
+            # before it waits. But the loop that it runs in can be waiting for the GIL, which a
+            # thread hands over at once only when it blocks, as for a crossing and for space.
+            state.receiver_waiting is NO_WAITER and perf_counter() - self._waited_at < CROSSING_CAP
+        ):
+            delivery.cross_in_turn(state, self.flush)
+
+    def note_wait(self) -> None:
+        """Note that the thread has waited for space, so that the loop could run meanwhile."""
+        self._waited_at = perf_counter()
 
     def flush(self) -> None:
         """Block until the loop has delivered the items that were pushed.

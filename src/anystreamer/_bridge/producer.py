@@ -187,6 +187,7 @@ class Producer(Generic[T]):
             self._seconds_waited = waited_before + perf_counter() - began
             space.clear()
         self._seconds_waited = waited_before + perf_counter() - began
+        self._crossing.note_wait()
         state.is_held = False
         space.set()  # for another thread that waits: `clear` can have come before it woke
 

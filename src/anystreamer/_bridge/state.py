@@ -260,9 +260,14 @@ class StreamState(Generic[T]):
 
     def take(self) -> T:
         """Take the next item for the consumer. Raises WouldBlock or EndOfStream."""
-        item = self.take_buffered()
-        self.count_taken(1)
-        return item
+        # `take_buffered` and `count_taken(1)` in fewer steps, because this happens for each item.
+        while not self._batch:
+            self._batch = self.buffer_receive.receive_nowait()
+        self.buffered -= 1
+        self.taken += 1
+        if self.pushed - self.taken == self._refill_at or self.stop_requested:
+            self.space_available.set()
+        return self._batch.popleft()
 
     def take_many(self, most: float) -> list[T]:
         """Take what `take` would in several calls: all that has been drained, or *most* of it."""

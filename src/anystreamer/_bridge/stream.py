@@ -133,7 +133,7 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
 
     async def __anext__(self) -> T:
         try:
-            return await self.receive()
+            return await self._receive(self._state.take)  # `receive`, in fewer steps
         except EndOfStream:
             self._was_read_to_its_end = True
         raise StopAsyncIteration

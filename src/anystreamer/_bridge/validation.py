@@ -7,7 +7,13 @@ from typing import TypeVar
 
 from anyio import CapacityLimiter
 
-__all__ = ["validate_buffer_size", "validate_limiter", "validate_max_items", "validate_name"]
+__all__ = [
+    "validate_buffer_size",
+    "validate_limiter",
+    "validate_max_items",
+    "validate_name",
+    "validate_seconds",
+]
 
 T = TypeVar("T")
 
@@ -44,6 +50,16 @@ def validate_max_items(max_items: int) -> int:
     if max_items < 1:
         raise ValueError(f"max_items must be at least 1, not {max_items!r}")
     return max_items
+
+
+def validate_seconds(name: str, seconds: float | None) -> None:
+    """Raises TypeError or ValueError unless *seconds* is None, or a number of more than 0."""
+    if seconds is None:
+        return
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"{name} must be a number of seconds, not {type(seconds).__name__}")
+    if not seconds > 0:
+        raise ValueError(f"{name} must be more than 0, not {seconds!r}")
 
 
 def _is_whole(value: object) -> bool:

@@ -37,6 +37,8 @@ class WorkerTask(Generic[StreamT]):
         stream: for the consumer.
     """
 
+    kind = "generation"  #: what can be late, for messages
+
     def __init__(self, name: str, state: StreamState[Any], stream: StreamT) -> None:
         self.name = name
         self.state = state
@@ -123,7 +125,7 @@ class WorkerTask(Generic[StreamT]):
             for each in self.turns():
                 await turn.enter_async_context(each)
         if waiting.cancelled_caught:
-            raise GenerationTimeout(phase)
+            raise GenerationTimeout(phase, self.kind)
 
     def _exit(self) -> None:
         if self._is_over:

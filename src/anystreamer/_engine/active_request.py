@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import count
 from time import perf_counter
 from typing import Any
@@ -10,12 +11,36 @@ from typing import Any
 from .._bridge import SafeEvent, Sink
 from .._errors import GenerationTimeout
 from .._generation import GenerationRequest
-from .._streams import FinishReason, GenerationState, Logprob, TextChunk
+from .._streams import FinishReason, GenerationState, Logprob, Row, TextChunk
 from .._text import FormMatcher
+from .cb_processors import RequestProcessors, processors_or_none
 
-__all__ = ["ActiveRequest", "publish"]
+__all__ = ["ActiveRequest", "ScoreHooks", "publish"]
 
 _request_ids = count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreHooks:
+    """What changes the scores of one request, in the manager's thread."""
+
+    penalties: RequestProcessors | None = None  #: `generate()`'s own, before log-probabilities
+    changes: RequestProcessors | None = None  #: after them
+    form_matcher: FormMatcher | None = None
+
+    @classmethod
+    def of(cls, request: GenerationRequest, row: Row) -> ScoreHooks:
+        """New ones. It can take a second.
+
+        Raises:
+            ImportError: llguidance is not installed.
+            ValueError: a setting, or the form, is not valid.
+        """
+        return cls(
+            processors_or_none(request.repetition_penalty()),
+            processors_or_none(request.score_changes()),
+            request.form_matcher(row),
+        )
 
 
 class ActiveRequest:
@@ -27,7 +52,7 @@ class ActiveRequest:
         max_new_tokens: the limit of its tokens.
         cancel: called with this object when no more results are needed.
         new_error: turns the manager's message into an exception.
-        form_matcher: for the manager's thread alone.
+        score_hooks: for the manager's thread alone.
     """
 
     def __init__(
@@ -37,7 +62,7 @@ class ActiveRequest:
         max_new_tokens: int,
         cancel: Callable[[ActiveRequest], None],
         new_error: Callable[[str], Exception],
-        form_matcher: FormMatcher | None,
+        score_hooks: ScoreHooks,
     ) -> None:
         (self._row,) = state.rows
         self.request = request
@@ -46,9 +71,10 @@ class ActiveRequest:
         self.max_new_tokens = max_new_tokens
         self._cancel = cancel
         self._new_error = new_error
-        self.form_matcher = form_matcher
+        self.score_hooks = score_hooks
         # Made now, since it depends on the field that the prompt has opened.
-        self._whole_matcher = None if form_matcher is None else form_matcher.copy_unused()
+        matcher = score_hooks.form_matcher
+        self._whole_matcher = None if matcher is None else matcher.copy_unused()
         self.id = f"anystreamer-{next(_request_ids)}"
         self.eos = request.eos_token_ids
         self.finished = False

@@ -8,12 +8,13 @@ from typing import Any
 
 from anyio import from_thread
 
-from .._bridge import run_sync_joined
+from .._bridge import Producer, run_sync_joined
 from .._errors import describe
 from .._generation import EngineCaches, GenerationRequest, ReuseCache
 from .._workers import Lane, WorkThreads
 from .base import EngineTask, warn_of_one_by_one
 from .cb_config import Settings
+from .cb_passes import turns_last_until_passes_end
 from .cb_refusals import request_refusal
 from .continuous import BatchTask, ContinuousBatchingEngine
 from .sequential import GenerateTurn
@@ -86,6 +87,12 @@ class AutoEngine(ContinuousBatchingEngine):
         self._drain(None)
 
 
+class _TurnBesideBatch(GenerateTurn):
+    def run(self, producer: Producer[Any]) -> Any:
+        with turns_last_until_passes_end():
+            return super().run(producer)
+
+
 class _AutoTask(BatchTask):
     """A request that goes into the batch or, if *refusal* is given or found, is served alone."""
 
@@ -94,12 +101,15 @@ class _AutoTask(BatchTask):
     ) -> None:
         super().__init__(engine, request, prompts)
         self._auto = engine
-        self._turn = None if refusal is None else GenerateTurn(engine, request, prompts, self)
+        self._turn = None if refusal is None else self._new_turn()
+
+    def _new_turn(self) -> GenerateTurn:
+        return _TurnBesideBatch(self._auto, self._request, self._prompts, self)
 
     async def prepare(self) -> None:
         if self._turn is None and await self.prepare_for_batch() is not None:
             # Known only now: what its prompt has become, or that it is too long for the cache.
-            self._turn = GenerateTurn(self._auto, self._request, self._prompts, self)
+            self._turn = self._new_turn()
         if self._turn is not None:
             await self._turn.prepare()
         self._auto.check_queue_limit(self.ticket)

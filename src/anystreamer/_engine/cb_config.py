@@ -9,7 +9,13 @@ from typing import Any
 
 from .._generation import is_encoder_decoder
 
-__all__ = ["SAMPLING", "Settings", "check_cb_config", "validate_cb_config"]
+__all__ = [
+    "SAMPLING",
+    "Settings",
+    "check_cb_config",
+    "is_neutral_penalty",
+    "validate_cb_config",
+]
 
 # How many requests run at once by default.
 MAX_RUNNING = 64
@@ -59,7 +65,6 @@ _IGNORED: dict[str, tuple[Any, ...]] = {
     "prompt_lookup_num_tokens": (None,),
     "remove_invalid_values": (None, False),
     "renormalize_logits": (None, False),
-    "repetition_penalty": (None, 1.0),
     "sequence_bias": (None,),
     "stop_strings": (None,),
     "suppress_tokens": (None,),
@@ -103,9 +108,15 @@ class Settings:
         config = deepcopy(model.generation_config)
         # Each request replaces these values. A processor whose value is neutral is not made.
         config.update(do_sample=True, temperature=0.5, top_k=1, top_p=0.5)
+        config.repetition_penalty = None  # added for each request
         if config.eos_token_id is None:
             config.eos_token_id = -1  # as the manager would, with a warning
         return config
+
+
+def is_neutral_penalty(value: Any) -> bool:
+    """Whether a repetition penalty changes nothing."""
+    return value in (None, 1.0)
 
 
 def check_cb_config(config: Any, *, takes_compiled: bool) -> None:

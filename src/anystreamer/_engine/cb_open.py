@@ -10,10 +10,9 @@ from typing import Any
 import torch
 
 from .._errors import describe, is_kind, message_of
-from .._text import FormMatcher
-from .active_request import ActiveRequest
+from .active_request import ActiveRequest, ScoreHooks
 from .cb_check import AnswerCheck
-from .cb_config import Settings
+from .cb_config import Settings, is_neutral_penalty
 from .cb_form_masks import add_form_masks
 from .cb_manager import (
     attention_of,
@@ -25,6 +24,8 @@ from .cb_manager import (
     use_attention,
 )
 from .cb_passes import one_pass_at_a_time
+from .cb_processors import add_processors
+from .cb_refusals import NOT_IN_ORDER
 from .cb_sampling import add_recorder, choose_for_each, draw_by_itself
 
 __all__ = ["open_manager"]
@@ -59,8 +60,17 @@ def open_manager(
             choose_for_each(manager)
             recorder = None
             if runs_in_order(manager):
-                add_form_masks(manager, partial(_matcher_of, active_request))
+                hooks_of = partial(_hooks_of, active_request)
+                # Each is put before those that are there already.
+                add_form_masks(manager, lambda name: hooks_of(name).form_matcher)
+                add_processors(manager, lambda name: hooks_of(name).changes)
                 recorder = add_recorder(manager, partial(_wants_logprobs, active_request))
+                add_processors(manager, lambda name: hooks_of(name).penalties)
+            elif not is_neutral_penalty(penalty := model.generation_config.repetition_penalty):
+                raise ValueError(
+                    f"repetition_penalty={penalty!r} of the model's generation config "
+                    f"{NOT_IN_ORDER}"
+                )
         attention = attention_of(model)
         with (
             use_attention(configs, before),  # of the model; the manager's passes have their own
@@ -86,11 +96,9 @@ def open_manager(
                 yield manager
 
 
-def _matcher_of(
-    active_request: Callable[[str], ActiveRequest | None], request_id: str
-) -> FormMatcher | None:
+def _hooks_of(active_request: Callable[[str], ActiveRequest | None], request_id: str) -> ScoreHooks:
     active = active_request(request_id)
-    return None if active is None else active.form_matcher
+    return ScoreHooks() if active is None else active.score_hooks
 
 
 def _wants_logprobs(active_request: Callable[[str], ActiveRequest | None], request_id: str) -> bool:

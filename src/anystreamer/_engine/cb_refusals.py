@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._generation import GenerationRequest, has_media
-from .cb_config import SAMPLING
+from .cb_config import SAMPLING, is_neutral_penalty
 from .cb_manager import runs_in_order
 
-__all__ = ["REFUSALS", "inputs_refusal", "request_refusal"]
+__all__ = ["NOT_IN_ORDER", "REFUSALS", "inputs_refusal", "request_refusal"]
 
-_NOT_IN_ORDER = (
+#: Why code of ours has to take part in each step.
+NOT_IN_ORDER = (
     "needs steps that run one after the other in Python, without CUDA graphs, compiled steps or "
     "asynchronous batching: switch them off in continuous_batching_config"
 )
@@ -23,15 +24,16 @@ _MEDIA = "pictures, audio and video in a chat"
 #: What is refused, each with its reason. docs/how-to/continuous-batching.md shows this table.
 REFUSALS = {
     "top_logprobs": "the manager returns the log-probability of the chosen token only",
-    "frequency_penalty": "the manager does not apply it to one request",
-    "presence_penalty": "the manager does not apply it to one request",
-    "logit_bias": "the manager does not apply it to one request",
     "worker_context": "one forward pass serves many requests, each in the same context",
     "cancel_within='layer'": "a pass that ends early would end for all requests",
     "max_buffer_size": "a reader that is slow would hold up all requests",
-    "logprobs": _NOT_IN_ORDER,
-    "response_format": _NOT_IN_ORDER,
-    "tool_choice": _NOT_IN_ORDER,
+    "repetition_penalty": NOT_IN_ORDER,
+    "frequency_penalty": NOT_IN_ORDER,
+    "presence_penalty": NOT_IN_ORDER,
+    "logit_bias": NOT_IN_ORDER,
+    "logprobs": NOT_IN_ORDER,
+    "response_format": NOT_IN_ORDER,
+    "tool_choice": NOT_IN_ORDER,
     _MASK: "it leaves tokens out, and the manager reads all of them",
     _MEDIA: "it takes only the ids of a prompt",
     "other inputs of a prompt": "it takes only the ids of a prompt: no images, audio or embeddings",
@@ -39,7 +41,7 @@ REFUSALS = {
 }
 
 # The arguments of generate() that a request can have, beside those of sampling.
-_SETTINGS = {"eos_token_id", "max_length", "max_new_tokens"}
+_SETTINGS = {"eos_token_id", "max_length", "max_new_tokens", "repetition_penalty"}
 
 # Model inputs that are only the ids of a prompt.
 _INPUTS = {"attention_mask", "input_ids"}
@@ -56,16 +58,20 @@ def request_refusal(request: GenerationRequest, prompts: Any, manager: Any) -> s
     is_in_order = manager is None or runs_in_order(manager)
     asked = {
         "top_logprobs": options.top_logprobs > 0,
-        "frequency_penalty": bool(options.frequency_penalty),
-        "presence_penalty": bool(options.presence_penalty),
-        "logit_bias": bool(options.logit_bias),
         "worker_context": options.worker_context is not None,
         "cancel_within='layer'": options.cancel_within != "step",
         "max_buffer_size": options.max_buffer_size < math.inf,
-        "logprobs": options.logprobs and not is_in_order,
-        "response_format": options.form is not None and not is_in_order,
-        "tool_choice": options.form is None and request.form is not None and not is_in_order,
     }
+    if not is_in_order:
+        asked |= {
+            "repetition_penalty": not is_neutral_penalty(request.setting("repetition_penalty")),
+            "frequency_penalty": bool(options.frequency_penalty),
+            "presence_penalty": bool(options.presence_penalty),
+            "logit_bias": bool(options.logit_bias),
+            "logprobs": options.logprobs,
+            "response_format": options.form is not None,
+            "tool_choice": options.form is None and request.form is not None,
+        }
     for name, is_asked in asked.items():
         if is_asked:
             return f"{name}: {REFUSALS[name]}"

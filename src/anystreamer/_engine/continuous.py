@@ -15,8 +15,7 @@ from .._bridge import ThreadEvent, run_sync_joined
 from .._errors import PreservingContext, wrap_control_flow_exception
 from .._generation import GenerationRequest, new_token_limit, tokenizer_of
 from .._streams import Row
-from .._text import FormMatcher
-from .active_request import ActiveRequest, publish
+from .active_request import ActiveRequest, ScoreHooks, publish
 from .base import EngineTask, ThreadEngine
 from .cb_cached_tokens import report_cached_tokens
 from .cb_config import SAMPLING, Settings
@@ -262,7 +261,7 @@ class BatchTask(EngineTask):
         self._max_new_tokens = 0
         self._failure: BaseException | None = None
         self._refusal: ValueError | None = None  # why continuous batching does not serve it
-        self._form_matcher: FormMatcher | None = None
+        self._score_hooks = ScoreHooks()
 
     async def prepare(self) -> None:
         if (refusal := await self.prepare_for_batch()) is not None:
@@ -307,7 +306,7 @@ class BatchTask(EngineTask):
             if reason := inputs_refusal(inputs):
                 self._refusal = new_refusal(reason)
             else:
-                self._form_matcher = self._request.form_matcher(self._rows[0])
+                self._score_hooks = ScoreHooks.of(self._request, self._rows[0])
         except BaseException as exc:
             self._failure = wrap_control_flow_exception(exc, self.cancellation)
         self.is_encoded = True
@@ -323,7 +322,7 @@ class BatchTask(EngineTask):
             self._max_new_tokens,
             engine.cancel,
             engine.new_error,
-            self._form_matcher,
+            self._score_hooks,
         )
         try:
             engine.submit(active)

@@ -132,6 +132,10 @@ class GenerateTurn:
         producer = Producer[Any](
             state, lambda: bool(engine.queue.waiting_for(engine.alone)) or others_wait(), close
         )
-        item = WorkItem(self._context, producer.run, self._call.run)
+        item = WorkItem(self._context, producer.run, self.run)
         engine.tasks.start(guard(state))
         await engine.threads.call(item, state, close)
+
+    def run(self, producer: Producer[Any]) -> Any:
+        """Call ``generate()``. In the engine's thread."""
+        return self._call.run(producer)

@@ -7,7 +7,7 @@ from .detokenizer import continues_prompt, eos_ids
 from .drop_in import AsyncTextIteratorStreamer
 from .generate_kwargs import check_generate_kwargs, effective_setting, new_token_limit
 from .limiters import model_limiter
-from .media import has_media
+from .media import has_media, media_kinds
 from .missing_processors import note_missing_processor
 from .model import check_model, is_encoder_decoder, main_input_name, max_context_length, uses_torch
 from .options import Options, Tools, WorkerContext
@@ -43,6 +43,7 @@ __all__ = [
     "main_input_name",
     "mask_scores",
     "max_context_length",
+    "media_kinds",
     "model_limiter",
     "new_token_limit",
     "note_missing_processor",

@@ -129,7 +129,8 @@ def stream_text(
         response_format: the form that the answer keeps to: ``"json"`` for any JSON object, a JSON
             schema (a dict), a pydantic model class, `Regex`, `Choice` or `Grammar`. Tokens that the
             form does not allow are never chosen; `TextStream.parsed` is what the answer was parsed
-            into. If *parse_response* separates reasoning, the form begins after it. Needs
+            into. If *parse_response* separates reasoning, the form begins after it. Beside *tools*
+            an answer is calls or keeps to the form; ``parsed`` is None where it has calls. Needs
             ``anystreamer[structured]`` and a fast tokenizer.
         tools: functions that the model can call, as OpenAI's API describes them, or as Python
             functions with types and a docstring. They go to the chat template.

@@ -222,7 +222,7 @@ class _Run:
             kwargs["stopping_criteria"] = criteria_list(
                 *self._criteria, StopFlagCriteria(self._rows_to_stop)
             )
-            processors = [*self._score_changes(), *(kwargs.get("logits_processor") or ())]
+            processors = [*request.score_changes(), *(kwargs.get("logits_processor") or ())]
             if request.options.logprobs:
                 recorder = LogprobsProcessor(request.options.top_logprobs)
                 processors.insert(0, recorder)
@@ -238,18 +238,6 @@ class _Run:
             ]
         if any(request.setting(name) not in (None, False) for name in _NEED_TOKENIZER):
             kwargs["tokenizer"] = request.decoding
-
-    def _score_changes(self) -> list[Any]:
-        """The processors of a bias and of penalties."""
-        from .penalties import GeneratedTokensPenalty, LogitBias
-
-        options = self._request.options
-        changes: list[Any] = [LogitBias(options.logit_bias)] if options.logit_bias else []
-        if options.frequency_penalty or options.presence_penalty:
-            changes.append(
-                GeneratedTokensPenalty(options.frequency_penalty, options.presence_penalty)
-            )
-        return changes
 
     def _new_form_mask(self, argument: str) -> Any:
         from .form_mask import FormMask

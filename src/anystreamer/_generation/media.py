@@ -15,7 +15,14 @@ from .untrusted import UntrustedMessages
 if TYPE_CHECKING:
     from .media_files import Budget
 
-__all__ = ["MediaPart", "check_processor", "decoded_messages", "has_media", "media_parts"]
+__all__ = [
+    "MediaPart",
+    "check_processor",
+    "decoded_messages",
+    "has_media",
+    "media_kinds",
+    "media_parts",
+]
 
 # The types of parts, in transformers' own shape and in those of OpenAI's APIs and of Anthropic's.
 _KINDS = {
@@ -117,6 +124,15 @@ def has_media(prompt: Any) -> bool:
     return next(media_parts(prompt), None) is not None
 
 
+def media_kinds(processor: Any) -> list[str]:
+    """What a processor takes beside text: ``"image"``, ``"audio"``, ``"video"``."""
+    return [
+        kind
+        for kind, components in _COMPONENTS.items()
+        if any(getattr(processor, each, None) is not None for each in components)
+    ]
+
+
 def check_processor(model: Any, tokenizer: Any, decoding: Any, part: MediaPart) -> None:
     """Refuse a part that the model or its processor does not take.
 
@@ -130,7 +146,7 @@ def check_processor(model: Any, tokenizer: Any, decoding: Any, part: MediaPart) 
         ValueError: what to pass instead.
     """
     name = f"{part.place} is {_NAMES[part.kind]}, and"
-    if any(getattr(tokenizer, each, None) is not None for each in _COMPONENTS[part.kind]):
+    if part.kind in media_kinds(tokenizer):
         return
     if reason := missing_processor(tokenizer):
         raise ValueError(

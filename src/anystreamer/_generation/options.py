@@ -89,12 +89,6 @@ class Options:
     def _check_tools(self) -> None:
         if "tools" in (self.chat_template_kwargs or {}):
             raise TypeError("chat_template_kwargs['tools']: pass them as tools=")
-        can_call = self.tool_use is not None and self.tool_use.mode != "none"
-        if self.form is not None and can_call:
-            raise ValueError(
-                "response_format cannot be used together with tools that can be called: leave it "
-                "out, or pass tool_choice='none'"
-            )
 
     @property
     def template_kwargs(self) -> dict[str, Any]:

@@ -10,11 +10,13 @@ from typing import Any
 
 from .._streams import GenerationSpan, GenerationState, Row, queue_deadline
 from .._text import (
+    CallOrAnswerForm,
     Form,
     FormMatcher,
     ResponseParser,
     StopStrings,
     TextDecoder,
+    ToolForm,
     new_matcher,
     new_tool_form,
     parser_tools,
@@ -101,11 +103,14 @@ class GenerationRequest:
 
     def _new_form(self) -> Form | None:
         """What the answer keeps to, if to anything."""
-        use = self.options.tool_use
-        if self.options.form is not None or use is None or not use.is_enforced:
-            return self.options.form
+        use, form = self.options.tool_use, self.options.form
+        if use is None or (use.mode == "none" and form is not None):
+            return form
+        if form is None and not use.is_enforced:
+            return None
         template = self.template or response_template_of(self.decoding, self.tokenizer)
-        return new_tool_form(template, use)
+        calls = new_tool_form(template, use)
+        return calls if form is None or use.mode == "required" else CallOrAnswerForm(calls, form)
 
     def setting(self, name: str) -> Any:
         """The value that ``generate()`` will use for a setting of its generation config."""
@@ -215,6 +220,32 @@ class GenerationRequest:
                 reasoning = reasoning._replace(begin="")
         return new_matcher(self.decoding, form, self.eos_token_ids, reasoning)
 
+    def repetition_penalty(self) -> list[Any]:
+        """The processor that ``generate()`` has for its setting of that name, if it needs one.
+
+        Raises:
+            ValueError: the value of the setting.
+        """
+        if (penalty := self.setting("repetition_penalty")) in (None, 1.0):
+            return []
+        from transformers import RepetitionPenaltyLogitsProcessor
+
+        return [RepetitionPenaltyLogitsProcessor(penalty)]
+
+    def score_changes(self) -> list[Any]:
+        """New processors of the bias and the penalties that ``generate()`` has no argument for."""
+        options = self.options
+        if not options.changes_scores:
+            return []
+        from .penalties import GeneratedTokensPenalty, LogitBias
+
+        changes: list[Any] = [LogitBias(options.logit_bias)] if options.logit_bias else []
+        if options.frequency_penalty or options.presence_penalty:
+            changes.append(
+                GeneratedTokensPenalty(options.frequency_penalty, options.presence_penalty)
+            )
+        return changes
+
     def encode(
         self,
         prompts: Sequence[Prompt] | Mapping[str, Any],
@@ -267,7 +298,8 @@ class GenerationRequest:
             check_vocabulary(self.model, ids)
         self._check_rows(encoded, rows)
         for row in rows:
-            row.form = self.options.form
+            # Calls that are required leave no answer to parse.
+            row.form = None if isinstance(self.form, ToolForm) else self.options.form
             self.form_matcher(row)  # raises what is wrong with the form; the second one is a copy
         return encoded, rows
 

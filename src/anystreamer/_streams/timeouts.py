@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from .._bridge import validate_seconds
+
 __all__ = ["PHASES", "Deadlines", "Timeouts", "queue_deadline", "validate_timeouts"]
 
 
@@ -23,14 +25,7 @@ class Timeouts:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            seconds = getattr(self, field.name)
-            if seconds is None:
-                continue
-            if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-                kind = type(seconds).__name__
-                raise TypeError(f"timeout: {field.name} must be a number of seconds, not {kind}")
-            if not seconds > 0:
-                raise ValueError(f"timeout: {field.name} must be more than 0, not {seconds!r}")
+            validate_seconds(f"timeout: {field.name}", getattr(self, field.name))
 
 
 PHASES = tuple(field.name for field in fields(Timeouts))

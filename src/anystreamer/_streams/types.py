@@ -187,11 +187,11 @@ class Row:
 
     @property
     def parsed(self) -> Any:
-        """What the form makes of the text, once it has ended; None if the text was cut."""
+        """What the form makes of the text, once it has ended; None if it was cut or has calls."""
         is_whole = self.finish_reason is not None and (
             self.finish_reason is self.model_finish_reason and self.is_form_complete
         )
-        if self.form is None or not is_whole:
+        if self.form is None or not is_whole or (self.message or {}).get("tool_calls"):
             return None
         if not self._parsed:
             self._parsed.append(self.form.parse(self.text))

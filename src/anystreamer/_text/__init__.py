@@ -2,6 +2,7 @@
 
 from .argument_schemas import parser_tools
 from .base import SupportsDecode, TextDecoder, special_ids
+from .call_or_answer import CallOrAnswerForm
 from .continuation import ContinuationDecoder
 from .decoder import text_decoder
 from .form_matcher import Form, FormMatcher, new_matcher
@@ -28,6 +29,7 @@ from .tools import ToolChoice, ToolUse, validate_tools
 
 __all__ = [
     "AnswerForm",
+    "CallOrAnswerForm",
     "Choice",
     "ContinuationDecoder",
     "Delta",

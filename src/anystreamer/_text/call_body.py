@@ -14,7 +14,7 @@ from .tools import Tool
 __all__ = ["CallBody"]
 
 # Between two tokens of JSON, as in the answers of `response_format`.
-_BETWEEN = r"/ ?|\r?\n[ \t]{0,16}/"
+_BETWEEN = r"/ ?|\n[ \t]{0,16}/"
 
 # Keywords with which not only `properties` says what an object has.
 _COMBINING = {

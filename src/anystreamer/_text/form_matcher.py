@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from .._installing import NotInstalled
 from .base import rust_backend, special_ids
+from .call_or_answer import CallOrAnswerForm
 from .grammar_builder import GrammarBuilder
 from .reasoning import Reasoning
 
@@ -53,10 +54,23 @@ class FormMatcher:
     """Follows one answer, token by token, and knows what it can go on with.
 
     It belongs to one thread at a time.
+
+    Args:
+        matcher: llguidance's.
+        eos: the tokens that end an answer.
+        special: the special tokens.
+        within: one for the form of the answers that are parsed, where others are allowed as well.
     """
 
-    def __init__(self, matcher: Any, eos: frozenset[int], special: frozenset[int]) -> None:
+    def __init__(
+        self,
+        matcher: Any,
+        eos: frozenset[int],
+        special: frozenset[int],
+        within: FormMatcher | None = None,
+    ) -> None:
         self._matcher = matcher
+        self._within = within
         self._eos = eos
         self._special = special - eos
         self._ids: list[int] = []  # of the answer
@@ -64,7 +78,8 @@ class FormMatcher:
 
     def copy_unused(self) -> FormMatcher:
         """Another one for the same answer. Only before this one has taken a token."""
-        return FormMatcher(self._matcher.deep_copy(), self._eos, self._special | self._eos)
+        within = None if self._within is None else self._within.copy_unused()
+        return FormMatcher(self._matcher.deep_copy(), self._eos, self._special | self._eos, within)
 
     @property
     def length(self) -> int:
@@ -72,8 +87,21 @@ class FormMatcher:
         return len(self._ids)
 
     @property
+    def taken(self) -> list[bool]:
+        """For each token that it has seen, whether the form has it."""
+        return [state.is_taken for state in self._states]
+
+    @property
     def is_complete(self) -> bool:
-        """Whether the answer is a whole text of the form, and nothing can follow."""
+        """Whether the answer is a whole text of the form, and nothing can follow.
+
+        Of the form of the answers that are parsed, where others are allowed as well.
+        """
+        if self._within is not None:
+            within = self._within.copy_unused()
+            within.advance(self._ids)
+            # A special token that begins a call is taken here, and would only be skipped there.
+            return within.taken == self.taken and within.is_complete
         if self._state.is_off or not self._matcher.is_accepting():
             return False
         return self._state.has_ended or bool(self._matcher.is_stopped())
@@ -145,7 +173,12 @@ def new_matcher(
             "pass eos_token_id="
         )
     compiler = _compiler_of(tokenizer, tuple(eos), form.argument)
-    return FormMatcher(compiler.matcher(form, reasoning), frozenset(eos), special_ids(tokenizer))
+    ends, special = frozenset(eos), special_ids(tokenizer)
+    within = None
+    if isinstance(form, CallOrAnswerForm):
+        compiler.check_beginnings(form)
+        within = FormMatcher(compiler.matcher(form.within, reasoning), ends, special)
+    return FormMatcher(compiler.matcher(form, reasoning), ends, special, within)
 
 
 class _Compiler:
@@ -184,6 +217,16 @@ class _Compiler:
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
             return compiled.deep_copy()
+
+    def check_beginnings(self, form: CallOrAnswerForm) -> None:
+        """Refuse a form if an answer can begin like a call: it would be read as one."""
+        for lead in form.leads(GrammarBuilder(self._special, self._eos)):
+            token_ids = self._tokenizer.tokenize_str(lead)
+            if self.matcher(form.within, None).try_consume_tokens(token_ids) == len(token_ids):
+                raise ValueError(
+                    f"{form.argument}: an answer of this form can begin with {lead!r}, as a call "
+                    "does; pass tool_choice='none' or 'required'"
+                )
 
     def _compile(self, grammar: str, argument: str) -> Any:
         from llguidance import LLMatcher

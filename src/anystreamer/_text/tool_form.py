@@ -37,15 +37,27 @@ class ToolForm:
         Raises:
             ValueError: there is none.
         """
+        if self.use.mode == "required":
+            before = reasoning_before(builder, reasoning)
+            return builder.grammars(f"{before} {self.rule(builder, reasoning)}")
         try:
             calls = _Calls(builder, self.shape, self.use)
-            if self.use.mode == "required":
-                before = reasoning_before(builder, reasoning)
-                between = ""
-                if reasoning is not None and reasoning.between:
-                    between = f"({builder.text(reasoning.between)})?"
-                return builder.grammars(f"{before} {calls.space} {between} {calls.all()}")
             return builder.grammars(_FreeText(builder, calls, self.use, reasoning).start())
+        except ValueError as exc:
+            raise ValueError(f"{self.argument}: {exc}") from None
+
+    def rule(self, builder: GrammarBuilder, reasoning: Reasoning | None) -> str:
+        """Lark's for one call or more, without a text, after the reasoning.
+
+        Raises:
+            ValueError: there is none.
+        """
+        between = ""
+        if reasoning is not None and reasoning.between:
+            between = f"({builder.text(reasoning.between)})?"
+        try:
+            calls = _Calls(builder, self.shape, self.use)
+            return f"{calls.space} {between} {calls.all()}"
         except ValueError as exc:
             raise ValueError(f"{self.argument}: {exc}") from None
 

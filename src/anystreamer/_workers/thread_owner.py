@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from contextvars import Context, copy_context
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 from anyio import CancelScope, from_thread, sleep, sleep_forever
 from anyio.lowlevel import checkpoint
@@ -13,6 +14,7 @@ from .._bridge import (
     QUEUE_POLL,
     Producer,
     Source,
+    StreamContext,
     StreamState,
     ThreadStream,
     UngroupedTaskGroup,
@@ -20,6 +22,7 @@ from .._bridge import (
     guard,
     run_named,
     run_sync_joined,
+    validate_seconds,
 )
 from .._errors import raise_preserving_context
 from .metrics import TurnMetrics
@@ -28,11 +31,13 @@ from .threads import WorkItem, WorkThreads
 
 __all__ = ["OwnedThreadTask", "ThreadOwner"]
 
+T = TypeVar("T")
+
 
 class ThreadOwner(Owner):
     """Runs each producer in one of its threads, when its turn has come."""
 
-    advice = "from a thread of its own loop, call it with anyio.from_thread.run"
+    advice = "from other threads use it through anystreamer.sync.SyncWorker"
 
     def __init__(self, threads: int, max_waiting: int | None, name: str | None) -> None:
         super().__init__(threads, max_waiting)
@@ -42,6 +47,17 @@ class ThreadOwner(Owner):
         self._started = 0  # threads
         self._around_threads = CancelScope()  # cancels what producers await on the loop
         self._thread_scopes: list[CancelScope] = []  # of those that run
+
+    def new_stream(
+        self, source: Source[T], queue_timeout: float | None
+    ) -> StreamContext[ThreadStream[T]]:
+        """The block of a stream whose producer runs in one of the threads.
+
+        Raises:
+            TypeError, ValueError: *queue_timeout* is not a number of seconds.
+        """
+        validate_seconds("queue_timeout", queue_timeout)
+        return self.new_context(source.name, lambda: OwnedThreadTask(self, source, queue_timeout))
 
     def has_waiting(self) -> bool:
         """Whether a stream waits for its turn."""
@@ -110,9 +126,13 @@ class ThreadOwner(Owner):
 class OwnedThreadTask(OwnedTask[ThreadStream[Any]]):
     """The task of a stream whose producer runs in a thread of a `ThreadOwner`."""
 
-    def __init__(self, owner: ThreadOwner, source: Source[Any]) -> None:
+    def __init__(
+        self, owner: ThreadOwner, source: Source[Any], queue_timeout: float | None
+    ) -> None:
         state = StreamState[Any](source.max_buffer_size)
         super().__init__(owner, source.label, state, ThreadStream(state))
+        self.kind = f"stream of the {owner.kind}"
+        self._queue_timeout = math.inf if queue_timeout is None else queue_timeout
         self._owner = owner
         self._source = source
         self._called_at = perf_counter()
@@ -121,6 +141,9 @@ class OwnedThreadTask(OwnedTask[ThreadStream[Any]]):
     async def prepare(self) -> None:
         await run_sync_joined(self._copy_context)
         await checkpoint()  # raises a cancellation that came meanwhile
+
+    def queue_deadline(self) -> tuple[float, str]:
+        return self._queue_timeout, "queued"
 
     def _copy_context(self) -> None:
         # The context variables of the caller, with which the task was started. Copied in a thread:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar, TypeVarTuple, overload
 
@@ -25,10 +24,17 @@ from .._bridge import (
 )
 from .context import OwnerContext
 from .metrics import Histogram
-from .thread_owner import OwnedThreadTask, ThreadOwner
+from .thread_owner import ThreadOwner
 from .validation import validate_count
 
-__all__ = ["Worker", "WorkerStatistics", "open_worker"]
+__all__ = [
+    "Worker",
+    "WorkerContext",
+    "WorkerStatistics",
+    "call_source",
+    "open_worker",
+    "owner_of",
+]
 
 T = TypeVar("T")
 ArgsT = TypeVarTuple("ArgsT")
@@ -36,7 +42,7 @@ ArgsT = TypeVarTuple("ArgsT")
 
 def open_worker(
     *, threads: int = 1, max_waiting: int | None = None, name: str | None = None
-) -> AbstractAsyncContextManager[Worker]:
+) -> WorkerContext:
     """Own threads for blocking producers, as `open_engine` owns a model.
 
     Use it as ``async with open_worker() as worker:``, around a server or in the lifespan of an
@@ -60,7 +66,7 @@ def open_worker(
     validate_count("threads", threads, 1)
     validate_count("max_waiting", max_waiting, 0)
     validate_name(name)
-    return _Context(lambda: ThreadOwner(threads, max_waiting, name))
+    return WorkerContext(lambda: ThreadOwner(threads, max_waiting, name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +97,7 @@ class Worker:
         max_buffer_size: float = math.inf,
         on_stop: Callable[[], object] | None = None,
         name: str | None = None,
+        queue_timeout: float | None = None,
     ) -> StreamContext[ThreadStream[T]]: ...
 
     @overload
@@ -101,6 +108,7 @@ class Worker:
         max_buffer_size: float = math.inf,
         on_stop: Callable[[], object] | None = None,
         name: str | None = None,
+        queue_timeout: float | None = None,
     ) -> StreamContext[ThreadStream[T]]: ...
 
     def stream_from_thread(
@@ -110,6 +118,7 @@ class Worker:
         max_buffer_size: float = math.inf,
         on_stop: Callable[[], object] | None = None,
         name: str | None = None,
+        queue_timeout: float | None = None,
     ) -> StreamContext[ThreadStream[Any]]:
         """Run a blocking function in a thread of the worker, and stream what it emits.
 
@@ -124,15 +133,21 @@ class Worker:
                 another stream waits for the worker. Unbounded by default.
             on_stop: as for `anystreamer.stream_from_thread`.
             name: as for `anystreamer.stream_from_thread`.
+            queue_timeout: how many seconds the stream can wait for its turn. If the turn has not
+                come by then, the producer never runs. None sets no limit.
 
         Raises:
             EngineBusy: when the block is entered, if the queue is full.
+            GenerationTimeout: from the stream, after *queue_timeout*. Its `phase` is ``queued``.
             EngineClosed: when it is entered; or from the stream, after its items.
             RuntimeError: when it is entered in another event loop.
             TypeError, ValueError: at once, for an argument that cannot work.
         """
         return self._own(
-            stream_from_thread(produce, max_buffer_size=max_buffer_size, on_stop=on_stop, name=name)
+            stream_from_thread(
+                produce, max_buffer_size=max_buffer_size, on_stop=on_stop, name=name
+            ),
+            queue_timeout,
         )
 
     def stream_iterable(
@@ -143,6 +158,7 @@ class Worker:
         on_stop: Callable[[], object] | None = None,
         name: str | None = None,
         close: bool = True,
+        queue_timeout: float | None = None,
     ) -> StreamContext[ThreadStream[T]]:
         """Make, iterate and close a blocking iterable in one thread, and stream its items.
 
@@ -152,6 +168,7 @@ class Worker:
             on_stop: as for `stream_from_thread`.
             name: as for `stream_from_thread`; by default the name of *make_iterable*.
             close: as for `anystreamer.stream_iterable`.
+            queue_timeout: as for `stream_from_thread`.
 
         Raises:
             Exception: the same as `stream_from_thread`.
@@ -163,7 +180,8 @@ class Worker:
                 on_stop=on_stop,
                 name=name,
                 close=close,
-            )
+            ),
+            queue_timeout,
         )
 
     async def run(
@@ -171,6 +189,7 @@ class Worker:
         func: Callable[[*ArgsT], T],
         *args: *ArgsT,
         on_stop: Callable[[], object] | None = None,
+        queue_timeout: float | None = None,
     ) -> T:
         """Call a blocking function in a thread of the worker, in its turn, and return its result.
 
@@ -182,24 +201,15 @@ class Worker:
                 a generator or a coroutine: that would do its work elsewhere.
             on_stop: called once if the caller is cancelled, or the worker closed, while *func*
                 runs: to end what blocks it. It must not block.
+            queue_timeout: as for `stream_from_thread`.
 
         Raises:
-            EngineBusy, EngineClosed, RuntimeError, TypeError: as from `stream_from_thread`.
+            EngineBusy, EngineClosed, GenerationTimeout, RuntimeError, TypeError, ValueError: as
+                from `stream_from_thread`.
             BaseException: what *func* raised.
         """
-        validate_callback(func, "func")
-        if on_stop is not None:
-            validate_callback(on_stop, "on_stop")
-
-        def call(producer: Producer[Any]) -> T:
-            if on_stop is not None:
-                producer.on_stop(on_stop)
-            result = func(*args)
-            check_result(result, name_of(func))
-            return result
-
-        owner, source = self._owner, Source[Any]("run", name_of(func), call, math.inf)
-        context = owner.new_context(source.name, lambda: OwnedThreadTask(owner, source))
+        owner = self._owner
+        context = owner.new_stream(call_source(func, args, on_stop), queue_timeout)
         async with context as stream:
             async for _ in stream:
                 pass
@@ -222,19 +232,62 @@ class Worker:
     def __repr__(self) -> str:
         return f"<anystreamer.Worker {self._owner.describe()}>"
 
-    def _own(self, context: StreamContext[ThreadStream[T]]) -> StreamContext[ThreadStream[T]]:
+    def _own(
+        self, context: StreamContext[ThreadStream[T]], queue_timeout: float | None
+    ) -> StreamContext[ThreadStream[T]]:
         """The same stream, with a thread of the worker."""
-        owner, source = self._owner, source_of(context)
-        return owner.new_context(source.name, lambda: OwnedThreadTask(owner, source))
+        return self._owner.new_stream(source_of(context), queue_timeout)
 
 
 class _OpenWorker(Worker):
     def __init__(self, owner: ThreadOwner) -> None:
         self._owner = owner
 
+    @property
+    def owner(self) -> ThreadOwner:
+        return self._owner
 
-class _Context(OwnerContext[ThreadOwner, Worker]):
+
+class WorkerContext(OwnerContext[ThreadOwner, Worker]):
+    """The ``async with`` block that owns a worker."""
+
     _name = "open_worker"
 
     def _show(self, owner: ThreadOwner) -> Worker:
         return _OpenWorker(owner)
+
+
+def owner_of(worker: Worker) -> ThreadOwner:
+    """What runs the producers of an open worker.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(worker, _OpenWorker):
+        return worker.owner
+    raise TypeError(
+        "worker must be an open worker, from 'async with open_worker(...) as worker:', "
+        f"not {type(worker).__name__}"
+    )
+
+
+def call_source(
+    func: Callable[..., T], args: tuple[Any, ...], on_stop: Callable[[], object] | None
+) -> Source[Any]:
+    """What calls a function once, as a producer of no items whose result is the function's.
+
+    Raises:
+        TypeError: *func* or *on_stop* is not a plain function.
+    """
+    validate_callback(func, "func")
+    if on_stop is not None:
+        validate_callback(on_stop, "on_stop")
+
+    def call(producer: Producer[Any]) -> T:
+        if on_stop is not None:
+            producer.on_stop(on_stop)
+        result = func(*args)
+        check_result(result, name_of(func))
+        return result
+
+    return Source[Any]("run", name_of(func), call, math.inf)

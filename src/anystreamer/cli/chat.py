@@ -22,12 +22,12 @@ from rich.text import Text
 from .. import TextStream
 from .._errors import message_of
 from .chat_backends import ChatBackend
+from .chat_commands import Commands, Conversation
 from .terminal import Screen, exit_now, fail, format_stats
 
 __all__ = ["Chat"]
 
 PROMPT = "> "
-NEW = "/new"
 
 # How often to redraw an answer (seconds). More often is not easier to read, and too fast for a
 # slow terminal.
@@ -49,8 +49,7 @@ class Chat:
     def __init__(self, chat_backend: ChatBackend, *, backend: str, system: str | None) -> None:
         self._chat_backend = chat_backend
         self._backend = backend
-        self._first = [] if system is None else [{"role": "system", "content": system}]
-        self._messages = [*self._first]
+        self._conversation = Conversation(system)
         self._console = Console()
         self._screen = Screen()
         self._is_interactive = sys.stdin.isatty() and self._console.is_terminal
@@ -58,28 +57,36 @@ class Chat:
         self._is_plain = not self._is_interactive or self._console.is_dumb_terminal
 
     def run(self) -> None:
-        """Read questions and answer them. Ctrl-C stops an answer; without an answer it exits."""
+        """Read questions and answer them. Ctrl-C stops an answer, or clears the line."""
         if not self._is_interactive:
             for question in _lines():
                 self._answer(question)
         else:
-            keys = f"Ctrl-C stops an answer, Ctrl-D exits, {NEW} starts anew."
+            keys = "Ctrl-C stops an answer, Ctrl-D exits, /help lists the commands."
             self._screen.write(f"{_neutral(self._chat_backend.shown_as)}. {keys}", "dim", end="\n")
-            while (typed := _read_question()) is not None:
-                if typed == NEW:
-                    self._messages = [*self._first]
-                elif typed:
-                    self._answer(typed)
+            commands = Commands(self._conversation, self._answer)
+            reader = _Keyboard(self._screen)
+            while not commands.has_ended and (typed := reader.read_line()) is not None:
+                if typed.startswith("/"):
+                    self._run(commands, typed.strip())
+                elif question := typed.strip():
+                    self._answer(question)
         self._screen.explain_replacements()
 
+    def _run(self, commands: Commands, line: str) -> None:
+        try:
+            if said := commands.run(line):
+                self._screen.write(said, "dim", end="\n")
+        except ValueError as exc:
+            self._screen.write(_neutral(f"Error: {exc}"), "red", end="\n")
+
     def _answer(self, question: str) -> None:
-        messages = [*self._messages, {"role": "user", "content": question}]
         view: _View = (
             _Plain(self._screen) if self._is_plain else _Formatted(self._console, self._screen)
         )
         with _interruptible(self._console) as interrupt:
             try:
-                stream = anyio.run(self._show, messages, view, interrupt, backend=self._backend)
+                stream = anyio.run(self._show, question, view, interrupt, backend=self._backend)
             except Exception as exc:
                 message = _neutral(message_of(exc) or type(exc).__name__)
                 if not self._is_interactive:
@@ -91,13 +98,12 @@ class Chat:
         else:
             self._screen.write(format_stats(stream), "dim", end="\n\n")
         if stream.text:  # chat templates refuse a question without an answer
-            self._messages = [*messages, {"role": "assistant", "content": stream.text}]
+            self._conversation.add(question, stream.text)
 
-    async def _show(
-        self, messages: list[dict[str, str]], view: _View, interrupt: _Interrupt
-    ) -> TextStream:
+    async def _show(self, question: str, view: _View, interrupt: _Interrupt) -> TextStream:
+        messages, settings = self._conversation.asking(question), self._conversation.settings
         with view:
-            async with self._chat_backend.answer(messages) as stream:
+            async with self._chat_backend.answer(messages, settings) as stream:
                 interrupt.stops(stream)
                 with suppress(EndOfStream):
                     while True:
@@ -110,24 +116,51 @@ class Chat:
 # -- questions
 
 
-def _read_question() -> str | None:
-    """A line from the keyboard; None at the end of input, Ctrl-D."""
-    with suppress(ImportError):  # it is missing on Windows
-        import readline  # noqa: F401  # gives input() a history and line editing
-    handler = signal.getsignal(signal.SIGINT)
+class _Keyboard:
+    """Reads lines. Ctrl-C clears the line that is being typed, and leaves if pressed twice."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._was_interrupted = False  # and nothing was typed since
+        with suppress(ImportError):  # it is missing on Windows
+            import readline  # noqa: F401  # gives input() a history and line editing
+
+    def read_line(self) -> str | None:
+        """A line; None at the end of input, Ctrl-D."""
+        while True:
+            handler = signal.getsignal(signal.SIGINT)
+            try:
+                # Ctrl-C has to be an exception here: after exit_now the terminal would stay in
+                # readline's mode.
+                if handler is exit_now:
+                    signal.signal(signal.SIGINT, self._interrupt)
+                typed = input(PROMPT)
+            except EOFError:
+                print()
+                return None
+            except KeyboardInterrupt:
+                if self._was_interrupted:
+                    exit_now()
+                self._was_interrupted = True
+                self._screen.write("\nCtrl-C again leaves.", "dim", end="\n")
+            else:
+                self._was_interrupted = False
+                return typed
+            finally:
+                signal.signal(signal.SIGINT, handler)
+
+    def _interrupt(self, *_: object) -> None:
+        if _line_so_far():  # then this one clears it
+            self._was_interrupted = False
+        raise KeyboardInterrupt
+
+
+def _line_so_far() -> str:
     try:
-        # Ctrl-C has to be an exception here: after exit_now the terminal would stay in readline's
-        # mode.
-        if handler is exit_now:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        return input(PROMPT).strip()
-    except EOFError:
-        print()
-        return None
-    except KeyboardInterrupt:
-        exit_now()
-    finally:
-        signal.signal(signal.SIGINT, handler)
+        import readline
+    except ImportError:
+        return ""
+    return readline.get_line_buffer()
 
 
 def _lines() -> Iterator[str]:

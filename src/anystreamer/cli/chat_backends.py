@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from .terminal import fail
 __all__ = ["ChatBackend", "local_model", "remote_model"]
 
 Messages = Sequence[dict[str, str]]
+Settings = Mapping[str, Any]  # those of `chat_settings`
 
 
 class ChatBackend(Protocol):
@@ -26,7 +27,9 @@ class ChatBackend(Protocol):
     def shown_as(self) -> str:
         """The name of its model."""
 
-    def answer(self, messages: Messages) -> AbstractAsyncContextManager[TextStream]:
+    def answer(
+        self, messages: Messages, settings: Settings
+    ) -> AbstractAsyncContextManager[TextStream]:
         """A block with the stream of an answer to these messages."""
 
 
@@ -39,16 +42,18 @@ class LocalModel:
         self._tokenizer = tokenizer
         self._max_new_tokens = max_new_tokens
 
-    def answer(self, messages: Messages) -> AbstractAsyncContextManager[TextStream]:
+    def answer(
+        self, messages: Messages, settings: Settings
+    ) -> AbstractAsyncContextManager[TextStream]:
         """Raises ValueError if the conversation leaves no room for an answer."""
-        return stream_text(
-            self._model, self._tokenizer, messages, max_new_tokens=self._limit(messages)
-        )
+        limit = self._limit(messages, settings.get("max_tokens", self._max_new_tokens))
+        sampling = _sampling(settings)
+        return stream_text(self._model, self._tokenizer, messages, max_new_tokens=limit, **sampling)
 
-    def _limit(self, messages: Messages) -> int:
+    def _limit(self, messages: Messages, limit: int) -> int:
         most = max_context_length(self._model)
         if most is None:
-            return self._max_new_tokens
+            return limit
         # A processor encodes in another way than a tokenizer does, but both make the text.
         text = self._tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=False
@@ -60,7 +65,7 @@ class LocalModel:
                 f"the conversation has {length} tokens, and the model takes {most}, its answer "
                 "included: start a new one with /new"
             )
-        return min(self._max_new_tokens, most - length)
+        return min(limit, most - length)
 
 
 class RemoteModel:
@@ -78,18 +83,25 @@ class RemoteModel:
         self._max_new_tokens = max_new_tokens  # None: the server's own limit
 
     @asynccontextmanager
-    async def answer(self, messages: Messages) -> AsyncIterator[TextStream]:
+    async def answer(self, messages: Messages, settings: Settings) -> AsyncIterator[TextStream]:
         """Raises what `open_remote_engine` and its streams raise."""
         from ..remote import open_remote_engine
 
-        limits: dict[str, Any] = (
-            {} if self._max_new_tokens is None else {"max_new_tokens": self._max_new_tokens}
-        )
+        limit = settings.get("max_tokens", self._max_new_tokens)
+        limits: dict[str, Any] = {} if limit is None else {"max_new_tokens": limit}
         async with (
             open_remote_engine(self._base_url, self.shown_as, api_key=self._api_key) as engine,
-            engine.stream_text(messages, **limits) as stream,
+            engine.stream_text(messages, **limits, **_sampling(settings)) as stream,
         ):
             yield stream
+
+
+def _sampling(settings: Settings) -> dict[str, Any]:
+    """The settings as arguments for ``generate()``, which samples if one of them asks for it."""
+    if settings.get("temperature") == 0:
+        return {"do_sample": False}
+    sampling = {name: settings[name] for name in ("temperature", "top_p") if name in settings}
+    return {"do_sample": True, "temperature": 1.0, **sampling} if sampling else {}
 
 
 def local_model(name: str | None, max_new_tokens: int | None, **options: Any) -> LocalModel:

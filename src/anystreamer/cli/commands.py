@@ -122,7 +122,7 @@ def chat(
     chat_template: ChatTemplate = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Chat with a model. Ctrl-C stops an answer, Ctrl-D ends the chat."""
+    """Chat with a model. Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists commands."""
     require_installed(backend)
     if base_url is None and api_key is not None:
         raise typer.BadParameter("needs --base-url", param_hint="--api-key")

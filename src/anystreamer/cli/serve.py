@@ -76,7 +76,8 @@ def run_serve(
             url = url_of(listener, "https" if certificate else "http")
             print(f"Serving {shown} on {url}", flush=True)
             if sys.stdout.isatty():  # programs read the line above, and nothing else
-                print(f"Model: {placement(model)}. Chat page: {url}/. API: {url}/v1. Ctrl-C stops.")
+                page = "" if uds else f"Chat page: {url}/. "  # browsers open no paths
+                print(f"Model: {placement(model)}. {page}API: {url}/v1. Ctrl-C stops.")
 
         try:
             engine_context = open_engine(

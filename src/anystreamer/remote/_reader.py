@@ -198,6 +198,9 @@ class ResponseReader:
         self._sink.publish()
         row = self._state.rows[0]
         row.model_finish_reason = parser.ended
-        row.is_form_complete = parser.ended is FinishReason.EOS
+        # Calls have no text to parse.
+        row.is_form_complete = (
+            parser.ended is FinishReason.EOS and "tool_calls" not in parser.message
+        )
         if self._failure is not None:
             self._sink.fail(self._failure)

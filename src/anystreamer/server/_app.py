@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .._engine import Engine
-from .._generation import UntrustedMessages, max_context_length, tokenizer_of
+from .._generation import UntrustedMessages, max_context_length, media_kinds, tokenizer_of
 from .._streams import TextStream, Timeouts, validate_timeouts
 from .._text import response_template_of, validate_template
 from ._allowed_hosts import AllowedHosts
@@ -151,7 +151,9 @@ def create_app(
         allow_media_from=UntrustedMessages(allow_media_from=allow_media_from).allow_media_from,
         response_template=_response_template_of(engine),
     )
-    endpoints = _Endpoints(engine, ModelNames(model_name, aliases), api_key, max_body_bytes, limits)
+    modalities = ["text", *media_kinds(getattr(engine, "tokenizer", None))]
+    model_names = ModelNames(model_name, aliases, modalities)
+    endpoints = _Endpoints(engine, model_names, api_key, max_body_bytes, limits)
     app = Starlette(
         routes=[
             *(

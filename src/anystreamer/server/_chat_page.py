@@ -11,12 +11,22 @@ from starlette.routing import Route
 
 __all__ = ["page_routes"]
 
+SCRIPTS = (
+    "chat",
+    "clipboard",
+    "events",
+    "markdown",
+    "markdown_spans",
+    "markdown_view",
+    "pictures",
+    "settings",
+    "storage",
+)
 FILES = {
     "/": ("chat.html", "text/html"),
     "/page/chat.css": ("chat.css", "text/css"),
-    "/page/chat.js": ("chat.js", "text/javascript"),
-    "/page/events.js": ("events.js", "text/javascript"),
     "/page/icon.svg": ("icon.svg", "image/svg+xml"),
+    **{f"/page/{name}.js": (f"{name}.js", "text/javascript") for name in SCRIPTS},
 }
 
 # The page loads only its own files. Whatever text a model generates, no script in it runs, nothing

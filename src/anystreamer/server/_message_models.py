@@ -13,6 +13,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from .._text import Regex
 from ._bounded_json import MAX_CONTAINERS, MAX_DEPTH, from_bounded_json
 from ._fields import Annotates, Fixed, Neutral
 from ._fields import Strict as _Strict
@@ -243,10 +244,14 @@ class JSONSchema(_Strict):
 
 
 class ResponseFormat(_Strict):
-    """The form that the answer keeps to."""
+    """The form that the answer keeps to: OpenAI's fields, and those of text-generation-inference.
 
-    type: Literal["text", "json_object", "json_schema"]
+    The latter are what Hugging Face's client sends, also for a form in OpenAI's fields.
+    """
+
+    type: Literal["text", "json_object", "json_schema", "json", "regex"]
     json_schema: JSONSchema | None = None
+    value: dict[str, Any] | str | None = None  # a schema, or an expression
 
     @model_validator(mode="after")
     def _check(self) -> ResponseFormat:
@@ -254,13 +259,22 @@ class ResponseFormat(_Strict):
             raise PydanticCustomError(
                 "json_schema", "json_schema goes with the type json_schema, and with no other"
             )
+        kinds = {"json": (dict,), "json_object": (dict, type(None)), "regex": (str,)}
+        if not isinstance(self.value, kinds.get(self.type, type(None))):
+            raise PydanticCustomError(
+                "value",
+                "value is a JSON schema with the types json and json_object, a regular expression "
+                "with the type regex, and goes with no other",
+            )
         return self
 
     @property
-    def form(self) -> str | dict[str, Any] | None:
+    def form(self) -> str | dict[str, Any] | Regex | None:
         """The argument for ``engine.stream_text``; None for any text."""
         if self.json_schema is not None:
             return self.json_schema.json_schema
+        if self.value is not None:
+            return Regex(self.value) if isinstance(self.value, str) else self.value
         return "json" if self.type == "json_object" else None
 
 

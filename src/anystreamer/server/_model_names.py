@@ -20,12 +20,16 @@ class ModelNames:
         main: the name in responses.
         aliases: more names for requests. None takes those that clients send without being asked,
             and does not list them.
+        modalities: what messages can have, such as ``"text"`` and ``"image"``.
     """
 
-    def __init__(self, main: str, aliases: Sequence[str] | None) -> None:
+    def __init__(
+        self, main: str, aliases: Sequence[str] | None, modalities: Sequence[str] = ("text",)
+    ) -> None:
         self.main = main
         self._listed = list(dict.fromkeys((main, *(aliases or ()))))
         self._taken = {*self._listed, *(PLACEHOLDERS if aliases is None else ())}
+        self._modalities = list(modalities)
         self._created = int(time.time())
 
     def check(self, name: str | None) -> None:
@@ -55,4 +59,5 @@ class ModelNames:
             "object": "model",
             "created": self._created,
             "owned_by": "anystreamer",
+            "input_modalities": self._modalities,
         }

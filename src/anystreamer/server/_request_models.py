@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from .._generation import Prompt, TokenIds
-from .._text import StopSet, validate_stop_strings
+from .._text import Regex, StopSet, validate_stop_strings
 from ._errors import APIError
 from ._fields import Annotates, Fixed, Neutral, Strict
 from ._message_models import Message, ResponseFormat, Tool
@@ -283,11 +283,6 @@ class ChatRequest(TextRequest):
         if self.tool_choice not in (None, "auto", "none") and self.tools is None:
             raise APIError("tool_choice needs tools", param="tool_choice")
         self._check_template()
-        if self._form is not None and self.tools is not None and self.tool_choice != "none":
-            raise APIError(
-                "response_format is not supported together with tools that can be called",
-                param="response_format",
-            )
         return self
 
     def _check_template(self) -> None:
@@ -318,7 +313,7 @@ class ChatRequest(TextRequest):
         return known
 
     @property
-    def _form(self) -> str | dict[str, Any] | None:
+    def _form(self) -> str | dict[str, Any] | Regex | None:
         return None if self.response_format is None else self.response_format.form
 
     @property

@@ -7,20 +7,25 @@ from typing import Any
 from .._engine import open_engine as _open_engine
 from .._generation import stream_batch as _stream_batch
 from .._generation import stream_text as _stream_text
+from .._workers import open_worker as _open_worker
 from ._engine import OwnedSyncEngine, SyncEngine
 from ._portal import in_portal
 from ._producers import stream_from_thread, stream_iterable
 from ._signatures import with_signature_of
 from ._streams import SyncBatchStream, SyncStream, SyncTextStream, SyncThreadStream
+from ._worker import OwnedSyncWorker, SyncWorker
 
 __all__ = [
     "OwnedSyncEngine",
+    "OwnedSyncWorker",
     "SyncBatchStream",
     "SyncEngine",
     "SyncStream",
     "SyncTextStream",
     "SyncThreadStream",
+    "SyncWorker",
     "open_engine",
+    "open_worker",
     "stream_batch",
     "stream_from_thread",
     "stream_iterable",
@@ -46,3 +51,9 @@ def stream_batch(*args: Any, **kwargs: Any) -> SyncBatchStream:
 def open_engine(*args: Any, **kwargs: Any) -> OwnedSyncEngine:
     """As `anystreamer.open_engine`, with the same arguments, for ``with`` and many threads."""
     return OwnedSyncEngine(_open_engine(*args, **kwargs))
+
+
+@with_signature_of(_open_worker)
+def open_worker(*args: Any, **kwargs: Any) -> OwnedSyncWorker:
+    """As `anystreamer.open_worker`, with the same arguments, for ``with`` and many threads."""
+    return OwnedSyncWorker(_open_worker(*args, **kwargs))

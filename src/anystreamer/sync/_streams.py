@@ -237,7 +237,8 @@ class SyncStream(Generic[StreamT, T]):
 class SyncThreadStream(SyncStream[ThreadStream[T], T]):
     """A `ThreadStream` for a ``with`` block and a ``for`` loop.
 
-    Made by `anystreamer.sync.stream_from_thread` and `anystreamer.sync.stream_iterable`.
+    Made by `anystreamer.sync.stream_from_thread` and `anystreamer.sync.stream_iterable`, and by a
+    `SyncWorker`.
     """
 
 

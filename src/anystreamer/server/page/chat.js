@@ -2,9 +2,17 @@
 //
 // Text from a model or a server enters the document as text nodes only, never as markup.
 
+import { copy } from "./clipboard.js";
 import { eventsOf } from "./events.js";
+import { MarkdownView } from "./markdown_view.js";
+import { offerPictures, pictureAsPart, setPictures, takePictures } from "./pictures.js";
+import { sampling, systemMessages } from "./settings.js";
+import { inTab } from "./storage.js";
 
 const KEY = `anystreamer key of ${location.pathname}`; // this host can have others
+const SHORTEST = 0.05; // what came in less time came at once, and has no rate (seconds)
+const SHOWN = 2000; // how long a button says that it has copied (milliseconds)
+const BLOCKS = "p, h2, h3, h4, h5, h6, pre, tr, .line"; // what is read as a line
 const DEMO = "anystreamer-demo"; // the name that `anystreamer serve` gives to the embedded model
 
 const element = (id) => document.getElementById(id);
@@ -13,7 +21,8 @@ const [conversation, turns, welcome, problem, status] =
 const [message, send, stop] = ["message", "send", "stop"].map(element);
 const [keyDialog, key, keyRefused] = ["key-dialog", "key", "key-refused"].map(element);
 
-let messages = []; // sent with the next question: the turns that have an answer
+let answered = []; // sent with the next question: the turns that have an answer
+let takesPictures = false; // the model, as its server says
 let running = null; // the AbortController of the answer that is being written
 
 /** An error with a message for the user. */
@@ -23,7 +32,7 @@ class Problem extends Error {}
 
 function request(path, init = {}) {
   const headers = { ...init.headers };
-  const stored = sessionStorage.getItem(KEY);
+  const stored = inTab.get(KEY);
   // In UTF-8: a header takes bytes only.
   if (stored) headers.authorization = `Bearer ${String.fromCharCode(...new TextEncoder().encode(stored))}`;
   return fetch(path, { ...init, headers, cache: "no-store" });
@@ -37,9 +46,10 @@ async function* chunksOf(asked, signal) {
       method: "POST",
       headers: { "content-type": "application/json" },
       body: JSON.stringify({
-        messages: asked,
+        messages: [...systemMessages(), ...asked],
+        ...sampling(),
         stream: true,
-        stream_options: { include_usage: true },
+        stream_options: { include_usage: true, continuous_usage_stats: true },
       }),
       signal,
     });
@@ -90,7 +100,11 @@ async function greet() {
     problem.textContent = (await problemOf(response)).message;
     return;
   }
-  const name = (await response.json()).data[0].id;
+  const { id: name, input_modalities: kinds } = (await response.json()).data[0];
+  if (kinds?.includes("image") && !takesPictures) {
+    takesPictures = true;
+    offerPictures(message, (text) => (problem.textContent = text));
+  }
   element("model").textContent = name;
   document.title = `Chat – ${name}`;
   element("suggestion").hidden = name !== DEMO;
@@ -99,44 +113,57 @@ async function greet() {
 
 // -- the conversation
 
-/** Send a question, and show the answer while it arrives. */
-async function ask(question) {
+/** Send a question, and show the answer while it arrives: in the place of *replaced*, if given. */
+async function ask(question, replaced = null) {
+  const pictures = replaced?.pictures ?? takePictures();
   const abort = (running = new AbortController());
-  const turn = new Turn(question);
+  const turn = new Turn(question, pictures, replaced);
+  const before = answered.filter((each) => each !== replaced);
   showRunning();
   status.textContent = "The model is answering.";
   problem.textContent = "";
   try {
-    for await (const chunk of chunksOf(
-      [...messages, { role: "user", content: question }],
-      abort.signal,
-    )) {
-      turn.add(chunk);
-    }
+    const asked = [...before.flatMap((each) => each.messages), turn.question];
+    for await (const chunk of chunksOf(asked, abort.signal)) turn.add(chunk);
   } catch (error) {
     if (!abort.signal.aborted) turn.problem = error.message;
   }
   if (running !== abort) return; // there is a new conversation
   running = null;
-  showRunning();
   turn.end(abort.signal.aborted);
   problem.textContent = turn.problem;
   if (turn.text) {
-    messages.push(
-      { role: "user", content: question },
-      { role: "assistant", content: turn.text },
-    );
-    status.textContent = turn.text; // a screen reader reads it once, and not chunk by chunk
-    return;
+    answered = [...before, turn];
+    status.textContent = turn.readText(); // once, and not chunk by chunk
+  } else {
+    status.textContent = "";
+    // Without an answer the question does not count: it can be sent again.
+    if (!turn.ended) takeBack(turn, replaced);
   }
-  status.textContent = "";
-  if (turn.ended) return;
-  // Without an answer the question does not count: it can be sent again.
-  turn.remove();
-  if (message.value === "") {
-    message.value = question;
+  showRunning();
+}
+
+function takeBack(turn, replaced) {
+  turn.remove(replaced);
+  if (replaced === null && message.value === "") {
+    message.value = turn.asked;
+    setPictures(turn.pictures);
     fit();
   }
+}
+
+/** Ask for the last answer once more. It stays if there is no other. */
+function retry() {
+  const last = answered.at(-1);
+  if (running === null && last) ask(last.asked, last);
+}
+
+async function copied(text, button) {
+  const label = button.textContent;
+  const isCopied = await copy(text);
+  status.textContent = isCopied ? "Copied." : "The browser does not allow copying.";
+  button.textContent = isCopied ? "Copied" : "Not copied";
+  setTimeout(() => (button.textContent = label), SHOWN);
 }
 
 /** A question with its answer, on the page. */
@@ -145,41 +172,59 @@ class Turn {
   problem = "";
   ended = false; // by the model
 
-  #begun = performance.now();
-  #chunks = 0;
+  #clock = new Clock();
   #finishReason = null;
-  #usage = null;
   #node = element("turn").content.firstElementChild.cloneNode(true);
   #answer = this.#node.querySelector(".answer > .text");
+  #view = new MarkdownView(this.#answer, keepingEndInSight);
   #reasoning = this.#node.querySelector(".reasoning");
   #figures = this.#node.querySelector(".figures");
 
-  constructor(question) {
+  constructor(question, pictures, replaced) {
+    this.asked = question;
+    this.pictures = pictures;
+    const parts = [...pictures.map(pictureAsPart), { type: "text", text: question }];
+    this.question = { role: "user", content: pictures.length ? parts : question };
+    this.#node.querySelector(".question .pictures").append(...pictures);
     this.#node.querySelector(".question .text").textContent = question;
     this.#node.classList.add("waiting");
     this.#figures.textContent = "Waiting for the model …";
-    turns.append(this.#node);
+    this.#node.querySelector(".copy").addEventListener("click", ({ currentTarget }) => {
+      copied(this.text, currentTarget);
+    });
+    this.#node.querySelector(".retry").addEventListener("click", retry);
+    this.#answer.addEventListener("click", ({ target }) => {
+      const button = target.closest(".copy-code");
+      if (button) copied(button.closest(".code").querySelector("pre").textContent, button);
+    });
+    if (replaced) replaced.#node.replaceWith(this.#node);
+    else turns.append(this.#node);
     welcome.hidden = true;
     conversation.scrollTop = conversation.scrollHeight;
   }
 
+  /** What it adds to the conversation. */
+  get messages() {
+    return [this.question, { role: "assistant", content: this.text }];
+  }
+
   add({ choices: [choice], usage }) {
-    if (usage) this.#usage = usage;
+    const { content, reasoning_content: reasoning } = choice?.delta ?? {};
+    this.#clock.add(Boolean(content || reasoning), usage);
     if (!choice) return;
-    const { content, reasoning_content: reasoning } = choice.delta;
     if (content || reasoning) {
-      this.#chunks += 1;
       this.#node.classList.replace("waiting", "writing");
       this.#figures.textContent = "";
-      keepEndInSight();
     }
     if (reasoning) {
-      this.#reasoning.hidden = false;
-      this.#reasoning.querySelector(".text").append(reasoning);
+      keepingEndInSight(() => {
+        this.#reasoning.hidden = false;
+        this.#reasoning.querySelector(".text").append(reasoning);
+      });
     }
     if (content) {
       this.text += content;
-      this.#answer.append(content);
+      this.#view.add(content);
     }
     if (choice.finish_reason) {
       this.#finishReason = choice.finish_reason;
@@ -188,49 +233,88 @@ class Turn {
   }
 
   end(stopped) {
-    this.#answer.normalize();
-    this.#node.classList.remove("waiting", "writing");
-    keepEndInSight();
-    const seconds = (performance.now() - this.#begun) / 1000;
-    this.#figures.textContent = [
-      this.problem
-        ? "interrupted"
-        : stopped
-          ? "stopped"
-          : { stop: "finished", length: "cut off at the token limit" }[
-              this.#finishReason
-            ] ?? this.#finishReason,
-      // A server sends no usage for an unfinished answer. A chunk has one token, or several.
-      this.#usage ? tokens(this.#usage.completion_tokens) : `at least ${tokens(this.#chunks)}`,
-      `${seconds.toFixed(1)} s`,
-    ].join(" · ");
+    this.#view.end();
+    const how = this.problem
+      ? "interrupted"
+      : stopped
+        ? "stopped"
+        : { stop: "finished", length: "cut off at the token limit" }[this.#finishReason] ??
+          this.#finishReason;
+    keepingEndInSight(() => {
+      this.#node.classList.remove("waiting", "writing");
+      this.#figures.textContent = [how, ...this.#clock.figures()].join(" · ");
+      this.#node.querySelector(".actions").hidden = this.text === "";
+    });
   }
 
-  remove() {
-    this.#node.remove();
+  /** The answer without marks and buttons, for a screen reader. */
+  readText() {
+    const blocks = [...this.#answer.querySelectorAll(BLOCKS)];
+    return blocks.map((block) => block.textContent).join("\n");
+  }
+
+  /** Take it off the page; *replaced* comes back. */
+  remove(replaced) {
+    if (replaced) {
+      replaced.#node.querySelector(".question .pictures").append(...this.pictures);
+      this.#node.replaceWith(replaced.#node);
+    }
+    else this.#node.remove();
     welcome.hidden = turns.childElementCount > 0;
+  }
+}
+
+/** What one answer took: its tokens, and their times. */
+class Clock {
+  #begun = performance.now();
+  #chunks = 0;
+  #tokens = null; // as the server counts them
+  #first = null; // [milliseconds, tokens] when the first text came
+  #last = null;
+
+  add(hasText, usage) {
+    if (usage) this.#tokens = usage.completion_tokens;
+    if (!hasText) return;
+    this.#chunks += 1;
+    this.#last = [performance.now(), this.#tokens];
+    this.#first ??= this.#last;
+  }
+
+  figures() {
+    const seconds = (performance.now() - this.#begun) / 1000;
+    // A chunk has one token, or several.
+    const count =
+      this.#tokens === null ? `at least ${tokens(this.#chunks)}` : tokens(this.#tokens);
+    return [count, `${seconds.toFixed(1)} s`, ...this.#rate()];
+  }
+
+  /** Tokens per second, from the first one on. */
+  #rate() {
+    if (this.#first === null || this.#first[1] === null) return [];
+    const seconds = (this.#last[0] - this.#first[0]) / 1000;
+    const count = this.#last[1] - this.#first[1];
+    if (count < 1 || seconds < SHORTEST) return [];
+    const rate = count / seconds;
+    return [`${rate.toLocaleString("en", { maximumFractionDigits: rate < 10 ? 1 : 0 })} tokens/s`];
   }
 }
 
 const tokens = (number) => `${number.toLocaleString("en")} token${number === 1 ? "" : "s"}`;
 
-let isScrolling = false;
-
-/** Stay at the end while the answer grows, unless the user has scrolled away. */
-function keepEndInSight() {
+/** Stay at the end while *change* makes it grow, unless the user has scrolled away. */
+function keepingEndInSight(change) {
   const { scrollTop, scrollHeight, clientHeight } = conversation;
-  if (isScrolling || scrollHeight - scrollTop - clientHeight > 80) return;
-  isScrolling = true;
-  requestAnimationFrame(() => {
+  change();
+  if (scrollHeight - scrollTop - clientHeight <= 80) {
     conversation.scrollTop = conversation.scrollHeight;
-    isScrolling = false;
-  });
+  }
 }
 
 function showRunning() {
   if (running === null && document.activeElement === stop) message.focus();
   send.hidden = running !== null;
   stop.hidden = running === null;
+  turns.classList.toggle("is-running", running !== null);
 }
 
 /** Closes the connection, which stops the model. */
@@ -241,15 +325,15 @@ function stopAnswer() {
 // -- the key
 
 function askForKey() {
-  keyRefused.hidden = sessionStorage.getItem(KEY) === null;
-  sessionStorage.removeItem(KEY);
+  keyRefused.hidden = inTab.get(KEY) === null;
+  inTab.set(KEY, null);
   key.value = "";
   if (!keyDialog.open) keyDialog.showModal();
 }
 
 element("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem(KEY, key.value.trim());
+  inTab.set(KEY, key.value.trim());
   key.value = "";
   keyDialog.close();
   greet();
@@ -288,7 +372,7 @@ message.addEventListener("keydown", (event) => {
   submit();
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !event.isComposing && !keyDialog.open) stopAnswer();
+  if (event.key === "Escape" && !event.isComposing && !document.querySelector("dialog[open]")) stopAnswer();
 });
 stop.addEventListener("click", stopAnswer);
 element("suggestion")
@@ -300,7 +384,8 @@ element("suggestion")
 element("new").addEventListener("click", () => {
   stopAnswer();
   running = null;
-  messages = [];
+  answered = [];
+  setPictures([]);
   turns.replaceChildren();
   welcome.hidden = false;
   problem.textContent = status.textContent = "";

@@ -1,0 +1,49 @@
+// The system prompt and the settings of sampling, in a dialog. What is empty is left to the server.
+//
+// The numbers are kept in the browser. The system prompt can be private, and other programs can
+// get the same address later, so it is kept in its tab only.
+
+import { inBrowser, inTab } from "./storage.js";
+
+const PLACE = location.pathname; // this host can have others
+const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
+
+const element = (id) => document.getElementById(id);
+const dialog = element("settings-dialog");
+const form = element("settings-form");
+const field = (name) => form.elements[name];
+
+const nameOf = (name) => `anystreamer ${name} of ${PLACE}`;
+
+/** The messages before the first question. */
+export function systemMessages() {
+  const content = inTab.get(nameOf("system"));
+  return content ? [{ role: "system", content }] : [];
+}
+
+/** The fields of a request. */
+export function sampling() {
+  const texts = NUMBERS.map((name) => [name, inBrowser.get(nameOf(name))]);
+  const numbers = texts.map(([name, text]) => [name, text ? Number(text) : NaN]);
+  return Object.fromEntries(numbers.filter(([, number]) => Number.isFinite(number)));
+}
+
+function show() {
+  field("system").value = inTab.get(nameOf("system")) ?? "";
+  for (const name of NUMBERS) field(name).value = inBrowser.get(nameOf(name)) ?? "";
+}
+
+element("settings").addEventListener("click", () => {
+  show();
+  dialog.showModal();
+});
+form.addEventListener("submit", (event) => {
+  event.preventDefault(); // the browser has checked the numbers
+  inTab.set(nameOf("system"), field("system").value.trim() || null);
+  for (const name of NUMBERS) inBrowser.set(nameOf(name), field(name).value || null);
+  dialog.close();
+});
+element("settings-reset").addEventListener("click", () => {
+  for (const each of form.querySelectorAll("input, textarea")) each.value = "";
+});
+element("settings-cancel").addEventListener("click", () => dialog.close());

@@ -1,0 +1,1 @@
+"""Real clients against a real server: `nox -s tests_clients`, and docs/clients.md."""

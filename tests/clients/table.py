@@ -1,0 +1,56 @@
+"""The clients: what to install for each, and the program that tries it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["CLIENTS", "WAYS", "WRONG", "Client", "is_wrong"]
+
+#: The ways to use a client: the names in the programs, and the titles of the table's columns.
+WAYS = {
+    "whole": "whole",
+    "stream": "stream",
+    "tools": "tools",
+    "forced_tool": "forced tool",
+    "structured": "structured output",
+    "cancel": "cancel",
+}
+
+
+WRONG = "WRONG: "  #: what an outcome begins with that is an error
+
+
+def is_wrong(outcome: str) -> bool:
+    """Whether an outcome is an error, and not a reason why the client has no such way."""
+    return outcome.startswith(WRONG)
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client, in an environment of its own."""
+
+    name: str
+    program: str  #: in the folder `programs`; its suffix says what runs it
+    requirements: tuple[str, ...]  #: for uv, or for npm
+
+
+CLIENTS = [
+    Client("openai (Python)", "openai_python.py", ("openai",)),
+    Client("openai (node)", "openai_node.mjs", ("openai",)),
+    Client(
+        "AI SDK",
+        "ai_sdk.mjs",
+        ("ai", "@ai-sdk/openai", "@ai-sdk/openai-compatible"),
+    ),
+    Client("langchain-openai", "langchain_openai_chat.py", ("langchain-openai",)),
+    Client("pydantic-ai", "pydantic_ai_agent.py", ("pydantic-ai-slim[openai]",)),
+    Client("openai-agents", "openai_agents_runner.py", ("openai-agents",)),
+    Client("instructor", "instructor_client.py", ("instructor",)),
+    Client("litellm", "litellm_completion.py", ("litellm",)),
+    Client("huggingface_hub", "hub_inference_client.py", ("huggingface_hub",)),
+    Client("llama-index", "llama_index_openai_like.py", ("llama-index-llms-openai-like",)),
+    Client("smolagents", "smolagents_model.py", ("smolagents[openai]",)),
+    Client("AutoGen", "autogen_agents.py", ("autogen-agentchat", "autogen-ext[openai]")),
+    Client("dspy", "dspy_modules.py", ("dspy",)),
+    Client("lm-eval", "lm_eval_tasks.py", ("lm_eval[api]", "transformers")),
+]
