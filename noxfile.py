@@ -269,12 +269,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON, reuse_venv=True)
 def quick(session: nox.Session) -> None:
-    """The tests that are not slow, on two loops. The environment is kept for the next time."""
+    """The tests that are not slow, on one loop. The environment is kept for the next time."""
     install_all(session)
     session.run(
         "pytest",
         *SIDE_BY_SIDE,
-        *("-m", "not (nightly or variant or slow or uvloop)"),
+        *("-m", DAY),
         *session.posargs,
         env=ENV | FEW_EXAMPLES,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio.constants
 import gc
 import importlib.util
 import logging
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -51,6 +52,10 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 logging.getLogger("asyncio").addFilter(
     lambda record: not str(record.msg).startswith("Executing %s took")
 )
+
+# In debug mode each callback, task and future keeps the frames that made it, ten without this. That
+# takes a seventh of the bridge's tests, and messages of a failure need the innermost one.
+asyncio.constants.DEBUG_STACK_DEPTH = 1  # type: ignore[misc]
 
 # A shell's background jobs ignore Ctrl-C, and so would the programs that the tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -147,6 +152,16 @@ def one_thread_for_the_model() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """Imported modules are not garbage. To look through them again and again takes seconds."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_finish() -> None:

@@ -219,6 +219,7 @@ async def test_a_task_that_is_cancelled_as_the_thread_comes_is_not_waited_for() 
         with CancelScope() as scope:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(gate.reached)
+                await anyio.lowlevel.checkpoint()  # or the next would sleep on asyncio, 50 times
                 await anyio.wait_all_tasks_blocked()
                 thread.start()
                 scope.cancel()

@@ -189,7 +189,7 @@ class Storm:
 @pytest.mark.heavy
 @pytest.mark.slow
 @storms
-@pytest.mark.parametrize("at_once", [1, 8, 64])
+@pytest.mark.parametrize("at_once", [1, pytest.param(8, marks=pytest.mark.variant), 64])
 async def test_thousands_of_streams_that_end_anywhere_are_joined_and_lose_nothing(
     streams: int, at_once: int
 ) -> None:

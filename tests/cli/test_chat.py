@@ -29,6 +29,7 @@ if sys.platform == "win32":
 
 from ..helpers.scripted import PROGRAM_PATIENCE, PROGRAM_TIMEOUT
 from ..helpers.terminals import Terminal, terminal
+from ..helpers.warm_programs import WarmProgram
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(PROGRAM_TIMEOUT)]
 
@@ -385,7 +386,11 @@ def test_a_conversation_with_a_server(backend: str, tmp_path: Path) -> None:
     assert "Traceback" not in shown
 
 
-@both_backends
+@pytest.mark.parametrize(
+    "backend",
+    # Its six programs differ in messages, which no loop makes.
+    ["asyncio", pytest.param("trio", marks=pytest.mark.variant)],
+)
 def test_what_a_server_does_not_do(backend: str) -> None:
     with server(scripted("['a']"), "--api-key", "secret") as url:
         options = ("--base-url", url, "--backend", backend)
@@ -494,6 +499,16 @@ def test_ctrl_c_with_a_pipe(backend: str) -> None:
 # -- real models
 
 
+def piped_warm(code: str, questions: str, *arguments: str, **env: str) -> tuple[int, str, str]:
+    """As `piped`, without the seconds in which an interpreter imports torch."""
+    if sys.platform != "linux":  # only there torch can be forked
+        return piped(code, questions, *arguments, **env)
+    env = ENV | {"PYTHONUTF8": "1"} | env
+    with WarmProgram("-c", code, "chat", *arguments, env=env, given=questions) as program:
+        output, errors = program.communicate(PROGRAM_PATIENCE)
+        return program.wait(), output, errors
+
+
 @pytest.mark.torch
 def test_the_model_that_comes_along() -> None:
     with terminal(MAIN, "chat", "--max-new-tokens", "5") as chat:
@@ -508,7 +523,7 @@ def test_the_model_that_comes_along() -> None:
 @pytest.mark.torch
 def test_a_model_in_a_folder(pytestconfig: pytest.Config) -> None:
     folder = pytestconfig.rootpath / "src/anystreamer/demo/model"
-    code, output, _ = piped(
+    code, output, _ = piped_warm(
         "import sys; sys.argv.append(sys.argv.pop(2))\n" + MAIN,
         "Count from one to three.\nCount from five to six.\n",
         str(folder),
@@ -527,7 +542,10 @@ def test_code_that_a_model_brings_along(trusted: bool, tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\nraise OSError('enough')\n")
     arguments = [str(tmp_path), *(["--trust-remote-code"] if trusted else [])]
-    code, output, errors = piped(MAIN, "Hi\n", *arguments, HF_MODULES_CACHE=str(tmp_path / "cache"))
+    # transformers reads the variable for it when it is imported.
+    cache = "from transformers import dynamic_module_utils as used\n"
+    cache += f"used.HF_MODULES_CACHE = {str(tmp_path / 'cache')!r}\n"
+    code, output, errors = piped_warm(cache + MAIN, "Hi\n", *arguments)
     assert (code, output) == (1, "")
     assert "Error: " in errors
     assert "Traceback" not in errors

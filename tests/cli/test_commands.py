@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from anystreamer.cli.commands import app
 
 from ..helpers.scripted import PROGRAM_PATIENCE, PROGRAM_TIMEOUT
-from ..helpers.warm_programs import WarmProgram
+from ..helpers.warm_programs import Program, WarmProgram, start_program
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(PROGRAM_TIMEOUT)]
 
@@ -48,10 +48,8 @@ def run(*command: str, **env: str) -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
-def start_warm(*command: str, **env: str) -> subprocess.Popen[str] | WarmProgram:
-    if sys.platform != "linux":  # only there torch can be forked
-        return start(*command, **env)
-    return WarmProgram(*command, env=ENV | {"PYTHONUTF8": "1"} | env)
+def start_warm(*command: str, **env: str) -> Program:
+    return start_program(*command, env=ENV | {"PYTHONUTF8": "1"} | env)
 
 
 def run_warm(*command: str, **env: str) -> tuple[int | None, str, str]:
@@ -287,7 +285,7 @@ def test_broken_pipe() -> None:
     assert process.returncode == 1
 
 
-def read_until(process: subprocess.Popen[str] | WarmProgram, text: str) -> str:
+def read_until(process: Program, text: str) -> str:
     output = ""
     assert process.stdout is not None
     while text not in output:
@@ -307,12 +305,16 @@ def test_terminal() -> None:
     import pty
 
     main_end, other_end = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "anystreamer", "demo", COUNTING],
-        env=ENV | {"PYTHONUTF8": "1", "TERM": "xterm-256color"},
-        stdout=other_end,
-        stderr=subprocess.DEVNULL,
-    ):
+    command = ("-m", "anystreamer", "demo", COUNTING)
+    env = ENV | {"PYTHONUTF8": "1", "TERM": "xterm-256color"}
+    process: subprocess.Popen[bytes] | WarmProgram
+    if sys.platform == "linux":
+        process = WarmProgram(*command, env=env, terminal=other_end)
+    else:
+        process = subprocess.Popen(
+            [sys.executable, *command], env=env, stdout=other_end, stderr=subprocess.DEVNULL
+        )
+    with process:
         os.close(other_end)
         output = b""
         try:

@@ -180,7 +180,7 @@ async def test_a_head_that_does_not_arrive_is_not_waited_for(
                 await stream.send(drop)
                 await anyio.sleep(0.05)
 
-    limits = ConnectionLimits(head_timeout=1.0)
+    limits = ConnectionLimits(head_timeout=0.3)
     async with limited_serving(application(), server, limits) as url, connected(url) as stream:
         async with anyio.create_task_group() as tasks:
             await stream.send(start)
@@ -390,7 +390,7 @@ async def check_that_it_is_counted(url: str, endpoint: str = "completions") -> N
 @pytest.mark.parametrize("n", [1, 2])
 async def test_a_client_that_takes_nothing_is_left(server: str, n: int) -> None:
     model = ScriptedModel(["word " * 100] * 20_000, delay=0.001)
-    limits = ConnectionLimits(send_timeout=1.0)
+    limits = ConnectionLimits(send_timeout=0.3)
     options: dict[str, Any] = {"send_timeout": limits.send_timeout, "keep_alive": 0.1}
     async with edge(server, model, limits, send_buffer=4096, **options) as (url, engine):
         with deaf(url) as client:
@@ -404,7 +404,7 @@ async def test_a_client_that_takes_nothing_is_left(server: str, n: int) -> None:
 
 async def test_a_client_that_does_not_take_a_whole_answer_is_left(server: str) -> None:
     model = ScriptedModel(["word " * 1000] * 100)
-    limits = ConnectionLimits(send_timeout=0.5)
+    limits = ConnectionLimits(send_timeout=0.3)
     options: dict[str, Any] = {"send_timeout": limits.send_timeout}
     async with edge(server, model, limits, send_buffer=4096, **options) as (url, _):
         with deaf(url) as client:
@@ -413,11 +413,12 @@ async def test_a_client_that_does_not_take_a_whole_answer_is_left(server: str) -
             await until(lambda: not is_open(client))
 
 
-@pytest.mark.parametrize("limit", [{"max_unsent_tokens": 500}, {"max_unsent_bytes": 100}])
+@pytest.mark.parametrize("limit", [{"max_unsent_tokens": 100}, {"max_unsent_bytes": 100}])
 async def test_what_waits_for_a_client_of_responses_is_bounded(
-    server: str, limit: dict[str, int]
+    server: str, limit: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = ScriptedModel(["word "] * 100_000, delay=0.0001)
+    monkeypatch.setattr(_body_sender, "STALL_CHECK_INTERVAL", 0.1)
+    model = ScriptedModel(["word " * 100] * 100_000, delay=0.0001)
     options: dict[str, Any] = dict.fromkeys(("max_unsent_tokens", "max_unsent_bytes")) | limit
     options |= {"send_timeout": None, "keep_alive": None}
     content = json.dumps({"input": "Hi", "stream": True, "max_output_tokens": 10**5}).encode()
@@ -431,10 +432,13 @@ async def test_what_waits_for_a_client_of_responses_is_bounded(
     assert model.steps < 100_000
 
 
-@pytest.mark.parametrize("limit", [{"max_unsent_tokens": 500}, {"max_unsent_bytes": 100}])
-async def test_what_waits_for_a_client_is_bounded(server: str, limit: dict[str, int]) -> None:
+@pytest.mark.parametrize("limit", [{"max_unsent_tokens": 100}, {"max_unsent_bytes": 100}])
+async def test_what_waits_for_a_client_is_bounded(
+    server: str, limit: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The tokens, or the bytes of the part that it does not take."""
-    model = ScriptedModel(["word "] * 100_000, delay=0.0001)
+    monkeypatch.setattr(_body_sender, "STALL_CHECK_INTERVAL", 0.1)
+    model = ScriptedModel(["word " * 100] * 100_000, delay=0.0001)
     options: dict[str, Any] = dict.fromkeys(("max_unsent_tokens", "max_unsent_bytes")) | limit
     options |= {"send_timeout": None, "keep_alive": None}
     async with edge(server, model, send_buffer=4096, **options) as (url, engine):

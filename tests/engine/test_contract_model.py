@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -26,6 +24,7 @@ from ..conftest import installed
 from ..helpers.inside import is_idle
 from ..helpers.remote_engines import behind_a_server, remote_engine
 from ..helpers.scripted import PROGRAM_PATIENCE, PROGRAM_TIMEOUT, until
+from ..helpers.warm_programs import start_program
 from ..helpers.ways_out import (
     WayOut,
     cancelled_from_outside,
@@ -65,6 +64,16 @@ def expected(prompt: str, tokens: int) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
+# Nobody reads what it says.
+SERVE_QUIETLY = """
+import os
+for fd in (1, 2):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+from transformers.cli.transformers import main
+main()
+"""
+
+
 @pytest.fixture(scope="module")
 def transformers_serve() -> Iterator[tuple[str, str]]:
     """The address of a `transformers serve`, and what it calls the model."""
@@ -73,15 +82,9 @@ def transformers_serve() -> Iterator[tuple[str, str]]:
     model = str(files("anystreamer.demo") / "model")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    code = "from transformers.cli.transformers import main; main()"
-    arguments = ["serve", model, "--host", "127.0.0.1", "--port", str(port)]
+    arguments = ["serve", model, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments, "--device", "cpu"],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = start_program("-c", SERVE_QUIETLY, *arguments, env=environment, joined=True)
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + PROGRAM_PATIENCE
@@ -95,8 +98,8 @@ def transformers_serve() -> Iterator[tuple[str, str]]:
                 time.sleep(0.05)
         yield url, model
     finally:
-        process.kill()
-        process.wait()
+        with process:
+            process.kill()
 
 
 # The cluster starts within the time of the first test. By day tests/test_ray.py asks its model.

@@ -83,6 +83,7 @@ def is_sound(call: dict[str, Any], parameters: Any = PARAMETERS) -> bool:
 # -- "required"
 
 
+@pytest.mark.slow
 @EACH_FAMILY
 @pytest.mark.parametrize("parallel", [True, False])
 async def test_a_required_call_is_made_and_is_sound(family: Family, parallel: bool) -> None:
@@ -182,6 +183,7 @@ async def test_tools_that_are_not_strict_can_be_called_with_anything() -> None:
     assert calls_of(stream.message)[0]["name"] == "other"
 
 
+@pytest.mark.slow
 @EACH_FAMILY
 @pytest.mark.parametrize("choice", ["required", "auto"])
 async def test_after_one_call_only_the_end(family: Family, choice: str) -> None:
@@ -476,6 +478,7 @@ def tool_sets(draw: st.DrawFn) -> list[Any]:
     return tools
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=10, deadline=None)
 @given(tools=tool_sets(), seed=st.integers(0, 2**31))

@@ -11,12 +11,9 @@ from anystreamer.remote import open_remote_engine
 from anystreamer.remote._http import httpx
 from anystreamer.server import create_app
 
-from .serving import serving
+from .serving import PLAIN, serving
 
 __all__ = ["behind_a_server", "remote_engine"]
-
-# Making one takes 50 ms for each client otherwise.
-PLAIN = httpx.create_ssl_context(verify=False)
 
 
 def remote_engine(url: str, model: str = "anystreamer", **kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
@@ -15,16 +16,51 @@ import openai
 import pytest
 import sniffio
 import uvicorn
+import uvicorn.server
 from hypercorn.config import Config
 from hypercorn.typing import ASGIFramework
 
+from anystreamer import Engine, open_engine
 from anystreamer.cli.connection_limits import ConnectionLimits
 from anystreamer.cli.listening import BACKLOG, Certificate, listening, url_of
 from anystreamer.cli.run_server import serve
+from anystreamer.server import create_app
+from anystreamer.testing import ScriptedModel
 
-__all__ = ["SERVERS", "client_of", "data_of", "events_of", "limited_serving", "official", "serving"]
+__all__ = [
+    "PLAIN",
+    "SERVERS",
+    "client_of",
+    "data_of",
+    "edge",
+    "error_of",
+    "events_of",
+    "limited_serving",
+    "official",
+    "serving",
+]
 
 SERVERS = ["uvicorn", "hypercorn"]
+
+# For clients of servers without TLS. To load all certificates takes each of them 15 ms.
+PLAIN = httpx.create_ssl_context(verify=False)
+
+
+class _Impatient:
+    """asyncio for uvicorn's server, which looks every 0.1 s whether it is to stop, and then sleeps.
+
+    In the hundreds of tests that start one, it would be minutes in which nothing happens.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    @staticmethod
+    async def sleep(delay: float) -> None:
+        await asyncio.sleep(delay / 10)
+
+
+uvicorn.server.asyncio = _Impatient()  # type: ignore[assignment,attr-defined]
 
 
 @asynccontextmanager
@@ -118,17 +154,35 @@ async def _hypercorn(
 
 
 def client_of(url: str, timeout: float | None = 30, **kwargs: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=url, trust_env=False, timeout=timeout, **kwargs)
+    options = {"base_url": url, "trust_env": False, "timeout": timeout, "verify": PLAIN, **kwargs}
+    return httpx.AsyncClient(**options)
 
 
 def official(url: str) -> openai.AsyncOpenAI:
-    http_client = openai.DefaultAsyncHttpxClient(trust_env=False)
+    http_client = openai.DefaultAsyncHttpxClient(trust_env=False, verify=PLAIN)
     client = openai.AsyncOpenAI(
         base_url=f"{url}/v1", api_key="key", max_retries=0, http_client=http_client
     )
     # It would ask in a thread of asyncio's, which stays for as long as the loop.
     client._platform = openai._base_client.get_platform()
     return client
+
+
+@asynccontextmanager
+async def edge(
+    model: ScriptedModel, *, server: str = "", max_waiting: int | None = None, **kwargs: Any
+) -> AsyncIterator[tuple[httpx.AsyncClient, Engine]]:
+    """A client of a server of an application of an engine of *model*."""
+    async with open_engine(model, model.tokenizer, max_waiting=max_waiting) as engine:
+        async with serving(create_app(engine, **kwargs), server) as url:
+            async with client_of(url) as client:
+                yield client, engine
+
+
+def error_of(response: httpx.Response) -> Any:
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
 
 
 def events_of(stream: str) -> list[tuple[str, str]]:

@@ -10,12 +10,13 @@ import multiprocessing
 import os
 import runpy
 import signal
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any, TextIO
 
-__all__ = ["WarmProgram"]
+__all__ = ["Program", "WarmProgram", "start_program"]
 
 # Neither this library nor what else it uses: a program can hide those, or say which it has loaded.
 PRELOADED = ["torch", "transformers.models.auto", "transformers.models.llama.modeling_llama"]
@@ -24,14 +25,32 @@ PRELOADED = ["torch", "transformers.models.auto", "transformers.models.llama.mod
 class WarmProgram:
     """What tests use of `subprocess.Popen`, for `python -m` and `python -c`. Not for Windows."""
 
-    def __init__(self, *command: str, env: dict[str, str], joined: bool = False) -> None:
-        """Start it. *joined* sends its errors to its output, and `stderr` stays None."""
+    def __init__(
+        self,
+        *command: str,
+        env: dict[str, str],
+        joined: bool = False,
+        given: str | None = None,
+        terminal: int | None = None,
+    ) -> None:
+        """Start it.
+
+        Args:
+            command: what comes after `python`.
+            env: its environment.
+            joined: its errors go to its output, and `stderr` stays None.
+            given: what it reads from standard input, a few lines at most.
+            terminal: where its output goes instead, and `stdout` is empty.
+        """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         reader, writer = context.Pipe(duplex=False)
+        if terminal is not None:
+            writer.close()
+            writer = Connection(os.dup(terminal), readable=False)
         error_reader, error_writer = (None, writer) if joined else context.Pipe(duplex=False)
         self._process = context.Process(
-            target=_run, args=(command, env, writer, error_writer), daemon=True
+            target=_run, args=(command, env, writer, error_writer, given), daemon=True
         )
         self._process.start()
         self.pid = self._process.pid or 0
@@ -52,6 +71,9 @@ class WarmProgram:
     @property
     def returncode(self) -> int | None:
         return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         self._process.join(timeout)
@@ -75,6 +97,22 @@ class WarmProgram:
         self.send_signal(signal.SIGKILL)
 
 
+Program = subprocess.Popen[str] | WarmProgram
+
+
+def start_program(*command: str, env: dict[str, str], joined: bool = False) -> Program:
+    """Start a warm one, or another where torch cannot be forked."""
+    if sys.platform == "linux":
+        return WarmProgram(*command, env=env, joined=joined)
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if joined else subprocess.PIPE,
+        encoding="utf-8",
+    )
+
+
 def _file(reader: Connection) -> TextIO:
     with reader:
         return os.fdopen(os.dup(reader.fileno()), encoding="utf-8")
@@ -86,7 +124,11 @@ def _output(fd: int, encoding: str, **options: Any) -> TextIO:
 
 
 def _run(
-    command: tuple[str, ...], env: dict[str, str], output: Connection, errors: Connection
+    command: tuple[str, ...],
+    env: dict[str, str],
+    output: Connection,
+    errors: Connection,
+    given: str | None,
 ) -> None:
     """Become the program: its environment, its streams, its arguments."""
     os.environ.clear()
@@ -98,6 +140,13 @@ def _run(
     encoding = env.get("PYTHONIOENCODING", "utf-8")
     sys.stdout = _output(1, encoding)
     sys.stderr = _output(2, encoding, errors="backslashreplace", line_buffering=True)
+    if given is not None:
+        reader, writer = os.pipe()
+        os.write(writer, given.encode(encoding))
+        os.close(writer)
+        os.dup2(reader, 0)
+        os.close(reader)
+        sys.stdin = open(0, encoding=encoding, closefd=False)  # noqa: SIM115
     kind, program, *arguments = command
     sys.argv = [kind, *arguments]
     if kind == "-m":

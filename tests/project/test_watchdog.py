@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def test_after_it():
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run it in workers, as the whole suite is."""
+    """Run it in a worker, as the whole suite is. Other plugins take time to import."""
     (folder / "test_hangs.py").write_text(HANGS, encoding="utf-8")
     return subprocess.run(
         [
@@ -43,12 +44,12 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
                 "-m",
                 "pytest",
                 f"--rootdir={folder}",
-                "-p",
-                "tests.helpers.watchdog",
+                *("-p", "xdist", "-p", "pytest_timeout", "-p", "tests.helpers.watchdog"),
             ),
-            *("-n", "2", "--dist", "loadfile", "--max-worker-restart=0", str(folder), *options),
+            *("-n", "1", "--dist", "loadfile", "--max-worker-restart=0", str(folder), *options),
         ],
         cwd=ROOT,
+        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         timeout=50,

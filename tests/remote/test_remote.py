@@ -31,6 +31,7 @@ from anystreamer.testing import ScriptedModel
 from ..helpers.flooding_server import flooding_server
 from ..helpers.remote_engines import remote_engine
 from ..helpers.scripted import until
+from ..helpers.serving import edge
 from ..helpers.ways_out import (
     WayOut,
     cancelled_from_outside,
@@ -39,7 +40,6 @@ from ..helpers.ways_out import (
     stopped,
 )
 from ..helpers.wire import DONE, HEAD, chunked, ending, event, said, sends, wire
-from ..server.test_server import edge
 
 pytestmark = pytest.mark.usefixtures("asyncio_complains_of_nothing")
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from io import BytesIO
@@ -30,6 +29,7 @@ from anystreamer.testing import Gate, Script, ScriptedModel
 from ..helpers.chromium import launched, opened
 from ..helpers.scripted import PATIENCE, until
 from ..helpers.serving import serving
+from ..helpers.warm_programs import start_program
 
 pytestmark = pytest.mark.slow
 
@@ -773,8 +773,8 @@ async def test_it_fits_and_is_accessible(browser: Browser, width: int, color_sch
 async def test_anystreamer_serve(browser: Browser, backend: str) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    command = ["-m", "anystreamer", "serve", "--port", "0", "--backend", backend]
-    with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True) as process:
+    command = ("-m", "anystreamer", "serve", "--port", "0", "--backend", backend)
+    with start_program(*command, env=dict(os.environ), joined=True) as process:
         try:
             assert process.stdout is not None
             line = await anyio.to_thread.run_sync(process.stdout.readline)

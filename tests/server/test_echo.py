@@ -14,9 +14,9 @@ from anystreamer import open_engine
 from anystreamer.demo import load_demo
 from anystreamer.server import create_app
 
-from ..helpers.serving import client_of, data_of, official, serving
+from ..helpers.serving import client_of, data_of, error_of, official, serving
 from ..helpers.tiny_models import steps_of, t5, tokenizer
-from .test_server import TEXT, error_of
+from .test_server import TEXT
 
 pytestmark = pytest.mark.torch
 

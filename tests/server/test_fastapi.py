@@ -41,12 +41,14 @@ class Ask(BaseModel):
     prompt: str
 
 
-def application(model: ScriptedModel, max_waiting: int | None = None) -> FastAPI:
+def application(
+    model: ScriptedModel, max_waiting: int | None = None, keep_alive: float = 15.0
+) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_engine(model, model.tokenizer, max_waiting=max_waiting) as engine:
             app.state.engine = engine
-            app.mount("/llm", create_app(engine))
+            app.mount("/llm", create_app(engine, keep_alive=keep_alive))
             yield
 
     app = FastAPI(lifespan=lifespan)
@@ -181,7 +183,7 @@ async def test_what_does_not_finish_in_time_ends_with_an_error(server: str, runn
     ):
         pytest.skip("its grace begins once all connections have closed, from Python 3.12 on")
     model = ScriptedModel(ENDLESS, delay=0.001)
-    app = application(model)
+    app = application(model, keep_alive=0.1)  # who waits gets its head with the first comment
     stream = {"prompt": "Hi", "stream": True, "max_tokens": 10**6}
     requests: dict[str, tuple[str, str, Any]] = {
         "stream": ("POST", TEXT, stream),

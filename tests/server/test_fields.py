@@ -12,7 +12,8 @@ from anystreamer.server._fields import INSTEAD, Annotates, Fixed, Strict, neutra
 from anystreamer.server._request_models import ChatRequest, CompletionRequest
 from anystreamer.testing import ScriptedModel
 
-from .test_server import CHAT, MESSAGES, TEXT, edge, error_of
+from ..helpers.serving import edge, error_of
+from .test_server import CHAT, MESSAGES, TEXT
 
 T = TypeVar("T")
 

@@ -15,8 +15,8 @@ from anystreamer import Engine, open_engine, stream_text
 from anystreamer.demo import load_demo
 from anystreamer.server import create_app
 
-from ..helpers.serving import client_of, data_of, official, serving
-from .test_server import CHAT, TEXT, error_of
+from ..helpers.serving import client_of, data_of, error_of, official, serving
+from .test_server import CHAT, TEXT
 
 pytestmark = [
     pytest.mark.torch,

@@ -18,8 +18,8 @@ from anystreamer.testing import ScriptedModel
 
 from ..helpers.remote_engines import remote_engine
 from ..helpers.scripted import until
-from ..helpers.serving import SERVERS, client_of, limited_serving, serving
-from .test_server import CHAT, ENDLESS, MESSAGES, TEXT, edge
+from ..helpers.serving import SERVERS, client_of, edge, limited_serving, serving
+from .test_server import CHAT, ENDLESS, MESSAGES, TEXT
 
 pytestmark = [
     # Of clients that break off on trio: their generators are left to the garbage collector.

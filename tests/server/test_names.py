@@ -16,8 +16,8 @@ from anystreamer import open_engine
 from anystreamer.server import create_app
 from anystreamer.testing import ScriptedModel
 
-from ..helpers.serving import SERVERS, client_of, official, serving
-from .test_server import CHAT, MESSAGES, TEXT, edge, error_of
+from ..helpers.serving import SERVERS, client_of, edge, error_of, official, serving
+from .test_server import CHAT, MESSAGES, TEXT
 
 ID = "x-request-id"
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from anystreamer.demo import load_demo
 
 from ..helpers.scripted import PATIENCE
 from ..helpers.serving import data_of
-from ..helpers.warm_programs import WarmProgram
+from ..helpers.warm_programs import Program, start_program
 
 pytest.importorskip("fastapi", reason="transformers serve needs it")
 pytestmark = [
@@ -38,29 +36,18 @@ ANYSTREAMER = "from anystreamer.cli import main; main()"
 
 
 @contextlib.contextmanager
-def program(code: str, model: Path) -> Iterator[subprocess.Popen[str] | WarmProgram]:
+def program(code: str, model: Path) -> Iterator[Program]:
     command = ("-c", code, "serve", str(model), "--host", "127.0.0.1", "--port", "0")
     # Two of torch's threads in each of them would wait for each other.
     env = os.environ | {"ANYSTREAMER_API_KEY": "", "OMP_NUM_THREADS": "1"}
-    process: subprocess.Popen[str] | WarmProgram
-    if sys.platform == "linux":
-        process = WarmProgram(*command, env=env, joined=True)
-    else:
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=env,
-        )
-    with process:
+    with start_program(*command, env=env, joined=True) as process:
         try:
             yield process
         finally:
             process.kill()
 
 
-def client_of(process: subprocess.Popen[str] | WarmProgram) -> httpx.Client:
+def client_of(process: Program) -> httpx.Client:
     """A client, once the server says where it is."""
     assert process.stdout is not None
     said = ""

@@ -26,7 +26,8 @@ from anystreamer.server._request_models import (
 )
 from anystreamer.testing import Gate, ScriptedModel
 
-from .test_server import CHAT, TEXT, edge, error_of
+from ..helpers.serving import edge, error_of
+from .test_server import CHAT, TEXT
 
 USER = {"role": "user", "content": "Hi"}
 PART = {"type": "text", "text": "Hi"}

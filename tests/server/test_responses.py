@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -18,12 +16,12 @@ from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from anystreamer import Engine, Timeouts, open_engine
+from anystreamer import Timeouts, open_engine
 from anystreamer.server import create_app
 from anystreamer.testing import Gate, ScriptedModel
 
 from ..helpers.scripted import until
-from ..helpers.serving import SERVERS, client_of, events_of, official, serving
+from ..helpers.serving import SERVERS, edge, error_of, events_of, official, serving
 
 pytestmark = [
     pytest.mark.usefixtures("asyncio_complains_of_nothing"),
@@ -35,23 +33,6 @@ RESPONSES = "/v1/responses"
 ENDLESS = ["word "] * 20_000
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 PROMPT = "user: Hi!\nassistant: "
-
-
-@asynccontextmanager
-async def edge(
-    model: ScriptedModel, *, server: str = "", max_waiting: int | None = None, **kwargs: Any
-) -> AsyncIterator[tuple[httpx.AsyncClient, Engine]]:
-    """A client of a server of an application of an engine of *model*."""
-    async with open_engine(model, model.tokenizer, max_waiting=max_waiting) as engine:
-        async with serving(create_app(engine, **kwargs), server) as url:
-            async with client_of(url) as client:
-                yield client, engine
-
-
-def error_of(response: httpx.Response) -> Any:
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    return error
 
 
 def checked(body: str) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ import anystreamer.demo
 
 from ..helpers.scripted import PROGRAM_PATIENCE, PROGRAM_TIMEOUT
 from ..helpers.serving import data_of
-from ..helpers.warm_programs import WarmProgram
+from ..helpers.warm_programs import Program, start_program
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(PROGRAM_TIMEOUT)]
 
@@ -34,14 +34,14 @@ PROMPT = "An increasing sequence: one,"
 
 @contextlib.contextmanager
 def program(
-    *arguments: str, before: str = "", is_warm: bool = sys.platform == "linux", **env: str
-) -> Iterator[subprocess.Popen[str] | WarmProgram]:
+    *arguments: str, before: str = "", is_warm: bool = True, **env: str
+) -> Iterator[Program]:
     code = f"{before}; from anystreamer.cli import main; main()"
     command = [*(("-c", code) if before else ("-m", "anystreamer")), "serve", *arguments]
     env = os.environ | {"ANYSTREAMER_API_KEY": ""} | env
-    process: subprocess.Popen[str] | WarmProgram
+    process: Program
     if is_warm:
-        process = WarmProgram(*command, env=env, joined=True)
+        process = start_program(*command, env=env, joined=True)
     else:
         process = subprocess.Popen(
             [sys.executable, *command],
@@ -195,8 +195,11 @@ def test_it_runs_no_code_of_a_model_s_own_unless_it_may(tmp_path: Path, is_trust
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "own.py").write_text(OWN_CODE)
     arguments = (str(folder), "--port", "0", *["--trust-remote-code"] * is_trusted)
-    # transformers reads the variable when it is imported.
-    with program(*arguments, is_warm=False, HF_HOME=str(cache)) as process:
+    # transformers reads the variable for it when it is imported.
+    own_cache = (
+        f"import transformers.dynamic_module_utils as u; u.HF_MODULES_CACHE = {str(cache)!r}"
+    )
+    with program(*arguments, before=own_cache) as process:
         assert process.stdout is not None
         if is_trusted:
             assert any(line.startswith("Serving own on ") for line in process.stdout)

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -26,7 +25,7 @@ from anystreamer.server import create_app
 from anystreamer.testing import Gate, ScriptedModel
 
 from ..helpers.scripted import until
-from ..helpers.serving import SERVERS, client_of, data_of, official, serving
+from ..helpers.serving import SERVERS, client_of, data_of, edge, error_of, official, serving
 
 pytestmark = [
     pytest.mark.usefixtures("asyncio_complains_of_nothing"),
@@ -38,23 +37,6 @@ ENDLESS = ["word "] * 20_000
 MESSAGES = [{"role": "user", "content": "Hi!"}]
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
-
-
-@asynccontextmanager
-async def edge(
-    model: ScriptedModel, *, server: str = "", max_waiting: int | None = None, **kwargs: Any
-) -> AsyncIterator[tuple[httpx.AsyncClient, Engine]]:
-    """A client of a server of an application of an engine of *model*."""
-    async with open_engine(model, model.tokenizer, max_waiting=max_waiting) as engine:
-        async with serving(create_app(engine, **kwargs), server) as url:
-            async with client_of(url) as client:
-                yield client, engine
-
-
-def error_of(response: httpx.Response) -> Any:
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    return error
 
 
 # -- the format

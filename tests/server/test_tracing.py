@@ -14,8 +14,8 @@ from anystreamer.testing import ScriptedModel
 
 from ..helpers.remote_engines import remote_engine
 from ..helpers.scripted import until
-from ..helpers.serving import SERVERS
-from .test_server import CHAT, MESSAGES, TEXT, edge
+from ..helpers.serving import SERVERS, edge
+from .test_server import CHAT, MESSAGES, TEXT
 
 pytest.importorskip("opentelemetry.sdk")
 

@@ -21,7 +21,7 @@ from transformers.models.auto import modeling_auto
 from .inputs import KINDS, Inputs
 from .tokenizer import VOCABULARY
 
-__all__ = ["VOCABULARY", "TinyModel", "build", "listed"]
+__all__ = ["VOCABULARY", "TinyModel", "build", "can_generate", "listed", "named"]
 
 HEADS = 4
 MOST_PARAMETERS = 30_000_000
@@ -117,16 +117,27 @@ class TinyModel:
 
 
 @cache
-def listed() -> dict[str, list[str]]:
-    """The classes that transformers lists for making text, each with the types of its configs."""
+def named() -> dict[str, list[str]]:
+    """The classes that transformers lists for making text, each with the types of its configs.
+
+    Not all of them can generate: `listed()` has those that can, and has to import them all.
+    """
     types: dict[str, list[str]] = {}
     for name in _LISTS:
         mapping = getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES", {})
         for model_type, names in mapping.items():
             for class_name in names if isinstance(names, tuple) else (names,):
-                if getattr(transformers, class_name).can_generate():
-                    types.setdefault(class_name, []).append(model_type)
+                types.setdefault(class_name, []).append(model_type)
     return {class_name: list(dict.fromkeys(each)) for class_name, each in types.items()}
+
+
+def can_generate(class_name: str) -> bool:
+    return bool(getattr(transformers, class_name).can_generate())
+
+
+def listed() -> list[str]:
+    """Those of `named()` that can generate. Their modules take seconds to import."""
+    return list(filter(can_generate, named()))
 
 
 def build(class_name: str) -> TinyModel:
@@ -136,7 +147,7 @@ def build(class_name: str) -> TinyModel:
         RuntimeError: no variant can; the causes are in its notes.
     """
     failure = RuntimeError(f"no tiny {class_name}")
-    for model_type, variant in itertools.product(listed()[class_name], _VARIANTS):
+    for model_type, variant in itertools.product(named()[class_name], _VARIANTS):
         try:
             model = _build(model_type, class_name, {**_SIZES, **variant})
         except Exception as exc:

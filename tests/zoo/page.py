@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import transformers
 from .modes import MODES
 from .outcomes import NOT_BUILT, RIGHT
 
-__all__ = ["PAGE", "page_of", "rows_of"]
+__all__ = ["PAGE", "names_of", "page_of", "rows_of"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
@@ -78,3 +79,9 @@ def rows_of(page: str) -> dict[str, dict[str, str]]:
     """For each class in the table of a page, its outcome in each mode."""
     rows = (line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `"))
     return {name.strip("`"): dict(zip(MODES, cells, strict=True)) for name, *cells in rows}
+
+
+def names_of(page: str) -> set[str]:
+    """All classes that a page names: those in its table, and those that were not tried."""
+    (others,) = (line for line in page.splitlines() if line.startswith("Not tried: "))
+    return {*rows_of(page), *re.findall(r"`(\w+)`", others)}
