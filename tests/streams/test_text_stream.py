@@ -327,5 +327,5 @@ async def test_a_chunk_carries_no_time_before_the_call() -> None:
 async def test_repr_tells_the_state() -> None:
     async with play("abc") as stream:
         await ended(stream)
-        assert repr(stream) == "<anystreamer.TextStream ended>"
+        assert repr(stream) == "<anystreamer.TextStream ended, 3 waiting>"
     assert repr(stream) == "<anystreamer.TextStream closed>"
