@@ -328,4 +328,4 @@ async def test_repr_tells_the_state() -> None:
     async with play("abc") as stream:
         await ended(stream)
         assert repr(stream) == "<anystreamer.TextStream ended, 3 waiting>"
-    assert repr(stream) == "<anystreamer.TextStream closed>"
+    assert repr(stream) == "<anystreamer.TextStream closed, cancelled>"
