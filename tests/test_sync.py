@@ -560,6 +560,34 @@ def test_a_ctrl_c_while_the_loop_starts_leaves_it_usable() -> None:
     assert done.stdout == "one\n", done.stderr
 
 
+@pytest.mark.parametrize("when", ["before it is there", "when it is there"])
+def test_a_ctrl_c_while_a_stream_opens_stops_it(when: str) -> None:
+    """The exception, which somebody may keep, leads to the stream."""
+    done = run_program(
+        "import os, signal, threading\n"
+        "from anystreamer import sync\n"
+        "from anystreamer._bridge import DetachedContext\n"
+        "opened = DetachedContext.__aenter__\n"
+        "caught, stopped = threading.Event(), threading.Event()\n"
+        "async def interrupted(self):\n"
+        f"    stream = await opened(self) if {when == 'when it is there'} else None\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    caught.wait()\n"
+        "    return stream or await opened(self)\n"
+        "DetachedContext.__aenter__ = interrupted\n"
+        "def block(emit, should_stop):\n"
+        "    should_stop.on_stop(stopped.set)\n"
+        "    stopped.wait()\n"
+        "try:\n"
+        "    sync.stream_from_thread(block).__enter__()\n"
+        "except KeyboardInterrupt as exc:\n"
+        "    kept = exc\n"
+        "    caught.set()\n"
+        "print(stopped.wait(20))\n"
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_many_threads_start_one_loop() -> None:
     done = run_program(
         "import threading\n"

@@ -67,7 +67,21 @@ class SyncStream(Generic[StreamT, T]):
         self._tasks, context = self._new_context()
         self._tasks.home.check_process()
         self._context = context
-        self._opened = self._call(self._context.__aenter__)
+        is_wanted = True
+
+        async def enter() -> StreamT:
+            stream = await context.__aenter__()
+            if not is_wanted and context.task is not None:
+                context.task.state.abandon()
+            return stream
+
+        try:
+            self._opened = self._call(enter)
+        except BaseException:  # a Ctrl-C ends this wait alone: nobody will leave the block
+            is_wanted = False  # first: either we see the task, or the loop sees this
+            if context.task is not None:
+                context.task.state.abandon()
+            raise
         return self
 
     def __exit__(
