@@ -92,7 +92,7 @@ def test_a_conversation(backend: str, tmp_path: Path) -> None:
     script = "['# Title\\n\\nSome **bold** ', 'words.\\n', 'A second line.\\n\\n- one\\n', '- two']"
     arguments = ("chat", "--backend", backend, "--system", "Be nice.")
     with terminal(scripted(script, told), *arguments) as chat:
-        keys = "Ctrl-C stops an answer, Ctrl-D exits, /help lists the commands."
+        keys = "Ctrl-C stops an answer, Ctrl-D exits, /help lists commands."
         chat.until(f"anystreamer-demo. {keys}")
         chat.until(READY)
         chat.type("first\n")

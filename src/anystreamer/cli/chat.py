@@ -62,7 +62,7 @@ class Chat:
             for question in _lines():
                 self._answer(question)
         else:
-            keys = "Ctrl-C stops an answer, Ctrl-D exits, /help lists the commands."
+            keys = "Ctrl-C stops an answer, Ctrl-D exits, /help lists commands."
             self._screen.write(f"{_neutral(self._chat_backend.shown_as)}. {keys}", "dim", end="\n")
             commands = Commands(self._conversation, self._answer)
             reader = _Keyboard(self._screen)

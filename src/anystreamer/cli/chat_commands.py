@@ -50,7 +50,7 @@ class Commands:
     def __init__(self, conversation: Conversation, ask: Callable[[str], object]) -> None:
         self._conversation = conversation
         self._ask = ask
-        self.has_ended = False
+        self.has_ended: bool = False
         self._commands = {
             "/new": _Command("/new", "start a new conversation", self._new),
             "/retry": _Command("/retry", "ask for the last answer again", self._retry),

@@ -7,6 +7,7 @@ notice that the client disconnects.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import h11
@@ -117,12 +118,16 @@ class _Connection(H11Protocol):
     def _start_head_timer(self) -> None:
         if self._head_timer is None:
             timeout = self._limits.head_timeout
-            self._head_timer = self.loop.call_later(timeout, self.transport.close)
+            self._head_timer = self.loop.call_later(timeout, self._close)
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _close(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()
 
     # -- what a client takes
 
@@ -142,13 +147,17 @@ class _Connection(H11Protocol):
     # -- the end of the server
 
     def shutdown(self) -> None:
-        super().shutdown()
-        if self.transport.is_closing() and self.transport.get_extra_info("ssl_object"):
+        # At a second close(), asyncio's TLS transport forgets its connection: then nothing can be
+        # asked of it, and it cannot be aborted.
+        if not self.transport.is_closing():
+            super().shutdown()
+        if self.transport.is_closing() and self.scheme == "https":
             self.loop.call_later(TLS_END_TIMEOUT, self._end_tls)
 
     def _end_tls(self) -> None:
-        if not self.transport.get_write_buffer_size():
-            self.transport.abort()
+        with suppress(AttributeError):  # uvicorn has closed it twice
+            if not self.transport.get_write_buffer_size():
+                self.transport.abort()
 
     def _stop_abort_timer(self) -> None:
         if self._abort_timer is not None:
