@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 from time import sleep
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ __all__ = [
     "runs_python",
     "take_results",
     "use_attention",
+    "use_simple_queue",
 ]
 
 # How long to wait for the reason why a manager's thread has died (seconds).
@@ -70,20 +72,32 @@ def cache_used(manager: Any) -> float | None:
     return 1.0 - float(free)
 
 
-def take_results(manager: Any, timeout: float) -> list[Any]:
-    """Wait for a result. Returns all that are ready; none after *timeout* seconds.
+def use_simple_queue(manager: Any) -> None:
+    """Exchange the queue of a manager's results, before it starts.
 
-    All at once: for each that is taken by itself, the manager's thread, which adds one by one, has
-    to wait for the queue's lock, and with it for the interpreter.
+    The lock of Python's `queue.Queue` is taken for each token, in the manager's thread and in ours.
+    Where the two meet, the manager's waits for it, and then for the interpreter. A `SimpleQueue`
+    needs none.
     """
+    _with_results(manager).output_queue = SimpleQueue[Any]()
+
+
+def take_results(manager: Any, timeout: float) -> list[Any]:
+    """Wait for a result. Returns all that are ready; none after *timeout* seconds."""
     first = manager.get_result(timeout=timeout)
     if first is None:
         return []
-    results = getattr(manager, "output_router", manager).output_queue
-    with results.mutex:
-        others = list(results.queue)
-        results.queue.clear()
-    return [first, *others]
+    results = [first]
+    take = _with_results(manager).output_queue.get_nowait
+    with suppress(Empty):
+        while True:
+            results.append(take())
+    return results
+
+
+def _with_results(manager: Any) -> Any:
+    """What has the ``output_queue``; in older releases the manager itself."""
+    return getattr(manager, "output_router", manager)
 
 
 def runs_python(manager: Any) -> bool:

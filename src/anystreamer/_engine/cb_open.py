@@ -22,6 +22,7 @@ from .cb_manager import (
     runs_in_order,
     runs_python,
     use_attention,
+    use_simple_queue,
 )
 from .cb_passes import one_pass_at_a_time
 from .cb_processors import add_processors
@@ -57,6 +58,7 @@ def open_manager(
         with _refusing(model):
             check = AnswerCheck(model, _special_ids(model, tokenizer), is_cancelled)
             manager = _new_manager(model, settings, settings.for_manager(model))
+            use_simple_queue(manager)
             choose_for_each(manager)
             recorder = None
             if runs_in_order(manager):
