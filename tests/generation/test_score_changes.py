@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from anystreamer import TokenIds, open_engine, stream_batch, stream_text
+from anystreamer import TokenIds, stream_batch, stream_text
 from anystreamer.testing import ScriptedModel
 
-from ..helpers.batchings import BATCHINGS
 from ..helpers.tiny_models import (
     VOCABULARY,
     assistant,
@@ -206,11 +205,8 @@ async def test_what_cannot_be_is_refused_at_once(
     [{"frequency_penalty": 0.5}, {"presence_penalty": 0.5}, {"logit_bias": {7: 1.0}}],
     ids=str,
 )
-@pytest.mark.parametrize("batching", BATCHINGS[1:])
-async def test_who_cannot_do_it_says_so(settings: dict[str, Any], batching: Any) -> None:
+async def test_who_cannot_do_it_says_so(settings: dict[str, Any]) -> None:
+    """A model that is not of transformers. Continuous batching does it: `test_cb_sampling.py`."""
     scripted = ScriptedModel(["a"])
     with pytest.raises(ValueError, match=next(iter(settings))):
         stream_text(scripted, scripted.tokenizer, PROMPT, **settings)
-    async with open_engine(llama(), tokenizer(), batching=batching) as engine:
-        with pytest.raises(ValueError, match=rf"{next(iter(settings))}: .*batching='none'"):
-            engine.stream_text(PROMPT, **settings)

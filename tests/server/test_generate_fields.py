@@ -155,10 +155,6 @@ async def test_who_cannot_do_it_for_one_request_says_so() -> None:
     """By the field's own name, before the stream; what it can do, it does."""
     async with edge(batching="continuous") as (client, _, _):
         for name, value in (
-            ("frequency_penalty", 0.5),
-            ("presence_penalty", 0.5),
-            ("logit_bias", {"5": 1}),
-            ("repetition_penalty", 1.5),
             ("min_p", 0.5),
             ("min_tokens", 3),
             ("seed", 3),
@@ -171,6 +167,10 @@ async def test_who_cannot_do_it_for_one_request_says_so() -> None:
         done: list[dict[str, Any]] = [
             {"top_k": 1},
             {"logit_bias": {}},
+            {"logit_bias": {"5": 0.001}},
+            {"frequency_penalty": 0.001},
+            {"presence_penalty": 0.001},
+            {"repetition_penalty": 1.0001},
             {"ignore_eos": True},
             {"stop_token_ids": [0]},
         ]
