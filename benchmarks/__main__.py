@@ -17,7 +17,8 @@ from .method import in_new_process, record
 
 Program = StrEnum(
     "Program",
-    "footprint decoding overhead producers cancellation engines connections edge remote ray_serve",
+    "footprint decoding overhead forms producers cancellation engines simulated connections edge "
+    "remote ray_serve",
 )
 
 

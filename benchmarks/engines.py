@@ -127,21 +127,20 @@ class Bench:
         self.tokenizer = make_tokenizer()
         torch.manual_seed(1)
         self.prompts: list[list[int]] = torch.randint(1, 500, (MOST, PROMPT)).tolist()
-        self._new_manager = self.model.continuous_batching_context_manager
-        self.model.continuous_batching_context_manager = self._manager_of_engine
+        self._new_manager = self.model.init_continuous_batching
+        self.model.init_continuous_batching = self._manager_of_engine
         anyio.run(self.continuous, Run(0))  # an engine's arguments for its manager
 
-    @contextmanager
-    def _manager_of_engine(self, **kwargs: Any) -> Iterator[Any]:
+    def _manager_of_engine(self, **kwargs: Any) -> Any:
         """Keep an engine's manager, and its arguments, which the manager changes."""
         self.arguments = deepcopy(kwargs)
-        with self._new_manager(**kwargs) as self.manager_of_engine:
-            yield self.manager_of_engine
+        self.manager_of_engine = self._new_manager(**kwargs)
+        return self.manager_of_engine
 
     @contextmanager
     def manager(self) -> Iterator[Any]:
         """transformers' manager, as an engine makes it."""
-        with self._new_manager(**deepcopy(self.arguments)) as manager:
+        with self.model.continuous_batching_context_manager(**deepcopy(self.arguments)) as manager:
             while manager.batch_processor is None:  # until its thread has made the cache
                 time.sleep(0.001)
             yield manager

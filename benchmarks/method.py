@@ -38,6 +38,7 @@ ON_ASYNCIO = ("asyncio", "uvloop")
 PACKAGES = (
     *("anystreamer", "anyio", "trio", "uvloop", "torch", "transformers", "tokenizers"),
     *("starlette", "uvicorn", "fastapi", "pydantic", "openai", "ray", "culsans", "janus"),
+    *("llguidance", "xgrammar", "outlines"),
 )
 
 SPAWN = multiprocessing.get_context("spawn")

@@ -13,10 +13,10 @@ torch.set_num_threads(1)
 VOCABULARY = 512
 
 
-def make_model(layers: int, hidden: int) -> LlamaForCausalLM:
+def make_model(layers: int, hidden: int, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=hidden * 2,
         num_hidden_layers=layers,

@@ -204,6 +204,10 @@ def engines(results: Part) -> Tables:
             "{seconds_to_first_piece.median} | to the answer = {seconds_to_answer.median}",
             rows(results["opening"]),
         ),
+        "second turn": table(
+            "| ms to the first token = {first_token_ms:quartiles} | ratio = {ratio:quartiles}",
+            rows(results["second_turn"]),
+        ),
         "goals": goals(
             results,
             ENGINE_TARGETS,
@@ -213,6 +217,17 @@ def engines(results: Part) -> Tables:
             ],
         ),
     }
+
+
+def simulated(results: Part) -> Tables:
+    head = (
+        "step, streams | | of the steps (quartiles) = {ratio_to_limit:quartiles}"
+        "| % of a core = {percent_of_a_core:.0f} | token late, ms: median = {token_late_ms.median}"
+        "| p99 = {token_late_ms.p99} | max = {token_late_ms.max}"
+        "| loop late, ms: p99 = {loop_late_ms.p99} | max = {loop_late_ms.max}"
+    )
+    apart = {name: part for name, part in results.items() if name != "environment"}
+    return {"streams": table(head, rows(apart, 2))}
 
 
 # Targets: what is measured, its path in the results, and the limit.
@@ -326,6 +341,15 @@ def ray_serve(results: Part) -> Tables:
     return {"load": table(f"| {load} | {left} | max = {{leaving.ms.max}}", rows(ways))}
 
 
+def forms(results: Part) -> Tables:
+    head = (
+        "| ratio to generate() = {ratio:quartiles} | ms per token = {ms_per_token.median}"
+        "| a new schema: ms to the first token = {first_ms} | the very first = {opening_ms}"
+    )
+    sizes = {name: part for name, part in results.items() if name.endswith(" tokens")}
+    return {name: table(head, rows(part)) for name, part in sizes.items()}
+
+
 def footprint(results: Part) -> Tables:
     statements = ((f"`{statement}`", row) for statement, row in results["import"].items())
     return {
@@ -358,7 +382,10 @@ def runs() -> str:
 
 TABLES: dict[str, Callable[[Part], Tables]] = {
     each.__name__: each
-    for each in (decoding, cancellation, engines, edge, connections, remote, ray_serve, footprint)
+    for each in (
+        *(decoding, forms, cancellation, engines, simulated, edge, connections, remote),
+        *(ray_serve, footprint),
+    )
 } | {"overhead": per_item, "producers": producers}
 
 
@@ -393,7 +420,7 @@ def fill_pages() -> None:
 # Two quick runs on a shared machine can differ by this share beside their quartiles.
 FLOOR = 0.05
 
-MORE_IS_BETTER = ("engines", "edge", "remote")
+MORE_IS_BETTER = ("engines", "simulated", "edge", "remote")
 WITHOUT_PEERS_RATIOS = ("cancellation", "remote")  # each ratio there is this library's
 
 

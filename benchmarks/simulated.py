@@ -1,0 +1,252 @@
+"""Many streams of one engine on a simulated accelerator: what the event loop takes from the model.
+
+The engine, its drain, and the streams are the real ones. In place of transformers' manager there is
+one whose step sleeps, as a thread does that waits for a GPU, and then hands out one token for each
+request. So what is measured is the interpreter that the model's thread and the event loop share.
+The limit is the same manager with a thread that drops all results. The share of its steps is that
+of the same round. In some ways the application has work of its own, in Python, which keeps the
+event loop busy for half of the time.
+
+Tokens are late from the moment when the manager hands them out, and the loop by how much later than
+asked a task wakes up that sleeps for a millisecond.
+"""
+
+from __future__ import annotations
+
+import gc
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import torch
+from anyio import to_thread
+from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
+
+import anystreamer
+from anystreamer._engine import continuous
+from anystreamer._engine.cb_manager import use_simple_queue
+from anystreamer.demo import load_demo
+
+from .method import ALL_LOOPS, Table, in_new_process, percentiles, ratio, run_on, take_turns
+
+BEAT = 0.001  # seconds
+BUSY_CYCLE = 0.002
+SECONDS = 3.0
+TOKEN = 20  # an id of the embedded model that is text
+LIMIT = "manager, results dropped (no loop)"
+
+
+class Manager:
+    """As much of transformers' manager as an engine uses, with a model that sleeps."""
+
+    def __init__(self, step: float) -> None:
+        self.step = step
+        self.steps = 0
+        # By prompt: when each token was handed out.
+        self.made: dict[tuple[int, ...], list[float]] = {}
+        self._made: dict[str, list[float]] = {}
+        self.continuous_batching_config = SimpleNamespace(
+            page_size=16,
+            cuda_graph_booleans=(False,),
+            varlen_compile_config=None,
+            decode_compile_config=None,
+            use_async_batching=False,
+        )
+        self.batch_processor = SimpleNamespace(cache=SimpleNamespace(num_blocks=10**9))
+        self.background_thread_status = SimpleNamespace(fatal_error=None, local_status=0)
+        self._tokens: dict[str, list[int]] = {}
+        self.output_queue: queue.Queue[GenerationOutput] = queue.Queue()
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def is_running(self) -> bool:
+        return not self._is_over.is_set()
+
+    def add_request(self, ids: list[int], *, request_id: str, **settings: Any) -> None:
+        self.made[tuple(ids)] = self._made[request_id] = []
+        self._tokens[request_id] = []
+
+    def cancel_request(self, request_id: str) -> None:
+        self._tokens.pop(request_id, None)
+
+    def get_result(self, timeout: float) -> GenerationOutput | None:
+        try:
+            return self.output_queue.get(block=timeout > 0, timeout=timeout)
+        except queue.Empty:
+            return None
+
+    def _run(self) -> None:
+        due = time.perf_counter()
+        while not self._is_over.is_set():
+            due = max(due + self.step, time.perf_counter())
+            time.sleep(max(0.0, due - time.perf_counter()))
+            self.steps += 1
+            now = time.perf_counter()
+            for request_id, tokens in list(self._tokens.items()):
+                tokens.append(TOKEN)
+                self._made[request_id].append(now)
+                self.output_queue.put(
+                    GenerationOutput(
+                        request_id, generated_tokens=tokens[:], status=RequestStatus.DECODING
+                    )
+                )
+
+
+@contextmanager
+def simulated(step: float) -> Iterator[Manager]:
+    """In the block, engines get this manager."""
+    manager, opened = Manager(step), continuous.open_manager
+
+    @contextmanager
+    def open_manager(*args: Any) -> Iterator[Manager]:
+        use_simple_queue(manager)
+        manager.start()
+        yield manager
+        manager.stop()
+
+    continuous.open_manager = open_manager
+    try:
+        yield manager
+    finally:
+        continuous.open_manager = opened
+
+
+async def engine(step: float, count: int, busy: float) -> Table:
+    """So many streams of an engine, for some seconds, beside work of the application's own."""
+    late: list[float] = []
+    beats: list[float] = []
+    load_demo()
+    gc.collect()
+    gc.freeze()  # as `anystreamer serve` does
+    with simulated(step) as manager:
+        async with (
+            anystreamer.open_engine(
+                *load_demo(), batching="continuous", max_running=count
+            ) as opened,
+            anyio.create_task_group() as tasks,
+        ):
+
+            async def read(number: int) -> None:
+                prompt, received = [1 + number // 100, 1 + number % 100], 0
+                async with opened.stream_text(
+                    {"input_ids": torch.tensor([prompt])}, max_new_tokens=10**6
+                ) as stream:
+                    async for chunk in stream:
+                        now, new = time.perf_counter(), len(chunk.token_ids)
+                        made = manager.made[tuple(prompt)][received : received + new]
+                        late.extend(now - each for each in made)
+                        received += new
+
+            async def beat() -> None:
+                while True:
+                    due = time.perf_counter() + BEAT
+                    await anyio.sleep(BEAT)
+                    beats.append(time.perf_counter() - due)
+
+            async def work() -> None:
+                while True:
+                    end = time.perf_counter() + busy * BUSY_CYCLE
+                    while time.perf_counter() < end:
+                        pass
+                    await anyio.sleep((1 - busy) * BUSY_CYCLE)
+
+            for number in range(count):
+                tasks.start_soon(read, number)
+            while len(manager.made) < count:
+                await anyio.sleep(0.1)
+            if busy:
+                tasks.start_soon(work)
+            tasks.start_soon(beat)
+            await anyio.sleep(1.0)
+            late.clear()
+            beats.clear()
+            result = await counted(manager)
+            tasks.cancel_scope.cancel()
+    return result | {
+        "token_late_ms": percentiles([1e3 * each for each in late], 99, 100),
+        "loop_late_ms": percentiles([1e3 * each for each in beats], 99, 100),
+    }
+
+
+async def limit(step: float, count: int) -> Table:
+    """The manager alone: a thread takes its results, and drops them."""
+
+    def drop() -> None:
+        while manager.is_running():
+            time.sleep(continuous.DRAIN_INTERVAL)
+            while manager.get_result(timeout=0) is not None:
+                pass
+
+    with simulated(step) as manager:
+        manager.start()
+        for number in range(count):
+            manager.add_request([number], request_id=str(number))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(to_thread.run_sync, drop)
+            await anyio.sleep(1.0)
+            result = await counted(manager)
+            manager.stop()
+    return result
+
+
+async def counted(manager: Manager) -> Table:
+    steps, cpu, started = manager.steps, time.process_time(), time.perf_counter()
+    await anyio.sleep(SECONDS)
+    seconds = time.perf_counter() - started
+    return {
+        "steps_per_second": (manager.steps - steps) / seconds,
+        "percent_of_a_core": 100 * (time.process_time() - cpu) / seconds,
+    }
+
+
+def compared(step: float, count: int, busy: float, rounds: int) -> Table:
+    ways: dict[str, Callable[[], Table]] = {
+        LIMIT: partial(in_new_process, run_on, "asyncio", limit, step, count)
+    }
+    for loop in ALL_LOOPS:
+        ways[f"open_engine on {loop}"] = partial(
+            in_new_process, run_on, loop, engine, step, count, busy
+        )
+    turns = take_turns(ways, rounds)
+    steps = {name: [each["steps_per_second"] for each in runs] for name, runs in turns.items()}
+    return {
+        name: {"ratio_to_limit": ratio(steps[name], steps[LIMIT])} | median_of(runs)
+        for name, runs in turns.items()
+    }
+
+
+def median_of(runs: Sequence[Table]) -> Table:
+    """The median of each figure over the rounds."""
+    return {
+        name: median_of([run[name] for run in runs])
+        if isinstance(value, dict)
+        else median(run[name] for run in runs)
+        for name, value in runs[0].items()
+    }
+
+
+def measure(is_quick: bool) -> Iterator[Table]:
+    rounds = 1 if is_quick else 3
+    for step, counts in ((15, (64, 256)), (33, (250, 500, 1_000))):
+        for count in counts:
+            for busy in (0.0, 0.5) if step == 15 else (0.0,):
+                beside = ", application busy half the time" if busy else ""
+                yield {
+                    f"step of {step} ms, {count} streams{beside}": compared(
+                        step / 1e3, count, busy, rounds
+                    )
+                }
