@@ -13,7 +13,7 @@ from .._errors import describe, is_kind, message_of
 from .active_request import ActiveRequest, ScoreHooks
 from .cb_check import AnswerCheck
 from .cb_config import Settings, is_neutral_penalty
-from .cb_form_masks import add_form_masks
+from .cb_form_masks import FormMasks
 from .cb_manager import (
     attention_of,
     cache_size,
@@ -25,9 +25,9 @@ from .cb_manager import (
     use_simple_queue,
 )
 from .cb_passes import one_pass_at_a_time
-from .cb_processors import add_processors
+from .cb_processors import ForEachRequest
 from .cb_refusals import NOT_IN_ORDER
-from .cb_sampling import add_recorder, choose_for_each, draw_by_itself
+from .cb_sampling import Recorder, choose_for_each, draw_by_itself
 
 __all__ = ["open_manager"]
 
@@ -64,10 +64,11 @@ def open_manager(
             if runs_in_order(manager):
                 hooks_of = partial(_hooks_of, active_request)
                 # Each is put before those that are there already.
-                add_form_masks(manager, lambda name: hooks_of(name).form_matcher)
-                add_processors(manager, lambda name: hooks_of(name).changes)
-                recorder = add_recorder(manager, partial(_wants_logprobs, active_request))
-                add_processors(manager, lambda name: hooks_of(name).penalties)
+                FormMasks(lambda name: hooks_of(name).form_matcher).add_to(manager)
+                ForEachRequest(lambda name: hooks_of(name).changes).add_to(manager)
+                recorder = Recorder(partial(_wants_logprobs, active_request))
+                recorder.add_to(manager)
+                ForEachRequest(lambda name: hooks_of(name).penalties).add_to(manager)
             elif not is_neutral_penalty(penalty := model.generation_config.repetition_penalty):
                 raise ValueError(
                     f"repetition_penalty={penalty!r} of the model's generation config "

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers.generation.continuous_batching.cb_logits_processors import (
-    ContinuousBatchingLogitsProcessor,
-)
 
-__all__ = ["RequestProcessors", "add_processors", "processors_or_none"]
+from .cb_step_processor import StepProcessor
+
+__all__ = ["ForEachRequest", "RequestProcessors", "processors_or_none"]
 
 #: Finds the processors of a request by its id; None if it has none. For the manager's thread.
 Find = Callable[[str], "RequestProcessors | None"]
@@ -51,35 +50,19 @@ def processors_or_none(processors: list[Any]) -> RequestProcessors | None:
     return RequestProcessors(processors) if processors else None
 
 
-def add_processors(manager: Any, find: Find) -> None:
-    """Let a manager that has no batches yet call processors of each request, before all others."""
-    processors = manager.logit_processor
-    processors.logits_processor.insert(0, _ForEachRequest(find))
-    processors.tensors_required += 1
-    processors.do_processing = True
-
-
-class _ForEachRequest(ContinuousBatchingLogitsProcessor):
-    supported_kwargs: dict[str, type] = {}  # noqa: RUF012  as in the base class
-    ignored_kwargs: tuple[str, ...] = ()
+class ForEachRequest(StepProcessor):
+    """Calls the processors of each request for its row."""
 
     def __init__(self, find: Find) -> None:
         self._find = find
         self._rows: list[tuple[int, RequestProcessors]] = []
 
-    def fill_defaults(self, int32_tensor: Any) -> None:
-        int32_tensor.zero_()
-
-    def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> Any:
-        found = [
-            (each.state, self._find(each.state.request_id)) for each in requests_with_new_token
-        ]
+    def prepare(self, states: list[Any]) -> None:
         self._rows = []
-        for row, (state, processors) in enumerate(found):
-            if processors is not None:
+        for row, state in enumerate(states):
+            if (processors := self._find(state.request_id)) is not None:
                 processors.take(state)
                 self._rows.append((row, processors))
-        return torch.empty(0, dtype=torch.int32)
 
     def __call__(self, scores: Any, tensor_arg: Any) -> Any:
         if self._rows:

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from transformers.generation.continuous_batching.cb_logits_processors import (
-    ContinuousBatchingLogitsProcessor,
     ContinuousBatchingTopKLogitsWarper,
     ContinuousBatchingTopPLogitsWarper,
 )
 
-__all__ = ["Recorder", "add_recorder", "choose_for_each", "draw_by_itself"]
+from .cb_step_processor import StepProcessor
+
+__all__ = ["Recorder", "choose_for_each", "draw_by_itself"]
 
 # transformers has no public name for the method that chooses the tokens of a step.
 SAMPLE = "_sample"
@@ -56,21 +57,6 @@ class _TopP(ContinuousBatchingTopPLogitsWarper):
         return super().__call__(scores, tensor_arg)
 
 
-def add_recorder(manager: Any, wants_logprobs: Callable[[str], bool]) -> Recorder:
-    """Let a manager that has no batches yet keep log-probabilities. Add this one last.
-
-    transformers' own are those after temperature, top-k and top-p.
-
-    Args:
-        manager: of transformers.
-        wants_logprobs: whether a request wants them, by its id. Called in the manager's thread.
-    """
-    processors = manager.logit_processor
-    processors.logits_processor.insert(0, recorder := Recorder(wants_logprobs))
-    processors.tensors_required += 1
-    return recorder
-
-
 def draw_by_itself(manager: Any, recorder: Recorder) -> None:
     """Let a manager that has batches, and has not started, use a random generator of its own.
 
@@ -88,25 +74,22 @@ def _new_generator(manager: Any) -> Any:
     return torch.Generator(manager.model.device).manual_seed(seed)
 
 
-class Recorder(ContinuousBatchingLogitsProcessor):
-    """Keeps the log-probabilities of a step that are asked for, before anything changes them."""
+class Recorder(StepProcessor):
+    """Keeps the log-probabilities of a step that are asked for, before anything changes them.
 
-    supported_kwargs: dict[str, type] = {}  # noqa: RUF012  as in the base class
-    ignored_kwargs: tuple[str, ...] = ()
+    transformers' own are those after temperature, top-k and top-p.
+
+    Args:
+        wants_logprobs: whether a request wants them, by its id. Called in the manager's thread.
+    """
 
     def __init__(self, wants_logprobs: Callable[[str], bool]) -> None:
         self._wants_logprobs = wants_logprobs
         self._is_wanted = False
         self.latest: Any = None  # of shape (requests, vocabulary); None if nobody wants them
 
-    def fill_defaults(self, int32_tensor: Any) -> None:
-        int32_tensor.zero_()
-
-    def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> Any:
-        self._is_wanted = any(
-            self._wants_logprobs(each.state.request_id) for each in requests_with_new_token
-        )
-        return torch.empty(0, dtype=torch.int32)
+    def prepare(self, states: list[Any]) -> None:
+        self._is_wanted = any(self._wants_logprobs(each.request_id) for each in states)
 
     def __call__(self, scores: Any, tensor_arg: Any) -> Any:
         self.latest = scores.log_softmax(dim=-1) if self._is_wanted else None

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from .grammar_builder import GrammarBuilder
 
-__all__ = ["ANY_TEXT", "Reasoning", "reasoning_before", "reasoning_rest"]
+__all__ = ["ANY_TEXT", "Reasoning", "reasoning_before", "reasoning_between", "reasoning_rest"]
 
 ANY_TEXT = "/(?s:.*)/"
 
@@ -27,6 +27,13 @@ def reasoning_before(builder: GrammarBuilder, reasoning: Reasoning | None) -> st
         return ""
     rest = reasoning_rest(builder, reasoning)
     return f"({builder.text(reasoning.begin)} {rest})?" if reasoning.begin else rest
+
+
+def reasoning_between(builder: GrammarBuilder, reasoning: Reasoning | None) -> str:
+    """Lark's for what can stand between a reasoning and what follows it."""
+    if reasoning is None or not reasoning.between:
+        return ""
+    return f"({builder.text(reasoning.between)})?"
 
 
 def reasoning_rest(builder: GrammarBuilder, reasoning: Reasoning) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .grammar_builder import GrammarBuilder, in_slashes
-from .reasoning import Reasoning, reasoning_before
+from .reasoning import Reasoning, reasoning_before, reasoning_between
 
 __all__ = [
     "AnswerForm",
@@ -98,7 +98,7 @@ class AnswerForm:
         form = builder.other("form", self.grammar)
         if reasoning is None:
             return form
-        between = f"({builder.text(reasoning.between)})?" if reasoning.between else ""
+        between = reasoning_between(builder, reasoning)
         return f"/\\s*/ {between} {builder.text(reasoning.content)} {form}"
 
 

@@ -11,7 +11,7 @@ from .call_body import CallBody
 from .call_shape import CallShape, Opening, shape_of_calls
 from .grammar_builder import GrammarBuilder, escaped
 from .marker_grammar import render
-from .reasoning import ANY_TEXT, Reasoning, reasoning_before, reasoning_rest
+from .reasoning import ANY_TEXT, Reasoning, reasoning_before, reasoning_between, reasoning_rest
 from .tools import Tool, ToolUse
 
 __all__ = ["ToolForm", "new_tool_form"]
@@ -52,9 +52,7 @@ class ToolForm:
         Raises:
             ValueError: there is none.
         """
-        between = ""
-        if reasoning is not None and reasoning.between:
-            between = f"({builder.text(reasoning.between)})?"
+        between = reasoning_between(builder, reasoning)
         try:
             calls = _Calls(builder, self.shape, self.use)
             return f"{calls.space} {between} {calls.all()}"
