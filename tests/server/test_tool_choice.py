@@ -140,6 +140,14 @@ class Wishing:
         return self._generate(**kwargs, logits_processor=processors)
 
 
+async def choice_of(client: Any, body: dict[str, Any], stream: bool) -> Any:
+    """The only choice of a chat completion, whole or in events."""
+    if not stream:
+        return (await client.chat.completions.create(**body)).choices[0]
+    async with client.chat.completions.stream(**body) as events:
+        return (await events.get_final_completion()).choices[0]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_strict_tools_where_the_model_chooses(stream: bool) -> None:
     family = FAMILIES["qwen coder"]
@@ -156,11 +164,7 @@ async def test_strict_tools_where_the_model_chooses(stream: bool) -> None:
                         "tools": tools,
                         "max_tokens": 300,
                     }
-                    if stream:
-                        async with client.chat.completions.stream(**body) as events:
-                            choice: Any = (await events.get_final_completion()).choices[0]
-                    else:
-                        choice = (await client.chat.completions.create(**body)).choices[0]
+                    choice = await choice_of(client, body, stream)
         assert choice.message.content.startswith("Well.")
         calls = choice.message.tool_calls or ()
         found[tools is strict] = [json.loads(call.function.arguments) for call in calls]
@@ -191,11 +195,7 @@ async def test_beside_tools_a_response_format_is_for_the_text(stream: bool) -> N
                         "response_format": PLACE,
                         "max_tokens": 300,
                     }
-                    if stream:
-                        async with client.chat.completions.stream(**body) as events:
-                            choice: Any = (await events.get_final_completion()).choices[0]
-                    else:
-                        choice = (await client.chat.completions.create(**body)).choices[0]
+                    choice = await choice_of(client, body, stream)
                     required = await client.chat.completions.create(**body, tool_choice="required")
                     asked: dict[str, Any] = {
                         "tools": [{"type": "function", **each["function"]} for each in TOOLS],
@@ -279,10 +279,8 @@ async def test_an_answer_is_a_call_or_keeps_to_the_format(batching: Any) -> None
                     "max_tokens": 200,
                     "logit_bias": {str(family.tokenizer.encode(bias)[0]): 5},
                 }
-                whole = (await client.chat.completions.create(**chat)).choices[0]
-                async with client.chat.completions.stream(**chat) as events:
-                    last = (await events.get_final_completion()).choices[0]
-                for choice in (whole, last):
+                for in_events in (False, True):
+                    choice = await choice_of(client, chat, in_events)
                     assert choice.finish_reason == ("tool_calls" if bias == "<" else "stop")
                     (call,) = choice.message.tool_calls or [None]
                     made: Any = call and call.function.arguments
