@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,14 @@ def until_stopped() -> None:
         time.sleep(0.05)
     made = tokens_made() - _made_before
     assert made < LIMIT / 2, f"the model made {made:.0f} tokens"
+
+
+async def cancel_while_running(answer: Coroutine[Any, Any, Any]) -> None:
+    """Await an answer in a task, cancel that while the model generates, and wait for its stop."""
+    task = asyncio.create_task(answer)
+    await asyncio.to_thread(until_running)
+    task.cancel()
+    await asyncio.to_thread(until_stopped)
 
 
 def try_all(package: str, **ways: Callable[[], Any] | str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import dspy
 
 import checks
@@ -22,10 +20,7 @@ def whole() -> None:
 
 async def cancel() -> None:
     """cancelling a task in `LM.acall`"""
-    task = asyncio.create_task(model(max_tokens=checks.LIMIT).acall(checks.ENDLESS))
-    await asyncio.to_thread(checks.until_running)
-    task.cancel()
-    await asyncio.to_thread(checks.until_stopped)
+    await checks.cancel_while_running(model(max_tokens=checks.LIMIT).acall(checks.ENDLESS))
 
 
 checks.try_all(

@@ -74,10 +74,7 @@ async def cancel() -> None:
             break
         await chunks.aclose()
         await asyncio.to_thread(checks.until_stopped)
-        task = asyncio.create_task(client.chat_completion(**endless))
-        await asyncio.to_thread(checks.until_running)
-        task.cancel()
-        await asyncio.to_thread(checks.until_stopped)
+        await checks.cancel_while_running(client.chat_completion(**endless))
 
 
 checks.try_all(

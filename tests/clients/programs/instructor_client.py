@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import instructor
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
@@ -59,10 +57,7 @@ async def cancel() -> None:
         create = client.create(
             response_model=None, max_tokens=checks.LIMIT, **asked(checks.ENDLESS)
         )
-        task = asyncio.create_task(create)
-        await asyncio.to_thread(checks.until_running)
-        task.cancel()
-        await asyncio.to_thread(checks.until_stopped)
+        await checks.cancel_while_running(create)
 
 
 def whole() -> None:

@@ -84,10 +84,7 @@ async def cancel() -> None:
         break
     await chunks.aclose()
     await asyncio.to_thread(checks.until_stopped)
-    task = asyncio.create_task(endless.ainvoke(checks.ENDLESS))
-    await asyncio.to_thread(checks.until_running)
-    task.cancel()
-    await asyncio.to_thread(checks.until_stopped)
+    await checks.cancel_while_running(endless.ainvoke(checks.ENDLESS))
 
 
 checks.try_all(

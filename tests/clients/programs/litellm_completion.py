@@ -92,10 +92,7 @@ async def cancel() -> None:
         break
     await chunks.aclose()
     await asyncio.to_thread(checks.until_stopped)
-    task = asyncio.create_task(litellm.acompletion(**endless))
-    await asyncio.to_thread(checks.until_running)
-    task.cancel()
-    await asyncio.to_thread(checks.until_stopped)
+    await checks.cancel_while_running(litellm.acompletion(**endless))
 
 
 checks.try_all(

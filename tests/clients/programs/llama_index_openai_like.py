@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from llama_index.core.llms import ChatMessage
 from llama_index.core.program.function_program import get_function_tool
 from llama_index.core.tools import FunctionTool
@@ -88,10 +86,7 @@ def structured() -> None:
 async def cancel() -> None:
     """cancelling a task in `achat`; a stream that is left stays open until the event loop ends"""
     endless, asked = model(max_tokens=checks.LIMIT), [ChatMessage(checks.ENDLESS)]
-    task = asyncio.create_task(endless.achat(asked))
-    await asyncio.to_thread(checks.until_running)
-    task.cancel()
-    await asyncio.to_thread(checks.until_stopped)
+    await checks.cancel_while_running(endless.achat(asked))
 
 
 checks.try_all(

@@ -102,10 +102,7 @@ async def cancel() -> None:
             ):
                 result.cancel()
         await asyncio.to_thread(checks.until_stopped)
-        task = asyncio.create_task(Runner.run(agent, checks.ENDLESS))
-        await asyncio.to_thread(checks.until_running)
-        task.cancel()
-        await asyncio.to_thread(checks.until_stopped)
+        await checks.cancel_while_running(Runner.run(agent, checks.ENDLESS))
 
 
 checks.try_all(

@@ -114,10 +114,7 @@ async def cancel() -> None:
             async for _ in chunks:
                 break
         await asyncio.to_thread(checks.until_stopped)
-        task = asyncio.create_task(create(**endless))
-        await asyncio.to_thread(checks.until_running)
-        task.cancel()
-        await asyncio.to_thread(checks.until_stopped)
+        await checks.cancel_while_running(create(**endless))
 
 
 checks.try_all(

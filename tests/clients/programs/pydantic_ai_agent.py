@@ -80,10 +80,7 @@ async def cancel() -> None:
             async for _ in result.stream_text(delta=True, debounce_by=None):
                 break
         await asyncio.to_thread(checks.until_stopped)
-        task = asyncio.create_task(agent.run(checks.ENDLESS))
-        await asyncio.to_thread(checks.until_running)
-        task.cancel()
-        await asyncio.to_thread(checks.until_stopped)
+        await checks.cancel_while_running(agent.run(checks.ENDLESS))
 
 
 checks.try_all(
