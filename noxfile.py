@@ -131,7 +131,8 @@ def run_with_the_oldest(session: nox.Session, *options: str, **env: str) -> None
     install_all(session)
     oldest = ("anyio==4.11.0", "trio==0.31.0", "transformers==5.0.0", "tokenizers==0.22.2")
     install(session, *oldest, "openai==2.0.0")  # which is made of another HTTP client
-    names = ("bridge", "generation", "engine/test_engine.py", "remote/test_shapes.py")
+    folders = ("bridge", "drop_in", "generation", "prompts")
+    names = (*folders, "engine/test_engine.py", "remote/test_shapes.py")
     # Of these folders what takes long, and depends on Python and the loop instead.
     others = ("bridge/test_interrupts.py", "bridge/test_teardown.py")
     session.run(

@@ -10,6 +10,7 @@ from anystreamer._bridge import (
     stream_from_thread,
     stream_iterable,
 )
+from anystreamer._drop_in import AsyncTextIteratorStreamer
 from anystreamer._engine import Engine, EngineStatistics, open_engine
 from anystreamer._errors import (
     EngineBusy,
@@ -18,16 +19,10 @@ from anystreamer._errors import (
     GenerationStopped,
     GenerationTimeout,
 )
-from anystreamer._generation import (
-    AsyncTextIteratorStreamer,
-    ReuseCache,
-    SupportsGenerate,
-    TokenIds,
-    UntrustedMessages,
-    stream_batch,
-    stream_text,
-)
+from anystreamer._generation import SupportsGenerate, stream_batch, stream_text
+from anystreamer._kept_caches import ReuseCache
 from anystreamer._load_model import load_model
+from anystreamer._prompts import TokenIds, UntrustedMessages
 from anystreamer._streams import (
     BatchStream,
     FinishReason,

@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ._errors import logger
-from ._generation import note_missing_processor
 from ._installing import to_install
 from ._model_class import Classes, classes_for
+from ._prompts import note_missing_processor
 
 if TYPE_CHECKING:
     import torch

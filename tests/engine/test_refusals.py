@@ -62,7 +62,7 @@ REQUESTS: dict[str, list[dict[str, Any]]] = {
         {"bad_words_ids": [[5]]},
     ],
 }
-# What another model is needed for: tests/generation/test_media.py, test_tools.py.
+# What another model is needed for: tests/prompts/test_media.py, tests/generation/test_tools.py.
 ELSEWHERE = {"pictures, audio and video in a chat", "tool_choice"}
 # Only where steps do not run in order, which no CPU does by itself.
 NOT_IN_ORDER = {name for name, reason in REFUSALS.items() if "steps that run" in reason}

@@ -20,11 +20,11 @@ from PIL import Image
 from anystreamer import open_engine
 from anystreamer.server import create_app
 
-from ..generation.test_media import asking, plain
-from ..generation.test_media_fetch import pictures
 from ..helpers.serving import client_of, official, serving
 from ..helpers.tiny_models import llama, steps_of, tokenizer
 from ..helpers.tiny_processors import Kind, kind_named, picture, png, recording, wav
+from ..prompts.test_media import asking, plain
+from ..prompts.test_media_fetch import pictures
 
 pytestmark = [
     pytest.mark.torch,

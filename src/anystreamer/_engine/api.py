@@ -6,13 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-from .._generation import (
-    ReuseCache,
-    SupportsGenerate,
-    check_model,
-    tokenizer_of,
-    validate_reuse_cache,
-)
+from .._generation import SupportsGenerate
+from .._kept_caches import ReuseCache, validate_reuse_cache
+from .._model import check_model
+from .._prompts import tokenizer_of
 from .._text import SupportsDecode
 from .._workers import OwnerContext, validate_count
 from .base import BaseEngine, Engine, warn_of_one_by_one

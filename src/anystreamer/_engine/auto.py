@@ -10,7 +10,8 @@ from anyio import from_thread
 
 from .._bridge import Producer, run_sync_joined
 from .._errors import describe
-from .._generation import EngineCaches, GenerationRequest, ReuseCache
+from .._generation import GenerationRequest
+from .._kept_caches import EngineCaches, ReuseCache
 from .._workers import Lane, WorkThreads
 from .base import EngineTask, warn_of_one_by_one
 from .cb_config import Settings

@@ -12,16 +12,9 @@ from anyio import CapacityLimiter
 
 from .._bridge import StreamContext, run_sync_joined
 from .._errors import EngineClosed, EngineDied, GenerationTimeout, describe, is_kind
-from .._generation import (
-    GenerationRequest,
-    Prompt,
-    Tools,
-    WorkerContext,
-    as_prompts,
-    main_input_name,
-    max_context_length,
-    validate_prompt,
-)
+from .._generation import GenerationRequest, Tools, WorkerContext
+from .._model import main_input_name, max_context_length
+from .._prompts import Prompt, as_prompts, validate_prompt
 from .._reporting import SafeLogger
 from .._streams import GenerationState, TextStream, Timeouts
 from .._text import ResponseFormat, ToolChoice

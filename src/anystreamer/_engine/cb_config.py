@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from .._generation import is_encoder_decoder
+from .._model import is_encoder_decoder
 
 __all__ = [
     "SAMPLING",

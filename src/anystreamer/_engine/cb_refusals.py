@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .._generation import GenerationRequest, has_media
+from .._generation import GenerationRequest
+from .._prompts import has_media
 from .cb_config import SAMPLING, is_neutral_penalty
 from .cb_manager import runs_in_order
 

@@ -13,7 +13,8 @@ from anyio.lowlevel import checkpoint
 
 from .._bridge import ThreadEvent, run_sync_joined
 from .._errors import PreservingContext, wrap_control_flow_exception
-from .._generation import GenerationRequest, new_token_limit, tokenizer_of
+from .._generation import GenerationRequest, new_token_limit
+from .._prompts import tokenizer_of
 from .._streams import Row
 from .active_request import ActiveRequest, ScoreHooks, publish
 from .base import EngineTask, ThreadEngine

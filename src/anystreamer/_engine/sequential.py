@@ -11,13 +11,8 @@ from anyio import CapacityLimiter, from_thread
 from anyio.lowlevel import checkpoint, current_token
 
 from .._bridge import DetachedTasks, Producer, guard, has_waiters, run_sync_joined
-from .._generation import (
-    EngineCaches,
-    GenerationCall,
-    GenerationRequest,
-    ReuseCache,
-    model_limiter,
-)
+from .._generation import GenerationCall, GenerationRequest, model_limiter
+from .._kept_caches import EngineCaches, ReuseCache
 from .._workers import AdmissionQueue, Lane, WorkItem, WorkThreads
 from .base import EngineTask, ThreadEngine
 

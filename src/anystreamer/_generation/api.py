@@ -16,13 +16,13 @@ from .._bridge import (
     run_sync_joined,
     validate_limiter,
 )
+from .._model import main_input_name, max_context_length
+from .._prompts import Prompt, as_prompts, validate_prompt, validate_prompts
 from .._streams import BatchStream, GenerationState, GenerationStream, TextStream, Timeouts
 from .._text import ResponseFormat, SupportsDecode, ToolChoice
 from .call import GenerationCall
 from .limiters import model_limiter
-from .model import main_input_name, max_context_length
 from .options import OPTION_NAMES, Tools, WorkerContext
-from .prompts import Prompt, as_prompts, validate_prompt, validate_prompts
 from .request import GenerationRequest
 
 __all__ = ["SupportsGenerate", "stream_batch", "stream_text"]

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from .._errors import GenerationStopped
+from .._weak_cache import weak_cached
 from .compare_logits import logits_distance, logits_tolerance
 from .criteria import StopFlagCriteria, criteria_list
-from .prompts import weak_cached
 
 __all__ = ["check_batch"]
 

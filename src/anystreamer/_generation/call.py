@@ -11,11 +11,10 @@ from typing import Any, Protocol
 
 from .._bridge import Producer, close_unstarted, name_of
 from .._errors import GenerationStopped, GenerationTimeout, PreservingContext, is_kind
+from .._model import is_encoder_decoder, uses_torch
+from .._prompts import Prompt, has_media
 from .._streams import FinishReason, GenerationState, Row, TextChunk
 from .generate_kwargs import is_assisted, new_token_limit
-from .media import has_media
-from .model import is_encoder_decoder, uses_torch
-from .prompts import Prompt
 from .request import GenerationRequest
 from .returned_tokens import returned_tokens
 from .token_streamer import TokenStreamer
@@ -74,7 +73,7 @@ class GenerationCall:
             ValueError: an address is not allowed, or cannot be fetched.
         """
         if not isinstance(self._prompts, Mapping) and any(map(has_media, self._prompts)):
-            from .media_fetch import fetch_media
+            from .._prompts import fetch_media
 
             self._fetched = await fetch_media(self._prompts)
 

@@ -8,10 +8,10 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
+from .._model import is_encoder_decoder
+from .._prompts import Prompt, TokenIds
 from .._streams import FinishReason, Logprob, Row, TextChunk
 from .._text import ContinuationDecoder, Delta, StopStrings, TextDecoder
-from .model import is_encoder_decoder
-from .prompts import Prompt, TokenIds
 from .shown_stop_strings import ShownStopStrings
 from .whisper import WhisperWindowBuffer
 

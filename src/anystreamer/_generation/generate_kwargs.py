@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from .model import uses_torch
+from .._model import uses_torch
 
 __all__ = [
     "check_cancel_within",
@@ -18,6 +18,7 @@ __all__ = [
     "effective_setting",
     "is_assisted",
     "new_token_limit",
+    "stopping_criteria",
 ]
 
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
@@ -254,3 +255,10 @@ def check_cancel_within(model: Any, generate_kwargs: Mapping[str, Any], cancel_w
 
 def _cache(setting: Callable[[str], Any]) -> str:
     return str(setting("cache_implementation") or "")
+
+
+def stopping_criteria(rows_end: Callable[[Any], Sequence[bool]]) -> list[Any]:
+    """What ends the rows for which *rows_end* returns True, given the ids of shape ``(B, T)``."""
+    from .criteria import StopFlagCriteria
+
+    return [StopFlagCriteria(rows_end)]

@@ -7,7 +7,7 @@ from typing import Any
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
-from .prompts import weak_cached
+from .._weak_cache import weak_cached
 
 __all__ = ["model_limiter"]
 

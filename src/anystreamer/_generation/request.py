@@ -8,6 +8,24 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
+from .._model import (
+    check_model,
+    is_encoder_decoder,
+    is_transducer,
+    main_input_name,
+    takes_token_type_ids,
+    uses_torch,
+)
+from .._prompts import (
+    Prompt,
+    TokenIds,
+    check_context_length,
+    check_vocabulary,
+    encode,
+    padded,
+    prompt_rows,
+    tokenizer_of,
+)
 from .._streams import GenerationSpan, GenerationState, Row, queue_deadline
 from .._text import (
     CallOrAnswerForm,
@@ -34,17 +52,7 @@ from .generate_kwargs import (
     check_score_changes,
     effective_setting,
 )
-from .model import (
-    check_model,
-    is_encoder_decoder,
-    is_transducer,
-    main_input_name,
-    takes_token_type_ids,
-    uses_torch,
-)
 from .options import Options
-from .prompt_checks import check_context_length, check_vocabulary
-from .prompts import Prompt, TokenIds, encode, padded, prompt_rows, tokenizer_of
 from .shown_stop_strings import ShownStopStrings
 from .whisper import (
     check_whisper_fallback,
@@ -257,7 +265,7 @@ class GenerationRequest:
         A prompt that leaves no token of *context_length* for an answer is refused, and early if it
         is much longer. *fetched* has the files of pictures and recordings that have addresses.
         """
-        from .processors import prompts_for_processor
+        from .._prompts import prompts_for_processor
 
         _ = self.options.stop_strings.automaton  # built here: it can take long
         encoded = encode(

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import anyio
 
 from .. import TextStream, stream_text
-from .._generation import max_context_length, tokenizer_of
 from .._load_model import shown_name
+from .._model import max_context_length
+from .._prompts import tokenizer_of
 from .common import load_or_fail
 from .terminal import fail
 

@@ -14,7 +14,7 @@ from anyio import CancelScope, move_on_after
 from .._bridge import SafeEvent, StreamContext
 from .._engine import BaseEngine, EngineContext, EngineTask
 from .._errors import EngineBusy, GenerationTimeout, is_kind
-from .._generation import Prompt
+from .._prompts import Prompt
 from .._streams import GenerationSpan, GenerationState, TextStream, queue_deadline
 from ._errors import request_error
 from ._http import address_of, content_encoding, guard, httpx, new_client

@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
-from .._generation import Options, Prompt, TokenIds, check_generate_kwargs, validate_prompt
+from .._generation import Options, check_generate_kwargs
+from .._prompts import Prompt, TokenIds, validate_prompt
 
 __all__ = ["RemoteRequest"]
 

@@ -17,7 +17,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .._engine import Engine
-from .._generation import UntrustedMessages, max_context_length, media_kinds, tokenizer_of
+from .._model import max_context_length
+from .._prompts import UntrustedMessages, media_kinds, tokenizer_of
 from .._streams import TextStream, Timeouts, validate_timeouts
 from .._text import response_template_of, validate_template
 from ._allowed_hosts import AllowedHosts

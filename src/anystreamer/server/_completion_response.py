@@ -11,15 +11,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from .._engine import Engine
-from .._generation import (
-    Prompt,
-    TokenIds,
-    UntrustedMessages,
-    continues_prompt,
-    effective_setting,
-    eos_ids,
-    uses_torch,
-)
+from .._generation import continues_prompt, effective_setting, eos_ids
+from .._model import uses_torch
+from .._prompts import Prompt, TokenIds, UntrustedMessages
 from .._streams import (
     PHASES,
     TextChunk,

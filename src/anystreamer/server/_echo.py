@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .._generation import (
-    Prompt,
-    TokenIds,
-    is_encoder_decoder,
-    tokenizer_of,
-    uses_torch,
-)
+from .._model import is_encoder_decoder, uses_torch
+from .._prompts import Prompt, TokenIds, tokenizer_of
 from .._streams import TextChunk, TextStream
 from ._errors import APIError
 from ._openai_format import Token

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from .._generation import Prompt, TokenIds
+from .._prompts import Prompt, TokenIds
 from .._text import Regex, StopSet, validate_stop_strings
 from ._errors import APIError
 from ._fields import Annotates, Fixed, Neutral, Strict

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from .._generation import tokenizer_of
+from .._prompts import tokenizer_of
 from .._streams import Logprob, TextChunk
 from .._text import ContinuationDecoder, TokenBytes, special_ids, text_decoder
 from ._openai_format import Token

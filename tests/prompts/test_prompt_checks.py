@@ -9,8 +9,8 @@ import pytest
 
 from anystreamer import open_engine
 from anystreamer._errors import PromptTooLong
-from anystreamer._generation import prompt_checks
-from anystreamer._generation.prompt_checks import MARGIN, SLICE, SPARE, check_length
+from anystreamer._prompts import prompt_checks
+from anystreamer._prompts.prompt_checks import MARGIN, SLICE, SPARE, check_length
 from anystreamer.demo import load_demo
 
 from ..helpers.batchings import BATCHINGS

@@ -14,7 +14,7 @@ import transformers
 from anyio import to_thread
 
 from anystreamer import AsyncTextIteratorStreamer
-from anystreamer._generation import text_queue
+from anystreamer._drop_in import text_queue
 
 from ..helpers.misbehaving import MISBEHAVING
 from ..helpers.scripted import PATIENCE

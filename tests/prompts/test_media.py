@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from anystreamer import UntrustedMessages, open_engine, stream_batch, stream_text
-from anystreamer._generation import media_files
+from anystreamer._prompts import media_files
 
 from ..helpers.batchings import BATCHINGS
 from ..helpers.tiny_models import llama, steps_of, tokenizer

@@ -22,8 +22,8 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from anystreamer import UntrustedMessages, open_engine, stream_batch, stream_text
-from anystreamer._generation import media_fetch
-from anystreamer._generation.media_hosts import is_allowed, is_public, is_served_at
+from anystreamer._prompts import media_fetch
+from anystreamer._prompts.media_hosts import is_allowed, is_public, is_served_at
 
 from ..helpers.scripted import PATIENCE, until
 from ..helpers.serving import serving

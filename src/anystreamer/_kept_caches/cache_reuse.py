@@ -18,11 +18,10 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTra
 from transformers.cache_utils import DynamicLayer
 
 from .._errors import is_kind
+from .._generation import GenerationRequest, is_assisted
 from .._streams import Row
-from .generate_kwargs import is_assisted
 from .kept_caches import KeptCaches
 from .model_state import model_state
-from .request import GenerationRequest
 
 __all__ = ["CacheReuse"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .._errors import PromptTooLong
-from .model import is_encoder_decoder
+from .._model import is_encoder_decoder
 
 __all__ = ["check_context_length", "check_length", "check_vocabulary"]
 

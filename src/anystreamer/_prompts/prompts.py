@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from .._bridge import call_after_fork
+from .._weak_cache import weak_cached
 from .media import has_media
 from .prompt_checks import check_length
 from .untrusted import (
@@ -31,7 +30,6 @@ __all__ = [
     "tokenizer_of",
     "validate_prompt",
     "validate_prompts",
-    "weak_cached",
 ]
 
 T = TypeVar("T")
@@ -277,16 +275,6 @@ call_after_fork(_forget_locks)
 def _encoding_lock(tokenizer: Any) -> threading.Lock:
     with _encoding_locks_lock:
         return weak_cached(tokenizer, _encoding_locks, threading.Lock)
-
-
-def weak_cached(owner: object, kept: dict[int, T], new: Callable[[], T]) -> T:
-    """The value in *kept* for an object, hashable or not, for as long as the object lives."""
-    key = id(owner)
-    if key not in kept:
-        kept[key] = new()
-        with contextlib.suppress(TypeError):  # without weak references it stays
-            weakref.finalize(owner, kept.pop, key, None)
-    return kept[key]
 
 
 def _encode_one(

@@ -546,7 +546,7 @@ async def test_the_least_recently_used_conversation_goes_first() -> None:
 async def test_the_caches_take_no_more_than_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
     model = decoder("Llama")
     free = bytes_of(model, 400)
-    monkeypatch.setattr("anystreamer._generation.kept_caches.free_bytes", lambda device: free)
+    monkeypatch.setattr("anystreamer._kept_caches.kept_caches.free_bytes", lambda device: free)
     limits = ReuseCache(max_conversations=50, max_share=0.25)
     async with open_engine(model, tokenizer(), reuse_cache=limits) as engine:
         seen = set()

@@ -66,7 +66,7 @@ def tokenizer_named(name: str) -> Any:
 
 def ids_of(tokenizer: Any, messages: Any, **kwargs: Any) -> list[int]:
     """What a stream makes of a prompt."""
-    from anystreamer._generation.prompts import encode
+    from anystreamer._prompts.prompts import encode
 
     inputs = encode(
         tokenizer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from .._installing import to_install
+from ._installing import to_install
 
 __all__ = [
     "check_model",

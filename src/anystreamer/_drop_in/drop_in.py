@@ -13,10 +13,10 @@ from anyio import NoEventLoopError, fail_after, from_thread, get_cancelled_exc_c
 from anyio.lowlevel import checkpoint, current_token
 
 from .._errors import GenerationStopped
+from .._generation import row_of, stopping_criteria
 from .._text import SupportsDecode, text_decoder
 from .generate_calls import watch_generate_calls
 from .text_queue import TextQueue
-from .token_streamer import row_of
 
 __all__ = ["AsyncTextIteratorStreamer"]
 
@@ -155,9 +155,7 @@ class AsyncTextIteratorStreamer:
     def stopping_criteria(self) -> list[Any]:
         """To be passed to ``generate()`` with the streamer: the clean way to stop the model."""
         if self._criteria is None:
-            from .criteria import StopFlagCriteria
-
-            self._criteria = [StopFlagCriteria(self._rows_end)]
+            self._criteria = stopping_criteria(self._rows_end)
         return self._criteria
 
     # -- for generate(), in the worker thread

@@ -16,7 +16,7 @@ import transformers
 from anyio import to_thread
 
 from anystreamer import AsyncTextIteratorStreamer, GenerationStopped
-from anystreamer._generation.text_queue import TextQueue
+from anystreamer._drop_in.text_queue import TextQueue
 
 from ..helpers.tiny_models import generated, llama, seeded, steps_of, tokenizer
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .._weak_cache import weak_cached
 from .media import check_processor, decoded_messages, has_media, media_parts
-from .prompts import Prompt, TokenIds, takes_processor_kwargs, tokenizer_of, weak_cached
+from .prompts import Prompt, TokenIds, takes_processor_kwargs, tokenizer_of
 from .untrusted import UntrustedMessages
 
 __all__ = ["prompts_for_processor"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from anystreamer._generation import free_memory
+from anystreamer._kept_caches import free_memory
 
 pytestmark = pytest.mark.torch
 

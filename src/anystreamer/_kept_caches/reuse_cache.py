@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .._generation import GenerationRequest
+from .._model import uses_torch
 from .._streams import Row
-from .model import uses_torch
-from .request import GenerationRequest
 
 if TYPE_CHECKING:
     from .cache_reuse import CacheReuse

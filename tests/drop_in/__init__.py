@@ -1,0 +1,1 @@
+"""Tests of the streamer that takes the place of one of transformers'."""
