@@ -18,7 +18,7 @@ import anystreamer
 from anystreamer import open_engine
 from anystreamer.server import create_app
 from anystreamer.server._request_models import ChatRequest, CompletionRequest
-from anystreamer.server._responses_request import ResponsesRequest
+from anystreamer.server._responses_api import ResponsesRequest
 from anystreamer.testing import ScriptedModel
 
 from ..helpers.serving import data_of, error_of, serving

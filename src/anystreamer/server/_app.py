@@ -26,17 +26,20 @@ from ._body_sender import SendLimits
 from ._chat_page import page_routes
 from ._completion_response import CompletionResponse, Limits
 from ._errors import APIError
-from ._metrics import Metrics
 from ._model_names import ModelNames
+from ._observing import (
+    HEADER,
+    Metrics,
+    RequestIds,
+    RequestLog,
+    RequestSpans,
+    note_end,
+    request_id_of,
+)
 from ._openai_format import ChatCompletionBuilder, CompletionBuilder, TextCompletionBuilder
 from ._request_body import BodyParser, RequestT
-from ._request_id import HEADER, RequestIds, request_id_of
-from ._request_log import RequestLog, note_end
 from ._request_models import ChatRequest, CompletionRequest, TextRequest
-from ._responses_format import ResponseBuilder
-from ._responses_request import ResponsesRequest
-from ._responses_response import ResponsesResponse
-from ._tracing import RequestSpans
+from ._responses_api import ResponseBuilder, ResponsesRequest, ResponsesResponse
 
 __all__ = ["create_app"]
 

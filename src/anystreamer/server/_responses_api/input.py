@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from ._fields import Strict
-from ._message_models import MAX_PARTS
+from .._fields import Strict
+from .._message_models import MAX_PARTS
 
 __all__ = ["REASONING_PREFIX", "Conversation", "Item"]
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .._streams import TextChunk, Usage
-from ._errors import APIError
-from ._openai_format import Token, field_of, logprob_entry
-from ._responses_input import REASONING_PREFIX
+from ..._streams import TextChunk, Usage
+from .._errors import APIError
+from .._openai_format import Token, field_of, logprob_entry
+from .input import REASONING_PREFIX
 
 __all__ = ["ResponseBuilder"]
 

@@ -16,10 +16,10 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 from starlette.responses import Response
 
-from .._engine import Engine
-from .._streams import TextStream
-from ._engine_collector import EngineCollector
-from ._server_collector import ServerCollector
+from ..._engine import Engine
+from ..._streams import TextStream
+from .engine_collector import EngineCollector
+from .server_collector import ServerCollector
 
 __all__ = ["Metrics"]
 

@@ -8,10 +8,10 @@ from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .._reporting import SafeLogger
-from .._streams import TextStream
-from ._request_id import request_id_of
-from ._tracing import trace_id_of
+from ..._reporting import SafeLogger
+from ..._streams import TextStream
+from .request_id import request_id_of
+from .tracing import trace_id_of
 
 __all__ = ["RequestLog", "note_end"]
 

@@ -7,14 +7,14 @@ from functools import partial
 
 from starlette.responses import Response
 
-from .._engine import Engine
-from .._streams import TextStream
-from ._body_sender import BodySender
-from ._completion_response import EngineResponse, Limits
-from ._errors import APIError
-from ._responses_format import ResponseBuilder
-from ._responses_request import ResponsesRequest
-from ._stream_response import ReadyItems
+from ..._engine import Engine
+from ..._streams import TextStream
+from .._body_sender import BodySender
+from .._completion_response import EngineResponse, Limits
+from .._errors import APIError
+from .._stream_response import ReadyItems
+from .format import ResponseBuilder
+from .request import ResponsesRequest
 
 __all__ = ["ResponsesResponse"]
 

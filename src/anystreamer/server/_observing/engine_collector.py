@@ -12,7 +12,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from .._engine import Engine
+from ..._engine import Engine
 
 __all__ = ["EngineCollector"]
 

@@ -15,7 +15,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .._reporting import reporting
+from ..._reporting import reporting
 
 __all__ = ["RequestSpans", "trace_id_of"]
 

@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from ._errors import APIError
-from ._fields import Strict
-from ._message_models import JSONSchema
-from ._request_body import validated
-from ._request_models import MAX_MESSAGES, ChatRequest, Effort
-from ._responses_input import Conversation, Item
+from .._errors import APIError
+from .._fields import Strict
+from .._message_models import JSONSchema
+from .._request_body import validated
+from .._request_models import MAX_MESSAGES, ChatRequest, Effort
+from .input import Conversation, Item
 
 __all__ = ["ResponsesRequest"]
 
