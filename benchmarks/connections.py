@@ -23,6 +23,7 @@ STREAMS = 1_000
 WARM = 50  # streams before the first look, so that what is allocated once is there
 PROMPTS = (16, 4_000)  # tokens
 STEP = 0.002
+KEEP_ALIVE = 1.0  # seconds: then a stream that waits for its turn has its headers
 
 
 def serve(listener: socket.socket, loop: str) -> None:
@@ -33,28 +34,32 @@ def serve(listener: socket.socket, loop: str) -> None:
     async def main() -> None:
         model = ScriptedModel(["word "] * 100_000, delay=STEP)
         async with open_engine(model, model.tokenizer, max_waiting=10 * STREAMS) as engine:
-            await serve_with_uvicorn(create_app(engine, context_length=1_000_000), listener)
+            app = create_app(engine, context_length=1_000_000, keep_alive=KEEP_ALIVE)
+            await serve_with_uvicorn(app, listener)
 
     run_on(loop, main)
 
 
-def open_stream(port: int, prompt: str, tokens: int) -> socket.socket:
-    """Request an event stream, and return when its headers have come."""
+def request_stream(port: int, prompt: str, tokens: int) -> socket.socket:
     client = socket.create_connection(("127.0.0.1", port))
     client.sendall(encoded({"prompt": prompt, "stream": True, "max_tokens": tokens}))
+    return client
+
+
+def receive_head(client: socket.socket) -> None:
     head = b""
     while b"\r\n\r\n" not in head:
         head += client.recv(4096)
     assert b" 200 " in head
-    return client
 
 
 def kib_of_each_stream(loop: str, prompt: int) -> float:
     with server_process(serve, loop) as (port, process), ExitStack() as streams:
         server, resident = psutil.Process(process.pid), []
         for count in (WARM, STREAMS):
-            for _ in range(count):
-                streams.enter_context(open_stream(port, "x" * prompt, 100_000))
+            clients = [request_stream(port, "x" * prompt, 100_000) for _ in range(count)]
+            for client in clients:
+                receive_head(streams.enter_context(client))
             resident.append(server.memory_info().rss)
         return float(resident[1] - resident[0]) / STREAMS / 1024
 
@@ -64,7 +69,7 @@ def cost_of_each_token(loop: str, tokens: int) -> Table:
         server, used, received = psutil.Process(process.pid), 0.0, b""
         for count in (50, tokens):  # the first one warms up
             before, received = sum(server.cpu_times()[:2]), b""
-            with open_stream(port, "x", count) as client:
+            with request_stream(port, "x", count) as client:
                 while b"[DONE]" not in received:
                     received += client.recv(65_536)
             used = sum(server.cpu_times()[:2]) - before

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,17 @@ async def test_it_plays_its_script_at_each_call() -> None:
         async with stream_text(model, model.tokenizer, "hi", max_new_tokens=7) as stream:
             assert await stream.read() == "again"
     assert [call["max_new_tokens"] for call in model.calls] == [7, 7]
+
+
+def test_decoding_a_token_copies_nothing_of_a_long_script() -> None:
+    tokenizer = ScriptedModel(["word "] * 10_000).tokenizer
+    token_id = tokenizer.add("last")
+    tracemalloc.start()
+    try:
+        assert tokenizer.decode([token_id - 10_000, token_id, token_id + 1]) == "word last"
+        assert tracemalloc.get_traced_memory()[1] < 10_000
+    finally:
+        tracemalloc.stop()
 
 
 async def test_chat_messages_are_a_prompt() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
-from anyio import Lock, create_task_group, current_time, move_on_after, sleep
+from anyio import Event, create_task_group, move_on_after, sleep
 from starlette.types import Message, Send
 
 from .._errors import raise_preserving_context
@@ -73,11 +74,9 @@ class BodySender:
         self._send = send
         self._abort = abort  # closes the connection, where the server can
         self._head = {"type": "http.response.start", "status": status, "headers": headers}
-        # Acquiring it is no checkpoint, which would be another turn of the event loop for each
-        # part. `ReadyItems` says where the checkpoints are.
-        self._lock = Lock(fast_acquire=True)
-        self._sent_at = current_time()
+        self._sent_at = perf_counter()
         self._sending_since: float | None = None  # while the server takes a part
+        self._part_taken: Event | None = None  # for tasks that wait to send theirs
         self._unsent_bytes = 0  # of the parts that the server takes, or that wait for that
         self.is_stalled = False  # its client takes no parts
         self.has_started = False  # a head has been sent: ours, or that of another response
@@ -93,29 +92,49 @@ class BodySender:
         body = part.encode()
         self._unsent_bytes += len(body)
         try:
-            async with self._lock:
-                self._sending_since = current_time()
-                try:
-                    await self._start()
-                    await self._send(_body(body, more_body=True))
-                    self._sent_at = current_time()
-                finally:
-                    self._sending_since = None
+            await self._begin()
+            try:
+                await self._start()
+                await self._send(_body(body, more_body=True))
+                self._sent_at = perf_counter()
+            finally:
+                self._release()
         finally:
             self._unsent_bytes -= len(body)
 
     async def end(self, part: str = "") -> None:
         """Send the last part."""
-        async with self._lock:
+        await self._begin()
+        try:
             await self._start()
             self.is_open = False
             await self._send(_body(part.encode(), more_body=False))
+        finally:
+            self._release()
+
+    async def _begin(self) -> None:
+        """Wait until no other task sends. Where none does, this is no checkpoint.
+
+        So it costs no turn of the event loop for each part. anyio's `Lock` would look up the
+        current task for each. `ReadyItems` says where the checkpoints are.
+        """
+        while self._sending_since is not None:
+            if self._part_taken is None:
+                self._part_taken = Event()
+            await self._part_taken.wait()
+        self._sending_since = perf_counter()
+
+    def _release(self) -> None:
+        self._sending_since = None
+        if self._part_taken is not None:
+            self._part_taken.set()
+            self._part_taken = None
 
     async def _start(self) -> None:
         if not self.has_started:
             self.has_started = self.is_open = True
             await self._send(self._head)
-            self._sent_at = current_time()
+            self._sent_at = perf_counter()
 
     async def within(
         self,
@@ -167,12 +186,12 @@ class BodySender:
         """How long until a comment is due, in seconds. None is due while a part is being sent."""
         if seconds is None or self._sending_since is not None:
             return math.inf
-        return self._sent_at + seconds - current_time()
+        return self._sent_at + seconds - perf_counter()
 
     def _is_stalled(self, limits: SendLimits, unsent_tokens: Callable[[], int]) -> bool:
         if self._sending_since is None:
             return False
-        seconds = current_time() - self._sending_since
+        seconds = perf_counter() - self._sending_since
         if limits.timeout is not None and seconds > limits.timeout:
             return True
         # A part that has only just been handed over tells nothing about the client.

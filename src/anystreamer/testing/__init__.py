@@ -80,7 +80,8 @@ class ScriptedTokenizer:
         if token_id == _EOS:
             return "" if skip_special_tokens else "<eos>"
         if token_id > _EOS:
-            return "".join(self._pieces[token_id - _FIRST_TOKEN :][:1])
+            number = token_id - _FIRST_TOKEN
+            return self._pieces[number] if number < len(self._pieces) else ""
         return "" if 0xD800 <= token_id < 0xE000 else chr(token_id)  # half a character of UTF-16
 
 
