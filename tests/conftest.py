@@ -254,3 +254,13 @@ def asyncio_complains_of_nothing(caplog: pytest.LogCaptureFixture) -> Iterator[N
     records = [*caplog.get_records("call"), *caplog.get_records("teardown")]
     errors = [r.getMessage() for r in records if r.name == "asyncio" and r.levelname == "ERROR"]
     assert not errors
+
+
+@pytest.fixture
+def unraisable(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """What was raised where nobody could catch it."""
+    gc.collect()
+    raised: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", raised.append)
+    yield raised
+    raised.clear()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import gc
-import sys
 import weakref
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 import anyio
-import pytest
 from anyio import to_thread
 
 from anystreamer import AsyncTextIteratorStreamer
@@ -21,16 +18,6 @@ from ..helpers.scripted import PATIENCE
 class Letters:
     def decode(self, ids: list[int], **kwargs: Any) -> str:
         return "x" * len(ids)
-
-
-@pytest.fixture
-def unraisable(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """What was raised where nobody could catch it."""
-    gc.collect()
-    raised: list[Any] = []
-    monkeypatch.setattr(sys, "unraisablehook", raised.append)
-    yield raised
-    raised.clear()
 
 
 def collect() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import random
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -18,6 +19,7 @@ from anyio.lowlevel import checkpoint
 from anystreamer import EngineClosed, Stopping, Worker, open_worker
 
 from ..helpers.held import each_way_to_let_go, let_go
+from ..helpers.inside import state_of
 from ..helpers.scripted import PATIENCE, Native, Scripted, each_native_loop, rest, until
 from .test_worker import Blocked
 
@@ -98,6 +100,32 @@ async def test_a_stream_that_is_dropped_stops(is_running: bool) -> None:
         await stack.aclose()
         assert await worker.run(int) == 0
         assert producer.returned is is_running
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["running", "ended"])
+async def test_the_parts_of_a_dropped_stream_are_collected_in_any_order(
+    ended: bool, unraisable: list[Any]
+) -> None:
+    """CPython calls finalizers in the order of a list that each collection may change."""
+    async with open_worker() as worker:
+        for _ in range(3):
+            producer = Scripted(1 if ended else math.inf)
+            context: Any = worker.stream_from_thread(producer)
+            stream = await context.__aenter__()
+            assert await stream.receive() == 0
+            if ended:
+                await until(lambda stream=stream: "ended" in repr(stream))
+            parts = [state_of(stream).buffer_receive, state_of(stream).buffer_send]
+            context.cycle = cycle = [context, stream]
+            holder = [cycle]
+            del context, stream, cycle
+            gc.collect()  # the context goes to the end of the list: it is reached through a holder
+            del parts, holder
+            gc.collect()
+            await until(lambda producer=producer: producer.has_left)
+            await until(lambda: not worker.statistics().running)
+            gc.collect()
+    assert unraisable == []
 
 
 # -- the worker's own block

@@ -49,6 +49,7 @@ from contextlib import suppress
 from enum import IntEnum
 from time import perf_counter
 from typing import Any, Generic, TypeVar
+from weakref import finalize
 
 from anyio import (
     CancelScope,
@@ -121,6 +122,9 @@ class StreamState(Generic[T]):
         self.buffer_send: MemoryObjectSendStream[deque[T]]
         self.buffer_receive: MemoryObjectReceiveStream[deque[T]]
         self.buffer_send, self.buffer_receive = create_memory_object_stream[deque[T]](math.inf)
+        # The garbage collector may reach the memory object stream before what closes it (a block, a
+        # streamer), and would warn. So they are kept apart.
+        finalize(self, _close, self.buffer_send, self.buffer_receive).atexit = False
         self._batch: deque[T] = deque()  # what is left of the batch that was taken out last
         self.buffered: int = 0  # items in the memory object stream, and in this batch
         self.taken: int = 0  # items that the consumer has got, or that were dropped instead
@@ -365,3 +369,8 @@ class StreamState(Generic[T]):
         if self.stop_requested:
             return "stopped"
         return "cancelled" if self.abandoned else "all was made"
+
+
+def _close(*streams: MemoryObjectSendStream[Any] | MemoryObjectReceiveStream[Any]) -> None:
+    for stream in streams:
+        stream.close()

@@ -13,7 +13,6 @@ from typing import Any
 
 from anyio import WouldBlock
 from anyio.lowlevel import checkpoint
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from .._bridge import Crossing, Sink, StreamState, ThreadStream
 
@@ -50,12 +49,6 @@ class TextQueue:
         self._stream = ThreadStream(self._state)
         self._sink = Sink[Any](self._state)
         self._crossing = Crossing(self._state)
-        # The garbage collector may reach the memory object stream before the streamer that closes
-        # it, and would warn. So they are kept apart: it holds nothing that leads back to the
-        # streamer, as the traceback of an error does.
-        weakref.finalize(
-            self, _close, self._state.buffer_send, self._state.buffer_receive
-        ).atexit = False
         self._failures: deque[BaseException] = deque()  # one for each _FAILURE among the items
         self._submitted = queue.SimpleQueue[Any]()  # for the delivery thread
         self._getters = 0  # calls of get() that wait
@@ -235,11 +228,6 @@ class _Done:
 
     def __await__(self) -> Generator[Any, Any, None]:
         return checkpoint().__await__()
-
-
-def _close(*streams: MemoryObjectSendStream[Any] | MemoryObjectReceiveStream[Any]) -> None:
-    for stream in streams:
-        stream.close()
 
 
 @dataclass(frozen=True, slots=True)
