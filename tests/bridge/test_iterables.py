@@ -219,6 +219,14 @@ class CannotCloseAtAll(CannotCloseItsIterator):
         raise LookupError("it was lost as well")
 
 
+class ExitsInClose(Cursor):
+    """`SystemExit` is not an `Exception`; neither is a panic of Rust."""
+
+    def close(self) -> None:
+        super().close()
+        raise SystemExit("from close()")
+
+
 def cannot_clean_up() -> Iterator[int]:
     try:
         yield from itertools.count()
@@ -248,6 +256,7 @@ BAD_ENDS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "finally": (cannot_clean_up, ["LookupError: it was lost"]),
     "generator that goes on": (goes_on, ["RuntimeError: generator ignored GeneratorExit"]),
     "async close": (lambda: ClosesInALoop(math.inf), ["returned a coroutine"]),
+    "not an Exception": (lambda: ExitsInClose(math.inf), ["SystemExit: from close()"]),
 }
 
 

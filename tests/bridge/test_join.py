@@ -7,6 +7,7 @@ import functools
 import gc
 import math
 import random
+import threading
 from typing import Any
 
 import anyio
@@ -15,6 +16,7 @@ from anyio import CancelScope, CapacityLimiter, create_task_group
 from anyio.lowlevel import checkpoint
 
 from anystreamer import stream_from_thread
+from anystreamer._bridge import run_sync_joined
 
 from ..helpers.scripted import (
     PATIENCE,
@@ -168,6 +170,39 @@ def test_native_cancellation_of_every_task_joins_the_producer(native: Native, ti
 
     native.run(main)
     assert joined == [True]
+
+
+@each_native_loop
+def test_a_thread_is_joined_though_what_is_to_end_it_raises(native: Native) -> None:
+    """A Ctrl-C can strike there, or come from a callback of the producer's."""
+    entered, go = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def block() -> None:
+        entered.set()
+        assert go.wait(PATIENCE)
+        order.append("left")
+
+    def fail() -> None:
+        order.append("cancelled")
+        raise KeyboardInterrupt
+
+    async def join() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            await run_sync_joined(block, when_cancelled=fail)
+        order.append("joined")
+
+    async def main() -> None:
+        task = asyncio.create_task(join())
+        await until(entered.is_set)
+        task.cancel()
+        await until(lambda: order)
+        await settle()
+        go.set()
+        await task
+
+    native.run(main)
+    assert order == ["cancelled", "left", "joined"]
 
 
 @each_native_loop

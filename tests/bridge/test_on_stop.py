@@ -20,7 +20,16 @@ from anystreamer import GenerationStopped, stream_from_thread, stream_iterable
 
 from ..helpers.logged import logged_by_us
 from ..helpers.scripted import PATIENCE, until
-from ..helpers.ways_out import BodyError, WayOut, each_of, each_way_out, stopped_and_left
+from ..helpers.ways_out import (
+    BodyError,
+    WayOut,
+    closed,
+    each_of,
+    each_way_out,
+    leaving,
+    raising,
+    stopped_and_left,
+)
 
 
 class Blocked:
@@ -127,16 +136,39 @@ async def test_a_producer_is_not_joined_before_a_callback_has_returned() -> None
     assert order == ["callback", "joined"]
 
 
-async def test_a_callback_that_raises_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+class NotAnException(BaseException):
+    """As `pytest.fail`, a panic of Rust, or a cancellation, it is not an `Exception`."""
+
+
+@each_way_out
+async def test_a_callback_that_raises_ends_nothing(
+    way: WayOut, caplog: pytest.LogCaptureFixture
+) -> None:
     def fails() -> None:
-        raise ValueError("from a callback")
+        raise errors.pop()
+
+    for error in (ValueError, SystemExit, GeneratorExit, NotAnException):
+        producer, errors = Blocked(registers=True), [error("from a callback")]
+        caplog.clear()
+        with CancelScope() as scope, contextlib.suppress(BodyError):
+            async with stream_from_thread(producer, on_stop=fails) as stream:
+                await stream.receive()
+                await way(stream, scope)
+        assert producer.returned  # so the callback after that one was called
+        assert ["from a callback" in each for each in logged_by_us(caplog)] == [True]
+
+
+@each_of(leaving, raising, closed)
+async def test_a_ctrl_c_in_a_callback_is_raised_after_the_join(way: WayOut) -> None:
+    def fails() -> None:
+        raise KeyboardInterrupt
 
     producer = Blocked(registers=True)
-    with caplog.at_level(logging.WARNING, "anystreamer"):
+    with pytest.raises(KeyboardInterrupt), CancelScope() as scope:
         async with stream_from_thread(producer, on_stop=fails) as stream:
             await stream.receive()
+            await way(stream, scope)
     assert producer.returned
-    assert "from a callback" in caplog.text
 
 
 async def test_a_callback_can_emit_a_last_item(caplog: pytest.LogCaptureFixture) -> None:

@@ -77,8 +77,8 @@ def stream_from_thread(
         on_stop: called once when the stream is stopped, in whichever way, if *produce* has begun
             and not returned: to end what blocks it. *produce* can register more by
             ``should_stop.on_stop(callback)``, for what it makes itself, such as a connection. It is
-            called in any thread, the event loop's too, and must not block. An exception that it
-            raises is logged.
+            called in any thread, the event loop's too, and must not block. What it raises is
+            logged, except for a KeyboardInterrupt.
         name: of the stream in the log, in messages, and of its thread and its tasks while it runs.
             By default the name of *produce*.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
 
-from .._errors import describe
+from .._errors import GenerationStopped, describe
 from .._reporting import SafeLogger
 from .callables import check_result
 
@@ -52,7 +52,9 @@ class Closing:
             return
         try:
             check_result(self._close(), "close()")
-        except Exception as error:
+        except (KeyboardInterrupt, GenerationStopped):  # the latter ends a producer as usual
+            raise
+        except BaseException as error:
             if not self._was_stopped():
                 raise
             logger.warning(

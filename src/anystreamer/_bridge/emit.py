@@ -75,8 +75,8 @@ class Stopping:
 
         It is called once, in any thread, the event loop's too, and must not block: interrupt a
         connection, kill a process, shut down a socket. If the stop has come already, it is called
-        at once. It is never called after the producer has returned. An exception that it raises
-        is logged.
+        at once. It is never called after the producer has returned. What it raises is logged,
+        except for a KeyboardInterrupt.
 
         Raises:
             TypeError: *callback* is not a plain function, but an async one, for example.

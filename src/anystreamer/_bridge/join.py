@@ -130,9 +130,11 @@ async def run_sync_joined(
             await to_thread.run_sync(call.run, limiter=CapacityLimiter(1))
         finally:
             if not call.take():
-                if not call.has_left:
-                    when_cancelled()
-                interrupt = await call.join(around)
+                try:
+                    if not call.has_left:
+                        when_cancelled()
+                finally:  # it can raise a KeyboardInterrupt, too
+                    interrupt = await call.join(around)
     error, call.error = call.error, None
     if interrupt is not None:
         raise interrupt

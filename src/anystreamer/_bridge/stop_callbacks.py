@@ -34,7 +34,7 @@ class StopCallbacks:
         self._callbacks.append(callback)
 
     def call(self) -> None:
-        """Call what is registered, in this thread. Never raises an `Exception`."""
+        """Call what is registered, in this thread. Raises nothing but a KeyboardInterrupt."""
         if not self._callbacks:
             return
         me = object()
@@ -60,7 +60,9 @@ class StopCallbacks:
             check_result(callback(), "a callback")
         except GenerationStopped:  # from emit(), which has delivered the item or was too late
             pass
-        except Exception as exc:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # SystemExit, too: whoever stops the stream must join it
             logger.warning(
                 "the on_stop callback %s failed: %s",
                 name_of(callback),
