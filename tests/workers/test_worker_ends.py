@@ -9,6 +9,7 @@ import math
 import random
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -114,7 +115,7 @@ async def test_the_parts_of_a_dropped_stream_are_collected_in_any_order(
             stream = await context.__aenter__()
             assert await stream.receive() == 0
             if ended:
-                await until(lambda stream=stream: "ended" in repr(stream))
+                await until(partial(is_shown, stream, "ended"))
             parts = [state_of(stream).buffer_receive, state_of(stream).buffer_send]
             context.cycle = cycle = [context, stream]
             holder = [cycle]
@@ -122,10 +123,14 @@ async def test_the_parts_of_a_dropped_stream_are_collected_in_any_order(
             gc.collect()  # the context goes to the end of the list: it is reached through a holder
             del parts, holder
             gc.collect()
-            await until(lambda producer=producer: producer.has_left)
+            await until(partial(getattr, producer, "has_left"))
             await until(lambda: not worker.statistics().running)
             gc.collect()
     assert unraisable == []
+
+
+def is_shown(stream: object, word: str) -> bool:
+    return word in repr(stream)
 
 
 # -- the worker's own block
