@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, GenerationConfig
 
 from anystreamer import GenerationTimeout, ReuseCache, open_engine
+from anystreamer._kept_caches.model_state import model_state
 from anystreamer.testing import ScriptedModel
 
 from ..helpers.decoders import OTHERS, POSITIONS, WITH_FULL_ATTENTION, Varied, decoder, passes_of
@@ -375,6 +376,17 @@ async def test_other_weights_take_nothing_over(layers: list[str]) -> None:
             back = await ask(engine, FIRST)
             assert back.usage.cached_tokens == len(FIRST) - 1
             assert back.token_ids == before.token_ids
+
+
+def test_a_weight_at_the_address_of_one_that_was_deleted_is_another() -> None:
+    layer: Any = torch.nn.Linear(8, 8, bias=False)
+    states = []
+    for _ in range(200):
+        layer.weight = None
+        layer.weight = torch.nn.Parameter(torch.zeros(8, 8))
+        states.append(model_state(layer))
+        assert model_state(layer) == states[-1]
+    assert len(set(states)) == len(states)
 
 
 class Adapted(torch.nn.Module):

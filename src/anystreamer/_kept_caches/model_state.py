@@ -7,24 +7,38 @@ fails.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
 import torch
 
-__all__ = ["model_state"]
+__all__ = ["ModelState", "model_state"]
 
 # What the layers of PEFT's adapters have: which ones are active, merged into the weights or
 # switched off, and how strong they are.
 _OF_ADAPTERS = ("active_adapters", "merged_adapters", "disable_adapters", "scaling")
 
 
-def model_state(model: torch.nn.Module) -> tuple[object, ...]:
-    """A value that changes with the weights and the adapters of a model. Any values compare.
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """What a model computed with at some time. Another one is equal if that has not changed."""
+
+    weights: tuple[Any, ...]
+    adapters: tuple[Any, ...]
+    # A weight that is made after another was deleted can have its address. A weak reference that is
+    # kept cannot: so weights are told apart by the addresses of theirs.
+    references: tuple[ref[Any], ...] = field(compare=False, repr=False)
+
+
+def model_state(model: torch.nn.Module) -> ModelState:
+    """The state of a model: of its weights and its adapters.
 
     It knows when a weight is replaced, and when an operation of torch changes it in place. It does
     not know what is written through ``weight.data``.
     """
-    weights = [_state_of(weight) for weight in model.parameters()]
+    weights = list(model.parameters())
+    references = tuple(map(ref, weights))
     adapters = [
         (name, repr(value) if isinstance(value, Mapping | list | tuple) else value)
         for module in model.modules()
@@ -32,7 +46,7 @@ def model_state(model: torch.nn.Module) -> tuple[object, ...]:
         for name in _OF_ADAPTERS
         if isinstance(value := getattr(module, name, None), Mapping | list | tuple | str | bool)
     ]
-    return tuple(weights), tuple(adapters)
+    return ModelState(tuple(map(_state_of, weights)), tuple(adapters), references)
 
 
 def _state_of(weight: torch.Tensor) -> tuple[Any, ...]:
@@ -42,4 +56,4 @@ def _state_of(weight: torch.Tensor) -> tuple[Any, ...]:
         place = weight.data_ptr()
     except RuntimeError:  # some quantized weights have no memory of their own
         place = 0
-    return id(weight), place, version, weight.dtype
+    return id(ref(weight)), place, version, weight.dtype
