@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .._errors import GenerationStopped
-from .._weak_cache import weak_cached
+from .._weak_cache import WeakCache
 from .compare_logits import logits_distance, logits_tolerance
 from .criteria import StopFlagCriteria, criteria_list
 
@@ -33,7 +33,7 @@ _OF_THE_BATCH = frozenset(
 )
 
 # For each model, of a batch without padding (False) and with padding (True).
-_distances: dict[int, dict[bool, float]] = {}
+_distances: WeakCache[dict[bool, float]] = WeakCache()
 
 
 def check_batch(
@@ -63,7 +63,7 @@ def check_batch(
     beginnings = _unlike_beginnings(prompts)
     if beginnings is None or _is_compiled(model):
         return
-    known = weak_cached(model, _distances, dict)
+    known = _distances.get(model, dict)
     if is_padded not in known:
         trial = _Trial(model, generate_kwargs, pad, should_stop)
         try:

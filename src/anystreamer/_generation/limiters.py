@@ -7,13 +7,13 @@ from typing import Any
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
-from .._weak_cache import weak_cached
+from .._weak_cache import WeakCache
 
 __all__ = ["model_limiter"]
 
 
 # Threads that share a device, or the threads of a CPU pool, are slower together than one by one.
-_turns: RunVar[dict[int, CapacityLimiter]] = RunVar("anystreamer_turns")
+_turns: RunVar[WeakCache[CapacityLimiter]] = RunVar("anystreamer_turns")
 
 
 def model_limiter(model: Any) -> CapacityLimiter:
@@ -28,6 +28,6 @@ def model_limiter(model: Any) -> CapacityLimiter:
     try:
         limiters = _turns.get()
     except LookupError:
-        limiters = {}
+        limiters = WeakCache()
         _turns.set(limiters)
-    return weak_cached(model, limiters, lambda: CapacityLimiter(1))
+    return limiters.get(model, lambda: CapacityLimiter(1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .._weak_cache import weak_cached
+from .._weak_cache import WeakCache
 from .media import check_processor, decoded_messages, has_media, media_parts
 from .prompts import Prompt, TokenIds, takes_processor_kwargs, tokenizer_of
 from .untrusted import UntrustedMessages
@@ -13,7 +13,7 @@ from .untrusted import UntrustedMessages
 __all__ = ["prompts_for_processor"]
 
 # Whether a template reads contents that are strings, for each processor and template.
-_reads_strings: dict[int, dict[str, bool]] = {}
+_reads_strings: WeakCache[dict[str, bool]] = WeakCache()
 
 _PROBE = "29071834"  # digits, which no template changes
 _RATE = 16_000  # of nearly all models that hear
@@ -84,7 +84,7 @@ def _reads_text(processor: Any, settings: Mapping[str, Any]) -> bool:
     be lost without an error.
     """
     template = str(settings.get("chat_template") or getattr(processor, "chat_template", None))
-    known = weak_cached(processor, _reads_strings, dict)
+    known = _reads_strings.get(processor, dict)
     if template not in known:
         own = {"chat_template": settings["chat_template"]} if "chat_template" in settings else {}
         in_parts = [{"type": "text", "text": _PROBE}]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from .._bridge import call_after_fork
-from .._weak_cache import weak_cached
+from .._weak_cache import WeakCache
 from .media import has_media
 from .prompt_checks import check_length
 from .untrusted import (
@@ -259,22 +259,12 @@ def _has_ids(value: Any) -> bool:
 
 # A call of a tokenizer stores its padding and truncation in the tokenizer, so calls from several
 # threads mix them up: 83 of 16,000 did. Decoding is not affected.
-_encoding_locks: dict[int, threading.Lock] = {}
-_encoding_locks_lock = threading.Lock()
-
-
-def _forget_locks() -> None:
-    global _encoding_locks_lock
-    _encoding_locks_lock = threading.Lock()
-    _encoding_locks.clear()  # a thread of the parent can have held one
-
-
-call_after_fork(_forget_locks)
+_encoding_locks: WeakCache[threading.Lock] = WeakCache()
+call_after_fork(_encoding_locks.clear)  # a thread of the parent can have held one
 
 
 def _encoding_lock(tokenizer: Any) -> threading.Lock:
-    with _encoding_locks_lock:
-        return weak_cached(tokenizer, _encoding_locks, threading.Lock)
+    return _encoding_locks.get(tokenizer, threading.Lock)
 
 
 def _encode_one(
