@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+import math
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -169,6 +170,61 @@ async def test_a_penalty_that_is_not_valid_fails_its_own_request_only() -> None:
         with pytest.raises(ValueError, match="logit_bias has the id"):
             await chunks_of(engine, logit_bias={10**6: 1.0})
         await chunks_of(engine)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"temperature": 0}, {"temperature": math.nan}, {"temperature": -1.0}, {"top_k": -1}],
+    ids=str,
+)
+async def test_sampling_that_generate_refuses_fails_its_own_request_only(
+    setting: dict[str, Any],
+) -> None:
+    async with open_engine(*demo(), batching="continuous") as engine:
+        with pytest.raises(ValueError, match="has to be a strictly positive"):
+            await chunks_of(engine, do_sample=True, **setting)
+        with pytest.raises(ValueError, match="do not fit into the engine's cache"):
+            await chunks_of(engine, max_new_tokens=10**400)
+        await chunks_of(engine)
+
+
+@pytest.mark.parametrize("logprobs", [False, True])
+async def test_scores_that_are_no_numbers_fail_their_own_request_only(logprobs: bool) -> None:
+    """The model's own can be, in float16. Here a token has an infinite score when it came twice."""
+    ends = []
+
+    async with open_engine(*demo(), batching="continuous") as engine:
+        _, expected = await chunks_of(engine)
+
+        async def fail() -> None:
+            async with engine.stream_text(
+                PROMPT,
+                do_sample=True,
+                frequency_penalty=-3e38,
+                logprobs=logprobs,
+                max_new_tokens=30,
+            ) as stream:
+                with pytest.raises(RuntimeError, match="not numbers"):
+                    await stream.read()
+            ends.append(len(stream.token_ids))
+
+        async def go_on(**kwargs: Any) -> None:
+            _, chunks = await chunks_of(engine, **kwargs)
+            assert kwargs or "".join(chunks) == "".join(expected)
+            ends.append(sum(len(chunk.token_ids) for chunk in chunks))
+
+        async with create_task_group() as tasks:
+            tasks.start_soon(go_on)
+            tasks.start_soon(fail)
+            tasks.start_soon(partial(go_on, do_sample=True))
+        assert min(ends) == 2
+        await go_on()
+
+
+async def test_without_sampling_the_largest_score_is_chosen_as_generate_does() -> None:
+    async with open_engine(*demo(), batching="continuous") as engine:
+        stream, _ = await chunks_of(engine, logit_bias={7: 1e308}, max_new_tokens=3)
+    assert stream.token_ids == [7, 7, 7]
 
 
 def test_where_steps_do_not_run_in_order_the_penalty_of_the_model_is_refused() -> None:

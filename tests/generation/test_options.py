@@ -59,6 +59,27 @@ def test_options_do_not_change() -> None:
         Options().stop = "x"  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("timeout", 10**400, ValueError),
+        ("frequency_penalty", 10**400, ValueError),
+        ("presence_penalty", -(10**400), ValueError),
+        ("logit_bias", {1: 10**400}, ValueError),
+        ("logit_bias", {True: 1.0}, TypeError),
+        ("top_logprobs", 2.5, TypeError),
+        ("top_logprobs", True, TypeError),
+        ("top_logprobs", None, TypeError),
+    ],
+    ids=lambda each: f"{each!r:.20}",
+)
+def test_numbers_that_cannot_be_are_refused_at_once(
+    option: str, value: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=option):
+        Options(logprobs=True, **{option: value})
+
+
 # -- worker_context
 
 

@@ -60,6 +60,10 @@ def validate_seconds(name: str, seconds: float | None) -> None:
         raise TypeError(f"{name} must be a number of seconds, not {type(seconds).__name__}")
     if not seconds > 0:
         raise ValueError(f"{name} must be more than 0, not {seconds!r}")
+    try:
+        float(seconds)
+    except OverflowError:
+        raise ValueError(f"{name} is too large: leave it out for no limit") from None
 
 
 def _is_whole(value: object) -> bool:

@@ -81,7 +81,17 @@ class ActiveRequest:
         self.finished_event = SafeEvent()  # set on the loop
         self._detokenizer = request.row_detokenizer(0, self._row)
         self._generated: list[int] = []
+        self._valid: int | None = None  # tokens of the answer, where what follows is not valid
         state.clock.set_deadlines(request.options.timeouts, perf_counter())
+
+    def fail_after(self, tokens: int) -> None:
+        """Fail at the token after these, of the prompt and the answer: its scores are not numbers.
+
+        In the manager's thread. A request that does not sample goes on, as in ``generate()``.
+        """
+        # Only once: the manager goes on until the drain has seen it.
+        if self._valid is None and self.request.setting("do_sample"):
+            self._valid = tokens - len(self._row.prompt_token_ids)
 
     def process_result(self, result: Any, now: float) -> bool:
         """Process its latest result. Returns whether there is anything to publish. Never raises."""
@@ -89,8 +99,13 @@ class ActiveRequest:
             return False
         detokenizer = self._detokenizer
         try:
-            if new := result.generated_tokens[len(self._generated) :]:
+            if new := result.generated_tokens[len(self._generated) : self._valid]:
                 self._add_tokens(new, self._logprobs_of(result, len(new)), now)
+            if self._valid is not None and detokenizer.ended is None:
+                raise RuntimeError(
+                    "the scores of the next token are not numbers: a logit of the model, or a "
+                    "setting that changes it, is too large"
+                )
             if detokenizer.ended is not None or result.is_finished():
                 if result.error is not None and detokenizer.ended is None:
                     raise self._new_error(result.error)
@@ -101,7 +116,11 @@ class ActiveRequest:
 
     def _logprobs_of(self, result: Any, new: int) -> list[float] | None:
         """The log-probabilities of a result's last tokens, if they were asked for."""
-        return result.logprobs[-new:] if self.request.options.logprobs else None
+        if not self.request.options.logprobs:
+            return None
+        end = len(self._generated) + new - len(result.generated_tokens)  # from the end: 0 or less
+        logprobs: list[float] = result.logprobs[: end or None]
+        return logprobs[-new:]
 
     def _add_tokens(self, new: list[int], logprobs: list[float] | None, now: float) -> None:
         clock, detokenizer = self.state.clock, self._detokenizer

@@ -66,7 +66,9 @@ def open_manager(
                 # Each is put before those that are there already.
                 FormMasks(lambda name: hooks_of(name).form_matcher).add_to(manager)
                 ForEachRequest(lambda name: hooks_of(name).changes).add_to(manager)
-                recorder = Recorder(partial(_wants_logprobs, active_request))
+                recorder = Recorder(
+                    partial(_wants_logprobs, active_request), partial(_fail, active_request)
+                )
                 recorder.add_to(manager)
                 ForEachRequest(lambda name: hooks_of(name).penalties).add_to(manager)
             elif not is_neutral_penalty(penalty := model.generation_config.repetition_penalty):
@@ -107,6 +109,13 @@ def _hooks_of(active_request: Callable[[str], ActiveRequest | None], request_id:
 def _wants_logprobs(active_request: Callable[[str], ActiveRequest | None], request_id: str) -> bool:
     active = active_request(request_id)
     return active is not None and active.request.options.logprobs
+
+
+def _fail(
+    active_request: Callable[[str], ActiveRequest | None], request_id: str, tokens: int
+) -> None:
+    if (active := active_request(request_id)) is not None:
+        active.fail_after(tokens)
 
 
 @contextmanager

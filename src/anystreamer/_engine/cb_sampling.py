@@ -81,15 +81,27 @@ class Recorder(StepProcessor):
 
     Args:
         wants_logprobs: whether a request wants them, by its id. Called in the manager's thread.
+        fail: called with the id of a request whose scores are not numbers, and with how many tokens
+            there are before the one that they are for, the prompt's among them.
     """
 
-    def __init__(self, wants_logprobs: Callable[[str], bool]) -> None:
+    def __init__(
+        self, wants_logprobs: Callable[[str], bool], fail: Callable[[str, int], None]
+    ) -> None:
         self._wants_logprobs = wants_logprobs
+        self._fail = fail
+        self._states: list[Any] = []
         self._is_wanted = False
         self.latest: Any = None  # of shape (requests, vocabulary); None if nobody wants them
 
     def prepare(self, states: list[Any]) -> None:
         self._is_wanted = any(self._wants_logprobs(each.request_id) for each in states)
+        self._states = states
+
+    def fail(self, row: int) -> None:
+        """Fail the request of a row, whose scores are not numbers."""
+        state = self._states[row]
+        self._fail(state.request_id, len(state.initial_tokens) + len(state.generated_tokens))
 
     def __call__(self, scores: Any, tensor_arg: Any) -> Any:
         self.latest = scores.log_softmax(dim=-1) if self._is_wanted else None
@@ -110,6 +122,12 @@ class _Draw:
         there are requests. Log-probabilities are float32, and stored with their bits as they are.
         """
         probabilities = scores[0].softmax(dim=-1)
+        # One score that is no number, or infinite, makes all probabilities of its row NaN. Drawing
+        # from them would be an error for all requests.
+        for row in probabilities[:, 0].isnan().nonzero()[:, 0].tolist():
+            self._recorder.fail(row)
+            probabilities[row] = 0
+            probabilities[row, scores[0, row].argmax()] = 1
         chosen = torch.multinomial(probabilities, 1, generator=self._generator)
         output_ids[0, : len(chosen)].copy_(chosen[:, 0])
         if self._recorder.latest is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter, sleep
@@ -19,7 +18,7 @@ from .._streams import Row
 from .active_request import ActiveRequest, ScoreHooks, publish
 from .base import EngineTask, ThreadEngine
 from .cb_cached_tokens import report_cached_tokens
-from .cb_config import SAMPLING, Settings
+from .cb_config import SAMPLING, Settings, check_sampling
 from .cb_manager import cache_size, cache_used, cause_of_death, is_dying, take_results
 from .cb_open import open_manager
 from .cb_refusals import inputs_refusal, request_refusal
@@ -97,7 +96,7 @@ class ContinuousBatchingEngine(ThreadEngine):
             raise ValueError(
                 f"max_new_tokens={limit}: there is nothing to generate after {prompt} tokens"
             )
-        pages = math.ceil((prompt + limit) / self._page)
+        pages = -(-(prompt + limit) // self._page)
         if pages > self.queue.main.capacity:
             raise ValueError(
                 f"a prompt of {prompt} tokens and max_new_tokens={limit} do not fit into the "
@@ -307,6 +306,7 @@ class BatchTask(EngineTask):
             if reason := inputs_refusal(inputs):
                 self._refusal = new_refusal(reason)
             else:
+                check_sampling(self._request)
                 self._score_hooks = ScoreHooks.of(self._request, self._rows[0])
         except BaseException as exc:
             self._failure = wrap_control_flow_exception(exc, self.cancellation)

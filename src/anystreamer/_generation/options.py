@@ -74,6 +74,8 @@ class Options:
             validate_callback(self.worker_context, "worker_context")
         if self.cancel_within not in ("step", "layer"):
             raise ValueError(f"cancel_within must be 'step' or 'layer', not {self.cancel_within!r}")
+        if not _is_whole(self.top_logprobs):
+            raise TypeError(f"top_logprobs must be a whole number, not {self.top_logprobs!r:.60}")
         if self.top_logprobs < 0 or (self.top_logprobs and not self.logprobs):
             raise ValueError(
                 f"top_logprobs={self.top_logprobs} must be at least 0, and needs logprobs=True"
@@ -113,21 +115,33 @@ def _check_scores(options: Options) -> None:
         penalty = getattr(options, name)
         if isinstance(penalty, bool) or not isinstance(penalty, int | float):
             raise TypeError(f"{name} must be a number, got {penalty!r:.60}")
-        if not math.isfinite(penalty):
-            raise ValueError(f"{name} must be finite, got {penalty!r}")
+        if not _is_finite(penalty):
+            raise ValueError(f"{name} must be finite, got {penalty!r:.60}")
     if not isinstance(options.logit_bias, Mapping | None):
         raise TypeError(
             f"logit_bias must map token ids to numbers, got {type(options.logit_bias).__name__}"
         )
     for token_id, bias in (options.logit_bias or {}).items():
-        if not isinstance(token_id, int) or not isinstance(bias, int | float):
+        if not _is_whole(token_id) or not isinstance(bias, int | float):
             raise TypeError(
                 f"logit_bias must map token ids to numbers, got {token_id!r:.60}: {bias!r:.60}"
             )
-        if token_id < 0 or not math.isfinite(bias):
+        if token_id < 0 or not _is_finite(bias):
             raise ValueError(
-                f"logit_bias needs ids of at least 0 and finite numbers, got {token_id}: {bias}"
+                "logit_bias needs ids of at least 0 and finite numbers, "
+                f"got {token_id!r:.60}: {bias!r:.60}"
             )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False
 
 
 OPTION_NAMES = frozenset(each.name for each in fields(Options) if each.init)
