@@ -6,6 +6,7 @@ The other loop can run in another thread, or in the same one while the stream's 
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -21,6 +22,7 @@ from anystreamer import (
     stream_from_thread,
     stream_text,
 )
+from anystreamer._bridge import DetachedTasks, LoopGone, UngroupedTaskGroup
 from anystreamer.testing import Gate, ScriptedModel
 
 from ..helpers.scripted import PATIENCE, Scripted, each_native_loop, until
@@ -152,3 +154,33 @@ def test_a_stream_in_another_loop_of_its_thread(native: Any, use: str) -> None:
         left.set()
         loop.run_until_complete(task)
     assert not model.is_generating
+
+
+@OTHER_LOOPS
+@pytest.mark.parametrize("ended", ["group", "loop"])
+def test_a_call_into_what_has_ended_is_refused_without_a_word(other: str, ended: str) -> None:
+    """Python would warn of a coroutine that was never awaited."""
+    asked: list[BaseException | None] = []
+
+    async def nothing() -> None:
+        raise AssertionError
+
+    def ask(tasks: DetachedTasks[Any]) -> None:
+        with pytest.raises(LoopGone) as caught:
+            tasks.call_from_thread(nothing)
+        asked.append(caught.value.__cause__)
+
+    async def main() -> DetachedTasks[Any]:
+        group = UngroupedTaskGroup()
+        await group.open()
+        tasks: DetachedTasks[Any] = DetachedTasks(group)
+        await group.close(None)  # as a loop that is killed ends it: nobody has called `end_calls`
+        if ended == "group":
+            await to_thread.run_sync(ask, tasks)
+        return tasks
+
+    tasks = anyio.run(main, backend=other)
+    if ended == "loop":
+        ask(tasks)
+    gc.collect()
+    assert isinstance(asked[0], RuntimeError)

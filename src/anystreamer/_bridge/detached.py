@@ -147,7 +147,8 @@ class DetachedTasks(Generic[TaskT]):
             coroutine = call()
             try:
                 from_thread.run_sync(self.start, coroutine, token=self.token)
-            except RuntimeError as exc:  # the task group has ended
+            except RuntimeError as exc:  # the task group has ended, or the loop
+                coroutine.close()  # Python would warn that it was never awaited
                 raise LoopGone from exc
             value, error = _wait(done, coroutine)
         if error is not None:
