@@ -176,9 +176,10 @@ def test_closing_it_ends_what_is_open() -> None:
     with pytest.raises(EngineClosed):
         list(stream)
     stream.close()
-    with pytest.raises(EngineClosed), worker.stream_from_thread(producer):
+    is_closed = pytest.raises(EngineClosed, match="the worker has been closed")
+    with is_closed, worker.stream_from_thread(producer):
         pass
-    with pytest.raises(EngineClosed):
+    with is_closed:
         worker.run(int)
 
 

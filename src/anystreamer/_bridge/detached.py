@@ -55,6 +55,7 @@ class DetachedTasks(Generic[TaskT]):
     ) -> None:
         self.token: EventLoopToken = current_token()
         self.home = Home(kind, advice)  #: of their owner
+        self._kind = kind  # of the owner, for messages
         self._task_group = task_group
         # Weak: of a stream that was forgotten nothing stays.
         self._tasks: WeakSet[TaskT] = WeakSet()
@@ -130,7 +131,7 @@ class DetachedTasks(Generic[TaskT]):
             BaseException: the exception of *func*.
         """
         if self.home.is_in_parent:
-            raise LoopGone
+            raise LoopGone(self._kind)
         with suppress(RuntimeError):  # no event loop in this thread: good
             if current_token() == self.token:
                 raise BlockingIOError("this call would block its own event loop: use the engine")
@@ -141,7 +142,7 @@ class DetachedTasks(Generic[TaskT]):
                 done.set_result(await _outcome(func))
             finally:
                 if not done.done():  # the owner is being cancelled
-                    done.set_result((None, LoopGone()))
+                    done.set_result((None, LoopGone(self._kind)))
 
         with self._counted_call():
             coroutine = call()
@@ -149,8 +150,8 @@ class DetachedTasks(Generic[TaskT]):
                 from_thread.run_sync(self.start, coroutine, token=self.token)
             except RuntimeError as exc:  # the task group has ended, or the loop
                 coroutine.close()  # Python would warn that it was never awaited
-                raise LoopGone from exc
-            value, error = _wait(done, coroutine)
+                raise LoopGone(self._kind) from exc
+            value, error = _wait(done, coroutine, self._kind)
         if error is not None:
             raise error
         return cast("T", value)
@@ -160,7 +161,7 @@ class DetachedTasks(Generic[TaskT]):
         """While it is entered, the owner waits with its end."""
         with self._lock:
             if not self._takes_calls:
-                raise LoopGone
+                raise LoopGone(self._kind)
             self._calls += 1
         try:
             yield
@@ -174,7 +175,7 @@ class DetachedTasks(Generic[TaskT]):
         return bool(self._calls)
 
 
-def _wait(done: Future[T], coroutine: Coroutine[Any, Any, None]) -> T:
+def _wait(done: Future[T], coroutine: Coroutine[Any, Any, None], kind: str) -> T:
     """Wait for the result of a coroutine. One that never began sets none, and says no word."""
     while True:
         try:
@@ -182,7 +183,7 @@ def _wait(done: Future[T], coroutine: Coroutine[Any, Any, None]) -> T:
         except TimeoutError:
             is_closed = inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
             if is_closed and not done.done():
-                raise LoopGone from None
+                raise LoopGone(kind) from None
 
 
 async def _outcome(func: Callable[[], Awaitable[T]]) -> tuple[T | None, BaseException | None]:
