@@ -129,6 +129,30 @@ async def test_the_parts_of_a_dropped_stream_are_collected_in_any_order(
     assert unraisable == []
 
 
+async def test_a_stream_is_collected_while_its_callback_s_lock_is_held() -> None:
+    """As the lock of a `threading.Event`, whose `set` is a usual callback: it would deadlock."""
+    lock, stopped = threading.Lock(), threading.Event()
+
+    def call_back() -> None:
+        with lock:
+            stopped.set()
+
+    def produce(emit: Any, stopping: Stopping) -> None:
+        stopping.on_stop(call_back)
+        emit("item")
+        assert stopped.wait(PATIENCE)
+
+    async with open_worker() as worker:
+        context: Any = worker.stream_from_thread(produce)
+        assert await (await context.__aenter__()).receive() == "item"
+        with lock:
+            del context
+            gc.collect()
+            assert not stopped.is_set()
+        await until(stopped.is_set)
+        assert await worker.run(int) == 0
+
+
 def is_shown(stream: object, word: str) -> bool:
     return word in repr(stream)
 

@@ -98,7 +98,7 @@ class DetachedTasks(Generic[TaskT]):
         self._task_group.start(coroutine, name)
 
     async def _watch(self) -> None:
-        """End queued tasks whose stream was stopped or forgotten: both only set a flag."""
+        """End tasks whose stream was stopped or forgotten, where that only sets a flag."""
         with suppress(get_cancelled_exc_class()), self._watch_scope:
             while True:
                 if not self._has_watched():
@@ -110,12 +110,14 @@ class DetachedTasks(Generic[TaskT]):
     # Not in the coroutine: its variables would keep a stream alive.
 
     def _has_watched(self) -> bool:
-        return any(task.is_watched for task in self._tasks)
+        return any(task.is_watched or task.can_have_callbacks for task in self._tasks)
 
     def _cancel_ended(self) -> None:
         for task in self:
-            if task.is_watched and task.state.should_end:
-                task.state.scope.cancel()
+            if task.state.should_end:
+                if task.is_watched:
+                    task.state.scope.cancel()
+                task.state.call_stop_callbacks()
 
     # -- for other threads
 
@@ -234,10 +236,10 @@ class DetachedContext(StreamContext[StreamT]):
 
     def __del__(self) -> None:
         # Collected without having been left. Any thread can be collecting: take no lock, wake no
-        # task. The worker looks at the flag, or `DetachedTasks` does.
+        # task, call nothing. The worker looks at the flag, and `DetachedTasks` does.
         if isinstance(task := getattr(self, "task", None), WorkerTask):
             task.context_collected = True  # first: either we see the end, or the end sees this
             if task.state.has_exited:
                 task.state.close_and_take_error()
             else:
-                task.state.abandon()
+                task.state.abandon_in_finalizer()

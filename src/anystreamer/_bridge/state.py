@@ -160,10 +160,26 @@ class StreamState(Generic[T]):
             self.abandoned = True
             self._interrupt_producer()
 
+    def abandon_in_finalizer(self) -> None:
+        """The same without the callbacks, which `call_stop_callbacks` has to call later.
+
+        The garbage collector can run while its thread holds a lock that a callback needs.
+        """
+        if not self.has_exited:
+            self.abandoned = True
+            self._end_wait_for_space()
+
     def _interrupt_producer(self) -> None:
         """End its wait for space, and whatever it has registered callbacks for."""
+        self._end_wait_for_space()
+        self.call_stop_callbacks()
+
+    def _end_wait_for_space(self) -> None:
         if isinstance(self.space_available, ThreadEvent):  # others can be set on the loop only
             self.space_available.set()
+
+    def call_stop_callbacks(self) -> None:
+        """Call what the producer has registered, unless that has been called."""
         if self.stop_callbacks is not None:
             self.stop_callbacks.call()
 

@@ -86,6 +86,11 @@ class WorkerTask(Generic[StreamT]):
         """Whether it does not see by itself that its stream was stopped."""
         return self.state.phase is Phase.QUEUED
 
+    @property
+    def can_have_callbacks(self) -> bool:
+        """Whether its producer can have registered callbacks, which a finalizer must not call."""
+        return self.state.stop_callbacks is not None and not self.state.has_exited
+
     def finish_if_never_started(self) -> None:
         """Exit if the task has not made its first step. Called when it can no longer make one."""
         if close_if_unstarted(self.coroutine):
