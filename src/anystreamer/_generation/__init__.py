@@ -16,6 +16,7 @@ from .options import Options, Tools, WorkerContext
 from .request import GenerationRequest
 from .score_mask import mask_scores
 from .token_streamer import row_of
+from .up_to import UpTo
 
 __all__ = [
     "GenerationCall",
@@ -23,6 +24,7 @@ __all__ = [
     "Options",
     "SupportsGenerate",
     "Tools",
+    "UpTo",
     "WorkerContext",
     "check_generate_kwargs",
     "continues_prompt",
