@@ -397,7 +397,8 @@ async def test_an_engine_of_another_kind_gets_a_limit_that_fits() -> None:
             return self._engine.statistics()
 
     async with open_engine(model, model.tokenizer) as engine:
-        app = create_app(Other(engine), context_length=20)
+        other: Any = Other(engine)
+        app = create_app(other, context_length=20)
         async with serving(app) as url, client_of(url) as client:
             (choice,) = (await client.post(TEXT, json={"prompt": "x" * 15})).json()["choices"]
     assert (choice["text"], choice["finish_reason"]) == ("a" * 5, "length")

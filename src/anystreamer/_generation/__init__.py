@@ -15,6 +15,7 @@ from .limiters import model_limiter
 from .options import Options, Tools, WorkerContext
 from .request import GenerationRequest
 from .score_mask import mask_scores
+from .seed import Seed
 from .token_streamer import row_of
 from .up_to import UpTo
 
@@ -22,6 +23,7 @@ __all__ = [
     "GenerationCall",
     "GenerationRequest",
     "Options",
+    "Seed",
     "SupportsGenerate",
     "Tools",
     "UpTo",

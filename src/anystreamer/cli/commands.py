@@ -122,7 +122,17 @@ def chat(
     chat_template: ChatTemplate = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Chat with a model. Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists commands."""
+    """Chat with a model in the terminal.
+
+    Without MODEL, it is the small model that comes with the package. It can count, and little else.
+
+    The model runs in this process. With --base-url it is the model of a server. Each turn computes
+    only what is new in the conversation. The model's own settings decide how tokens are chosen,
+    until you change them with /set.
+
+    Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists the commands. If you pipe text in,
+    each line is a question.
+    """
     require_installed(backend)
     if base_url is None and api_key is not None:
         raise typer.BadParameter("needs --base-url", param_hint="--api-key")
