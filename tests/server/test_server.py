@@ -366,7 +366,8 @@ async def test_too_long_a_prompt_is_400() -> None:
 @pytest.mark.parametrize("endpoint", [TEXT, CHAT, "/v1/responses"])
 async def test_a_default_limit_that_does_not_fit_opens_one_stream(endpoint: str, n: int) -> None:
     """For each answer. Its request takes the room that is left when its prompt is encoded."""
-    body = {TEXT: {"prompt": "x" * 15}, CHAT: {"messages": MESSAGES}}.get(endpoint, {"input": "x"})
+    bodies: dict[str, Any] = {TEXT: {"prompt": "x" * 15}, CHAT: {"messages": MESSAGES}}
+    body = bodies.get(endpoint, {"input": "x"})
     if endpoint != "/v1/responses":  # which has one answer
         body["n"] = n
     else:
