@@ -196,6 +196,32 @@ def test_a_callback_that_asks_its_own_model() -> None:
         assert ask(model) == ask_engine() == "a"
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_producer_that_closes_its_own_worker(threads: int) -> None:
+    """All threads have to end, so it makes no difference how many there are."""
+    with sync.open_worker(threads=threads) as worker, sync.open_worker() as other:
+        with pytest.raises(RuntimeError, match=REFUSED):
+            worker.run(worker.close)
+        worker.run(other.close)
+        assert worker.run(int) == 0
+
+
+def test_a_callback_that_closes_its_own_engine() -> None:
+    model = ScriptedModel(["a"])
+
+    def close() -> str:
+        engine.close()
+        return ""
+
+    with sync.open_engine(model, model.tokenizer) as engine:
+        asks = Asks(close)
+        with engine.stream_text("Hi", stopping_criteria=[asks]) as stream:
+            stream.read()
+        assert REFUSED in str(asks.error)
+        with engine.stream_text("Hi") as stream:
+            assert stream.read() == "a"
+
+
 async def test_a_thread_that_has_no_turn_waits_as_before() -> None:
     """A thread of anyio's, in which nothing of ours runs."""
     async with open_worker() as worker:

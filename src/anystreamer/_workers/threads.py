@@ -21,13 +21,21 @@ class WorkThreads:
     def __init__(self, count: int) -> None:
         self.count = count
         self._items: SimpleQueue[WorkItem | None] = SimpleQueue()
+        self._idents: set[int] = set()  # of the threads; a set's methods are atomic
 
     def work(self) -> None:
         """Call what comes, until `end`. In one of the threads."""
+        self._idents.add(threading.get_ident())
         with holding(self if self.count == 1 else None):
             while (item := self._items.get()) is not None:
                 item.run()
                 del item  # or a stream would live until the next one
+        self._idents.discard(threading.get_ident())
+
+    @property
+    def include_this_one(self) -> bool:
+        """Whether the current thread is one of them."""
+        return threading.get_ident() in self._idents
 
     def check_caller(self, kind: str) -> None:
         """Refuse a call that needs a thread, if the only one waits for this call. On the loop.

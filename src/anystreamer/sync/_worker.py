@@ -12,6 +12,7 @@ from .._workers import (
     Worker,
     WorkerContext,
     WorkerStatistics,
+    WorkThreads,
     call_source,
     owner_of,
 )
@@ -158,6 +159,9 @@ class OwnedSyncWorker(Owned[Worker], SyncWorker):
     @property
     def _worker(self) -> Worker:
         return self._shown
+
+    def _threads_of(self, shown: Worker) -> WorkThreads:
+        return owner_of(shown).threads
 
 
 def _opener(
