@@ -137,7 +137,7 @@ class DetachedTasks(Generic[TaskT]):
             if current_token() == self.token:
                 raise BlockingIOError("this call would block its own event loop: use the engine")
         done: Future[tuple[T | None, BaseException | None]] = Future()
-        waited_for = partial(await_holding, held_turns(), func)
+        waited_for = partial(await_holding, turns, func) if (turns := held_turns()) else func
 
         async def call() -> None:
             try:

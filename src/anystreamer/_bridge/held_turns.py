@@ -59,8 +59,6 @@ def held_turns() -> tuple[object, ...]:
 
 async def await_holding(turns: tuple[object, ...], func: Callable[[], Awaitable[T]]) -> T:
     """Await ``func()`` in the event loop, for a thread that has *turns* and waits for it."""
-    if not turns:
-        return await func()
     wait = _Wait(turns)
     token = _wait.set(wait)
     try:
