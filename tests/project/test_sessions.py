@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 NOXFILE = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
 
 
@@ -39,7 +40,7 @@ def test_each_test_runs_by_day_or_at_night(day: str, night: str) -> None:
 def test_the_workflow_of_the_night_runs_each_session_of_it() -> None:
     workflow = ROOT / ".github" / "workflows" / "nightly.yml"
     if not workflow.exists():
-        pytest.skip("an sdist has no workflows")
+        pytest.skip("there are no workflows here")
     text = workflow.read_text(encoding="utf-8")
     listed = set(re.findall(r"^ +- (\w+)(?:-3\.\d+)?$", text, re.MULTILINE))
     tagged = {
@@ -50,3 +51,23 @@ def test_the_workflow_of_the_night_runs_each_session_of_it() -> None:
     }
     assert len(tagged) > 3
     assert listed == tagged
+
+
+def draws_examples(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any("given" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
+def test_the_night_draws_more_examples_for_each_test_that_draws_some() -> None:
+    """Hypothesis marks a test that it wraps. One that wraps a function inside has to say so."""
+    found, unmarked = 0, []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for test in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(test, FUNCTIONS) or draws_examples(test):
+                continue
+            if any(isinstance(each, FUNCTIONS) and draws_examples(each) for each in ast.walk(test)):
+                found += 1
+                marks = [ast.unparse(decorator) for decorator in test.decorator_list]
+                if "pytest.mark.hypothesis" not in marks:
+                    unmarked.append(f"{path.relative_to(ROOT).as_posix()}::{test.name}")
+    assert found
+    assert not unmarked
