@@ -12,12 +12,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
-from statistics import median
 
 import psutil
 
 from .clients import encoded
-from .method import ON_ASYNCIO, Table, run_on, serve_with_uvicorn, server_process
+from .method import ON_ASYNCIO, Table, run_on, serve_with_uvicorn, server_process, summary
 
 STREAMS = 1_000
 WARM = 50  # streams before the first look, so that what is allocated once is there
@@ -79,14 +78,12 @@ def cost_of_each_token(loop: str, tokens: int) -> Table:
 
 def measure(is_quick: bool) -> Iterator[Table]:
     rounds, tokens = (1, 1_000) if is_quick else (3, 3_000)
-    yield {"requests": {"streams": STREAMS, "step_ms": STEP * 1e3}}
+    results: Table = {}
     for loop in ON_ASYNCIO:
         each = [cost_of_each_token(loop, tokens) for _ in range(rounds)]
-        kib = {
-            f"prompt of {prompt} tokens": median(
-                kib_of_each_stream(loop, prompt) for _ in range(rounds)
-            )
-            for prompt in PROMPTS
-        }
-        figures = {name: median(one[name] for one in each) for name in each[0]}
-        yield {loop: {"kib_of_each_stream": kib} | figures}
+        memory = [
+            {f"kib_of_{prompt}": kib_of_each_stream(loop, prompt) for prompt in PROMPTS}
+            for _ in range(rounds)
+        ]
+        results[loop] = summary(each) | summary(memory)
+        yield {"each": results}

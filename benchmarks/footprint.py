@@ -19,7 +19,16 @@ from typing import Any
 import anyio
 import psutil
 
-from .method import ALL_LOOPS, Table, in_new_process, quartiles, ratio, run_on, take_turns
+from .method import (
+    ALL_LOOPS,
+    Table,
+    compared,
+    in_new_process,
+    on_loops,
+    run_on,
+    summary,
+    take_turns,
+)
 
 STREAMS = 200
 WARM = 5  # streams before the first look, so that what is allocated once is there
@@ -33,18 +42,10 @@ IMPORTS = (
 TIMED = "import time; started = time.perf_counter(); {}; print(time.perf_counter() - started)"
 
 
-def milliseconds(statement: str) -> float:
+def timed(statement: str) -> Table:
     command = [sys.executable, "-c", TIMED.format(statement)]
-    return 1e3 * float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-
-
-def imports(rounds: int) -> Table:
-    ways = {statement: partial(milliseconds, statement) for statement in IMPORTS}
-    took = take_turns(ways, rounds, warm_up=1)  # the first one reads the files
-    return {
-        name: {"ms": quartiles(values), "ratio": ratio(values, took["import anyio"])}
-        for name, values in took.items()
-    }
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    return {"ms": 1e3 * float(output)}
 
 
 def look() -> tuple[int, int]:
@@ -52,7 +53,7 @@ def look() -> tuple[int, int]:
     return process.memory_info().rss, process.num_threads()
 
 
-async def growth(open_one: Callable[[], Any], release: Callable[[], None]) -> dict[str, float]:
+async def growth(open_one: Callable[[], Any], release: Callable[[], None]) -> Table:
     """What each of `STREAMS` streams adds. *release* lets their threads end."""
     async with AsyncExitStack() as stack:
         looks = []
@@ -69,7 +70,7 @@ async def growth(open_one: Callable[[], Any], release: Callable[[], None]) -> di
         }
 
 
-async def stream_text() -> dict[str, float]:
+async def stream_text() -> Table:
     from anystreamer import stream_text
     from anystreamer.testing import Gate, ScriptedModel
 
@@ -78,7 +79,7 @@ async def stream_text() -> dict[str, float]:
     return await growth(lambda: stream_text(model, model.tokenizer, "a prompt"), gate.open)
 
 
-async def engine() -> dict[str, float]:
+async def engine() -> Table:
     from anystreamer import open_engine
     from anystreamer.testing import Gate, ScriptedModel
 
@@ -88,14 +89,14 @@ async def engine() -> dict[str, float]:
         return await growth(lambda: opened.stream_text("a prompt"), gate.open)
 
 
-async def bridge() -> dict[str, float]:
+async def bridge() -> Table:
     from anystreamer import stream_from_thread
 
     end = threading.Event()
     return await growth(lambda: stream_from_thread(lambda emit, should_stop: end.wait()), end.set)
 
 
-async def transformers_streamer() -> dict[str, float]:
+async def transformers_streamer() -> Table:
     """A thread and a streamer for each, as in transformers' documentation."""
     from transformers import AsyncTextIteratorStreamer
 
@@ -115,7 +116,7 @@ async def transformers_streamer() -> dict[str, float]:
     return await growth(open_one, end.set)
 
 
-WAITING: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
+WAITING = {
     "stream_text": (stream_text, ALL_LOOPS),
     "an engine's": (engine, ALL_LOOPS),
     "stream_from_thread": (bridge, ALL_LOOPS),
@@ -123,21 +124,10 @@ WAITING: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
 }
 
 
-def memory(rounds: int) -> Table:
-    ways = {
-        f"{name} on {loop}": partial(in_new_process, run_on, loop, grow)
-        for name, (grow, loops) in WAITING.items()
-        for loop in loops
-    }
-    return {
-        name: {
-            "kib": quartiles([one["kib"] for one in each]),
-            "threads": each[0]["threads"],
-        }
-        for name, each in take_turns(ways, rounds).items()
-    }
-
-
 def measure(is_quick: bool) -> Iterator[Table]:
-    yield {"import": imports(5 if is_quick else 25)}
-    yield {"memory": memory(1 if is_quick else 5)}
+    ways = {f"`{statement}`": partial(timed, statement) for statement in IMPORTS}
+    took = take_turns(ways, 5 if is_quick else 25, warm_up=1)  # the first one reads the files
+    yield {"import": compared(took, "ms", anyio="`import anyio`")}
+    grow = on_loops(WAITING, partial(in_new_process, run_on))
+    turns = take_turns(grow, 1 if is_quick else 5)
+    yield {"memory": {name: summary(runs) for name, runs in turns.items()}}

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -41,6 +42,7 @@ PACKAGES = (
     *("llguidance", "xgrammar", "outlines"),
 )
 
+MILLISECOND = 0.001  # seconds; uvloop cannot wait for a shorter time
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -73,15 +75,52 @@ def ratio(values: Sequence[float], peer: Sequence[float]) -> dict[str, float]:
     return quartiles([one / other for one, other in zip(values, peer, strict=False)])
 
 
-def percentiles(values: Sequence[float], *shares: int) -> dict[str, float]:
-    """The median, percentiles (95 is named p95) and, as 100, the maximum."""
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """The median, two percentiles and the maximum. Nothing of no values."""
     ordered = sorted(values)
+    shares = {"median": 50, "p95": 95, "p99": 99, "max": 100}
+    last = len(ordered) - 1
+    return {
+        name: ordered[min(last, len(ordered) * n // 100)] for name, n in shares.items() if ordered
+    }
 
-    def at(share: int) -> float:
-        return ordered[min(len(ordered) - 1, len(ordered) * share // 100)]
 
-    names = {50: "median", 100: "max"}
-    return {names.get(share, f"p{share}"): at(share) for share in (50, *shares)}
+def summary(runs: Sequence[Table]) -> Table:
+    """The figures of several runs: quartiles, or of lists the percentiles of all their values."""
+    return {name: _of_all([run[name] for run in runs]) for name in runs[0]}
+
+
+def _of_all(values: list[Any]) -> Table:
+    match values[0]:
+        case dict():
+            return summary(values)
+        case list():
+            return percentiles([each for some in values for each in some])
+        case _:
+            return quartiles(values)
+
+
+def compared(runs: Mapping[str, Sequence[Table]], figure: str, **peers: str) -> Table:
+    """The figures of each way, with the ratios of one of them to some peers in the same rounds.
+
+    A ratio is named ``ratio_to_`` and its peer, or ``speed_to_``: of a speed, more is better. It
+    has the ratio of the best rounds too, which other work on the machine disturbs least.
+    """
+    is_speed = figure.endswith("_per_second")
+    word, best = ("speed", max) if is_speed else ("ratio", min)
+    each = {name: [run[figure] for run in some] for name, some in runs.items()}
+    return {
+        name: {"rounds": len(some)}
+        | summary(some)
+        | {
+            f"{word}_to_{peer}": ratio(each[name], each[way])
+            | {"best": best(each[name]) / best(each[way])}
+            for peer, way in peers.items()
+            if each[way]
+        }
+        for name, some in runs.items()
+        if some
+    }
 
 
 def environment(is_quick: bool) -> Table:
@@ -125,6 +164,34 @@ def run_on(loop: str, function: Callable[..., Any], *args: Any) -> Any:
     """Run a coroutine function on one of `LOOPS`."""
     backend, options = LOOPS[loop]
     return anyio.run(function, *args, backend=backend, backend_options=options)
+
+
+def on_loops(
+    ways: Mapping[str, tuple[Any, Sequence[str]]], call: Callable[[str, Any], Result]
+) -> dict[str, Callable[[], Result]]:
+    """Each way, on each of its loops: calls of a function that takes a loop and a way."""
+    return {
+        f"{name} on {loop}": partial(call, loop, way)
+        for name, (way, loops) in ways.items()
+        for loop in loops
+    }
+
+
+async def note_lateness(late: list[float]) -> None:
+    """Sleep for a millisecond, again and again, and note by how many the loop is late."""
+    while True:
+        due = time.perf_counter() + MILLISECOND
+        await anyio.sleep(MILLISECOND)
+        late.append(1e3 * (time.perf_counter() - due))
+
+
+async def busy_half_the_time() -> None:
+    """Other work on the loop, which holds the GIL."""
+    while True:
+        until = time.perf_counter() + MILLISECOND
+        while time.perf_counter() < until:
+            pass
+        await anyio.sleep(MILLISECOND)
 
 
 def new_process() -> ProcessPoolExecutor:
