@@ -8,33 +8,27 @@ again and again: its longest wait is how long the event loop stood still.
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection
+from typing import Any
 
 import psutil
 
-from .method import run_on, serve_with_uvicorn, server_process
+from .method import served
 
 SIZE = 1000 * 1000
 USER = '{"role":"user","content":"Hi"}'
 CHAT = f'{{"messages":[{USER}],"max_tokens":1,'
 
 
-def serve(listener: socket.socket) -> None:
+def new_engine() -> Any:
     from anystreamer import open_engine
     from anystreamer.demo import load_demo
-    from anystreamer.server import create_app
 
-    async def main() -> None:
-        model, tokenizer = load_demo()
-        async with open_engine(model, tokenizer) as engine:
-            await serve_with_uvicorn(create_app(engine), listener)
-
-    run_on("asyncio", main)
+    return open_engine(*load_demo())
 
 
 def filled(before: str, item: str, after: str) -> str:
@@ -90,7 +84,7 @@ def main() -> None:
     print(f"{psutil.cpu_count()} CPUs, load {psutil.getloadavg()[0]:.1f}")
     print("| body | status | longest wait, ms | more memory, MB |\n| --- | --- | --- | --- |")
     for name, body in BODIES.items():
-        with server_process(serve) as (port, process), ThreadPoolExecutor() as pool:
+        with served(new_engine) as (port, process), ThreadPoolExecutor() as pool:
             for _ in range(3):
                 post(port, BODIES["a short message"])
             before, is_over = most_memory(process.pid), threading.Event()

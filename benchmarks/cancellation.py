@@ -131,21 +131,15 @@ class Bench:
 
     async def raising_put(self) -> Cancelled:
         streamer = RaisingStreamer()
-        return await self._in_a_thread(streamer, anyio.sleep_forever, streamer.cancel)
+        return await self._with_a_thread(streamer, streamer.cancel)
 
     async def never_stopped(self) -> Cancelled:
-        """transformers' AsyncTextIteratorStreamer: it has no way to stop."""
         streamer = AsyncTextIteratorStreamer(self.tokenizer, skip_prompt=True)
+        return await self._with_a_thread(streamer, stop=lambda: None)
 
-        async def read() -> None:
-            async for _ in streamer:
-                pass
+    async def _with_a_thread(self, streamer: Any, stop: Callable[[], None]) -> Cancelled:
+        """Cancel a task that waits beside the thread of ``generate()``."""
 
-        return await self._in_a_thread(streamer, read, lambda: None)
-
-    async def _in_a_thread(
-        self, streamer: Any, read: Callable[[], Any], stop: Callable[[], None]
-    ) -> Cancelled:
         def generate() -> None:
             with contextlib.suppress(RuntimeError):
                 ids = torch.arange(1, 9)[None]
@@ -155,7 +149,7 @@ class Bench:
             thread = threading.Thread(target=generate)
             thread.start()
             try:
-                await read()
+                await anyio.sleep_forever()
             finally:
                 stop()
                 with anyio.CancelScope(shield=True):

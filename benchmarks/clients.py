@@ -1,10 +1,9 @@
 """Clients of a server, in their own process: many at once, and one that disconnects.
 
 They use plain sockets. Each notes when bytes come, and decodes them after the last one, because
-decoding takes time from the server on the same two cores. No well-kept load generator fits here.
-hey, oha, wrk and locust measure requests, not the events in a response. GuideLLM and ``vllm bench
-serve`` measure events, but they decode them while the server works, and the latter needs vLLM. None
-of them sees when the model stops after a client has left.
+decoding takes time from the server on the same two cores. No well-kept load generator fits here:
+most measure requests and not events, GuideLLM and ``vllm bench serve`` decode while the server
+works, and none sees when the model stops after a client has left.
 
 The definitions are those of ``vllm bench serve``:
 

@@ -49,15 +49,6 @@ def large_byte_level() -> Any:
     return tokenizer
 
 
-class Collecting(TextStreamer):
-    def __init__(self, tokenizer: Any, **kwargs: Any) -> None:
-        super().__init__(tokenizer, **kwargs)
-        self.pieces: list[str] = []
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self.pieces.append(text)
-
-
 # Each way takes a tokenizer and ids, and returns the parts of the text.
 
 
@@ -70,11 +61,12 @@ def ours(tokenizer: Any, ids: list[int], hold_byte_runs: bool = False) -> list[s
 
 
 def text_streamer(tokenizer: Any, ids: list[int]) -> list[str]:
-    streamer = Collecting(tokenizer, skip_special_tokens=True)
+    streamer, pieces = TextStreamer(tokenizer, skip_special_tokens=True), []
+    streamer.on_finalized_text = lambda text, stream_end=False: pieces.append(text)
     for value in np.array(ids).reshape(-1, 1):  # like a tensor, without torch's own cost
         streamer.put(value)
     streamer.end()
-    return streamer.pieces
+    return pieces
 
 
 def decode_stream(tokenizer: Any, ids: list[int]) -> list[str]:

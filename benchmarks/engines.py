@@ -326,14 +326,12 @@ async def second_turn(bench: Bench, **settings: Any) -> Table:
     ids = torch.randint(1, 500, (TALK,)).tolist()
     async with anystreamer.open_engine(bench.model, bench.tokenizer, **settings) as engine:
         for _ in range(2):
-            prompt, first = {"input_ids": torch.tensor([ids])}, None
-            started = time.perf_counter()
+            prompt = {"input_ids": torch.tensor([ids])}
             async with engine.stream_text(prompt, max_new_tokens=20) as stream:
-                async for _ in stream:
-                    first = first or time.perf_counter()
-            assert first is not None
+                await stream.read()
             ids = ids + stream.token_ids + torch.randint(1, 500, (PROMPT,)).tolist()
-    return {"first_token_ms": 1e3 * (first - started)}
+    assert stream.timing.first_token is not None
+    return {"first_token_ms": 1e3 * stream.timing.first_token}
 
 
 def second_turns(bench: Bench, rounds: int) -> Table:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -125,12 +125,6 @@ def compared(runs: Mapping[str, Sequence[Table]], figure: str, **peers: str) -> 
 
 def environment(is_quick: bool) -> Table:
     """When, where and with what it was measured."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     torch = sys.modules.get("torch")
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -141,7 +135,7 @@ def environment(is_quick: bool) -> Table:
         "cpus": os.cpu_count(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "torch_threads": torch.get_num_threads() if torch else None,
-        "versions": versions,
+        "versions": {each.name: each.version for each in distributions() if each.name in PACKAGES},
     }
 
 
@@ -205,18 +199,20 @@ def in_new_process(function: Callable[..., Result], *args: Any) -> Result:
 
 
 @contextmanager
-def server_process(
-    serve: Callable[..., object], *args: Any
+def served(
+    new_engine: Callable[[], Any], loop: str = "asyncio", **options: Any
 ) -> Iterator[tuple[int, multiprocessing.process.BaseProcess]]:
-    """A process that serves on a listening socket, its first argument: the port and the process.
+    """A process that serves an engine with uvicorn: the port and the process.
 
-    Connections wait in the socket's backlog until it accepts them.
+    *options* are those of the application. Connections wait in the socket's backlog until the
+    process accepts them.
     """
     from anystreamer.cli.listening import listening
 
     with listening("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        process = SPAWN.Process(target=serve, args=(listener, *args), daemon=True)
+        args = (loop, serve, listener, new_engine, options)
+        process = SPAWN.Process(target=run_on, args=args, daemon=True)
         process.start()
     try:
         yield port, process
@@ -225,8 +221,11 @@ def server_process(
         process.join()
 
 
-async def serve_with_uvicorn(app: Any, listener: socket.socket) -> None:
+async def serve(listener: socket.socket, new_engine: Callable[[], Any], options: Table) -> None:
     import uvicorn
 
-    config = uvicorn.Config(app, log_config=None, lifespan="off")
-    await uvicorn.Server(config).serve(sockets=[listener])
+    from anystreamer.server import create_app
+
+    async with new_engine() as engine:
+        config = uvicorn.Config(create_app(engine, **options), log_config=None, lifespan="off")
+        await uvicorn.Server(config).serve(sockets=[listener])

@@ -17,15 +17,7 @@ from functools import partial
 
 import anyio
 
-from .method import (
-    Table,
-    busy_half_the_time,
-    compared,
-    note_lateness,
-    on_loops,
-    run_on,
-    take_turns,
-)
+from .method import Table, busy_half_the_time, compared, note_lateness, on_loops, run_on, take_turns
 
 
 class Run:

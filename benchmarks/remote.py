@@ -9,7 +9,6 @@ same time, but the server's loop and this one do, on two cores.
 from __future__ import annotations
 
 import gc
-import socket
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -21,17 +20,8 @@ from anyio.from_thread import start_blocking_portal
 
 import anystreamer
 from anystreamer.remote import open_remote_engine
-from anystreamer.server import create_app
 
-from .method import (
-    LOOPS,
-    Table,
-    compared,
-    quartiles,
-    serve_with_uvicorn,
-    server_process,
-    take_turns,
-)
+from .method import LOOPS, Table, compared, quartiles, served, take_turns
 from .models import make_model, make_tokenizer
 
 LAYERS, HIDDEN = 4, 128
@@ -46,14 +36,6 @@ def new_engine() -> Any:
     )
 
 
-def serve(listener: socket.socket) -> None:
-    async def main() -> None:
-        async with new_engine() as engine:
-            await serve_with_uvicorn(create_app(engine, keep_alive=None), listener)
-
-    anyio.run(main)
-
-
 async def turn(engine: Any, streams: int) -> Table:
     """The speed of one turn, and the time until a first token in the middle of them."""
     firsts: list[float] = []
@@ -64,11 +46,11 @@ async def turn(engine: Any, streams: int) -> Table:
     async def read() -> None:
         nonlocal received
         async with engine.stream_text(PROMPT, max_new_tokens=TOKENS) as stream:
-            async for piece in stream:
-                if len(stream.text) == len(piece):
-                    firsts.append(1e3 * (time.perf_counter() - started))
-            assert stream.usage is not None
-            received += stream.usage.completion_tokens
+            await stream.read()
+        assert stream.usage is not None
+        assert stream.timing.first_token is not None
+        received += stream.usage.completion_tokens
+        firsts.append(1e3 * stream.timing.first_token)
 
     async with anyio.create_task_group() as tasks:
         for _ in range(streams):
@@ -111,7 +93,7 @@ def on_loop(loop: str, url: str, rounds: int) -> Table:
 
 def measure(is_quick: bool) -> Iterator[Table]:
     loops: Table = {}
-    with server_process(serve) as (port, _):
+    with served(new_engine, keep_alive=None) as (port, _):
         for loop in LOOPS:
             loops[loop] = on_loop(loop, f"http://127.0.0.1:{port}", 3 if is_quick else 9)
             yield {"wire": loops}

@@ -37,16 +37,16 @@ def all_results() -> list[Path]:
 
 PER_ITEM = (
     "| ratio (quartiles) = {ratio_to_silent:quartiles} | of the best = {ratio_to_silent.best:.2f}"
-    "| latency, ms: median = {latency_ms.median} | p99 = {latency_ms.p99}"
+    "| latency, ms: median = {latency_ms} | p99 = {latency_ms.p99}"
 )
 FLOOD = (
     "| ratio to culsans = {speed_to_culsans:quartiles}"
     "| processor time, µs per item = {cpu_us_per_item:quartiles}"
-    "| other tasks late, ms: median = {late_ms.median} | p99 = {late_ms.p99} | max = {late_ms.max}"
+    "| other tasks late, ms: median = {late_ms} | p99 = {late_ms.p99} | max = {late_ms.max}"
 )
 CROWD = "streams | % of a core = {percent_of_a_core} | threads = {threads} | MB = {mb}"
 STREAMS = ("1 stream", "4 streams", "16 streams", "64 streams")
-RAY = "{load.*.tokens_per_second.median}, {load.*.ttft_ms.median} ms"
+RAY = "{load.*.tokens_per_second}, {load.*.ttft_ms} ms"
 
 
 def repeated(columns: Iterable[str], cell: str) -> str:
@@ -56,15 +56,15 @@ def repeated(columns: Iterable[str], cell: str) -> str:
 
 # By program and table. A table shows the part of the results that its name begins with, up to a
 # colon; the name can be a pattern. A column has a name and ``=`` a cell: text with figures, such as
-# ``{ms.p99:.1f}``, a path in the row and a format. A column without a cell is a key of the part,
-# and the rows are below as many keys.
+# ``{ms.p99:.1f}``, a path in the row and a format. Without a last name it is the median. A column
+# without a cell is a key of the part, and the rows are below as many keys.
 TABLES = {
     "decoding": {
-        "speed": "tokenizer | 1k tokens = {anystreamer.1000.us.median}"
-        "| 8k tokens = {anystreamer.8000.us.median} | 32k tokens = {anystreamer.32000.us.median}"
-        "| 128k tokens = {anystreamer.128000.us.median}"
-        "| TextStreamer, 8k = {TextStreamer.8000.us.median}"
-        "| DecodeStream = {DecodeStream.128000.us.median}",
+        "speed": "tokenizer | 1k tokens = {anystreamer.1000.us}"
+        "| 8k tokens = {anystreamer.8000.us} | 32k tokens = {anystreamer.32000.us}"
+        "| 128k tokens = {anystreamer.128000.us}"
+        "| TextStreamer, 8k = {TextStreamer.8000.us}"
+        "| DecodeStream = {DecodeStream.128000.us}",
         "mismatches": "tokenizer | anystreamer = {anystreamer}"
         "| anystreamer, runs held = {anystreamer, runs held}"
         "| TextStreamer = {TextStreamer} | DecodeStream = {DecodeStream}",
@@ -72,73 +72,73 @@ TABLES = {
     "overhead": {"*": PER_ITEM},
     "forms": {
         "*": "| ratio to generate() = {ratio_to_generate:quartiles}"
-        "| ms per token = {ms_per_token.median}"
-        "| a new schema: ms to the first token = {first_ms.median} | the very first = {opening_ms}"
+        "| ms per token = {ms_per_token}"
+        "| a new schema: ms to the first token = {first_ms} | the very first = {opening_ms}"
     },
     "producers": {"flood*": FLOOD, "*crowd": CROWD, "*": PER_ITEM},
     "cancellation": {
         "phases": "phase | loop | times = {times} | passes after, max = {passes_after.max:.0f}"
-        "| ms, median = {ms_until_joined.median} | p99 = {ms_until_joined.p99}",
+        "| ms, median = {ms_until_joined} | p99 = {ms_until_joined.p99}",
         "costs": "model | control | ratio (quartiles) = {ratio_to_none:quartiles}"
         "| of the best = {ratio_to_none.best:.2f}",
     },
     "engines": {
         "speed": "|" + repeated(STREAMS, "{*.speed_to_limit:quartiles}"),
         "speed: first tokens": "|"
-        + repeated(STREAMS, "{*.first_token_ms.median} / {*.first_token_ms.p95}"),
-        "watched": "streams | | token late, ms: median = {token_late_ms.median}"
+        + repeated(STREAMS, "{*.first_token_ms} / {*.first_token_ms.p95}"),
+        "watched": "streams | | token late, ms: median = {token_late_ms}"
         "| p99 = {token_late_ms.p99} | max = {token_late_ms.max}"
         "| loop late, ms: p99 = {loop_late_ms.p99} | apart = {tokens_apart.max:.0f}"
         "| in the manager = {tokens_apart_in_manager.max:.0f}",
-        "opening": "loop | MiB = {mib.median}"
-        "| seconds to the first piece = {seconds_to_first_piece.median}"
-        "| to the answer = {seconds_to_answer.median}",
+        "opening": "loop | MiB = {mib}"
+        "| seconds to the first piece = {seconds_to_first_piece}"
+        "| to the answer = {seconds_to_answer}",
         "second_turn": "| ms to the first token = {first_token_ms:quartiles}"
         "| ratio = {ratio_to_continuous:quartiles}",
     },
     "simulated": {
         "streams": "step, streams | | of the steps (quartiles) = {speed_to_limit:quartiles}"
-        "| % of a core = {percent_of_a_core.median:.0f}"
-        "| token late, ms: median = {token_late_ms.median.median}"
-        "| p99 = {token_late_ms.p99.median} | max = {token_late_ms.max.median}"
-        "| loop late, ms: p99 = {loop_late_ms.p99.median} | max = {loop_late_ms.max.median}"
+        "| % of a core = {percent_of_a_core:.0f}"
+        "| token late, ms: median = {token_late_ms.median}"
+        "| p99 = {token_late_ms.p99} | max = {token_late_ms.max}"
+        "| loop late, ms: p99 = {loop_late_ms.p99} | max = {loop_late_ms.max}"
     },
     "edge": {
         "load": "clients | server | tokens/s = {tokens_per_second:whole quartiles}"
-        "| ratio = {speed_to_transformers.median:.2f}"
-        "| TTFT, ms = {ttft_ms.median} / {ttft_ms.p95} | ITL, ms = {itl_ms.median} / {itl_ms.p95}"
-        "| TPOT, ms = {tpot_ms.median} / {tpot_ms.p95}"
-        "| tokens in a chunk = {tokens_per_chunk.median:.1f}"
-        "| last first token, ms = {ttft_of_the_last_ms.median}"
-        "| ratio of it = {speed_of_the_last_to_transformers.median:.1f}",
-        "leaving": "server | answer | ms, median = {ms.median} | ms, max = {ms.max}"
-        "| steps, median = {steps.median} | steps, max = {steps.max}",
-        "kept_alive": "server | requests = {times} | ms, median = {ms.median} | ms, p99 = {ms.p99}",
+        "| ratio = {speed_to_transformers:.2f}"
+        "| TTFT, ms = {ttft_ms} / {ttft_ms.p95} | ITL, ms = {itl_ms} / {itl_ms.p95}"
+        "| TPOT, ms = {tpot_ms} / {tpot_ms.p95}"
+        "| tokens in a chunk = {tokens_per_chunk:.1f}"
+        "| last first token, ms = {ttft_of_the_last_ms}"
+        "| ratio of it = {speed_of_the_last_to_transformers:.1f}",
+        "leaving": "server | answer | ms, median = {ms} | ms, max = {ms.max}"
+        "| steps, median = {steps} | steps, max = {steps.max}",
+        "kept_alive": "server | requests = {times} | ms, median = {ms} | ms, p99 = {ms.p99}",
     },
     "connections": {
-        "each": "loop | KiB of a stream, prompt of 16 tokens = {kib_of_16.median}"
-        "| KiB of a stream, prompt of 4000 tokens = {kib_of_4000.median}"
-        "| µs of CPU for a token = {cpu_us_of_each_token.median}"
-        "| tokens in a chunk = {tokens_per_chunk.median}"
+        "each": "loop | KiB of a stream, prompt of 16 tokens = {kib_of_16}"
+        "| KiB of a stream, prompt of 4000 tokens = {kib_of_4000}"
+        "| µs of CPU for a token = {cpu_us_of_each_token}"
+        "| tokens in a chunk = {tokens_per_chunk}"
     },
     "remote": {
-        "wire": "loop | streams | local, tokens/s = {local.tokens_per_second.median}"
-        "| remote = {remote.tokens_per_second.median}"
+        "wire": "loop | streams | local, tokens/s = {local.tokens_per_second}"
+        "| remote = {remote.tokens_per_second}"
         "| ratio (quartiles) = {remote.speed_to_local:quartiles}"
         "| more per token, µs = {more_per_token_us:whole quartiles}"
-        "| first token, ms = {local.first_token_ms.median} / {remote.first_token_ms.median}"
+        "| first token, ms = {local.first_token_ms} / {remote.first_token_ms}"
     },
     "ray_serve": {
         "load": "|"
         + repeated(("1 client", "8 clients", "32 clients"), RAY)
-        + "| a client leaves: ms until the model stops = {leaving.ms.median}"
+        + "| a client leaves: ms until the model stops = {leaving.ms}"
         "| max = {leaving.ms.max}"
     },
     "footprint": {
         "import": "program | ms (quartiles) = {ms:whole quartiles}"
         "| ratio to anyio = {ratio_to_anyio:quartiles}",
         "memory": "streams that wait | KiB of each (quartiles) = {kib:whole quartiles}"
-        "| threads of each = {threads.median:.2f}",
+        "| threads of each = {threads:.2f}",
     },
 }
 RUNS = (
@@ -198,16 +198,16 @@ def figure_at(path: str, row: Part) -> Any:
 
 
 def shown(value: Any, form: str) -> str:
-    """A number with about three significant figures, or in a format of Python's or one of these."""
-    match form:
-        case "" if isinstance(value, float):
-            digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-            return f"{value:,.{digits}f}"
-        case "quartiles" | "whole quartiles":
-            digits = 2 if form == "quartiles" else 0
-            median, q1, q3 = (f"{value[name]:,.{digits}f}" for name in ("median", "q1", "q3"))
-            return median if q1 == q3 else f"{median} ({q1}-{q3})"
-    return format(value, form)
+    """A number, or the median of some, with about three significant figures or in a format."""
+    if form.endswith("quartiles"):
+        digits = 0 if form.startswith("whole") else 2
+        median, q1, q3 = (f"{value[name]:,.{digits}f}" for name in ("median", "q1", "q3"))
+        return median if q1 == q3 else f"{median} ({q1}-{q3})"
+    number = value["median"] if isinstance(value, dict) else value
+    if not form and isinstance(number, float):
+        digits = 0 if abs(number) >= 100 else 1 if abs(number) >= 10 else 2
+        return f"{number:,.{digits}f}"
+    return format(number, form)
 
 
 def runs() -> str:

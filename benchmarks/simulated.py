@@ -40,6 +40,7 @@ from .method import (
     compared,
     in_new_process,
     note_lateness,
+    on_loops,
     percentiles,
     run_on,
     take_turns,
@@ -172,7 +173,7 @@ async def engine(step: float, count: int, is_busy: bool) -> Table:
     return result | {name: percentiles(values) for name, values in late.items()}
 
 
-async def limit(step: float, count: int) -> Table:
+async def limit(step: float, count: int, _: bool) -> Table:
     """The manager alone: a thread takes its results, and drops them."""
 
     def drop() -> None:
@@ -204,13 +205,11 @@ async def counted(manager: Manager) -> Table:
 
 
 def compare(step: float, count: int, is_busy: bool, rounds: int) -> Table:
-    limit_alone = partial(in_new_process, run_on, "asyncio", limit, step, count)
-    ways = {LIMIT: limit_alone} | {
-        f"open_engine on {loop}": partial(
-            in_new_process, run_on, loop, engine, step, count, is_busy
-        )
-        for loop in ALL_LOOPS
-    }
+    def anew(loop: str, way: Any) -> Table:
+        return in_new_process(run_on, loop, way, step, count, is_busy)
+
+    ways = {LIMIT: partial(anew, "asyncio", limit)}
+    ways |= on_loops({"open_engine": (engine, ALL_LOOPS)}, anew)
     return compared(take_turns(ways, rounds), "steps_per_second", limit=LIMIT)
 
 
