@@ -5,15 +5,10 @@ decoding takes time from the server on the same two cores. No well-kept load gen
 most measure requests and not events, GuideLLM and ``vllm bench serve`` decode while the server
 works, and none sees when the model stops after a client has left.
 
-The definitions are those of ``vllm bench serve``:
-
-- TTFT, time to first token: from sending the request to the first chunk with content.
-- ITL, inter-token latency: from one chunk with content to the next one of the same answer. A chunk
-  can have several tokens, and chunks from one read have no time between them.
-- TPOT, time per output token: of one request, from its first chunk with content to its last,
-  divided by all tokens except the first.
-- Tokens are counted by the usage in the answer, not by chunks. Tokens per second are all tokens of
-  a round divided by its time, from the first request to the end of the last.
+TTFT, ITL and TPOT are those of ``vllm bench serve``, as docs/measured.md defines them. Chunks from
+one read have no time between them. Tokens are counted by the usage in the answer, not by chunks.
+Tokens per second are all tokens of a round divided by its time, from the first request to the end
+of the last.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Each import runs in a new interpreter. Its ratio is to ``import anyio`` in the same round. Memory is
 the growth of a process (resident set) by 200 streams, divided by them: streams of one model, of
 which all except one wait for their turn, and threads with transformers' streamer that wait in
-``generate()``. The models are scripted, and need no memory.
+``generate()``. The models are scripted, and need no memory. `producers.py` uses the crowds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, nullcontext
 from functools import partial
@@ -18,6 +19,10 @@ from typing import Any
 
 import anyio
 import psutil
+
+import anystreamer
+from anystreamer.demo import load_demo
+from anystreamer.testing import Gate, ScriptedModel
 
 from .method import (
     ALL_LOOPS,
@@ -31,6 +36,8 @@ from .method import (
 )
 
 STREAMS = 200
+LIMIT = 10  # of streams that share a limiter, in a crowd
+CALM, SECONDS = 5.0, 3.0  # until those that look for space do so rarely, and what is measured
 WARM = 5  # streams before the first look, so that what is allocated once is there
 
 IMPORTS = (
@@ -71,36 +78,32 @@ async def growth(open_one: Callable[[], Any], release: Callable[[], None]) -> Ta
 
 
 async def stream_text() -> Table:
-    from anystreamer import stream_text
-    from anystreamer.testing import Gate, ScriptedModel
-
     gate = Gate()
     model = ScriptedModel([gate])
-    return await growth(lambda: stream_text(model, model.tokenizer, "a prompt"), gate.open)
+    return await growth(
+        lambda: anystreamer.stream_text(model, model.tokenizer, "a prompt"), gate.open
+    )
 
 
 async def engine() -> Table:
-    from anystreamer import open_engine
-    from anystreamer.testing import Gate, ScriptedModel
-
     gate = Gate()
     model = ScriptedModel([gate])
-    async with open_engine(model, model.tokenizer) as opened:
+    async with anystreamer.open_engine(model, model.tokenizer) as opened:
         return await growth(lambda: opened.stream_text("a prompt"), gate.open)
 
 
 async def bridge() -> Table:
-    from anystreamer import stream_from_thread
-
     end = threading.Event()
-    return await growth(lambda: stream_from_thread(lambda emit, should_stop: end.wait()), end.set)
+
+    def open_one() -> Any:
+        return anystreamer.stream_from_thread(lambda emit, should_stop: end.wait())
+
+    return await growth(open_one, end.set)
 
 
 async def transformers_streamer() -> Table:
     """A thread and a streamer for each, as in transformers' documentation."""
     from transformers import AsyncTextIteratorStreamer
-
-    from anystreamer.demo import load_demo
 
     _, tokenizer = load_demo()
     end = threading.Event()
@@ -122,6 +125,51 @@ WAITING = {
     "stream_from_thread": (bridge, ALL_LOOPS),
     "a thread with transformers' streamer": (transformers_streamer, ("asyncio",)),
 }
+
+
+async def crowd(kind: str, streams: int) -> Table:
+    """Open them, and measure while nothing happens.
+
+    *kind*: ``silent`` streams have a producer that blocks and a consumer that waits, ``full`` ones
+    a bounded buffer that nobody reads, and ``limited`` ones are silent, and share a limiter.
+    """
+    over, opened = threading.Event(), []
+    limiter = anyio.CapacityLimiter(LIMIT) if kind == "limited" else None
+
+    def produce(emit: Callable[[int], None], _: object) -> None:
+        emit(0)
+        while kind == "full" and not over.is_set():
+            emit(0)
+        over.wait()
+
+    async def hold() -> None:
+        async with anystreamer.stream_from_thread(
+            produce, max_buffer_size=10, limiter=limiter
+        ) as stream:
+            opened.append(stream)
+            if kind == "full":
+                await anyio.sleep_forever()
+            async for _ in stream:
+                pass
+
+    memory, threads = look()
+    async with anyio.create_task_group() as tasks:
+        for _ in range(streams):
+            tasks.start_soon(hold)
+        while len(opened) < streams:
+            await anyio.sleep(0.01)
+        await anyio.sleep(CALM)
+        started, cpu = time.perf_counter(), time.process_time()
+        await anyio.sleep(SECONDS)
+        share = (time.process_time() - cpu) / (time.perf_counter() - started)
+        now_memory, now_threads = look()
+        over.set()
+        tasks.cancel_scope.cancel()
+    return {
+        "percent_of_a_core": 100 * share,
+        "threads": now_threads - threads,
+        "mb": (now_memory - memory) / 1e6,
+    }
 
 
 def measure(is_quick: bool) -> Iterator[Table]:

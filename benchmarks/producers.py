@@ -6,7 +6,7 @@ way from a thread to a task is measured, as `per_item.py` describes. The peers a
 Starlette's ``iterate_in_threadpool``, a queue that a worker thread waits for, asyncio's
 ``call_soon_threadsafe`` into a queue, as in transformers' streamer, anyio's ``from_thread.run``
 with a memory object stream, and two queues with a side for threads and one for tasks: culsans, and
-janus for asyncio. `crowd.py` measures many streams that do nothing.
+janus for asyncio. There are crowds of streams that do nothing too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from starlette.concurrency import iterate_in_threadpool
 
 import anystreamer
 
-from . import crowd
+from .footprint import crowd
 from .method import ALL_LOOPS, ON_ASYNCIO, Table, compared, in_new_process, run_on, take_turns
 from .per_item import Run, Ways, compare, flood
 
@@ -174,7 +174,7 @@ def compare_floods(size: float, count: int, rounds: int) -> Table:
 
 def crowds(kinds: dict[str, int]) -> Table:
     return {
-        f"{count} {kind} on {loop}": in_new_process(run_on, loop, crowd.crowd, kind, count)
+        f"{count} {kind} on {loop}": in_new_process(run_on, loop, crowd, kind, count)
         for kind, count in kinds.items()
         for loop in ALL_LOOPS
     }
