@@ -1,8 +1,9 @@
 """The report of recorded results: the tables and plots of the pages, and the ratios to compare.
 
 ``python -m benchmarks.report`` fills the tables of ``docs/`` again: the text between
-``<!-- table: PROGRAM, NAME -->`` and ``<!-- end -->``. The build of the documentation makes the
-plots: mkdocs calls `on_files`. This module needs neither torch nor this package.
+``<!-- table: PROGRAM, NAME -->`` and ``<!-- end -->``. tables.toml declares them. The build of the
+documentation makes the plots: mkdocs calls `on_files`. This module needs neither torch nor this
+package.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -35,121 +37,11 @@ def all_results() -> list[Path]:
 
 # -- tables
 
-PER_ITEM = (
-    "| ratio (quartiles) = {ratio_to_silent:quartiles} | of the best = {ratio_to_silent.best:.2f}"
-    "| latency, ms: median = {latency_ms} | p99 = {latency_ms.p99}"
-)
-FLOOD = (
-    "| ratio to culsans = {speed_to_culsans:quartiles}"
-    "| processor time, µs per item = {cpu_us_per_item:quartiles}"
-    "| other tasks late, ms: median = {late_ms} | p99 = {late_ms.p99} | max = {late_ms.max}"
-)
-CROWD = "streams | % of a core = {percent_of_a_core} | threads = {threads} | MB = {mb}"
-STREAMS = ("1 stream", "4 streams", "16 streams", "64 streams")
-RAY = "{load.*.tokens_per_second}, {load.*.ttft_ms} ms"
-
-
-def repeated(columns: Iterable[str], cell: str) -> str:
-    """Columns with the same cell, in which ``*`` is the number in the name of the column."""
-    return " | ".join(f"{name} = {cell.replace('*', name.split()[0])}" for name in columns)
-
-
-# By program and table. A table shows the part of the results that its name begins with, up to a
-# colon; the name can be a pattern. A column has a name and ``=`` a cell: text with figures, such as
-# ``{ms.p99:.1f}``, a path in the row and a format. Without a last name it is the median. A column
-# without a cell is a key of the part, and the rows are below as many keys.
-TABLES = {
-    "decoding": {
-        "speed": "tokenizer | 1k tokens = {anystreamer.1000.us}"
-        "| 8k tokens = {anystreamer.8000.us} | 32k tokens = {anystreamer.32000.us}"
-        "| 128k tokens = {anystreamer.128000.us}"
-        "| TextStreamer, 8k = {TextStreamer.8000.us}"
-        "| DecodeStream = {DecodeStream.128000.us}",
-        "mismatches": "tokenizer | anystreamer = {anystreamer}"
-        "| anystreamer, runs held = {anystreamer, runs held}"
-        "| TextStreamer = {TextStreamer} | DecodeStream = {DecodeStream}",
-    },
-    "overhead": {"*": PER_ITEM},
-    "forms": {
-        "*": "| ratio to generate() = {ratio_to_generate:quartiles}"
-        "| ms per token = {ms_per_token}"
-        "| a new schema: ms to the first token = {first_ms} | the very first = {opening_ms}"
-    },
-    "producers": {"flood*": FLOOD, "*crowd": CROWD, "*": PER_ITEM},
-    "cancellation": {
-        "phases": "phase | loop | times = {times} | passes after, max = {passes_after.max:.0f}"
-        "| ms, median = {ms_until_joined} | p99 = {ms_until_joined.p99}",
-        "costs": "model | control | ratio (quartiles) = {ratio_to_none:quartiles}"
-        "| of the best = {ratio_to_none.best:.2f}",
-    },
-    "engines": {
-        "speed": "|" + repeated(STREAMS, "{*.speed_to_limit:quartiles}"),
-        "speed: first tokens": "|"
-        + repeated(STREAMS, "{*.first_token_ms} / {*.first_token_ms.p95}"),
-        "watched": "streams | | token late, ms: median = {token_late_ms}"
-        "| p99 = {token_late_ms.p99} | max = {token_late_ms.max}"
-        "| loop late, ms: p99 = {loop_late_ms.p99} | apart = {tokens_apart.max:.0f}"
-        "| in the manager = {tokens_apart_in_manager.max:.0f}",
-        "opening": "loop | MiB = {mib}"
-        "| seconds to the first piece = {seconds_to_first_piece}"
-        "| to the answer = {seconds_to_answer}",
-        "second_turn": "| ms to the first token = {first_token_ms:quartiles}"
-        "| ratio = {ratio_to_continuous:quartiles}",
-    },
-    "simulated": {
-        "streams": "step, streams | | of the steps (quartiles) = {speed_to_limit:quartiles}"
-        "| % of a core = {percent_of_a_core:.0f}"
-        "| token late, ms: median = {token_late_ms.median}"
-        "| p99 = {token_late_ms.p99} | max = {token_late_ms.max}"
-        "| loop late, ms: p99 = {loop_late_ms.p99} | max = {loop_late_ms.max}"
-    },
-    "edge": {
-        "load": "clients | server | tokens/s = {tokens_per_second:whole quartiles}"
-        "| ratio = {speed_to_transformers:.2f}"
-        "| TTFT, ms = {ttft_ms} / {ttft_ms.p95} | ITL, ms = {itl_ms} / {itl_ms.p95}"
-        "| TPOT, ms = {tpot_ms} / {tpot_ms.p95}"
-        "| tokens in a chunk = {tokens_per_chunk:.1f}"
-        "| last first token, ms = {ttft_of_the_last_ms}"
-        "| ratio of it = {speed_of_the_last_to_transformers:.1f}",
-        "leaving": "server | answer | ms, median = {ms} | ms, max = {ms.max}"
-        "| steps, median = {steps} | steps, max = {steps.max}",
-        "kept_alive": "server | requests = {times} | ms, median = {ms} | ms, p99 = {ms.p99}",
-    },
-    "connections": {
-        "each": "loop | KiB of a stream, prompt of 16 tokens = {kib_of_16}"
-        "| KiB of a stream, prompt of 4000 tokens = {kib_of_4000}"
-        "| µs of CPU for a token = {cpu_us_of_each_token}"
-        "| tokens in a chunk = {tokens_per_chunk}"
-    },
-    "remote": {
-        "wire": "loop | streams | local, tokens/s = {local.tokens_per_second}"
-        "| remote = {remote.tokens_per_second}"
-        "| ratio (quartiles) = {remote.speed_to_local:quartiles}"
-        "| more per token, µs = {more_per_token_us:whole quartiles}"
-        "| first token, ms = {local.first_token_ms} / {remote.first_token_ms}"
-    },
-    "ray_serve": {
-        "load": "|"
-        + repeated(("1 client", "8 clients", "32 clients"), RAY)
-        + "| a client leaves: ms until the model stops = {leaving.ms}"
-        "| max = {leaving.ms.max}"
-    },
-    "footprint": {
-        "import": "program | ms (quartiles) = {ms:whole quartiles}"
-        "| ratio to anyio = {ratio_to_anyio:quartiles}",
-        "memory": "streams that wait | KiB of each (quartiles) = {kib:whole quartiles}"
-        "| threads of each = {threads:.2f}",
-    },
-}
-RUNS = (
-    "program | day = {date} | rounds = {rounds} | load before = {load_average}"
-    "| Python = {python} | torch = {versions.torch}"
-    "| transformers = {versions.transformers} | anyio = {versions.anyio}"
-)
+TABLES = tomllib.loads(Path(__file__).with_name("tables.toml").read_text(encoding="utf-8"))
 
 
 def tables(program: str, results: Part) -> dict[str, str]:
-    """The tables of the results by their names, each from the first pattern that it fits."""
+    """The tables of the results by their names, as tables.toml declares them."""
     made: dict[str, str] = {}
     for pattern, head in TABLES[program].items():
         part, _, more = pattern.partition(":")
@@ -215,7 +107,7 @@ def runs() -> str:
     each = {f"`{path.stem}`": read(path)["environment"] for path in all_results()}
     for run in each.values():
         run["rounds"] = "few (`--quick`)" if run["is_quick"] else "all"
-    return table(RUNS, each)
+    return table(TABLES["runs"]["environment"], each)
 
 
 def filled(page: str) -> str:
