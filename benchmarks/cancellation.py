@@ -230,4 +230,4 @@ def measure(is_quick: bool) -> Iterator[Table]:
     yield {"phases": {name: on_each_loop(*args) for name, args in phases.items()}}
     sizes = {"small": costs(small, 400, rounds), "larger": costs(middle, 100, rounds)}
     yield {"costs": sizes}
-    yield {"asking between layers": checking_between_layers(small)}
+    yield {"checks": {'`cancel_within="layer"`': checking_between_layers(small)}}

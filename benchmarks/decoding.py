@@ -167,5 +167,5 @@ def mismatches(count: int) -> Table:
 def measure(is_quick: bool) -> Iterator[Table]:
     logging.getLogger("anystreamer").setLevel(logging.CRITICAL)  # the mismatches are counted
     sizes, rounds, count = (SIZES[:2], 2, 100) if is_quick else (SIZES, 3, 1_000)
-    yield {"microseconds per token": speed(sizes, rounds)}
+    yield {"speed": speed(sizes, rounds)}
     yield {"mismatches": mismatches(count)}

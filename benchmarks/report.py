@@ -43,6 +43,9 @@ TABLES = tomllib.loads(Path(__file__).with_name("tables.toml").read_text(encodin
 def tables(program: str, results: Part) -> dict[str, str]:
     """The tables of the results by their names, as tables.toml declares them."""
     made: dict[str, str] = {}
+    for part in results.keys() - {"environment"}:
+        if not any(fnmatchcase(part, name.partition(":")[0]) for name in TABLES[program]):
+            raise LookupError(f"no table shows {part!r} of {program}")
     for pattern, head in TABLES[program].items():
         part, _, more = pattern.partition(":")
         for name in results:

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import anyio
 import torch
@@ -117,7 +118,7 @@ class Manager:
 @contextmanager
 def simulated(step: float) -> Iterator[Manager]:
     """In the block, engines get this manager."""
-    manager, opened = Manager(step), continuous.open_manager
+    manager = Manager(step)
 
     @contextmanager
     def open_manager(*args: Any) -> Iterator[Manager]:
@@ -126,11 +127,8 @@ def simulated(step: float) -> Iterator[Manager]:
         yield manager
         manager.stop()
 
-    continuous.open_manager = open_manager
-    try:
+    with patch.object(continuous, "open_manager", open_manager):
         yield manager
-    finally:
-        continuous.open_manager = opened
 
 
 async def engine(step: float, count: int, is_busy: bool) -> Table:

@@ -114,3 +114,9 @@ def test_a_ratio_of_ours_is_compared(program: str, path: str, report: Any) -> No
 def test_a_peers_ratio_is_not_compared(report: Any) -> None:
     for program, peer in (("overhead", "threadpool"), ("edge", "transformers, default")):
         assert not [name for name in report.ratios(report.read(program)) if peer in name]
+
+
+def test_a_part_that_no_table_shows_is_an_error(report: Any) -> None:
+    results = report.read("decoding")
+    with pytest.raises(LookupError, match="no table shows 'speeds' of decoding"):
+        report.tables("decoding", {"speeds": results["speed"]} | results)
