@@ -76,7 +76,9 @@ class Server:
         while True:
             try:
                 with contextlib.closing(HTTPConnection("127.0.0.1", self.port, 5)) as client:
-                    return client.request("GET", "/health")
+                    client.request("GET", "/health")
+                    client.getresponse().read()
+                    return
             except OSError:
                 if self.process.exitcode is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"no server:\n{self.log.read_text()}") from None
