@@ -41,7 +41,7 @@ def succeeds(program: str, is_quick: bool, path: Path) -> bool:
 
 def is_as_fast_as_recorded(program: str, path: Path) -> bool:
     """Compare the ratios with the recorded ones, and print those that have become worse."""
-    old, new = (report.ratios(program, report.read(each)) for each in (program, path))
+    old, new = (report.ratios(report.read(each)) for each in (program, path))
     worse = [name for name in new if name in old and new[name].is_worse_than(old[name])]
     for name in worse:
         print(f"WORSE {program}, {name}: {new[name]}, recorded {old[name]}")

@@ -7,32 +7,28 @@ again and again: its longest wait is how long the event loop stood still.
 
 from __future__ import annotations
 
-import http.client
 import json
-import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
+from typing import Any
 
 import psutil
 
-from .method import run_on, serve_with_uvicorn, server_process
+from .method import served
 
 SIZE = 1000 * 1000
 USER = '{"role":"user","content":"Hi"}'
-PATH = "/v1/chat/completions"
+CHAT = f'{{"messages":[{USER}],"max_tokens":1,'
 
 
-def serve(listener: socket.socket) -> None:
+def new_engine() -> Any:
     from anystreamer import open_engine
     from anystreamer.demo import load_demo
-    from anystreamer.server import create_app
 
-    async def main() -> None:
-        model, tokenizer = load_demo()
-        async with open_engine(model, tokenizer) as engine:
-            await serve_with_uvicorn(create_app(engine), listener)
-
-    run_on("asyncio", main)
+    return open_engine(*load_demo())
 
 
 def filled(before: str, item: str, after: str) -> str:
@@ -41,60 +37,40 @@ def filled(before: str, item: str, after: str) -> str:
     return before + ",".join([item] * count) + after
 
 
-def bodies() -> dict[str, str]:
-    chat = f'{{"messages":[{USER}],"max_tokens":1,'
-    return {
-        "a short message": f'{{"messages":[{USER}],"max_tokens":1}}',
-        "`messages` of `{}`": filled('{"messages":[', "{}", "]}"),
-        "content parts of `{}`": filled('{"messages":[{"role":"user","content":[', "{}", "]}]}"),
-        "tool calls of `{}`": filled(
-            '{"messages":[{"role":"assistant","tool_calls":[', "{}", "]}]}"
-        ),
-        "tools of `{}`": filled(chat + '"tools":[', "{}", "]}"),
-        "unknown fields": chat + ",".join(f'"{n}":0' for n in range(90_000)) + "}",
-        "messages of 2 characters": filled('{"messages":[', USER, '],"max_tokens":1}'),
-        "one long message": json.dumps(
-            {"messages": [{"role": "user", "content": "one, " * 199_000}], "max_tokens": 1}
-        ),
-        "one stop string": chat + json.dumps({"stop": "ab" * 499_000})[1:],
-        "16 stop strings": chat + json.dumps({"stop": [f"{n:2}" * 31_000 for n in range(16)]})[1:],
-    }
-
-
-class Health:
-    """Requests ``/health`` again and again, in a thread."""
-
-    def __init__(self, port: int) -> None:
-        self.longest = 0.0
-        self._port = port
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Health:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._is_over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        client = http.client.HTTPConnection("127.0.0.1", self._port)
-        while not self._is_over.wait(0.002):
-            started = time.perf_counter()
-            client.request("GET", "/health")
-            client.getresponse().read()
-            self.longest = max(self.longest, time.perf_counter() - started)
-        client.close()
+BODIES = {
+    "a short message": f'{{"messages":[{USER}],"max_tokens":1}}',
+    "`messages` of `{}`": filled('{"messages":[', "{}", "]}"),
+    "content parts of `{}`": filled('{"messages":[{"role":"user","content":[', "{}", "]}]}"),
+    "tool calls of `{}`": filled('{"messages":[{"role":"assistant","tool_calls":[', "{}", "]}]}"),
+    "tools of `{}`": filled(CHAT + '"tools":[', "{}", "]}"),
+    "unknown fields": CHAT + ",".join(f'"{n}":0' for n in range(90_000)) + "}",
+    "messages of 2 characters": filled('{"messages":[', USER, '],"max_tokens":1}'),
+    "one long message": json.dumps(
+        {"messages": [{"role": "user", "content": "one, " * 199_000}], "max_tokens": 1}
+    ),
+    "one stop string": CHAT + json.dumps({"stop": "ab" * 499_000})[1:],
+    "16 stop strings": CHAT + json.dumps({"stop": [f"{n:2}" * 31_000 for n in range(16)]})[1:],
+}
 
 
 def post(port: int, body: str) -> int:
-    client = http.client.HTTPConnection("127.0.0.1", port)
-    client.request("POST", PATH, body, {"content-type": "application/json"})
-    response = client.getresponse()
-    response.read()
-    client.close()
-    return response.status
+    with closing(HTTPConnection("127.0.0.1", port)) as client:
+        client.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+        response = client.getresponse()
+        response.read()
+        return response.status
+
+
+def longest_wait(port: int, is_over: threading.Event) -> float:
+    """Seconds that ``/health`` took at most, requested again and again."""
+    longest = 0.0
+    with closing(HTTPConnection("127.0.0.1", port)) as client:
+        while not is_over.wait(0.002):
+            started = time.perf_counter()
+            client.request("GET", "/health")
+            client.getresponse().read()
+            longest = max(longest, time.perf_counter() - started)
+    return longest
 
 
 def most_memory(process: int) -> float:
@@ -106,17 +82,19 @@ def most_memory(process: int) -> float:
 
 def main() -> None:
     print(f"{psutil.cpu_count()} CPUs, load {psutil.getloadavg()[0]:.1f}")
-    print("| body | status | longest wait, ms | more memory, MB |")
-    print("| --- | --- | --- | --- |")
-    for name, body in bodies().items():
-        with server_process(serve) as (port, process):
+    print("| body | status | longest wait, ms | more memory, MB |\n| --- | --- | --- | --- |")
+    for name, body in BODIES.items():
+        with served(new_engine) as (port, process), ThreadPoolExecutor() as pool:
             for _ in range(3):
-                post(port, bodies()["a short message"])
-            before = most_memory(process.pid)
-            with Health(port) as health:
+                post(port, BODIES["a short message"])
+            before, is_over = most_memory(process.pid), threading.Event()
+            health = pool.submit(longest_wait, port, is_over)
+            try:
                 status = post(port, body)
-            growth = most_memory(process.pid) - before
-        print(f"| {name} | {status} | {health.longest * 1e3:,.0f} | {growth:,.0f} |", flush=True)
+            finally:
+                is_over.set()
+            wait, growth = health.result(), most_memory(process.pid) - before
+        print(f"| {name} | {status} | {wait * 1e3:,.0f} | {growth:,.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,12 +25,28 @@ from transformers.generation.streamers import BaseStreamer
 
 import anystreamer
 
-from .method import ALL_LOOPS, ON_ASYNCIO, Table, percentiles, ratio, run_on, take_turns
+from .method import ALL_LOOPS, ON_ASYNCIO, Table, compared, run_on, summary, take_turns
 from .models import make_model, make_tokenizer
 
 PROMPT = 3_000  # tokens of a long prefill
 
 Cancelled = tuple[int, float]  # passes that began after the cancel, milliseconds until the end
+
+
+class RaisingStreamer(BaseStreamer):
+    """As in ``transformers serve``: after the cancel, it raises in generate()."""
+
+    is_cancelled = False
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.is_cancelled:
+            raise RuntimeError("cancelled")
+
+    def end(self) -> None:
+        pass
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
 
 
 class Bench:
@@ -115,32 +130,16 @@ class Bench:
         return await self.cancel(hold, after_passes=1, after_seconds=0.05)
 
     async def raising_put(self) -> Cancelled:
-        """Like ``transformers serve``: after the cancel, the streamer raises in generate()."""
-        is_cancelled = threading.Event()
-
-        class Raising(BaseStreamer):
-            def put(self, value: torch.Tensor) -> None:
-                if is_cancelled.is_set():
-                    raise RuntimeError("cancelled")
-
-            def end(self) -> None:
-                pass
-
-        return await self._in_a_thread(Raising(), anyio.sleep_forever, is_cancelled.set)
+        streamer = RaisingStreamer()
+        return await self._with_a_thread(streamer, streamer.cancel)
 
     async def never_stopped(self) -> Cancelled:
-        """transformers' AsyncTextIteratorStreamer: it has no way to stop."""
         streamer = AsyncTextIteratorStreamer(self.tokenizer, skip_prompt=True)
+        return await self._with_a_thread(streamer, stop=lambda: None)
 
-        async def read() -> None:
-            async for _ in streamer:
-                pass
+    async def _with_a_thread(self, streamer: Any, stop: Callable[[], None]) -> Cancelled:
+        """Cancel a task that waits beside the thread of ``generate()``."""
 
-        return await self._in_a_thread(streamer, read, lambda: None)
-
-    async def _in_a_thread(
-        self, streamer: Any, read: Callable[[], Any], stop: Callable[[], None]
-    ) -> Cancelled:
         def generate() -> None:
             with contextlib.suppress(RuntimeError):
                 ids = torch.arange(1, 9)[None]
@@ -150,7 +149,7 @@ class Bench:
             thread = threading.Thread(target=generate)
             thread.start()
             try:
-                await read()
+                await anyio.sleep_forever()
             finally:
                 stop()
                 with anyio.CancelScope(shield=True):
@@ -160,18 +159,11 @@ class Bench:
 
 
 def on_each_loop(phase: Callable[[], Any], times: int, loops: tuple[str, ...] = ALL_LOOPS) -> Table:
-    async def main() -> list[Cancelled]:
-        return [await phase() for _ in range(times)]
+    async def main() -> Table:
+        passes, milliseconds = zip(*[await phase() for _ in range(times)], strict=True)
+        return {"passes_after": list(passes), "ms_until_joined": list(milliseconds)}
 
-    results: Table = {}
-    for loop in loops:
-        passes, milliseconds = zip(*run_on(loop, main), strict=True)
-        results[loop] = {
-            "times": times,
-            "passes_after": {"median": statistics.median(passes), "max": max(passes)},
-            "ms_until_joined": percentiles(milliseconds, 99, 100),
-        }
-    return results
+    return {loop: {"times": times} | summary([run_on(loop, main)]) for loop in loops}
 
 
 CONTROLS: dict[str, dict[str, Any]] = {
@@ -185,22 +177,15 @@ CONTROLS: dict[str, dict[str, Any]] = {
 def costs(bench: Bench, tokens: int, rounds: int) -> Table:
     """The time per token with each control, and its ratio to the time without one."""
 
-    async def ms_per_token(kwargs: dict[str, Any]) -> float:
+    async def once(kwargs: dict[str, Any]) -> Table:
         async with bench.stream(max_new_tokens=tokens, **kwargs) as stream:
             await stream.read()
         assert stream.timing.first_token is not None
-        return 1e3 * float(stream.timing.total - stream.timing.first_token) / tokens
+        return {"ms_per_token": 1e3 * (stream.timing.total - stream.timing.first_token) / tokens}
 
-    ways = {name: partial(anyio.run, ms_per_token, kwargs) for name, kwargs in CONTROLS.items()}
-    took = take_turns(ways, rounds, warm_up=1)
-    return {
-        name: {
-            "ratio": ratio(ms, took["none"]),
-            "ratio_of_best": min(ms) / min(took["none"]),
-            "ms_per_token_best": min(ms),
-        }
-        for name, ms in took.items()
-    }
+    ways = {name: partial(anyio.run, once, kwargs) for name, kwargs in CONTROLS.items()}
+    table = compared(take_turns(ways, rounds, warm_up=1), "ms_per_token", none="none")
+    return {f"`{name}`": row for name, row in table.items() if name != "none"}
 
 
 def checking_between_layers(bench: Bench) -> dict[str, float]:
@@ -227,20 +212,22 @@ def checking_between_layers(bench: Bench) -> dict[str, float]:
 
 
 def measure(is_quick: bool) -> Iterator[Table]:
-    many, few = (30, 2) if is_quick else (200, 5)
+    many, few, rounds = (30, 2, 8) if is_quick else (200, 5, 25)
     tokenizer = make_tokenizer()
-    small = Bench(make_model(2, 128), tokenizer)
-    raising, peer = "a streamer that raises from `put()`", "transformers' async streamer"
-    yield {"waiting for its turn": on_each_loop(small.queued, many)}
-    yield {"decoding": on_each_loop(small.decoding, many)}
-    yield {f"decoding, {raising}": on_each_loop(small.raising_put, many)}
-    yield {f"decoding, {peer}": on_each_loop(small.never_stopped, few, ON_ASYNCIO)}
-    yield {"held by a full buffer": on_each_loop(small.full_buffer, many // 2)}
-    large = Bench(make_model(24, 512), tokenizer)
+    small, middle, large = (
+        Bench(make_model(*size), tokenizer) for size in ((2, 128), (8, 512), (24, 512))
+    )
+    phases: dict[str, tuple[Any, ...]] = {
+        "waiting for its turn": (small.queued, many),
+        "decoding": (small.decoding, many),
+        "decoding, a streamer that raises from `put()`": (small.raising_put, many),
+        "decoding, transformers' async streamer": (small.never_stopped, few, ON_ASYNCIO),
+        "held by a full buffer": (small.full_buffer, many // 2),
+    }
     for within in ("step", "layer"):
         name = f'prefill of {PROMPT:,} tokens, `cancel_within="{within}"`'
-        yield {name: on_each_loop(partial(large.prefill, within), few)}
-    rounds = 8 if is_quick else 25
-    yield {"cost of controls, small": costs(small, 400, rounds)}
-    yield {"cost of controls, larger": costs(Bench(make_model(8, 512), tokenizer), 100, rounds)}
-    yield {"asking between layers": checking_between_layers(small)}
+        phases[name] = (partial(large.prefill, within), few)
+    yield {"phases": {name: on_each_loop(*args) for name, args in phases.items()}}
+    sizes = {"small": costs(small, 400, rounds), "larger": costs(middle, 100, rounds)}
+    yield {"costs": sizes}
+    yield {"checks": {'`cancel_within="layer"`': checking_between_layers(small)}}

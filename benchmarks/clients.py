@@ -1,38 +1,32 @@
 """Clients of a server, in their own process: many at once, and one that disconnects.
 
 They use plain sockets. Each notes when bytes come, and decodes them after the last one, because
-decoding takes time from the server on the same two cores. No well-kept load generator fits here.
-hey, oha, wrk and locust measure requests, not the events in a response. GuideLLM and ``vllm bench
-serve`` measure events, but they decode them while the server works, and the latter needs vLLM. None
-of them sees when the model stops after a client has left.
+decoding takes time from the server on the same two cores. No well-kept load generator fits here:
+most measure requests and not events, GuideLLM and ``vllm bench serve`` decode while the server
+works, and none sees when the model stops after a client has left.
 
-The definitions are those of ``vllm bench serve``:
-
-- TTFT, time to first token: from sending the request to the first chunk with content.
-- ITL, inter-token latency: from one chunk with content to the next one of the same answer. A chunk
-  can have several tokens, and chunks from one read have no time between them.
-- TPOT, time per output token: of one request, from its first chunk with content to its last,
-  divided by all tokens except the first.
-- Tokens are counted by the usage in the answer, not by chunks. Tokens per second are all tokens of
-  a round divided by its time, from the first request to the end of the last.
+TTFT, ITL and TPOT are those of ``vllm bench serve``, as docs/measured.md defines them. Chunks from
+one read have no time between them. Tokens are counted by the usage in the answer, not by chunks.
+Tokens per second are all tokens of a round divided by its time, from the first request to the end
+of the last.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import math
-import re
 import socket
 import time
+from contextlib import closing
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .method import Table, percentiles
+from .method import Table
 
 TOKENS = 100  # of an answer
 # The requests of each client, one after the other, by the number of clients at once. A round with
@@ -55,36 +49,31 @@ class Answer:
     tokens: int
     text: str
 
-    def figures(self) -> dict[str, list[float]]:
-        """Milliseconds, as defined above."""
-        ttft, whole = self.chunks[0] - self.sent, self.chunks[-1] - self.chunks[0]
-        return {
-            "ttft_ms": [1e3 * ttft],
-            "itl_ms": [1e3 * (after - before) for before, after in pairwise(self.chunks)],
-            "tpot_ms": [1e3 * whole / max(1, self.tokens - 1)],
-        }
+    @property
+    def ttft_ms(self) -> float:
+        return 1e3 * (self.chunks[0] - self.sent)
 
 
 Round = list[list[Answer]]  # by client, in their order
 
 
-def figures_of(round_: Round) -> dict[str, float]:
+def figures_of(round_: Round) -> Table:
+    """As defined above."""
     answers = [answer for answers in round_ for answer in answers]
     seconds = max(one.ended for one in answers) - min(one.sent for one in answers)
     tokens = sum(one.tokens for one in answers)
+    gaps = [pairwise(one.chunks) for one in answers]
     return {
         "tokens_per_second": tokens / seconds,
-        "requests_per_second": len(answers) / seconds,
         "tokens_per_chunk": tokens / sum(len(one.chunks) for one in answers),
         # Of the requests that began together.
-        "ttft_of_the_last_ms": max(one[0].figures()["ttft_ms"][0] for one in round_),
+        "ttft_of_the_last_ms": max(one[0].ttft_ms for one in round_),
+        "ttft_ms": [one.ttft_ms for one in answers],
+        "itl_ms": [1e3 * (after - before) for pairs in gaps for before, after in pairs],
+        "tpot_ms": [
+            1e3 * (one.chunks[-1] - one.chunks[0]) / max(1, one.tokens - 1) for one in answers
+        ],
     }
-
-
-def latencies(rounds: list[Round]) -> dict[str, dict[str, float]]:
-    """The median and p95 of each latency, over all answers."""
-    each = [answer.figures() for round_ in rounds for answers in round_ for answer in answers]
-    return {name: percentiles([ms for one in each for ms in one[name]], 95) for name in each[0]}
 
 
 def load(port: int, clients: int) -> Round:
@@ -118,11 +107,11 @@ async def request(port: int, body: Table) -> tuple[float, list[tuple[float, byte
     return sent, parts
 
 
-def encoded(body: Table, connection: str = "close") -> bytes:
+def encoded(body: Table) -> bytes:
     content = json.dumps(body)
     return (
         "POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(content)}\r\nconnection: {connection}\r\n\r\n{content}"
+        f"content-length: {len(content)}\r\nconnection: close\r\n\r\n{content}"
     ).encode()
 
 
@@ -148,23 +137,20 @@ def decoded(sent: float, parts: list[tuple[float, bytes]]) -> Answer:
 # -- one that keeps its connection
 
 
-def kept_alive(port: int, times: int) -> list[float]:
-    """Milliseconds from a request to its whole answer of two tokens, on one connection."""
+def kept_alive(port: int, times: int) -> Table:
+    """The time from a request to its whole answer of two tokens, on one connection."""
     body = question(0) | {"max_tokens": 2, "stream": False, "stream_options": None}
-    request, taken = encoded(body, "keep-alive"), []
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        for _ in range(times):
-            sent, received, length = time.monotonic(), b"", math.inf
-            connection.sendall(request)
-            while len(received) < length:
-                received += connection.recv(2**16)
-                head, found, _ = received.partition(b"\r\n\r\n")
-                if found:
-                    (size,) = re.findall(rb"(?i)content-length: *(\d+)", head)
-                    length = len(head) + 4 + int(size)
-            taken.append(1e3 * (time.monotonic() - sent))
-            assert b" 200" in received[:12], received
-    return taken
+    with closing(HTTPConnection("127.0.0.1", port)) as connection:
+        return {"ms": [whole_answer(connection, json.dumps(body)) for _ in range(times)]}
+
+
+def whole_answer(connection: HTTPConnection, body: str) -> float:
+    sent = time.monotonic()
+    connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
+    with connection.getresponse() as response:
+        response.read()
+        assert response.status == 200
+    return 1e3 * (time.monotonic() - sent)
 
 
 # -- one that disconnects
@@ -210,4 +196,4 @@ def leave(port: int, path: Path, is_streamed: bool) -> Table:
         left, made = time.monotonic(), steps[0]
     while time.monotonic() - max(left, steps[1]) < STOPPED_AFTER:
         time.sleep(0.01)
-    return {"ms": 1e3 * max(0.0, float(steps[1]) - left), "steps": int(steps[0] - made)}
+    return {"ms": [1e3 * max(0.0, float(steps[1]) - left)], "steps": [int(steps[0] - made)]}

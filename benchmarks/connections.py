@@ -12,12 +12,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
-from statistics import median
+from typing import Any
 
 import psutil
 
 from .clients import encoded
-from .method import ON_ASYNCIO, Table, run_on, serve_with_uvicorn, server_process
+from .method import ON_ASYNCIO, Table, served, summary
 
 STREAMS = 1_000
 WARM = 50  # streams before the first look, so that what is allocated once is there
@@ -26,18 +26,16 @@ STEP = 0.002
 KEEP_ALIVE = 1.0  # seconds: then a stream that waits for its turn has its headers
 
 
-def serve(listener: socket.socket, loop: str) -> None:
+def new_engine() -> Any:
     from anystreamer import open_engine
-    from anystreamer.server import create_app
     from anystreamer.testing import ScriptedModel
 
-    async def main() -> None:
-        model = ScriptedModel(["word "] * 100_000, delay=STEP)
-        async with open_engine(model, model.tokenizer, max_waiting=10 * STREAMS) as engine:
-            app = create_app(engine, context_length=1_000_000, keep_alive=KEEP_ALIVE)
-            await serve_with_uvicorn(app, listener)
+    model = ScriptedModel(["word "] * 100_000, delay=STEP)
+    return open_engine(model, model.tokenizer, max_waiting=10 * STREAMS)
 
-    run_on(loop, main)
+
+def served_on(loop: str) -> Any:
+    return served(new_engine, loop, context_length=1_000_000, keep_alive=KEEP_ALIVE)
 
 
 def request_stream(port: int, prompt: str, tokens: int) -> socket.socket:
@@ -54,7 +52,7 @@ def receive_head(client: socket.socket) -> None:
 
 
 def kib_of_each_stream(loop: str, prompt: int) -> float:
-    with server_process(serve, loop) as (port, process), ExitStack() as streams:
+    with served_on(loop) as (port, process), ExitStack() as streams:
         server, resident = psutil.Process(process.pid), []
         for count in (WARM, STREAMS):
             clients = [request_stream(port, "x" * prompt, 100_000) for _ in range(count)]
@@ -65,7 +63,7 @@ def kib_of_each_stream(loop: str, prompt: int) -> float:
 
 
 def cost_of_each_token(loop: str, tokens: int) -> Table:
-    with server_process(serve, loop) as (port, process):
+    with served_on(loop) as (port, process):
         server, used, received = psutil.Process(process.pid), 0.0, b""
         for count in (50, tokens):  # the first one warms up
             before, received = sum(server.cpu_times()[:2]), b""
@@ -79,14 +77,12 @@ def cost_of_each_token(loop: str, tokens: int) -> Table:
 
 def measure(is_quick: bool) -> Iterator[Table]:
     rounds, tokens = (1, 1_000) if is_quick else (3, 3_000)
-    yield {"requests": {"streams": STREAMS, "step_ms": STEP * 1e3}}
+    results: Table = {}
     for loop in ON_ASYNCIO:
         each = [cost_of_each_token(loop, tokens) for _ in range(rounds)]
-        kib = {
-            f"prompt of {prompt} tokens": median(
-                kib_of_each_stream(loop, prompt) for _ in range(rounds)
-            )
-            for prompt in PROMPTS
-        }
-        figures = {name: median(one[name] for one in each) for name in each[0]}
-        yield {loop: {"kib_of_each_stream": kib} | figures}
+        memory = [
+            {f"kib_of_{prompt}": kib_of_each_stream(loop, prompt) for prompt in PROMPTS}
+            for _ in range(rounds)
+        ]
+        results[loop] = summary(each) | summary(memory)
+        yield {"each": results}

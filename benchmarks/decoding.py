@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import logging
 import random
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,10 +26,10 @@ from transformers import PreTrainedTokenizerFast, TextStreamer
 
 import anystreamer
 
-from .method import Table, take_turns
+from .method import Table, compared, take_turns
 
 SIZES = [1_000, 8_000, 32_000, 128_000]
-TEXT_STREAMER_LIMIT = 8_000
+PEER, PEER_LIMIT = "TextStreamer", 8_000
 TEXT = families.SAMPLE.replace("\n", " ")
 
 TIMED_FAMILIES = (
@@ -50,15 +49,6 @@ def large_byte_level() -> Any:
     return tokenizer
 
 
-class Collecting(TextStreamer):
-    def __init__(self, tokenizer: Any, **kwargs: Any) -> None:
-        super().__init__(tokenizer, **kwargs)
-        self.pieces: list[str] = []
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self.pieces.append(text)
-
-
 # Each way takes a tokenizer and ids, and returns the parts of the text.
 
 
@@ -71,11 +61,12 @@ def ours(tokenizer: Any, ids: list[int], hold_byte_runs: bool = False) -> list[s
 
 
 def text_streamer(tokenizer: Any, ids: list[int]) -> list[str]:
-    streamer = Collecting(tokenizer, skip_special_tokens=True)
+    streamer, pieces = TextStreamer(tokenizer, skip_special_tokens=True), []
+    streamer.on_finalized_text = lambda text, stream_end=False: pieces.append(text)
     for value in np.array(ids).reshape(-1, 1):  # like a tensor, without torch's own cost
         streamer.put(value)
     streamer.end()
-    return streamer.pieces
+    return pieces
 
 
 def decode_stream(tokenizer: Any, ids: list[int]) -> list[str]:
@@ -86,7 +77,7 @@ def decode_stream(tokenizer: Any, ids: list[int]) -> list[str]:
 Way = Callable[[Any, list[int]], list[str]]
 WAYS: dict[str, Way] = {
     "anystreamer": ours,
-    "TextStreamer": text_streamer,
+    PEER: text_streamer,
     "DecodeStream": decode_stream,
 }
 
@@ -95,50 +86,42 @@ def supports(way: str, tokenizer: Any) -> bool:
     return way != "DecodeStream" or hasattr(tokenizer, "backend_tokenizer")
 
 
-def microseconds(way: str, new_tokenizer: Callable[[], Any], ids: list[int]) -> float | str | None:
-    """CPU time per token. An error instead, or None if the way does not run on this."""
-    tokenizer = new_tokenizer()
-    is_too_long = way == "TextStreamer" and len(ids) > TEXT_STREAMER_LIMIT
-    if is_too_long or not supports(way, tokenizer):
-        return None
-    began = time.process_time()
-    try:
-        WAYS[way](tokenizer, ids)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return (time.process_time() - began) / len(ids) * 1e6
-
-
-def entry(times: list[Any]) -> Table | None:
-    if times[-1] is None:
-        return None
-    if errors := [each for each in times if isinstance(each, str)]:
-        return {"error": errors[0]}
-    figures = {"median": statistics.median(times), "min": min(times), "max": max(times)}
-    return {name: round(value, 3) for name, value in figures.items()} | {"rounds": len(times)}
+def cpu_time(way: str, new_tokenizer: Callable[[], Any], ids: list[int]) -> Table:
+    tokenizer, began = new_tokenizer(), time.process_time()
+    WAYS[way](tokenizer, ids)
+    return {"us": (time.process_time() - began) / len(ids) * 1e6}
 
 
 def speed(sizes: list[int], rounds: int) -> Table:
     """Microseconds per token, by family, way and size."""
-    jobs: dict[tuple[str, str, int], Callable[[], Any]] = {}
+    result: Table = {}
     for family in families.FAMILIES:
         if family.name in TIMED_FAMILIES:
             tokenizer = family.make()
-            ids = tokenizer.encode(TEXT, add_special_tokens=False)
-            text = list(itertools.islice(itertools.cycle(ids), max(sizes)))
-            for way, size in itertools.product(WAYS, sizes):
-                same = partial(lambda made: made, tokenizer)
-                jobs[family.name, way, size] = partial(microseconds, way, same, text[:size])
-                if size == min(sizes):
-                    jobs[family.name, way, size]()  # warms up caches, ours too
+            some = tokenizer.encode(TEXT, add_special_tokens=False)
+            ids = list(itertools.islice(itertools.cycle(some), max(sizes)))
+            ways = [way for way in WAYS if supports(way, tokenizer)]
+            result[family.name] = timed(ways, lambda made=tokenizer: made, sizes, ids, rounds)
     large, rng = large_byte_level(), random.Random(1)
+    new = partial(PreTrainedTokenizerFast, tokenizer_object=large)
+    ids = [rng.randrange(128_000) for _ in range(max(sizes))]
+    return result | {COLD: timed(["anystreamer"], new, sizes, ids, rounds)}
+
+
+def timed(
+    ways: list[str], new: Callable[[], Any], sizes: list[int], ids: list[int], rounds: int
+) -> Table:
+    result: Table = {way: {} for way in ways}
     for size in sizes:
-        ids = [rng.randrange(128_000) for _ in range(size)]
-        new = partial(PreTrainedTokenizerFast, tokenizer_object=large)
-        jobs[COLD, "anystreamer", size] = partial(microseconds, "anystreamer", new, ids)
-    result: Table = {}
-    for (name, way, size), times in take_turns(jobs, rounds).items():
-        result.setdefault(name, {}).setdefault(way, {})[str(size)] = entry(times)
+        jobs = {
+            way: partial(cpu_time, way, new, ids[:size])
+            for way in ways
+            if way != PEER or size <= PEER_LIMIT
+        }
+        peers = {"text_streamer": PEER} if PEER in jobs else {}
+        # The first round fills caches.
+        for way, row in compared(take_turns(jobs, rounds, warm_up=1), "us", **peers).items():
+            result[way][str(size)] = row
     return result
 
 
@@ -168,7 +151,7 @@ def mismatches(count: int) -> Table:
     """The number of wrong texts of *count*, by family and way."""
     held: dict[str, Way] = {"anystreamer, runs held": partial(ours, hold_byte_runs=True)}
     ways = {"anystreamer": ours} | held | WAYS
-    result: Table = {"of": count}
+    result: Table = {}
     for family in families.FAMILIES:
         if family.name != "raw tokenizer":
             tokenizer = family.make()
@@ -184,5 +167,5 @@ def mismatches(count: int) -> Table:
 def measure(is_quick: bool) -> Iterator[Table]:
     logging.getLogger("anystreamer").setLevel(logging.CRITICAL)  # the mismatches are counted
     sizes, rounds, count = (SIZES[:2], 2, 100) if is_quick else (SIZES, 3, 1_000)
-    yield {"microseconds per token": speed(sizes, rounds)}
+    yield {"speed": speed(sizes, rounds)}
     yield {"mismatches": mismatches(count)}

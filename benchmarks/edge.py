@@ -15,23 +15,23 @@ import socket
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 from . import clients
-from .method import SPAWN, Table, new_process, percentiles, quartiles, ratio, take_turns
+from .method import SPAWN, Table, compared, new_process, ratio, summary, take_turns
 
-OURS, OURS_BATCHED, PEER = "anystreamer, none", "anystreamer, continuous", "transformers, default"
+PEER = "transformers, default"
 # Options of each server. With its defaults, continuous batching of transformers serve reserves
 # gigabytes on a CPU, and takes a tenth of a second for each token.
 SERVERS = {
-    OURS: ("--batching", "none"),
-    OURS_BATCHED: ("--batching", "continuous"),
+    "anystreamer, none": ("--batching", "none"),
+    "anystreamer, continuous": ("--batching", "continuous"),
     PEER: (),
     "transformers, continuous": (
         *("--continuous-batching", "--cb-num-blocks", "64", "--cb-max-batch-tokens", "256"),
@@ -72,11 +72,13 @@ class Server:
 
     def wait(self) -> None:
         """Wait until it takes requests."""
-        open_url = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
         deadline = time.monotonic() + 300
         while True:
             try:
-                return open_url(f"http://127.0.0.1:{self.port}/health", timeout=5).close()
+                with contextlib.closing(HTTPConnection("127.0.0.1", self.port, 5)) as client:
+                    client.request("GET", "/health")
+                    client.getresponse().read()
+                    return
             except OSError:
                 if self.process.exitcode is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"no server:\n{self.log.read_text()}") from None
@@ -85,11 +87,11 @@ class Server:
     def stop(self) -> None:
         os.kill(self.process.pid, signal.SIGSTOP)
 
-    @contextlib.contextmanager
-    def awake(self) -> Iterator[None]:
+    def awake(self, process: Executor, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function of `clients`, in their process, while the server is not stopped."""
         os.kill(self.process.pid, signal.SIGCONT)
         try:
-            yield
+            return process.submit(function, self.port, *args).result()
         finally:
             self.stop()
 
@@ -121,59 +123,6 @@ def saved_model() -> Iterator[tuple[Path, Path]]:
         yield Path(folder) / "model", Path(folder)
 
 
-def awake(server: Server, process: Executor, function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function of `clients`, in their process, while the server is not stopped."""
-    with server.awake():
-        return process.submit(function, server.port, *args).result()
-
-
-def load(servers: dict[str, Server], process: Executor, number: int, rounds: int) -> Table:
-    ways = {
-        name: partial(awake, each, process, clients.load, number) for name, each in servers.items()
-    }
-    turns = take_turns(ways, rounds)
-    texts = {
-        tuple(answer.text for answers in round_ for answer in answers)
-        for every in turns.values()
-        for round_ in every
-    }
-    assert len(texts) == 1, "the servers gave different answers"
-    figures = {name: [clients.figures_of(each) for each in every] for name, every in turns.items()}
-
-    def of(name: str, figure: str) -> list[float]:
-        return [each[figure] for each in figures[name]]
-
-    speed, last = "tokens_per_second", "ttft_of_the_last_ms"
-    return {
-        name: clients.latencies(every)
-        | {figure: quartiles(of(name, figure)) for figure in figures[name][0]}
-        | {
-            "tokens_per_second_to_transformers": ratio(of(name, speed), of(PEER, speed)),
-            # The other way round: more is better.
-            "ttft_of_the_last_to_transformers": ratio(of(PEER, last), of(name, last)),
-        }
-        for name, every in turns.items()
-    }
-
-
-def leaving(servers: dict[str, Server], process: Executor, times: int) -> Table:
-    table: Table = {name: {} for name in servers}
-    for kind, is_streamed in (("streamed", True), ("whole", False)):
-        turns = take_turns(
-            {
-                name: partial(awake, each, process, clients.leave, each.steps, is_streamed)
-                for name, each in servers.items()
-            },
-            times,
-        )
-        for name, every in turns.items():
-            table[name][kind] = {"times": times} | {
-                figure: percentiles([each[figure] for each in every], 100)
-                for figure in ("ms", "steps")
-            }
-    return table
-
-
 @contextlib.contextmanager
 def all_started(
     options: dict[str, tuple[str, ...]], model: Path, folder: Path
@@ -191,38 +140,68 @@ def all_started(
         yield servers
 
 
-def kept_alive(servers: dict[str, Server], process: Executor, rounds: int, times: int) -> Table:
-    turns = take_turns(
-        {
-            name: partial(awake, each, process, clients.kept_alive, times)
-            for name, each in servers.items()
-        },
-        rounds,
-    )
-    return {
-        name: {
-            "times": rounds * times,
-            "ms": percentiles([ms for each in every for ms in each], 99),
+@dataclass
+class Bench:
+    """Servers that take turns, and the process of their clients."""
+
+    servers: dict[str, Server]
+    process: Executor
+
+    def turns(self, rounds: int, function: Callable[..., Any], *args: Any) -> dict[str, list[Any]]:
+        ways = {
+            name: partial(server.awake, self.process, function, *args)
+            for name, server in self.servers.items()
         }
-        for name, every in turns.items()
-    }
+        return take_turns(ways, rounds)
+
+    def load(self, number: int, rounds: int) -> Table:
+        turns = self.turns(rounds, clients.load, number)
+        texts = {
+            tuple(answer.text for answers in round_ for answer in answers)
+            for every in turns.values()
+            for round_ in every
+        }
+        assert len(texts) == 1, "the servers gave different answers"
+        figures = {name: [clients.figures_of(one) for one in each] for name, each in turns.items()}
+        table = compared(figures, "tokens_per_second", transformers=PEER)
+        last = {
+            name: [one["ttft_of_the_last_ms"] for one in each] for name, each in figures.items()
+        }
+        for name, row in table.items():
+            row["speed_of_the_last_to_transformers"] = ratio(last[PEER], last[name])
+        return table
+
+    def leaving(self, times: int) -> Table:
+        table: Table = {name: {} for name in self.servers}
+        for kind in ("streamed", "whole"):
+            ways = {
+                name: partial(
+                    server.awake, self.process, clients.leave, server.steps, kind == "streamed"
+                )
+                for name, server in self.servers.items()
+            }
+            for name, each in take_turns(ways, times).items():
+                table[name][kind] = {"times": times} | summary(each)
+        return table
+
+    def kept_alive(self, rounds: int, times: int) -> Table:
+        turns = self.turns(rounds, clients.kept_alive, times)
+        return {name: {"times": rounds * times} | summary(each) for name, each in turns.items()}
 
 
 def measure(is_quick: bool) -> Iterator[Table]:
-    yield {"requests": {"new_tokens": clients.TOKENS, "of_each_client": clients.REQUESTS}}
     with contextlib.ExitStack() as stack:
         model, folder = stack.enter_context(saved_model())
         process = stack.enter_context(new_process())
         with all_started(KEPT_ALIVE, model, folder) as servers:
-            kept_alive(servers, process, 1, 20)  # warms up
-            rounds, times = (1, 50) if is_quick else (6, 200)
-            yield {"kept_alive": kept_alive(servers, process, rounds, times)}
-        servers = stack.enter_context(all_started(SERVERS, model, folder))
-        for server in servers.values():
-            for number in (1, 4):  # warms up
-                awake(server, process, clients.load, number)
+            bench = Bench(servers, process)
+            bench.kept_alive(1, 20)  # warms up
+            yield {"kept_alive": bench.kept_alive(*((1, 50) if is_quick else (6, 200)))}
+        bench = Bench(stack.enter_context(all_started(SERVERS, model, folder)), process)
+        for number in (1, 4):  # warms up
+            bench.turns(1, clients.load, number)
         results: Table = {}
         for number in clients.REQUESTS:
-            results[str(number)] = load(servers, process, number, 2 if is_quick else 6)
+            results[str(number)] = bench.load(number, 2 if is_quick else 6)
             yield {"load": results}
-        yield {"leaving": leaving(servers, process, 3 if is_quick else 10)}
+        yield {"leaving": bench.leaving(3 if is_quick else 10)}

@@ -36,8 +36,18 @@ from transformers import AsyncTextIteratorStreamer
 import anystreamer
 from anystreamer.demo import load_demo
 
-from . import method
-from .method import ALL_LOOPS, ON_ASYNCIO, Table, percentiles, quartiles, run_on, take_turns
+from .method import (
+    ALL_LOOPS,
+    ON_ASYNCIO,
+    Table,
+    compared,
+    in_new_process,
+    note_lateness,
+    on_loops,
+    run_on,
+    summary,
+    take_turns,
+)
 from .models import make_model, make_tokenizer
 
 LAYERS, HIDDEN = 4, 128
@@ -49,44 +59,47 @@ MOST = 64  # streams at once
 # would take more time in the interpreter from the model's thread.
 LIMIT_INTERVAL = 0.005
 
-BEAT = 0.001  # seconds that the heartbeat of the loop sleeps
-
 
 class Run:
-    """One turn of one way: the tokens of each stream, and when they came."""
+    """One turn of one way: the tokens of each stream, and when they came.
 
-    def __init__(self, streams: int) -> None:
+    If it is watched, also how late tokens and the loop are, and how far apart the streams.
+    """
+
+    def __init__(self, streams: int, is_watched: bool = False) -> None:
+        self.is_watched = is_watched
         self.received = [0] * streams
         self.first: dict[int, float] = {}  # by stream: seconds until its first token
         self.started = self.ended = 0.0
+        self.made: list[list[float]] = [[] for _ in range(streams)]  # the time of each token
+        self.token_late: list[float] = []  # ms
+        self.loop_late: list[float] = []  # ms
+        self.apart, self.made_apart = [0], [0]
 
     def start(self) -> None:
         self.started = time.perf_counter()
 
     def got(self, stream: int, tokens: int) -> None:
-        self.ended = time.perf_counter()
+        self.ended, begin = time.perf_counter(), self.received[stream]
         self.first.setdefault(stream, self.ended - self.started)
+        made = self.made[stream][begin : begin + tokens]
+        self.token_late += [1e3 * (self.ended - each) for each in made]
         self.received[stream] += tokens
 
-    def per_second(self) -> float:
+    def figures(self) -> Table:
         assert self.received == [TOKENS] * len(self.received)
-        return sum(self.received) / (self.ended - self.started)
+        return {
+            "tokens_per_second": sum(self.received) / (self.ended - self.started),
+            "first_token_ms": [1e3 * each for each in self.first.values()],
+        }
 
-
-class WatchedRun(Run):
-    """A turn that is watched: how late tokens and the loop are, and how far apart the streams."""
-
-    def __init__(self, streams: int) -> None:
-        super().__init__(streams)
-        self.made: list[list[float]] = [[] for _ in range(streams)]  # the time of each token
-        self.late: list[float] = []
-        self.beats: list[float] = []
-        self.apart, self.made_apart = [0], [0]
-
-    def got(self, stream: int, tokens: int) -> None:
-        now, begin = time.perf_counter(), self.received[stream]
-        self.late.extend(now - made for made in self.made[stream][begin : begin + tokens])
-        super().got(stream, tokens)
+    def watched(self) -> Table:
+        return {
+            "token_late_ms": self.token_late,
+            "loop_late_ms": self.loop_late,
+            "tokens_apart": self.apart,
+            "tokens_apart_in_manager": self.made_apart,
+        }
 
     def watch(self, manager: Any, prompts: list[list[int]]) -> None:
         """Note when a manager hands out tokens. Prompts differ, and identify the stream."""
@@ -107,15 +120,13 @@ class WatchedRun(Run):
         manager.add_request = add_request
         manager.output_router.deliver_batch = deliver_batch
 
-    async def beat(self) -> None:
+    async def note_progress(self) -> None:
+        """While all streams have tokens, and none has all, note how far apart they are."""
         while True:
-            due = time.perf_counter() + BEAT
-            await anyio.sleep(BEAT)
-            self.beats.append(time.perf_counter() - due)
-            least, most = min(self.received), max(self.received)
-            if least and most < TOKENS:
+            await anyio.sleep(0.001)
+            if min(self.received) and max(self.received) < TOKENS:
                 made = [len(times) for times in self.made]
-                self.apart.append(most - least)
+                self.apart.append(max(self.received) - min(self.received))
                 self.made_apart.append(max(made) - min(made))
 
 
@@ -129,7 +140,7 @@ class Bench:
         self.prompts: list[list[int]] = torch.randint(1, 500, (MOST, PROMPT)).tolist()
         self._new_manager = self.model.init_continuous_batching
         self.model.init_continuous_batching = self._manager_of_engine
-        anyio.run(self.continuous, Run(0))  # an engine's arguments for its manager
+        anyio.run(self.engine, Run(0))  # an engine's arguments for its manager
 
     def _manager_of_engine(self, **kwargs: Any) -> Any:
         """Keep an engine's manager, and its arguments, which the manager changes."""
@@ -145,16 +156,16 @@ class Bench:
                 time.sleep(0.001)
             yield manager
 
-    def add_request(self, manager: Any, stream: int, streaming: bool = True) -> None:
+    def add_request(self, manager: Any, stream: int) -> None:
         prompt, kwargs = self.prompts[stream], {"max_new_tokens": TOKENS, "eos_token_id": -1}
-        manager.add_request(prompt, request_id=str(stream), streaming=streaming, **kwargs)
+        manager.add_request(prompt, request_id=str(stream), streaming=True, **kwargs)
 
-    def limit(self, run: Run, streaming: bool = True) -> None:
+    def limit(self, run: Run) -> None:
         with self.manager() as manager:
             run.start()
             unfinished = len(run.received)
             for stream in range(unfinished):
-                self.add_request(manager, stream, streaming)
+                self.add_request(manager, stream)
             while unfinished:
                 time.sleep(LIMIT_INTERVAL)
                 result = manager.get_result(timeout=1)
@@ -164,16 +175,14 @@ class Bench:
                     unfinished -= result.is_finished()
                     result = manager.get_result(timeout=0)
 
-    def silent(self, run: Run) -> None:
-        self.limit(run, streaming=False)
-
     async def at_once(
         self, run: Run, read: Callable[[int], Coroutine[Any, Any, None]], begin: Any = None
     ) -> None:
         """Call *read* for each stream, all at once."""
         async with anyio.create_task_group() as group:
-            if isinstance(run, WatchedRun):
-                group.start_soon(run.beat)
+            if run.is_watched:
+                group.start_soon(note_lateness, run.loop_late)
+                group.start_soon(run.note_progress)
             async with anyio.create_task_group() as readers:
                 run.start()
                 for index in range(len(run.received)):
@@ -191,17 +200,11 @@ class Bench:
 
         await self.at_once(run, read)
 
-    async def engine(self, run: Run, batching: Any) -> None:
+    async def engine(self, run: Run, batching: Any = "continuous") -> None:
         async with anystreamer.open_engine(self.model, self.tokenizer, batching=batching) as engine:
-            if isinstance(run, WatchedRun):
+            if run.is_watched:
                 run.watch(self.manager_of_engine, self.prompts)
             await self.read_all(run, engine.stream_text)
-
-    async def continuous(self, run: Run) -> None:
-        await self.engine(run, "continuous")
-
-    async def one_by_one(self, run: Run) -> None:
-        await self.engine(run, "none")
 
     async def each_alone(self, run: Run) -> None:
         await self.read_all(run, partial(anystreamer.stream_text, self.model, self.tokenizer))
@@ -245,73 +248,52 @@ class Bench:
         await self.at_once(run, read, thread.start)
         await to_thread.run_sync(thread.join)
 
-    def ways(self, loops: tuple[str, ...]) -> dict[str, Callable[[Run], Any]]:
-        """Each way, on each of *loops* that it can run on."""
+    def ways(self, streams: int) -> dict[str, Callable[[], Table]]:
+        def turn(loop: str, way: Callable[[Run], Any]) -> Table:
+            run = Run(streams)
+            run_on(loop, way, run)
+            return run.figures()
+
+        def limit() -> Table:
+            run = Run(streams)
+            self.limit(run)
+            return run.figures()
+
         ways = {
-            'open_engine, "continuous"': (self.continuous, ALL_LOOPS),
+            'open_engine, "continuous"': (self.engine, ALL_LOOPS),
             "manager, result handlers": (self.handlers, ON_ASYNCIO),
-            'open_engine, "none"': (self.one_by_one, ALL_LOOPS),
+            'open_engine, "none"': (partial(self.engine, batching="none"), ALL_LOOPS),
             "stream_text each": (self.each_alone, ALL_LOOPS),
             "as transformers serve": (self.served, ("asyncio",)),
         }
-        return {"manager, silent (no loop)": self.silent, LIMIT: self.limit} | {
-            f"{name} on {loop}": partial(run_on, loop, way)
-            for name, (way, can_run_on) in ways.items()
-            for loop in can_run_on
-            if loop in loops
-        }
+        return {LIMIT: limit} | on_loops(ways, turn)
 
 
 LIMIT = "manager, streaming (no loop)"
-EACH_ALONE, SERVED = "stream_text each on asyncio", "as transformers serve on asyncio"
 ONE_BY_ONE = ('open_engine, "none"', "stream_text each", "as transformers serve")
 
 
-def speeds(bench: Bench, streams: int, rounds: int, few: int, loops: tuple[str, ...]) -> Table:
+def speeds(bench: Bench, streams: int, rounds: int, few: int) -> Table:
     """Compare all ways in *few* of the rounds, and those with batches in all of them."""
-
-    def turn(way: Callable[[Run], Any]) -> Run:
-        run = Run(streams)
-        way(run)
-        return run
-
-    ways = {name: partial(turn, way) for name, way in bench.ways(loops).items()}
+    ways = bench.ways(streams)
     batched = {name: way for name, way in ways.items() if not name.startswith(ONE_BY_ONE)}
     runs = take_turns(ways, few)
     for name, more in take_turns(batched, rounds - few).items():
         runs[name] += more
-    speed = {name: [run.per_second() for run in each] for name, each in runs.items()}
-    return {name: figures(name, each, speed) for name, each in runs.items() if each}
-
-
-def figures(name: str, runs: list[Run], speed: dict[str, list[float]]) -> Table:
-    def ratio_to(peer: str) -> dict[str, float] | None:
-        return method.ratio(speed[name], speed[peer]) if speed[peer] else None
-
-    first = [1e3 * each for run in runs for each in run.first.values()]
-    return {
-        "rounds": len(runs),
-        "tokens_per_second": quartiles(speed[name]),
-        "ratio_to_limit": ratio_to(LIMIT),
-        # Other work on the machine disturbs the best of all rounds least.
-        "ratio_of_best": max(speed[name]) / max(speed[LIMIT]),
-        "ratio_to_stream_text_each": ratio_to(EACH_ALONE),
-        "ratio_to_transformers_serve": ratio_to(SERVED),
-        "first_token_ms": None if "silent" in name else percentiles(first, 95),
-    }
+    return compared(
+        runs,
+        "tokens_per_second",
+        limit=LIMIT,
+        stream_text_each="stream_text each on asyncio",
+        transformers_serve="as transformers serve on asyncio",
+    )
 
 
 def watched(bench: Bench, streams: int, times: int, loop: str) -> Table:
-    runs = [WatchedRun(streams) for _ in range(times)]
+    runs = [Run(streams, is_watched=True) for _ in range(times)]
     for run in runs:
-        run_on(loop, bench.continuous, run)
-    return {
-        "times": times,
-        "loop_late_ms": percentiles([1e3 * each for run in runs for each in run.beats], 99, 100),
-        "token_late_ms": percentiles([1e3 * each for run in runs for each in run.late], 99, 100),
-        "tokens_apart": percentiles([float(each) for run in runs for each in run.apart], 100)
-        | {"max_in_manager": max(each for run in runs for each in run.made_apart)},
-    }
+        run_on(loop, bench.engine, run)
+    return {"times": times} | summary([run.watched() for run in runs])
 
 
 async def open_once() -> dict[str, float]:
@@ -336,31 +318,20 @@ async def open_once() -> dict[str, float]:
     }
 
 
-def opening(times: int, loops: tuple[str, ...]) -> Table:
-    """Each in a new process, because memory and modules are loaded once."""
-    ways = {loop: partial(method.in_new_process, run_on, loop, open_once) for loop in loops}
-    return {
-        loop: {name: quartiles([one[name] for one in each]) for name in each[0]}
-        for loop, each in take_turns(ways, times).items()
-    }
-
-
 TALK = 2_000  # tokens of a conversation before its second turn
 
 
-async def second_turn(bench: Bench, **settings: Any) -> float:
-    """Milliseconds until the first token of the second turn of a conversation."""
+async def second_turn(bench: Bench, **settings: Any) -> Table:
+    """The time to the first token of the second turn of a conversation."""
     ids = torch.randint(1, 500, (TALK,)).tolist()
     async with anystreamer.open_engine(bench.model, bench.tokenizer, **settings) as engine:
         for _ in range(2):
-            prompt, first = {"input_ids": torch.tensor([ids])}, None
-            started = time.perf_counter()
+            prompt = {"input_ids": torch.tensor([ids])}
             async with engine.stream_text(prompt, max_new_tokens=20) as stream:
-                async for _ in stream:
-                    first = first or time.perf_counter()
-            assert first is not None
+                await stream.read()
             ids = ids + stream.token_ids + torch.randint(1, 500, (PROMPT,)).tolist()
-    return 1e3 * (first - started)
+    assert stream.timing.first_token is not None
+    return {"first_token_ms": 1e3 * stream.timing.first_token}
 
 
 def second_turns(bench: Bench, rounds: int) -> Table:
@@ -374,37 +345,34 @@ def second_turns(bench: Bench, rounds: int) -> Table:
         name: partial(run_on, "asyncio", partial(second_turn, bench, **settings))
         for name, settings in kinds.items()
     }
-    times = take_turns(ways, rounds)
-    peer = times['open_engine, "continuous"']
-    return {
-        name: {"first_token_ms": quartiles(each), "ratio": method.ratio(each, peer)}
-        for name, each in times.items()
-    }
+    peer = 'open_engine, "continuous"'
+    return compared(take_turns(ways, rounds), "first_token_ms", continuous=peer)
 
 
 def measure(is_quick: bool) -> Iterator[Table]:
-    loops = ("asyncio", "trio") if is_quick else ALL_LOOPS
     # By the number of streams: rounds, those of them with all ways, and times that are watched.
     plan = (
         {1: (3, 1, 1), 4: (3, 0, 1), 16: (2, 1, 1), MOST: (2, 0, 1)}
         if is_quick
         else {1: (9, 3, 2), 4: (9, 1, 2), 16: (9, 1, 3), MOST: (6, 1, 2)}
     )
-    yield {"opening": opening(1 if is_quick else 2, loops)}
+    # Each in a new process, because memory and modules are loaded once.
+    open_anew = {loop: partial(in_new_process, run_on, loop, open_once) for loop in ALL_LOOPS}
+    turns = take_turns(open_anew, 1 if is_quick else 2)
+    yield {"opening": {loop: summary(each) for loop, each in turns.items()}}
     # It warns of each manager for a model that has no end-of-sequence token.
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
     bench = Bench()
     # torch's modules hold so many objects that collecting them takes longer than a short run. A
     # manager does it twice when it stops.
     gc.freeze()
-    speeds(bench, 2, 1, 1, loops)  # warms up
+    speeds(bench, 2, 1, 1)  # warms up
     results: Table = {"speed": {}, "watched": {}}
     for streams, (rounds, few, times) in plan.items():
-        results["speed"][str(streams)] = speeds(bench, streams, rounds, few, loops)
+        for name, row in speeds(bench, streams, rounds, few).items():
+            results["speed"].setdefault(name, {})[str(streams)] = row
         results["watched"][str(streams)] = {
-            f'open_engine, "continuous" on {loop}': watched(bench, streams, times, loop)
-            for loop in loops
+            f'"continuous" on {loop}': watched(bench, streams, times, loop) for loop in ALL_LOOPS
         }
         yield results
-    results["second_turn"] = second_turns(bench, 3 if is_quick else 9)
-    yield results
+    yield {"second_turn": second_turns(bench, 3 if is_quick else 9)}

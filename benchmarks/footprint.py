@@ -3,7 +3,7 @@
 Each import runs in a new interpreter. Its ratio is to ``import anyio`` in the same round. Memory is
 the growth of a process (resident set) by 200 streams, divided by them: streams of one model, of
 which all except one wait for their turn, and threads with transformers' streamer that wait in
-``generate()``. The models are scripted, and need no memory.
+``generate()``. The models are scripted, and need no memory. `producers.py` uses the crowds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, nullcontext
 from functools import partial
@@ -19,9 +20,24 @@ from typing import Any
 import anyio
 import psutil
 
-from .method import ALL_LOOPS, Table, in_new_process, quartiles, ratio, run_on, take_turns
+import anystreamer
+from anystreamer.demo import load_demo
+from anystreamer.testing import Gate, ScriptedModel
+
+from .method import (
+    ALL_LOOPS,
+    Table,
+    compared,
+    in_new_process,
+    on_loops,
+    run_on,
+    summary,
+    take_turns,
+)
 
 STREAMS = 200
+LIMIT = 10  # of streams that share a limiter, in a crowd
+CALM, SECONDS = 5.0, 3.0  # until those that look for space do so rarely, and what is measured
 WARM = 5  # streams before the first look, so that what is allocated once is there
 
 IMPORTS = (
@@ -33,18 +49,10 @@ IMPORTS = (
 TIMED = "import time; started = time.perf_counter(); {}; print(time.perf_counter() - started)"
 
 
-def milliseconds(statement: str) -> float:
+def timed(statement: str) -> Table:
     command = [sys.executable, "-c", TIMED.format(statement)]
-    return 1e3 * float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-
-
-def imports(rounds: int) -> Table:
-    ways = {statement: partial(milliseconds, statement) for statement in IMPORTS}
-    took = take_turns(ways, rounds, warm_up=1)  # the first one reads the files
-    return {
-        name: {"ms": quartiles(values), "ratio": ratio(values, took["import anyio"])}
-        for name, values in took.items()
-    }
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    return {"ms": 1e3 * float(output)}
 
 
 def look() -> tuple[int, int]:
@@ -52,7 +60,7 @@ def look() -> tuple[int, int]:
     return process.memory_info().rss, process.num_threads()
 
 
-async def growth(open_one: Callable[[], Any], release: Callable[[], None]) -> dict[str, float]:
+async def growth(open_one: Callable[[], Any], release: Callable[[], None]) -> Table:
     """What each of `STREAMS` streams adds. *release* lets their threads end."""
     async with AsyncExitStack() as stack:
         looks = []
@@ -69,37 +77,33 @@ async def growth(open_one: Callable[[], Any], release: Callable[[], None]) -> di
         }
 
 
-async def stream_text() -> dict[str, float]:
-    from anystreamer import stream_text
-    from anystreamer.testing import Gate, ScriptedModel
-
+async def stream_text() -> Table:
     gate = Gate()
     model = ScriptedModel([gate])
-    return await growth(lambda: stream_text(model, model.tokenizer, "a prompt"), gate.open)
+    return await growth(
+        lambda: anystreamer.stream_text(model, model.tokenizer, "a prompt"), gate.open
+    )
 
 
-async def engine() -> dict[str, float]:
-    from anystreamer import open_engine
-    from anystreamer.testing import Gate, ScriptedModel
-
+async def engine() -> Table:
     gate = Gate()
     model = ScriptedModel([gate])
-    async with open_engine(model, model.tokenizer) as opened:
+    async with anystreamer.open_engine(model, model.tokenizer) as opened:
         return await growth(lambda: opened.stream_text("a prompt"), gate.open)
 
 
-async def bridge() -> dict[str, float]:
-    from anystreamer import stream_from_thread
-
+async def bridge() -> Table:
     end = threading.Event()
-    return await growth(lambda: stream_from_thread(lambda emit, should_stop: end.wait()), end.set)
+
+    def open_one() -> Any:
+        return anystreamer.stream_from_thread(lambda emit, should_stop: end.wait())
+
+    return await growth(open_one, end.set)
 
 
-async def transformers_streamer() -> dict[str, float]:
+async def transformers_streamer() -> Table:
     """A thread and a streamer for each, as in transformers' documentation."""
     from transformers import AsyncTextIteratorStreamer
-
-    from anystreamer.demo import load_demo
 
     _, tokenizer = load_demo()
     end = threading.Event()
@@ -115,7 +119,7 @@ async def transformers_streamer() -> dict[str, float]:
     return await growth(open_one, end.set)
 
 
-WAITING: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
+WAITING = {
     "stream_text": (stream_text, ALL_LOOPS),
     "an engine's": (engine, ALL_LOOPS),
     "stream_from_thread": (bridge, ALL_LOOPS),
@@ -123,21 +127,55 @@ WAITING: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
 }
 
 
-def memory(rounds: int) -> Table:
-    ways = {
-        f"{name} on {loop}": partial(in_new_process, run_on, loop, grow)
-        for name, (grow, loops) in WAITING.items()
-        for loop in loops
-    }
+async def crowd(kind: str, streams: int) -> Table:
+    """Open them, and measure while nothing happens.
+
+    *kind*: ``silent`` streams have a producer that blocks and a consumer that waits, ``full`` ones
+    a bounded buffer that nobody reads, and ``limited`` ones are silent, and share a limiter.
+    """
+    over, opened = threading.Event(), []
+    limiter = anyio.CapacityLimiter(LIMIT) if kind == "limited" else None
+
+    def produce(emit: Callable[[int], None], _: object) -> None:
+        emit(0)
+        while kind == "full" and not over.is_set():
+            emit(0)
+        over.wait()
+
+    async def hold() -> None:
+        async with anystreamer.stream_from_thread(
+            produce, max_buffer_size=10, limiter=limiter
+        ) as stream:
+            opened.append(stream)
+            if kind == "full":
+                await anyio.sleep_forever()
+            async for _ in stream:
+                pass
+
+    memory, threads = look()
+    async with anyio.create_task_group() as tasks:
+        for _ in range(streams):
+            tasks.start_soon(hold)
+        while len(opened) < streams:
+            await anyio.sleep(0.01)
+        await anyio.sleep(CALM)
+        started, cpu = time.perf_counter(), time.process_time()
+        await anyio.sleep(SECONDS)
+        share = (time.process_time() - cpu) / (time.perf_counter() - started)
+        now_memory, now_threads = look()
+        over.set()
+        tasks.cancel_scope.cancel()
     return {
-        name: {
-            "kib": quartiles([one["kib"] for one in each]),
-            "threads": each[0]["threads"],
-        }
-        for name, each in take_turns(ways, rounds).items()
+        "percent_of_a_core": 100 * share,
+        "threads": now_threads - threads,
+        "mb": (now_memory - memory) / 1e6,
     }
 
 
 def measure(is_quick: bool) -> Iterator[Table]:
-    yield {"import": imports(5 if is_quick else 25)}
-    yield {"memory": memory(1 if is_quick else 5)}
+    ways = {f"`{statement}`": partial(timed, statement) for statement in IMPORTS}
+    took = take_turns(ways, 5 if is_quick else 25, warm_up=1)  # the first one reads the files
+    yield {"import": compared(took, "ms", anyio="`import anyio`")}
+    grow = on_loops(WAITING, partial(in_new_process, run_on))
+    turns = take_turns(grow, 1 if is_quick else 5)
+    yield {"memory": {name: summary(runs) for name, runs in turns.items()}}

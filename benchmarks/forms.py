@@ -13,7 +13,7 @@ import random
 import string
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import anyio
@@ -24,11 +24,11 @@ import xgrammar.contrib.hf
 from outlines.backends.outlines_core import OutlinesCoreBackend
 from tests.helpers import tokenizer_families as families
 from tokenizers import decoders
-from transformers import LlamaForCausalLM, LogitsProcessor, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import anystreamer
 
-from .method import Table, quartiles, ratio, take_turns
+from .method import Table, compared, quartiles, take_turns
 from .models import make_model
 
 SIZES = (32_000, 128_000)
@@ -69,124 +69,75 @@ def new_tokenizer(size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS)
 
 
-class Peer:
-    """generate() with the processor that one of the libraries makes of a schema."""
+Write = Callable[[dict[str, Any], int], int]  # from a schema and a limit, how many tokens
 
-    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.model, self.tokenizer = model, tokenizer
 
-    def processor(self, form: dict[str, Any]) -> LogitsProcessor | None:
-        """None is the model without a form."""
+def all_ways(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[str, Write]:
+    """The ways to write an answer. Without a form, they leave the schema alone."""
+    info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=model.config.vocab_size)
+    compiler = xgrammar.GrammarCompiler(info)
+    backend = OutlinesCoreBackend(outlines.from_transformers(model, tokenizer))
 
-    def tokens(self, form: dict[str, Any], most: int) -> int:
-        processor = self.processor(form)
-        inputs = PROMPT
-        more: dict[str, Any] = {} if processor is None else {"logits_processor": [processor]}
+    def generate(most: int, *processors: Any) -> int:
+        more = {"logits_processor": list(processors)} if processors else {}
         with torch.inference_mode():
-            ids = self.model.generate(**inputs, max_new_tokens=most, do_sample=False, **more)
-        return int(ids.shape[1] - inputs["input_ids"].shape[1])
+            ids = model.generate(**PROMPT, max_new_tokens=most, do_sample=False, **more)
+        return int(ids.shape[1] - PROMPT["input_ids"].shape[1])
 
-
-class XGrammar(Peer):
-    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-        super().__init__(model, tokenizer)
-        info = xgrammar.TokenizerInfo.from_huggingface(
-            tokenizer, vocab_size=model.config.vocab_size
-        )
-        self.compiler = xgrammar.GrammarCompiler(info)
-
-    def processor(self, form: dict[str, Any]) -> Any:
-        compiled = self.compiler.compile_json_schema(json.dumps(form))
-        return xgrammar.contrib.hf.LogitsProcessor(compiled)
-
-
-class Outlines(Peer):
-    """An index is kept for each schema, since outlines keeps none."""
-
-    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-        super().__init__(model, tokenizer)
-        self.backend = OutlinesCoreBackend(outlines.from_transformers(model, tokenizer))
-        self.kept: dict[str, Any] = {}
-
-    def processor(self, form: dict[str, Any]) -> Any:
-        name = json.dumps(form)
-        if name not in self.kept:
-            self.kept[name] = self.backend.get_json_schema_logits_processor(name)
-        self.kept[name].reset()
-        return self.kept[name]
-
-
-class Ours(Peer):
-    def tokens(self, form: dict[str, Any], most: int) -> int:
+    def stream(most: int, **form: Any) -> int:
         async def main() -> int:
             async with anystreamer.stream_text(
-                self.model,
-                self.tokenizer,
-                PROMPT,
-                response_format=form,
-                max_new_tokens=most,
-                do_sample=False,
+                model, tokenizer, PROMPT, max_new_tokens=most, do_sample=False, **form
             ) as stream:
                 await stream.read()
             return len(stream.token_ids)
 
         return anyio.run(main)
 
+    @cache
+    def index(form: str) -> Any:
+        """One for each schema, since outlines keeps none."""
+        return backend.get_json_schema_logits_processor(form)
 
-class OursWithoutForm(Ours):
-    def tokens(self, form: dict[str, Any], most: int) -> int:
-        async def main() -> int:
-            async with anystreamer.stream_text(
-                self.model, self.tokenizer, PROMPT, max_new_tokens=most, do_sample=False
-            ) as stream:
-                await stream.read()
-            return len(stream.token_ids)
+    def with_xgrammar(form: dict[str, Any], most: int) -> int:
+        compiled = compiler.compile_json_schema(json.dumps(form))
+        return generate(most, xgrammar.contrib.hf.LogitsProcessor(compiled))
 
-        return anyio.run(main)
+    def with_outlines(form: dict[str, Any], most: int) -> int:
+        processor = index(json.dumps(form))
+        processor.reset()
+        return generate(most, processor)
 
-
-WAYS: dict[str, type[Peer]] = {
-    "generate()": Peer,
-    "stream_text": OursWithoutForm,
-    "stream_text, response_format": Ours,
-    "xgrammar": XGrammar,
-    "outlines": Outlines,
-}
+    return {
+        "generate()": lambda form, most: generate(most),
+        "stream_text": lambda form, most: stream(most),
+        "stream_text, response_format": lambda form, most: stream(most, response_format=form),
+        "xgrammar": with_xgrammar,
+        "outlines": with_outlines,
+    }
 
 
-def timed(call: Callable[[], int]) -> tuple[float, float]:
-    """Milliseconds, and tokens."""
+def timed(write: Write, form: dict[str, Any], most: int) -> Table:
     began = time.perf_counter()
-    tokens = call()
-    return (time.perf_counter() - began) * 1e3, tokens
+    tokens = write(form, most)
+    ms = (time.perf_counter() - began) * 1e3
+    return {"ms": ms, "ms_per_token": ms / tokens}
 
 
 def measured(size: int, rounds: int) -> Table:
     tokenizer = new_tokenizer(size)
     model = make_model(LAYERS, HIDDEN, len(tokenizer))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    ways = {name: way(model, tokenizer) for name, way in WAYS.items()}
-    known = schema(0)
+    ways = all_ways(model, tokenizer)
     first = {
-        name: [timed(partial(way.tokens, schema(1 + round_), 1))[0] for round_ in range(3)]
-        for name, way in ways.items()
+        name: [timed(write, schema(1 + each), 1)["ms"] for each in range(3)]
+        for name, write in ways.items()
     }
-    runs = take_turns(
-        {name: partial(timed, partial(way.tokens, known, MOST)) for name, way in ways.items()},
-        rounds,
-        warm_up=1,
-    )
-    each = {name: [ms / tokens for ms, tokens in results] for name, results in runs.items()}
+    known = {name: partial(timed, write, schema(0), MOST) for name, write in ways.items()}
+    turns = take_turns(known, rounds, warm_up=1)
     return {
-        name: {
-            "rounds": rounds,
-            "ms_per_token": quartiles(values),
-            "ratio": ratio(values, each["generate()"]),
-            "tokens": quartiles([tokens for _, tokens in runs[name]])["median"],
-            "first_ms": quartiles(first[name])["median"],
-            "opening_ms": first[name][0],
-        }
-        for name, values in each.items()
+        name: row | {"first_ms": quartiles(first[name]), "opening_ms": first[name][0]}
+        for name, row in compared(turns, "ms_per_token", generate="generate()").items()
     }
 
 

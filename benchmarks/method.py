@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -41,6 +42,7 @@ PACKAGES = (
     *("llguidance", "xgrammar", "outlines"),
 )
 
+MILLISECOND = 0.001  # seconds; uvloop cannot wait for a shorter time
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -73,25 +75,56 @@ def ratio(values: Sequence[float], peer: Sequence[float]) -> dict[str, float]:
     return quartiles([one / other for one, other in zip(values, peer, strict=False)])
 
 
-def percentiles(values: Sequence[float], *shares: int) -> dict[str, float]:
-    """The median, percentiles (95 is named p95) and, as 100, the maximum."""
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """The median, two percentiles and the maximum. Nothing of no values."""
     ordered = sorted(values)
+    shares = {"median": 50, "p95": 95, "p99": 99, "max": 100}
+    last = len(ordered) - 1
+    return {
+        name: ordered[min(last, len(ordered) * n // 100)] for name, n in shares.items() if ordered
+    }
 
-    def at(share: int) -> float:
-        return ordered[min(len(ordered) - 1, len(ordered) * share // 100)]
 
-    names = {50: "median", 100: "max"}
-    return {names.get(share, f"p{share}"): at(share) for share in (50, *shares)}
+def summary(runs: Sequence[Table]) -> Table:
+    """The figures of several runs: quartiles, or of lists the percentiles of all their values."""
+    return {name: _of_all([run[name] for run in runs]) for name in runs[0]}
+
+
+def _of_all(values: list[Any]) -> Table:
+    match values[0]:
+        case dict():
+            return summary(values)
+        case list():
+            return percentiles([each for some in values for each in some])
+        case _:
+            return quartiles(values)
+
+
+def compared(runs: Mapping[str, Sequence[Table]], figure: str, **peers: str) -> Table:
+    """The figures of each way, with the ratios of one of them to some peers in the same rounds.
+
+    A ratio is named ``ratio_to_`` and its peer, or ``speed_to_``: of a speed, more is better. It
+    has the ratio of the best rounds too, which other work on the machine disturbs least.
+    """
+    is_speed = figure.endswith("_per_second")
+    word, best = ("speed", max) if is_speed else ("ratio", min)
+    each = {name: [run[figure] for run in some] for name, some in runs.items()}
+    return {
+        name: {"rounds": len(some)}
+        | summary(some)
+        | {
+            f"{word}_to_{peer}": ratio(each[name], each[way])
+            | {"best": best(each[name]) / best(each[way])}
+            for peer, way in peers.items()
+            if each[way]
+        }
+        for name, some in runs.items()
+        if some
+    }
 
 
 def environment(is_quick: bool) -> Table:
     """When, where and with what it was measured."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     torch = sys.modules.get("torch")
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -102,7 +135,7 @@ def environment(is_quick: bool) -> Table:
         "cpus": os.cpu_count(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "torch_threads": torch.get_num_threads() if torch else None,
-        "versions": versions,
+        "versions": {each.name: each.version for each in distributions() if each.name in PACKAGES},
     }
 
 
@@ -127,6 +160,34 @@ def run_on(loop: str, function: Callable[..., Any], *args: Any) -> Any:
     return anyio.run(function, *args, backend=backend, backend_options=options)
 
 
+def on_loops(
+    ways: Mapping[str, tuple[Any, Sequence[str]]], call: Callable[[str, Any], Result]
+) -> dict[str, Callable[[], Result]]:
+    """Each way, on each of its loops: calls of a function that takes a loop and a way."""
+    return {
+        f"{name} on {loop}": partial(call, loop, way)
+        for name, (way, loops) in ways.items()
+        for loop in loops
+    }
+
+
+async def note_lateness(late: list[float]) -> None:
+    """Sleep for a millisecond, again and again, and note by how many the loop is late."""
+    while True:
+        due = time.perf_counter() + MILLISECOND
+        await anyio.sleep(MILLISECOND)
+        late.append(1e3 * (time.perf_counter() - due))
+
+
+async def busy_half_the_time() -> None:
+    """Other work on the loop, which holds the GIL."""
+    while True:
+        until = time.perf_counter() + MILLISECOND
+        while time.perf_counter() < until:
+            pass
+        await anyio.sleep(MILLISECOND)
+
+
 def new_process() -> ProcessPoolExecutor:
     """A new interpreter. It runs the functions of modules that are submitted, one by one."""
     return ProcessPoolExecutor(1, SPAWN)
@@ -138,18 +199,20 @@ def in_new_process(function: Callable[..., Result], *args: Any) -> Result:
 
 
 @contextmanager
-def server_process(
-    serve: Callable[..., object], *args: Any
+def served(
+    new_engine: Callable[[], Any], loop: str = "asyncio", **options: Any
 ) -> Iterator[tuple[int, multiprocessing.process.BaseProcess]]:
-    """A process that serves on a listening socket, its first argument: the port and the process.
+    """A process that serves an engine with uvicorn: the port and the process.
 
-    Connections wait in the socket's backlog until it accepts them.
+    *options* are those of the application. Connections wait in the socket's backlog until the
+    process accepts them.
     """
     from anystreamer.cli.listening import listening
 
     with listening("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        process = SPAWN.Process(target=serve, args=(listener, *args), daemon=True)
+        args = (loop, serve, listener, new_engine, options)
+        process = SPAWN.Process(target=run_on, args=args, daemon=True)
         process.start()
     try:
         yield port, process
@@ -158,8 +221,11 @@ def server_process(
         process.join()
 
 
-async def serve_with_uvicorn(app: Any, listener: socket.socket) -> None:
+async def serve(listener: socket.socket, new_engine: Callable[[], Any], options: Table) -> None:
     import uvicorn
 
-    config = uvicorn.Config(app, log_config=None, lifespan="off")
-    await uvicorn.Server(config).serve(sockets=[listener])
+    from anystreamer.server import create_app
+
+    async with new_engine() as engine:
+        config = uvicorn.Config(create_app(engine, **options), log_config=None, lifespan="off")
+        await uvicorn.Server(config).serve(sockets=[listener])

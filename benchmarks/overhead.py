@@ -12,10 +12,12 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from anyio import CapacityLimiter, to_thread
+from starlette.concurrency import iterate_in_threadpool
 from transformers import AsyncTextIteratorStreamer, LlamaForCausalLM, TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
@@ -28,6 +30,7 @@ from .per_item import Run, Ways, compare
 # Layers and width, for about 1, 3 and 10 ms per token, and the tokens of a stream.
 SIZES = {"small": (2, 128, 400), "middle": (4, 384, 150), "large": (8, 512, 60)}
 AT_ONCE = 8
+PROMPT = torch.arange(1, 9)[None]
 
 
 class Silent(BaseStreamer):
@@ -38,31 +41,23 @@ class Silent(BaseStreamer):
         pass
 
 
-def note_puts(run: Run, streamer: Any) -> Any:
-    """Note the time at each ``put()`` except the first, which has the prompt."""
-    put, is_prompt = streamer.put, True
+def note(run: Run, streamer: Any, method: str, *, has_prompt: bool = False) -> Any:
+    """Note the time at each call of a method, except that with the prompt."""
+    original, calls = getattr(streamer, method), 0
 
-    def noted(value: Any) -> None:
-        nonlocal is_prompt
-        if not is_prompt:
+    def noted(*args: Any, **kwargs: Any) -> None:
+        nonlocal calls
+        if calls or not has_prompt:
             run.sent()
-        is_prompt = False
-        put(value)
+        calls += 1
+        original(*args, **kwargs)
 
-    streamer.put = noted
+    setattr(streamer, method, noted)
     return streamer
 
 
-def note_texts(run: Run, streamer: Any) -> Any:
-    """Note the time when one of transformers' streamers hands over text."""
-    hand_over = streamer.on_finalized_text
-
-    def noted(text: str, stream_end: bool = False) -> None:
-        run.sent()
-        hand_over(text, stream_end=stream_end)
-
-    streamer.on_finalized_text = noted
-    return streamer
+note_puts = partial(note, method="put", has_prompt=True)
+note_texts = partial(note, method="on_finalized_text")  # of transformers' streamers
 
 
 class NotingModel:
@@ -84,12 +79,10 @@ class Bench:
 
     model: LlamaForCausalLM
     tokenizer: Any
-    tokens: int
 
     def _generate(self, run: Run, streamer: Any) -> None:
-        input_ids = torch.arange(1, 9)[None]
         with run:
-            self.model.generate(input_ids, streamer=streamer, max_new_tokens=self.tokens)
+            self.model.generate(PROMPT, streamer=streamer, max_new_tokens=run.count)
 
     @asynccontextmanager
     async def _generating(self, run: Run, streamer: Any) -> AsyncIterator[None]:
@@ -106,13 +99,13 @@ class Bench:
         async with anystreamer.stream_text(
             NotingModel(self.model, run),
             self.tokenizer,
-            {"input_ids": torch.arange(1, 9)[None]},
-            max_new_tokens=self.tokens,
+            {"input_ids": PROMPT},
+            max_new_tokens=run.count,
             limiter=CapacityLimiter(1),  # its own, so that it runs at the same time as others
         ) as stream:
             async for chunk in stream:
                 run.arrived(len(chunk.token_ids))
-        assert len(stream.token_ids) == self.tokens
+        assert len(stream.token_ids) == run.count
 
     async def drop_in(self, run: Run) -> None:
         streamer = anystreamer.AsyncTextIteratorStreamer(self.tokenizer, skip_prompt=True)
@@ -138,10 +131,9 @@ class Bench:
             await to_thread.run_sync(consume)
 
     async def theirs_in_threadpool(self, run: Run) -> None:
-        """Like Starlette's ``iterate_in_threadpool``."""
-        streamer, end = TextIteratorStreamer(self.tokenizer, skip_prompt=True), object()
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True)
         async with self._generating(run, note_texts(run, streamer)):
-            while await to_thread.run_sync(next, iter(streamer), end) is not end:
+            async for _ in iterate_in_threadpool(streamer):
                 run.arrived()
 
     @property
@@ -157,15 +149,13 @@ class Bench:
 
 
 def measure(is_quick: bool) -> Iterator[Table]:
-    rounds = 3 if is_quick else 8
-    tokenizer = make_tokenizer()
+    rounds, part = (3, 2) if is_quick else (8, 1)
     for size in list(SIZES)[: 2 if is_quick else None]:
         layers, hidden, tokens = SIZES[size]
-        bench = Bench(make_model(layers, hidden), tokenizer, tokens // (2 if is_quick else 1))
+        ways, tokens = Bench(make_model(layers, hidden), make_tokenizer()).ways, tokens // part
         for busy, name in ((False, "idle loop"), (True, "loop busy half the time")):
-            results = compare(bench.ways, bench.tokens, rounds=rounds, is_busy=busy)
+            results = compare(ways, tokens, rounds=rounds, is_busy=busy)
             yield {f"{size} model, {name}": results}
         if size == "small":
-            few = Bench(bench.model, tokenizer, bench.tokens // 4)
-            results = compare(few.ways, few.tokens, rounds=rounds, streams=AT_ONCE)
+            results = compare(ways, tokens // 4, rounds=rounds, streams=AT_ONCE)
             yield {f"{size} model, {AT_ONCE} at once": results}

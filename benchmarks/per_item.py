@@ -1,8 +1,11 @@
-"""The time per item of streams, as a ratio to a silent one, and how late items arrive.
+"""The time per item of streams, and how late items, or other tasks, are.
 
-``silent`` is a worker thread that makes the same items and hands nothing over. The time of each way
-is divided by its time in the same round. An item is late from the moment when its thread has it
-until its consumer has it.
+An item is late from the moment when its thread has it until its consumer has it. The ratios are to
+``silent``, a worker thread that makes the same items and hands nothing over.
+
+A flood of items, which take no work, is measured until the consumer has the last one, without
+noting anything about an item. Its rate depends on the other work of the machine, and so do ratios
+to a peer, although less. The processor time, of all threads, hardly does.
 """
 
 from __future__ import annotations
@@ -14,19 +17,16 @@ from functools import partial
 
 import anyio
 
-from .method import Table, percentiles, quartiles, ratio, run_on, take_turns
-
-BUSY = 0.001  # seconds of work, and of rest; uvloop cannot wait for a shorter time
+from .method import Table, busy_half_the_time, compared, note_lateness, on_loops, run_on, take_turns
 
 
 class Run:
     """One stream of one turn: when it started and ended, and the latencies of its items."""
 
-    is_flood = False  # its items take no work
-
-    def __init__(self) -> None:
+    def __init__(self, count: int, is_flood: bool = False) -> None:
+        self.count, self.is_flood = count, is_flood
         self.started = self.ended = 0.0
-        self.latencies: list[float] = []
+        self.latencies: list[float] = []  # ms
         self._sent: deque[float] = deque()
 
     def __enter__(self) -> None:
@@ -37,29 +37,23 @@ class Run:
         self.ended = time.perf_counter()
 
     def sent(self) -> None:
-        self._sent.append(time.perf_counter())
+        if not self.is_flood:
+            self._sent.append(time.perf_counter())
 
     def arrived(self, items: int = 1) -> None:
-        now = time.perf_counter()
-        for _ in range(items):
-            self.latencies.append(now - self._sent.popleft())
+        if not self.is_flood:
+            now = time.perf_counter()
+            for _ in range(items):
+                self.latencies.append(1e3 * (now - self._sent.popleft()))
 
 
+SILENT = "silent on asyncio"
 Way = Callable[[Run], Awaitable[None]]
 Ways = dict[str, tuple[Way, tuple[str, ...]]]  # each with the loops that it runs on
 
 
-async def busy_half_the_time() -> None:
-    """Other work on the loop, which holds the GIL."""
-    while True:
-        until = time.perf_counter() + BUSY
-        while time.perf_counter() < until:
-            pass
-        await anyio.sleep(BUSY)
-
-
-def turn(way: Way, loop: str, streams: int, is_busy: bool) -> list[Run]:
-    runs = [Run() for _ in range(streams)]
+def turn(loop: str, way: Way, *, items: int, streams: int, is_busy: bool) -> Table:
+    runs = [Run(items) for _ in range(streams)]
 
     async def main() -> None:
         async with anyio.create_task_group() as work:
@@ -71,41 +65,34 @@ def turn(way: Way, loop: str, streams: int, is_busy: bool) -> list[Run]:
             work.cancel_scope.cancel()
 
     run_on(loop, main)
-    return runs
-
-
-def milliseconds(runs: list[Run]) -> float:
-    return 1e3 * (max(run.ended for run in runs) - min(run.started for run in runs))
+    seconds = max(run.ended for run in runs) - min(run.started for run in runs)
+    return {
+        "ms_per_item": 1e3 * seconds / (items * streams),
+        "latency_ms": [latency for run in runs for latency in run.latencies],
+    }
 
 
 def compare(
     ways: Ways, items: int, *, rounds: int, streams: int = 1, is_busy: bool = False
 ) -> Table:
-    """Compare *ways* with one of them, ``silent``. Each stream has *items*."""
-    jobs = {
-        name if name == "silent" else f"{name} on {loop}": partial(
-            turn, way, loop, streams, is_busy
-        )
-        for name, (way, loops) in ways.items()
-        for loop in loops
-    }
-    turns = take_turns(jobs, rounds, warm_up=1)
-    times = {
-        name: [milliseconds(runs) / (items * streams) for runs in each]
-        for name, each in turns.items()
-    }
-    late = {
-        name: [1e3 * latency for runs in each for run in runs for latency in run.latencies]
-        for name, each in turns.items()
-    }
-    return {
-        name: {
-            "rounds": rounds,
-            "ms_per_item": quartiles(ms),
-            "ratio_to_silent": ratio(ms, times["silent"]),
-            # Other work on the machine disturbs the best of all rounds least.
-            "ratio_of_best": min(ms) / min(times["silent"]),
-            "latency_ms": percentiles(late[name], 99, 100) if late[name] else None,
-        }
-        for name, ms in times.items()
-    }
+    """Compare *ways* with one of them, ``silent``. Each stream has that many items."""
+    once = partial(turn, items=items, streams=streams, is_busy=is_busy)
+    turns = take_turns(on_loops(ways, once), rounds, warm_up=1)
+    table = compared(turns, "ms_per_item", silent=SILENT)
+    return {name: row for name, row in table.items() if name != SILENT}
+
+
+def flood(loop: str, way: Way, items: int) -> Table:
+    late: list[float] = []
+
+    async def main() -> Table:
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(note_lateness, late)
+            await anyio.sleep(0.002)
+            started, used = time.perf_counter(), time.process_time()
+            await way(Run(items, is_flood=True))
+            seconds, cpu = time.perf_counter() - started, time.process_time() - used
+            beside.cancel_scope.cancel()
+        return {"items_per_second": items / seconds, "cpu_us_per_item": 1e6 * cpu / items}
+
+    return run_on(loop, main) | {"late_ms": late}

@@ -1,14 +1,12 @@
 """What it costs to stream from a producer that holds the GIL, and how late its items arrive.
 
 A generator computes each item in Python, and releases the interpreter only when it must. One runs
-alone, and eight at once. There is no model: the way from a thread to a task is measured.
-`per_item.py` describes the ratios. The peers are the usual ways: Starlette's
-``iterate_in_threadpool``, a queue that a worker thread waits for, asyncio's
+alone, and eight at once; and there is a flood of items that take no work. There is no model: the
+way from a thread to a task is measured, as `per_item.py` describes. The peers are the usual ways:
+Starlette's ``iterate_in_threadpool``, a queue that a worker thread waits for, asyncio's
 ``call_soon_threadsafe`` into a queue, as in transformers' streamer, anyio's ``from_thread.run``
 with a memory object stream, and two queues with a side for threads and one for tasks: culsans, and
-janus for asyncio.
-
-`flood.py` measures items that take no work, and `crowd.py` many streams that do nothing.
+janus for asyncio. There are crowds of streams that do nothing too.
 """
 
 from __future__ import annotations
@@ -16,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import math
 import queue
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -30,45 +29,40 @@ from starlette.concurrency import iterate_in_threadpool
 
 import anystreamer
 
-from . import crowd, flood
-from .method import ALL_LOOPS, ON_ASYNCIO, Table
-from .per_item import Run, Ways, compare
+from .footprint import crowd
+from .method import ALL_LOOPS, ON_ASYNCIO, Table, compared, in_new_process, run_on, take_turns
+from .per_item import Run, Ways, compare, flood
 
 ITEMS = 400
 WORK = 12_000  # iterations of an empty loop: about 0.3 ms
 AT_ONCE = 8
 FLOOD_SIZE = 1000
-
 END = object()
 
 
-def items(run: Run, count: int) -> Iterator[int]:
+def items(run: Run) -> Iterator[object]:
     with run:
-        for item in range(count):
+        for item in range(run.count):
             for _ in range(0 if run.is_flood else WORK):
                 pass
             run.sent()
             yield item
 
 
-async def silent(count: int, run: Run) -> None:
-    def drain() -> None:
-        for _ in items(run, count):
-            pass
-
-    await to_thread.run_sync(drain)
+async def silent(run: Run) -> None:
+    await to_thread.run_sync(lambda: deque(items(run), maxlen=0))
 
 
-async def ours(count: int, run: Run) -> None:
-    async with anystreamer.stream_iterable(lambda: items(run, count)) as stream:
+async def ours(run: Run) -> None:
+    async with anystreamer.stream_iterable(lambda: items(run)) as stream:
         async for _ in stream:
             run.arrived()
-    assert run.is_flood or len(run.latencies) == count
+    assert len(run.latencies) == run.count
 
 
-async def emitting(count: int, run: Run, *, many: bool = False, size: float = math.inf) -> None:
-    def produce(emit: Callable[[int], None], _: object) -> None:
-        for item in items(run, count):
+async def emitting(run: Run, *, size: float, many: bool = False) -> None:
+    def produce(emit: Callable[[object], None], _: object) -> None:
+        for item in items(run):
             emit(item)
 
     async with anystreamer.stream_from_thread(produce, max_buffer_size=size) as stream:
@@ -80,122 +74,118 @@ async def emitting(count: int, run: Run, *, many: bool = False, size: float = ma
                 run.arrived(len(await stream.receive_many()))
 
 
-async def in_threadpool(count: int, run: Run) -> None:
-    async for _ in iterate_in_threadpool(items(run, count)):
+async def in_threadpool(run: Run) -> None:
+    async for _ in iterate_in_threadpool(items(run)):
         run.arrived()
 
 
-async def thread_and_queue(count: int, run: Run) -> None:
-    made: queue.Queue[object] = queue.Queue()
-
-    def produce() -> None:
-        for item in items(run, count):
-            made.put(item)
-        made.put(END)
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(to_thread.run_sync, produce)
-        while await to_thread.run_sync(made.get) is not END:
-            run.arrived()
-
-
-async def call_soon(count: int, run: Run) -> None:
-    made: asyncio.Queue[object] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-
-    def produce() -> None:
-        for item in items(run, count):
-            loop.call_soon_threadsafe(made.put_nowait, item)
-        loop.call_soon_threadsafe(made.put_nowait, END)
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(to_thread.run_sync, produce)
-        while await made.get() is not END:
-            run.arrived()
-
-
-async def memory_stream(count: int, run: Run, *, size: float = 0) -> None:
-    send, receive = anyio.create_memory_object_stream[int](size)
-
-    def produce() -> None:
-        for item in items(run, count):
-            from_thread.run(send.send, item)
-        from_thread.run_sync(send.close)
-
-    async with anyio.create_task_group() as tasks, receive:
-        tasks.start_soon(to_thread.run_sync, produce)
-        async for _ in receive:
-            run.arrived()
-
-
-async def queue_with_two_sides(
-    module: Any, count: int, run: Run, *, size: int = 0, is_fair: bool = False
+async def carry(
+    run: Run,
+    put: Callable[[object], object],
+    get: Callable[[], Awaitable[object]],
+    is_fair: bool = False,
 ) -> None:
-    made = module.Queue(size)
+    """A worker thread puts the items somewhere, and this task gets them."""
 
     def produce() -> None:
-        for item in items(run, count):
-            made.sync_q.put(item)
-        made.sync_q.put(END)
+        for item in items(run):
+            put(item)
+        put(END)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(to_thread.run_sync, produce)
-        while await made.async_q.get() is not END:
+        while await get() is not END:
             run.arrived()
             if is_fair:
                 await checkpoint()
+
+
+async def thread_and_queue(run: Run) -> None:
+    made: queue.Queue[object] = queue.Queue()
+    await carry(run, made.put, partial(to_thread.run_sync, made.get))
+
+
+async def call_soon(run: Run) -> None:
+    made: asyncio.Queue[object] = asyncio.Queue()
+    call = asyncio.get_running_loop().call_soon_threadsafe
+    await carry(run, partial(call, made.put_nowait), made.get)
+
+
+async def memory_stream(run: Run, *, size: float) -> None:
+    send, receive = anyio.create_memory_object_stream[object](size)
+    async with send, receive:
+        await carry(run, partial(from_thread.run, send.send), receive.receive)
+
+
+async def two_sides(module: Any, run: Run, *, size: float = math.inf, fair: bool = False) -> None:
+    made = module.Queue(0 if size == math.inf else size)
+    await carry(run, made.sync_q.put, made.async_q.get, fair)
     if module is janus:
         await made.aclose()
 
 
-def ways(count: int) -> Ways:
-    return {
-        "silent": (partial(silent, count), ("asyncio",)),
-        "stream_iterable": (partial(ours, count), ALL_LOOPS),
-        "iterate_in_threadpool": (partial(in_threadpool, count), ALL_LOOPS),
-        "thread and queue": (partial(thread_and_queue, count), ALL_LOOPS),
-        "call_soon_threadsafe": (partial(call_soon, count), ON_ASYNCIO),
-        "from_thread.run(send)": (partial(memory_stream, count), ALL_LOOPS),
-        "culsans": (partial(queue_with_two_sides, culsans, count), ALL_LOOPS),
-        "janus": (partial(queue_with_two_sides, janus, count), ON_ASYNCIO),
+WAYS: Ways = {
+    "silent": (silent, ("asyncio",)),
+    "stream_iterable": (ours, ALL_LOOPS),
+    "iterate_in_threadpool": (in_threadpool, ALL_LOOPS),
+    "thread and queue": (thread_and_queue, ALL_LOOPS),
+    "call_soon_threadsafe": (call_soon, ON_ASYNCIO),
+    "from_thread.run(send)": (partial(memory_stream, size=0), ALL_LOOPS),
+    "culsans": (partial(two_sides, culsans), ALL_LOOPS),
+    "janus": (partial(two_sides, janus), ON_ASYNCIO),
+}
+
+
+def flood_ways(size: float) -> Ways:
+    ways: Ways = {
+        "stream_from_thread": (partial(emitting, size=size), ALL_LOOPS),
+        "receive_many": (partial(emitting, size=size, many=True), ALL_LOOPS),
+        "culsans": (partial(two_sides, culsans, size=size), ALL_LOOPS),
+        # On asyncio its `get` is a checkpoint only if it waits: other tasks do not run.
+        "culsans and a checkpoint": (
+            partial(two_sides, culsans, size=size, fair=True),
+            ON_ASYNCIO,
+        ),
+        "janus": (partial(two_sides, janus, size=size), ON_ASYNCIO),
+        "from_thread.run(send)": (partial(memory_stream, size=size), ALL_LOOPS),
+        "iterate_in_threadpool": (in_threadpool, ALL_LOOPS),
     }
+    return ways | ({"call_soon_threadsafe": (call_soon, ON_ASYNCIO)} if size == math.inf else {})
 
 
-def floods(count: int, size: int | None) -> dict[int, Ways]:
-    """Ways for items that take no work, by how many; those with a handshake take fewer."""
-    few, bound = count // 20, math.inf if size is None else size
-    return {
-        count: {
-            "stream_from_thread": (partial(emitting, count, size=bound), ALL_LOOPS),
-            "receive_many": (partial(emitting, count, size=bound, many=True), ALL_LOOPS),
-            "culsans": (
-                partial(queue_with_two_sides, culsans, count, size=size or 0),
-                ALL_LOOPS,
-            ),
-            # On asyncio its `get` is a checkpoint only if it waits: other tasks do not run.
-            "culsans and a checkpoint": (
-                partial(queue_with_two_sides, culsans, count, size=size or 0, is_fair=True),
-                ON_ASYNCIO,
-            ),
-            "janus": (partial(queue_with_two_sides, janus, count, size=size or 0), ON_ASYNCIO),
+HANDSHAKES = ("from_thread", "iterate")  # how the names begin of those that take fewer items
+
+
+def compare_floods(size: float, count: int, rounds: int) -> Table:
+    """Compare the ways with culsans on the same loop."""
+    results: Table = {}
+    for loop in ALL_LOOPS:
+        ways = {
+            f"{name} on {loop}": partial(
+                flood, loop, way, count // 20 if name.startswith(HANDSHAKES) else count
+            )
+            for name, (way, loops) in flood_ways(size).items()
+            if loop in loops
         }
-        | ({} if size else {"call_soon_threadsafe": (partial(call_soon, count), ON_ASYNCIO)}),
-        few: {
-            "from_thread.run(send)": (partial(memory_stream, few, size=bound), ALL_LOOPS),
-            "iterate_in_threadpool": (partial(in_threadpool, few), ALL_LOOPS),
-        },
+        turns = take_turns(ways, rounds, warm_up=1)
+        results |= compared(turns, "items_per_second", culsans=f"culsans on {loop}")
+    return results
+
+
+def crowds(kinds: dict[str, int]) -> Table:
+    return {
+        f"{count} {kind} on {loop}": in_new_process(run_on, loop, crowd, kind, count)
+        for kind, count in kinds.items()
+        for loop in ALL_LOOPS
     }
 
 
 def measure(is_quick: bool) -> Iterator[Table]:
-    rounds, count = (3, ITEMS // 2) if is_quick else (10, ITEMS)
-    few = count // 4
-    flood_count = 20_000 if is_quick else 100_000
-    for size in (None, FLOOD_SIZE):
-        name = "unbounded" if size is None else f"bounded at {size:,}"
-        yield {f"flood, {name}": flood.compare(floods(flood_count, size), rounds=rounds)}
-    yield {"crowd": crowd.idle({"silent": 100, "full": 100}, ALL_LOOPS)}
-    yield {"large crowd": crowd.idle({"silent": 300, "limited": 300}, ALL_LOOPS)}
-    yield {"one, idle loop": compare(ways(count), count, rounds=rounds)}
-    yield {"one, loop busy half the time": compare(ways(count), count, rounds=rounds, is_busy=True)}
-    yield {f"{AT_ONCE} at once": compare(ways(few), few, rounds=rounds, streams=AT_ONCE)}
+    rounds, count, flood_count = (3, ITEMS // 2, 20_000) if is_quick else (10, ITEMS, 100_000)
+    yield {"flood, unbounded": compare_floods(math.inf, flood_count, rounds)}
+    yield {f"flood, bounded at {FLOOD_SIZE:,}": compare_floods(FLOOD_SIZE, flood_count, rounds)}
+    yield {"crowd": crowds({"silent": 100, "full": 100})}
+    yield {"large crowd": crowds({"silent": 300, "limited": 300})}
+    yield {"one, idle loop": compare(WAYS, count, rounds=rounds)}
+    yield {"one, loop busy half the time": compare(WAYS, count, rounds=rounds, is_busy=True)}
+    yield {f"{AT_ONCE} at once": compare(WAYS, count // 4, rounds=rounds, streams=AT_ONCE)}

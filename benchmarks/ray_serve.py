@@ -26,8 +26,8 @@ from ray import serve
 from anystreamer.ray import Settings, application
 
 from . import clients
-from .edge import OURS, OURS_BATCHED, saved_model, started
-from .method import Table, new_process, quartiles
+from .edge import SERVERS, saved_model, started
+from .method import Table, new_process, summary
 
 CLIENTS = (1, 8, 32)
 PORT = 8711
@@ -45,7 +45,8 @@ class CountingSettings(Settings):
 
 @contextlib.contextmanager
 def one_process(batching: str, model: Path, folder: Path) -> Iterator[tuple[int, Path]]:
-    with started(OURS if batching == "none" else OURS_BATCHED, model, folder) as server:
+    name = f"anystreamer, {batching}"
+    with started(name, SERVERS[name], model, folder) as server:
         server.wait()
         yield server.port, server.steps
 
@@ -84,28 +85,19 @@ def local_ray() -> Iterator[None]:
 
 
 def measured(process: Executor, port: int, steps: Path, rounds: int, times: int) -> Table:
-    def load(number: int) -> clients.Round:
-        return process.submit(clients.load, port, number).result()
+    def load(number: int) -> Table:
+        return clients.figures_of(process.submit(clients.load, port, number).result())
 
     for number in (1, 8):  # warms up
         load(number)
-    table: Table = {"load": {}}
-    for number in CLIENTS:
-        turns = [load(number) for _ in range(rounds)]
-        speeds = [clients.figures_of(each)["tokens_per_second"] for each in turns]
-        speed = {"tokens_per_second": quartiles(speeds)}
-        table["load"][str(number)] = clients.latencies(turns) | speed
+    speed = {str(number): summary([load(number) for _ in range(rounds)]) for number in CLIENTS}
     left = [process.submit(clients.leave, port, steps, True).result() for _ in range(times)]
-    ms = [each["ms"] for each in left]
-    table["leaving"] = {
-        "ms": quartiles(ms) | {"max": max(ms)},
-        "steps_after": max(each["steps"] for each in left),
-    }
-    return table
+    return {"load": speed, "leaving": summary(left)}
 
 
 def measure(is_quick: bool) -> Iterator[Table]:
-    yield {"requests": {"new_tokens": clients.TOKENS, "of_each_client": clients.REQUESTS}}
+    rounds, times = (2, 3) if is_quick else (3, 20)
+    results: Table = {}
     with (
         saved_model() as (model, folder),
         new_process() as process,
@@ -116,6 +108,5 @@ def measure(is_quick: bool) -> Iterator[Table]:
                 stack.enter_context(local_ray())
             for batching in ("none", "continuous"):
                 with way(batching, model, folder) as (port, steps):
-                    rounds, times = (2, 3) if is_quick else (3, 20)
-                    result = measured(process, port, steps, rounds, times)
-                yield {f"{name}, {batching}": result}
+                    results[f"{name}, {batching}"] = measured(process, port, steps, rounds, times)
+                yield {"load": results}

@@ -9,7 +9,6 @@ same time, but the server's loop and this one do, on two cores.
 from __future__ import annotations
 
 import gc
-import socket
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -21,9 +20,8 @@ from anyio.from_thread import start_blocking_portal
 
 import anystreamer
 from anystreamer.remote import open_remote_engine
-from anystreamer.server import create_app
 
-from .method import LOOPS, Table, quartiles, ratio, serve_with_uvicorn, server_process, take_turns
+from .method import LOOPS, Table, compared, quartiles, served, take_turns
 from .models import make_model, make_tokenizer
 
 LAYERS, HIDDEN = 4, 128
@@ -38,16 +36,8 @@ def new_engine() -> Any:
     )
 
 
-def serve(listener: socket.socket) -> None:
-    async def main() -> None:
-        async with new_engine() as engine:
-            await serve_with_uvicorn(create_app(engine, keep_alive=None), listener)
-
-    anyio.run(main)
-
-
-async def turn(engine: Any, streams: int) -> dict[str, float]:
-    """Seconds of one turn, and the median time until a first token."""
+async def turn(engine: Any, streams: int) -> Table:
+    """The speed of one turn, and the time until a first token in the middle of them."""
     firsts: list[float] = []
     received = 0
     gc.collect()
@@ -56,11 +46,11 @@ async def turn(engine: Any, streams: int) -> dict[str, float]:
     async def read() -> None:
         nonlocal received
         async with engine.stream_text(PROMPT, max_new_tokens=TOKENS) as stream:
-            async for piece in stream:
-                if len(stream.text) == len(piece):
-                    firsts.append(time.perf_counter() - started)
-            assert stream.usage is not None
-            received += stream.usage.completion_tokens
+            await stream.read()
+        assert stream.usage is not None
+        assert stream.timing.first_token is not None
+        received += stream.usage.completion_tokens
+        firsts.append(1e3 * stream.timing.first_token)
 
     async with anyio.create_task_group() as tasks:
         for _ in range(streams):
@@ -68,27 +58,18 @@ async def turn(engine: Any, streams: int) -> dict[str, float]:
     seconds = time.perf_counter() - started
     assert received == streams * TOKENS, received
     return {
-        "seconds": seconds,
+        "us_per_token": 1e6 * seconds / received,
         "tokens_per_second": received / seconds,
-        "first_token_ms": 1000 * sorted(firsts)[len(firsts) // 2],
+        "first_token_ms": sorted(firsts)[len(firsts) // 2],
     }
 
 
-def compare(ways: dict[str, Any], streams: int, rounds: int) -> Table:
+def compare(ways: dict[str, Any], rounds: int) -> Table:
     turns = take_turns(ways, rounds, warm_up=1)
-
-    def of(way: str, figure: str) -> list[float]:
-        return [each[figure] for each in turns[way]]
-
-    pairs = zip(of("local", "seconds"), of("remote", "seconds"), strict=True)
-    more = [1e6 * (remote - local) / (streams * TOKENS) for local, remote in pairs]
-    return {
-        way: {name: quartiles(of(way, name)) for name in ("tokens_per_second", "first_token_ms")}
-        for way in ways
-    } | {
-        "ratio": ratio(of("remote", "tokens_per_second"), of("local", "tokens_per_second")),
-        "more_per_token_us": quartiles(more),
-    }
+    table = compared(turns, "tokens_per_second", local="local")
+    pairs = zip(turns["local"], turns["remote"], strict=True)
+    more = [remote["us_per_token"] - local["us_per_token"] for local, remote in pairs]
+    return table | {"more_per_token_us": quartiles(more)}
 
 
 def on_loop(loop: str, url: str, rounds: int) -> Table:
@@ -104,7 +85,6 @@ def on_loop(loop: str, url: str, rounds: int) -> Table:
         return {
             str(streams): compare(
                 {way: partial(portal.call, turn, each, streams) for way, each in engines.items()},
-                streams,
                 rounds,
             )
             for streams in STREAMS
@@ -112,10 +92,8 @@ def on_loop(loop: str, url: str, rounds: int) -> Table:
 
 
 def measure(is_quick: bool) -> Iterator[Table]:
-    rounds = 3 if is_quick else 9
-    yield {"rounds": rounds, "tokens": TOKENS}
     loops: Table = {}
-    with server_process(serve) as (port, _):
+    with served(new_engine, keep_alive=None) as (port, _):
         for loop in LOOPS:
-            loops[loop] = on_loop(loop, f"http://127.0.0.1:{port}", rounds)
-            yield {"loops": loops}
+            loops[loop] = on_loop(loop, f"http://127.0.0.1:{port}", 3 if is_quick else 9)
+            yield {"wire": loops}

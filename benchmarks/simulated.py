@@ -17,12 +17,12 @@ import gc
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from statistics import median
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import anyio
 import torch
@@ -34,10 +34,19 @@ from anystreamer._engine import continuous
 from anystreamer._engine.cb_manager import use_simple_queue
 from anystreamer.demo import load_demo
 
-from .method import ALL_LOOPS, Table, in_new_process, percentiles, ratio, run_on, take_turns
+from .method import (
+    ALL_LOOPS,
+    Table,
+    busy_half_the_time,
+    compared,
+    in_new_process,
+    note_lateness,
+    on_loops,
+    percentiles,
+    run_on,
+    take_turns,
+)
 
-BEAT = 0.001  # seconds
-BUSY_CYCLE = 0.002
 SECONDS = 3.0
 TOKEN = 20  # an id of the embedded model that is text
 LIMIT = "manager, results dropped (no loop)"
@@ -109,7 +118,7 @@ class Manager:
 @contextmanager
 def simulated(step: float) -> Iterator[Manager]:
     """In the block, engines get this manager."""
-    manager, opened = Manager(step), continuous.open_manager
+    manager = Manager(step)
 
     @contextmanager
     def open_manager(*args: Any) -> Iterator[Manager]:
@@ -118,25 +127,20 @@ def simulated(step: float) -> Iterator[Manager]:
         yield manager
         manager.stop()
 
-    continuous.open_manager = open_manager
-    try:
+    with patch.object(continuous, "open_manager", open_manager):
         yield manager
-    finally:
-        continuous.open_manager = opened
 
 
-async def engine(step: float, count: int, busy: float) -> Table:
+async def engine(step: float, count: int, is_busy: bool) -> Table:
     """So many streams of an engine, for some seconds, beside work of the application's own."""
-    late: list[float] = []
-    beats: list[float] = []
-    load_demo()
+    tokens_late: list[float] = []
+    loop_late: list[float] = []
+    demo = load_demo()
     gc.collect()
     gc.freeze()  # as `anystreamer serve` does
     with simulated(step) as manager:
         async with (
-            anystreamer.open_engine(
-                *load_demo(), batching="continuous", max_running=count
-            ) as opened,
+            anystreamer.open_engine(*demo, batching="continuous", max_running=count) as opened,
             anyio.create_task_group() as tasks,
         ):
 
@@ -148,41 +152,26 @@ async def engine(step: float, count: int, busy: float) -> Table:
                     async for chunk in stream:
                         now, new = time.perf_counter(), len(chunk.token_ids)
                         made = manager.made[tuple(prompt)][received : received + new]
-                        late.extend(now - each for each in made)
+                        tokens_late.extend(1e3 * (now - each) for each in made)
                         received += new
-
-            async def beat() -> None:
-                while True:
-                    due = time.perf_counter() + BEAT
-                    await anyio.sleep(BEAT)
-                    beats.append(time.perf_counter() - due)
-
-            async def work() -> None:
-                while True:
-                    end = time.perf_counter() + busy * BUSY_CYCLE
-                    while time.perf_counter() < end:
-                        pass
-                    await anyio.sleep((1 - busy) * BUSY_CYCLE)
 
             for number in range(count):
                 tasks.start_soon(read, number)
             while len(manager.made) < count:
                 await anyio.sleep(0.1)
-            if busy:
-                tasks.start_soon(work)
-            tasks.start_soon(beat)
+            if is_busy:
+                tasks.start_soon(busy_half_the_time)
+            tasks.start_soon(note_lateness, loop_late)
             await anyio.sleep(1.0)
-            late.clear()
-            beats.clear()
+            tokens_late.clear()
+            loop_late.clear()
             result = await counted(manager)
             tasks.cancel_scope.cancel()
-    return result | {
-        "token_late_ms": percentiles([1e3 * each for each in late], 99, 100),
-        "loop_late_ms": percentiles([1e3 * each for each in beats], 99, 100),
-    }
+    late = {"token_late_ms": tokens_late, "loop_late_ms": loop_late}
+    return result | {name: percentiles(values) for name, values in late.items()}
 
 
-async def limit(step: float, count: int) -> Table:
+async def limit(step: float, count: int, _: bool) -> Table:
     """The manager alone: a thread takes its results, and drops them."""
 
     def drop() -> None:
@@ -213,40 +202,22 @@ async def counted(manager: Manager) -> Table:
     }
 
 
-def compared(step: float, count: int, busy: float, rounds: int) -> Table:
-    ways: dict[str, Callable[[], Table]] = {
-        LIMIT: partial(in_new_process, run_on, "asyncio", limit, step, count)
-    }
-    for loop in ALL_LOOPS:
-        ways[f"open_engine on {loop}"] = partial(
-            in_new_process, run_on, loop, engine, step, count, busy
-        )
-    turns = take_turns(ways, rounds)
-    steps = {name: [each["steps_per_second"] for each in runs] for name, runs in turns.items()}
-    return {
-        name: {"ratio_to_limit": ratio(steps[name], steps[LIMIT])} | median_of(runs)
-        for name, runs in turns.items()
-    }
+def compare(step: float, count: int, is_busy: bool, rounds: int) -> Table:
+    def anew(loop: str, way: Any) -> Table:
+        return in_new_process(run_on, loop, way, step, count, is_busy)
 
-
-def median_of(runs: Sequence[Table]) -> Table:
-    """The median of each figure over the rounds."""
-    return {
-        name: median_of([run[name] for run in runs])
-        if isinstance(value, dict)
-        else median(run[name] for run in runs)
-        for name, value in runs[0].items()
-    }
+    ways = {LIMIT: partial(anew, "asyncio", limit)}
+    ways |= on_loops({"open_engine": (engine, ALL_LOOPS)}, anew)
+    return compared(take_turns(ways, rounds), "steps_per_second", limit=LIMIT)
 
 
 def measure(is_quick: bool) -> Iterator[Table]:
     rounds = 1 if is_quick else 3
+    results: Table = {}
     for step, counts in ((15, (64, 256)), (33, (250, 500, 1_000))):
         for count in counts:
-            for busy in (0.0, 0.5) if step == 15 else (0.0,):
-                beside = ", application busy half the time" if busy else ""
-                yield {
-                    f"step of {step} ms, {count} streams{beside}": compared(
-                        step / 1e3, count, busy, rounds
-                    )
-                }
+            for is_busy in (False, True) if step == 15 else (False,):
+                beside = ", application busy half the time" if is_busy else ""
+                name = f"step of {step} ms, {count} streams{beside}"
+                results[name] = compare(step / 1e3, count, is_busy, rounds)
+                yield {"streams": results}

@@ -67,7 +67,7 @@ def test_every_plot_is_on_a_page(report: Any) -> None:
 
 @each_result
 def test_recorded_ratios_are_not_worse_than_themselves(path: Path, report: Any) -> None:
-    ratios = report.ratios(path.stem, report.read(path))
+    ratios = report.ratios(report.read(path))
     assert ratios or path.stem in ("connections", "ray_serve")  # they have no peer
     for ratio in ratios.values():
         assert ratio.q1 <= ratio.median <= ratio.q3
@@ -83,6 +83,40 @@ def test_a_loss_beyond_the_spread_is_worse(report: Any) -> None:
     assert not report.Ratio(1.4, 1.38, 1.42, more_is_better=True).is_worse_than(speed)
 
 
+@pytest.mark.parametrize("figure", ["ms", "tokens_per_second"])
+def test_the_way_that_is_better_has_the_better_ratio(figure: str, report: Any) -> None:
+    """Of a speed more is better, and of a time less: in a flood, and in the second turn too."""
+    method = importlib.import_module("benchmarks.method")
+    rounds = {"stream_text": [1.0, 2.0, 4.0], "peer": [2.0, 4.0, 8.0]}
+    runs = {name: [{figure: each} for each in values] for name, values in rounds.items()}
+    ((name, ratio),) = report.ratios(method.compared(runs, figure, peer="peer")).items()
+    assert ratio.median == 0.5
+    assert ratio.more_is_better == (figure != "ms"), name
+    worse = report.Ratio(2.0, 2.0, 2.0, ratio.more_is_better)
+    assert worse.is_worse_than(ratio) == (figure == "ms")
+
+
+@pytest.mark.parametrize(
+    ("program", "path"),
+    [
+        ("producers", "flood, unbounded, stream_from_thread on trio, speed_to_culsans"),
+        ("producers", "flood, unbounded, receive_many on trio, speed_to_culsans"),
+        ("engines", 'second_turn, open_engine, "none", ratio_to_continuous'),
+        ("decoding", "speed, byte level, anystreamer, 8000, ratio_to_text_streamer"),
+        ("cancellation", "costs, small, `timeout=`, ratio_to_none"),
+    ],
+)
+def test_a_ratio_of_ours_is_compared(program: str, path: str, report: Any) -> None:
+    found = report.ratios(report.read(program))[path]
+    assert found.more_is_better == ("speed_to" in path)
+
+
 def test_a_peers_ratio_is_not_compared(report: Any) -> None:
     for program, peer in (("overhead", "threadpool"), ("edge", "transformers, default")):
-        assert not [name for name in report.ratios(program, report.read(program)) if peer in name]
+        assert not [name for name in report.ratios(report.read(program)) if peer in name]
+
+
+def test_a_part_that_no_table_shows_is_an_error(report: Any) -> None:
+    results = report.read("decoding")
+    with pytest.raises(LookupError, match="no table shows 'speeds' of decoding"):
+        report.tables("decoding", {"speeds": results["speed"]} | results)
