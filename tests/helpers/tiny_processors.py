@@ -17,7 +17,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["NAMES", "Kind", "kind_named", "picture", "png", "recording", "wav"]
+__all__ = ["NAMES", "Kind", "clip", "kind_named", "picture", "png", "recording", "video", "wav"]
 
 # As LLaVA's and Qwen2-Audio's: strings as contents are not looked for.
 PARTS_ONLY = """
@@ -54,7 +54,7 @@ class Kind:
     Args:
         model: with random weights.
         processor: its own class of processor.
-        media: what it takes: ``"image"``, ``"audio"``.
+        media: what it takes: ``"image"``, ``"audio"``, ``"video"``.
         placeholder: the token that its template puts where a picture or a recording is.
     """
 
@@ -134,17 +134,31 @@ class _WithoutVideos:
         return super().check_argument_for_proper_class(name, argument)  # type: ignore[misc]
 
 
-def _qwen(version: str) -> Kind:
+def _qwen(version: str, *, has_videos: bool = False) -> Kind:
     t: Any = transformers
     tokenizer = _tokenizer("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     processor_class = getattr(t, f"{version}Processor")
-    processor = type(processor_class.__name__, (_WithoutVideos, processor_class), {})(
-        _pil("Qwen2VL")(
-            patch_size=4, merge_size=2, size={"shortest_edge": 8 * 8, "longest_edge": 24 * 24}
-        ),
+    sizes: dict[str, Any] = {"patch_size": 4, "merge_size": 2}
+    videos = None
+    if not has_videos:
+        processor_class = type(processor_class.__name__, (_WithoutVideos, processor_class), {})
+    else:
+        video_class = t.Qwen3VLVideoProcessor if version == "Qwen3VL" else t.Qwen2VLVideoProcessor
+        # In the third, it bounds the pixels of all frames together.
+        area = {
+            "shortest_edge": 8 * 8,
+            "longest_edge": 24 * 24 * (8 if version == "Qwen3VL" else 1),
+        }
+        videos = video_class(**sizes, size=area, min_frames=2, max_frames=8)
+    processor = processor_class(
+        _pil("Qwen2VL")(**sizes, size={"shortest_edge": 8 * 8, "longest_edge": 24 * 24}),
         tokenizer,
-        None,
-        chat_template=_template(EITHER, image="<|vision_start|><|image_pad|><|vision_end|>"),
+        videos,
+        chat_template=_template(
+            EITHER,
+            image="<|vision_start|><|image_pad|><|vision_end|>",
+            video="<|vision_start|><|video_pad|><|vision_end|>",
+        ),
     )
     vision: dict[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": 4, "hidden_size": 32}
     if version == "Qwen2VL":
@@ -177,6 +191,8 @@ def _qwen(version: str) -> Kind:
         vision_end_token_id=ids("<|vision_end|>"),
     )
     model = _new(getattr(t, f"{version}ForConditionalGeneration"), config, tokenizer)
+    if has_videos:
+        return Kind(model, processor, ("video",), "<|video_pad|>")
     return Kind(model, processor, ("image",), "<|image_pad|>")
 
 
@@ -308,6 +324,11 @@ if hasattr(transformers, "Gemma4Processor"):
         "gemma4, sound": lambda: _gemma4("audio"),
     }
 NAMES: Sequence[str] = tuple(_MAKERS)
+# These need torchvision.
+_MAKERS |= {
+    "qwen2.5-vl, videos": lambda: _qwen("Qwen2_5_VL", has_videos=True),
+    "qwen3-vl, videos": lambda: _qwen("Qwen3VL", has_videos=True),
+}
 
 
 @cache
@@ -341,3 +362,24 @@ def wav(samples: Any, rate: int = 16_000) -> bytes:
         file.setframerate(rate)
         file.writeframes((samples * 2**15).astype("<i2").tobytes())
     return buffer.getvalue()
+
+
+def clip(number: int = 0, count: int = 4, width: int = 24, height: int = 16) -> Any:
+    """The frames of a video: an array of bytes of shape (count, height, width, 3)."""
+    shape = (count, height, width, 3)
+    return np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
+
+
+def video(frames: Any, kind: str = "mp4", codec: str = "mpeg4", rate: int = 4) -> bytes:
+    """The file of a video, by PyAV."""
+    import av
+
+    file = io.BytesIO()
+    with av.open(file, "w", format=kind) as container:
+        stream: Any = container.add_stream(codec, rate=rate)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()

@@ -39,12 +39,12 @@ async def fetch_media(prompts: Sequence[Any]) -> dict[str, bytes]:
             continue
         hosts = prompt.allow_media_from if isinstance(prompt, UntrustedMessages) else ()
         for part in media_parts(prompt):
-            if part.address is None or part.kind == "video":
+            if part.address is None:
                 continue
             _check(part.place, _split(part.place, part.address), hosts)
             wanted[part.address] = part.place, hosts
     if len(wanted) > MAX_ITEMS:
-        raise ValueError(f"a prompt can have at most {MAX_ITEMS} pictures and recordings")
+        raise ValueError(f"a prompt can have at most {MAX_ITEMS} pictures, recordings and videos")
     return {address: await _fetch(address, *each) for address, each in wanted.items()}
 
 

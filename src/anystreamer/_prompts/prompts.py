@@ -18,6 +18,7 @@ from .untrusted import (
     mark_untrusted,
     strings_in,
 )
+from .video_processors import reading_video_files
 
 __all__ = [
     "Prompt",
@@ -193,6 +194,9 @@ def encode(
         if uses_torch:
             _check_tensors(prompts)
         return dict(prompts)
+    if "processor_kwargs" in chat_template_kwargs:  # processors add to it, also at the same time
+        own = dict(chat_template_kwargs["processor_kwargs"] or {})
+        chat_template_kwargs = {**chat_template_kwargs, "processor_kwargs": own}
     with _encoding_lock(tokenizer_of(tokenizer)):
         if any(map(has_media, prompts)):
             rows = [_encode_media(tokenizer, prompts, chat_template_kwargs, pads_right)]
@@ -323,6 +327,7 @@ def _encode_media(
         )
     opens_message = not chat_template_kwargs.get("continue_final_message")
     settings = {"add_generation_prompt": opens_message, **chat_template_kwargs}
+    processor, chats = reading_video_files(processor, chats)
     marked = mark_untrusted(processor, tokenizer_of(processor), chats, settings)
     if marked is not None:
         processor, chats, settings = marked.processor, marked.conversations, dict(marked.settings)

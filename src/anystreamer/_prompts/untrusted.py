@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .video_files import Video
+
 __all__ = [
     "UntrustedMessages",
     "encode_untrusted",
@@ -370,6 +372,8 @@ def strings_in(value: Any) -> Iterator[str]:
 
 def _replace(value: Any, marks: Mapping[str, str]) -> Any:
     """The value with the marks in place of their texts, in all of its strings."""
+    if isinstance(value, Video):
+        return value
     if isinstance(value, str):
         for text, mark in marks.items():
             value = value.replace(text, mark)
