@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from PIL import Image
 
 from anystreamer import UntrustedMessages, open_engine, stream_batch, stream_text
-from anystreamer._prompts import media_files, video_files
+from anystreamer._prompts import encode, media_files, video_files
 
 from ..helpers.tiny_models import steps_of
 from ..helpers.tiny_processors import Kind, clip, kind_named, picture, png, video
@@ -155,12 +156,9 @@ def plain_file(kind: Kind, path: Path, **sampling: Any) -> list[int]:
         asking(part(frames)),
         tokenize=True,
         return_dict=True,
+        return_tensors="pt",
         add_generation_prompt=True,
-        processor_kwargs={
-            "return_tensors": "pt",
-            "video_metadata": [[metadata]],
-            "do_sample_frames": False,
-        },
+        processor_kwargs={"video_metadata": [[metadata]], "do_sample_frames": False},
     )
     output = kind.model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
     ids: list[int] = output[0, inputs["input_ids"].shape[1] :].tolist()
@@ -333,6 +331,31 @@ async def test_files_of_others_are_bounded(
             patch.setattr(module, name, bound)
             await refused(kind, UntrustedMessages(chat), match)
             assert await streamed(kind, chat) == expected
+
+
+async def test_while_a_file_is_decoded_others_are_encoded(
+    has_av: None, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = threading.Thread(
+        target=encode,
+        args=(kind.processor, ["Hello"], {}),
+        kwargs={"device": None, "uses_torch": True, "pad": len},
+    )
+    ended = []
+
+    def choose(metadata: Any, **kwargs: Any) -> list[int]:
+        other.start()
+        other.join(30)  # as long as it takes; without an end it waits for this call
+        ended.append(not other.is_alive())
+        return every(metadata)
+
+    monkeypatch.setattr(kind.processor.video_processor, "sample_frames", choose)
+    await streamed(
+        kind,
+        asking(part(video(clip(1)))),
+        chat_template_kwargs={"processor_kwargs": {"do_sample_frames": True}},
+    )
+    assert ended == [True]
 
 
 async def test_without_pyav_a_file_is_refused_at_once(

@@ -197,9 +197,10 @@ def encode(
     if "processor_kwargs" in chat_template_kwargs:  # processors add to it, also at the same time
         own = dict(chat_template_kwargs["processor_kwargs"] or {})
         chat_template_kwargs = {**chat_template_kwargs, "processor_kwargs": own}
-    with _encoding_lock(tokenizer_of(tokenizer)):
+    lock = _encoding_lock(tokenizer_of(tokenizer))
+    with lock:
         if any(map(has_media, prompts)):
-            rows = [_encode_media(tokenizer, prompts, chat_template_kwargs, pads_right)]
+            rows = [_encode_media(tokenizer, prompts, chat_template_kwargs, pads_right, lock)]
         else:
             rows = [
                 _encode_one(tokenizer, each, chat_template_kwargs, uses_torch, context_length)
@@ -317,6 +318,7 @@ def _encode_media(
     prompts: Sequence[Prompt],
     chat_template_kwargs: Mapping[str, Any],
     pads_right: bool,
+    lock: threading.Lock,
 ) -> dict[str, Any]:
     """The inputs of chats with pictures or recordings, which are decoded. The processor pads."""
     chats: list[Any] = list(prompts)
@@ -327,7 +329,7 @@ def _encode_media(
         )
     opens_message = not chat_template_kwargs.get("continue_final_message")
     settings = {"add_generation_prompt": opens_message, **chat_template_kwargs}
-    processor, chats = reading_video_files(processor, chats)
+    processor, chats = reading_video_files(processor, chats, lock)
     marked = mark_untrusted(processor, tokenizer_of(processor), chats, settings)
     if marked is not None:
         processor, chats, settings = marked.processor, marked.conversations, dict(marked.settings)
