@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 pytest.importorskip("PIL")
@@ -209,7 +210,7 @@ async def test_the_processor_chooses_the_frames(
     steps: list[list[int]] = []
     for sampling in ({"fps": 1}, {"fps": 2}):
         chat = UntrustedMessages(asking(part(data)))
-        settings = {"processor_kwargs": sampling}
+        settings = {"processor_kwargs": dict(sampling)}
         got = await streamed(kind, chat, chat_template_kwargs=settings)
         assert settings == {"processor_kwargs": sampling}  # transformers writes into it
         if kind_of_file in ("mp4", "mov", "avi"):  # theirs needs the number in the header
@@ -356,6 +357,34 @@ async def test_while_a_file_is_decoded_others_are_encoded(
         chat_template_kwargs={"processor_kwargs": {"do_sample_frames": True}},
     )
     assert ended == [True]
+
+
+async def test_a_cancelled_prompt_is_not_decoded_to_its_end(
+    has_av: None, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+    count = media_files.Budget.take_decoded
+    scope = anyio.CancelScope()
+
+    def take_decoded(budget: Any, pixels: int) -> None:
+        decoded.append(pixels)
+        count(budget, pixels)
+
+    def choose(metadata: Any, **kwargs: Any) -> list[int]:
+        anyio.from_thread.run_sync(scope.cancel)
+        return every(metadata)
+
+    monkeypatch.setattr(media_files.Budget, "take_decoded", take_decoded)
+    monkeypatch.setattr(kind.processor.video_processor, "sample_frames", choose)
+    with steps_of(kind.model) as steps, scope:
+        await streamed(
+            kind,
+            asking(part(video(clip(1, 64)))),
+            chat_template_kwargs={"processor_kwargs": {"do_sample_frames": True}},
+        )
+    assert scope.cancelled_caught
+    assert steps.count == 0
+    assert len(decoded) == 1
 
 
 async def test_without_pyav_a_file_is_refused_at_once(

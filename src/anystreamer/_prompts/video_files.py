@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from anyio import from_thread
+
 from .._installing import NotInstalled
 
 if TYPE_CHECKING:
@@ -139,8 +141,8 @@ class VideoFile(Video):
                         format="rgb24", width=stream.width, height=stream.height
                     )
                     found[number] = np.rot90(picture, frame.rotation // 90)
-                    if len(found) == len(wanted):
-                        break
+                if len(found) == len(wanted) or (found and _is_cancelled()):
+                    break
         except av.FFmpegError as exc:
             raise ValueError("the video is damaged") from exc
         if not found:
@@ -182,6 +184,17 @@ class VideoFile(Video):
                 f"a frame of the video has more than {MAX_FRAME // 10**6} million pixels"
             )
         stream.codec_context.options = {"max_pixels": str(MAX_FRAME)}
+
+
+def _is_cancelled() -> bool:
+    """Whether nobody waits for the frames any more. The task sees it when the thread returns."""
+    try:
+        from_thread.check_cancelled()
+    except RuntimeError:  # in a thread that is not anyio's
+        return False
+    except BaseException:  # of the event loop
+        return True
+    return False
 
 
 def _format_of(data: bytes) -> str:
