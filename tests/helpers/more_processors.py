@@ -32,6 +32,12 @@ def _text(tokenizer: Any, **settings: Any) -> dict[str, Any]:
     }
 
 
+def fast(name: str) -> Any:
+    """An image processor that needs torchvision. Older releases name it so."""
+    found = getattr(t, f"{name}ImageProcessor", None)
+    return found or getattr(t, f"{name}ImageProcessorFast")
+
+
 def _mistral3() -> Kind:
     """Pictures keep their shapes, with a token at the end of each row."""
     tokenizer = tokenizer_of("[IMG]", "[IMG_BREAK]", "[IMG_END]")
@@ -194,7 +200,7 @@ def _llama4() -> Kind:
     names = ("<|image|>", "<|image_start|>", "<|image_end|>", "<|patch|>")
     tokenizer = tokenizer_of(*names, "<|tile_x_separator|>", "<|tile_y_separator|>")
     processor = t.Llama4Processor(
-        t.Llama4ImageProcessor(size={"height": 16, "width": 16}, max_patches=4),
+        fast("Llama4")(size={"height": 16, "width": 16}, max_patches=4),
         tokenizer,
         patch_size=4,
         pixel_shuffle_ratio=0.5,
@@ -219,6 +225,7 @@ def _llama4() -> Kind:
             attention_chunk_size=64,
         ),
         image_token_index=tokenizer.convert_tokens_to_ids("<|patch|>"),
+        pad_token_id=tokenizer.pad_token_id,
     )
     # The processor's pixels have this type, and plain `generate()` takes them as they are.
     model = new_model(t.Llama4ForConditionalGeneration, config, tokenizer).bfloat16()
@@ -298,9 +305,7 @@ def _phi4() -> Kind:
     """Recordings. The tokens of its pictures are of 448 pixels, which takes long."""
     tokenizer = tokenizer_of(image_token="<|image|>", audio_token="<|audio|>")
     processor = t.Phi4MultimodalProcessor(
-        t.Phi4MultimodalImageProcessor(
-            size={"height": 16, "width": 16}, dynamic_hd=2, patch_size=4
-        ),
+        fast("Phi4Multimodal")(size={"height": 16, "width": 16}, dynamic_hd=2, patch_size=4),
         t.Phi4MultimodalFeatureExtractor(),
         tokenizer,
         chat_template=template(EITHER, image="<|image|>", audio="<|audio|>"),

@@ -23,6 +23,8 @@ from .test_videos import plain_file
 
 pytestmark = [
     pytest.mark.torch,
+    # Of processors of transformers 5.0.
+    pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning"),
     # The client leaves generators behind when an answer ends.
     pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore):ResourceWarning"),
 ]
@@ -148,6 +150,8 @@ async def test_a_family_whose_processor_takes_only_files_of_videos(tmp_path: Pat
     """It writes the times of frames, and does not know those of frames alone."""
     pytest.importorskip("av")
     kind = kind_of("smolvlm")
+    if "processor_kwargs" not in inspect.signature(kind.processor.apply_chat_template).parameters:
+        pytest.skip("it has no metadata of files in transformers 5.0")
     path = tmp_path / "a video.mp4"
     path.write_bytes(video(clip(1, 16)))
     chat = asking({"type": "video", "video": path.read_bytes()})

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -159,11 +160,17 @@ def plain_file(kind: Kind, path: Path, **sampling: Any) -> list[int]:
         return_dict=True,
         return_tensors="pt",
         add_generation_prompt=True,
-        processor_kwargs={"video_metadata": [[metadata]], "do_sample_frames": False},
+        **processing(kind, video_metadata=[[metadata]], do_sample_frames=False),
     )
     output = kind.model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
     ids: list[int] = output[0, inputs["input_ids"].shape[1] :].tolist()
     return ids
+
+
+def processing(kind: Kind, **settings: Any) -> dict[str, Any]:
+    """Settings of a processor among the arguments of its template. transformers 5.0 mixes them."""
+    is_apart = "processor_kwargs" in signature(kind.processor.apply_chat_template).parameters
+    return {"processor_kwargs": settings} if is_apart else settings
 
 
 def every(metadata: Any, **kwargs: Any) -> list[int]:

@@ -194,9 +194,7 @@ def encode(
         if uses_torch:
             _check_tensors(prompts)
         return dict(prompts)
-    if "processor_kwargs" in chat_template_kwargs:  # processors add to it, also at the same time
-        own = dict(chat_template_kwargs["processor_kwargs"] or {})
-        chat_template_kwargs = {**chat_template_kwargs, "processor_kwargs": own}
+    chat_template_kwargs = _own_processor_kwargs(tokenizer, chat_template_kwargs)
     lock = _encoding_lock(tokenizer_of(tokenizer))
     with lock:
         if any(map(has_media, prompts)):
@@ -213,6 +211,19 @@ def encode(
     if device is not None and getattr(device, "type", None) != "meta":
         inputs = {name: _moved(value, device, dtype) for name, value in inputs.items()}
     return inputs
+
+
+def _own_processor_kwargs(tokenizer: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of a chat template with a copy of the processor's, to which it adds others."""
+    if "processor_kwargs" not in settings or tokenizer is tokenizer_of(tokenizer):
+        return settings
+    own = dict(settings["processor_kwargs"] or {})
+    if takes_processor_kwargs(tokenizer):
+        return {**settings, "processor_kwargs": own}
+    return {
+        **{name: value for name, value in settings.items() if name != "processor_kwargs"},
+        **own,
+    }
 
 
 def _moved(value: Any, device: Any, dtype: Any) -> Any:
