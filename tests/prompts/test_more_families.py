@@ -12,6 +12,8 @@ pytest.importorskip("PIL")
 pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
+import transformers
+
 from anystreamer import UntrustedMessages, open_engine, stream_batch
 from anystreamer.server import create_app
 
@@ -57,6 +59,8 @@ CASES = [
 def kind_of(name: str) -> Kind:
     if name == "smolvlm":
         pytest.importorskip("num2words")
+    if name == "llama4" and not hasattr(transformers, "Llama4ImageProcessor"):
+        pytest.skip("transformers 5.0 fails at its pictures")
     return one_of_more(name)
 
 
