@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .missing_processors import missing_processor
-from .untrusted import UntrustedMessages
-from .video_files import Video, VideoFile, decodes_video_files
+from .untrusted import NotText, UntrustedMessages
 
 if TYPE_CHECKING:
     from .media_files import Budget
@@ -222,7 +221,7 @@ class _Decoder:
             made = self._decoders[part.kind](key, value)
         except (OSError, ValueError) as exc:
             raise ValueError(f"{part.place}: {exc}") from exc
-        if isinstance(made, Video):
+        if isinstance(made, NotText):
             made.place = part.place
         return part.decoded(made)
 
@@ -246,6 +245,7 @@ class _Decoder:
     def _video(self, key: str, value: Any) -> Any:
         """Its frames in an array; or its file, of which the processor chooses the frames."""
         from .media_files import frames_of
+        from .video_files import VideoFile, decodes_video_files
 
         frames = _frames_in(value)
         if frames is not None:

@@ -18,7 +18,6 @@ from .untrusted import (
     mark_untrusted,
     strings_in,
 )
-from .video_processors import reading_video_files
 
 __all__ = [
     "Prompt",
@@ -332,6 +331,8 @@ def _encode_media(
     lock: threading.Lock,
 ) -> dict[str, Any]:
     """The inputs of chats with pictures or recordings, which are decoded. The processor pads."""
+    from .video_processors import reading_video_files
+
     chats: list[Any] = list(prompts)
     if any(isinstance(each, str | TokenIds) for each in chats):
         raise ValueError(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from anyio import from_thread
 
 from .._installing import NotInstalled
+from .untrusted import NotText
 
 if TYPE_CHECKING:
     from .media_files import Budget
@@ -37,14 +38,12 @@ def decodes_video_files() -> bool:
     return True
 
 
-class Video(str):
+class Video(NotText):
     """A video in the place of its path.
 
     Only the processor knows which frames it needs, and some write their times into the prompt. So a
     video goes through it as a string, as paths do, until its frames are asked for.
     """
-
-    place = ""  # in the messages
 
     def frames(self, choose: Callable[..., Any] | None) -> tuple[Any, Any]:
         """The chosen frames, and transformers' `VideoMetadata` of the video.
