@@ -31,12 +31,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore):ResourceWarning"),
 ]
 
-# These differ in mechanism: shapes that are kept, one input for pictures and videos, all media.
+# These differ in mechanism: shapes that are kept, one input for pictures and videos, two media.
 BY_DAY = ("mistral3", "internvl", "qwen2.5-omni")
 WAYS = {
     "internvl": ("image", "video"),
     "mistral3": ("image",),
-    "qwen2.5-omni": ("image", "video", "audio"),
+    "qwen2.5-omni": ("image", "audio"),  # its processor makes each frame too large for a test
     "aya-vision": ("image",),
     "idefics3": ("image",),
     "llama4": ("image",),
