@@ -46,7 +46,7 @@ if shown := [
     os.environ.setdefault("PYENV_VERSION", ":".join([*shown, "system"]))
 
 # All but what brings torch along.
-EXTRAS = "trio,uvloop,structured,media,cli,server,remote"
+EXTRAS = "trio,uvloop,structured,video,cli,server,remote"
 
 CORES = min(os.cpu_count() or 1, 8)
 

@@ -17,7 +17,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["NAMES", "Kind", "kind_named", "picture", "png", "recording", "wav"]
+__all__ = ["NAMES", "Kind", "clip", "kind_named", "picture", "png", "recording", "video", "wav"]
 
 # As LLaVA's and Qwen2-Audio's: strings as contents are not looked for.
 PARTS_ONLY = """
@@ -38,7 +38,7 @@ EITHER = PARTS_ONLY.replace(
     "{%- for part in message.content if message.content is not string %}",
 )
 _ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
-_SIZES: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 32,
     "num_hidden_layers": 2,
@@ -54,7 +54,7 @@ class Kind:
     Args:
         model: with random weights.
         processor: its own class of processor.
-        media: what it takes: ``"image"``, ``"audio"``.
+        media: what it takes: ``"image"``, ``"audio"``, ``"video"``.
         placeholder: the token that its template puts where a picture or a recording is.
     """
 
@@ -64,7 +64,7 @@ class Kind:
     placeholder: str
 
 
-def _tokenizer(*special: str, **named: str) -> Any:
+def tokenizer_of(*special: str, **named: str) -> Any:
     """A token for each byte, and special tokens."""
     vocabulary = {char: number for number, char in enumerate(_ALPHABET)}
     tokens = ["<eos>", "<end>", *special]
@@ -82,11 +82,11 @@ def _tokenizer(*special: str, **named: str) -> Any:
     )
 
 
-def _template(template: str, **placeholders: str) -> str:
+def template(template: str, **placeholders: str) -> str:
     return f"{{%- set PLACEHOLDERS = {placeholders} %}}{template}"
 
 
-def _new(model_class: Any, config: Any, tokenizer: Any) -> Any:
+def new_model(model_class: Any, config: Any, tokenizer: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         config.tie_word_embeddings = False
@@ -105,23 +105,23 @@ def _new(model_class: Any, config: Any, tokenizer: Any) -> Any:
 
 def _llava() -> Kind:
     t = transformers
-    tokenizer = _tokenizer("<image>", image_token="<image>")
+    tokenizer = tokenizer_of("<image>", image_token="<image>")
     processor = t.LlavaProcessor(
-        _pil("CLIP")(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
+        pil("CLIP")(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
         tokenizer,
         patch_size=8,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=_template(PARTS_ONLY, image="<image>"),
+        chat_template=template(PARTS_ONLY, image="<image>"),
     )
     config = t.LlavaConfig(
         vision_config=t.CLIPVisionConfig(
-            **{**_SIZES, "num_key_value_heads": None}, image_size=16, patch_size=8
+            **{**SIZES, "num_key_value_heads": None}, image_size=16, patch_size=8
         ),
-        text_config=t.LlamaConfig(**_SIZES, vocab_size=len(tokenizer)),
+        text_config=t.LlamaConfig(**SIZES, vocab_size=len(tokenizer)),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
-    model = _new(t.LlavaForConditionalGeneration, config, tokenizer)
+    model = new_model(t.LlavaForConditionalGeneration, config, tokenizer)
     return Kind(model, processor, ("image",), "<image>")
 
 
@@ -134,17 +134,31 @@ class _WithoutVideos:
         return super().check_argument_for_proper_class(name, argument)  # type: ignore[misc]
 
 
-def _qwen(version: str) -> Kind:
+def _qwen(version: str, *, has_videos: bool = False) -> Kind:
     t: Any = transformers
-    tokenizer = _tokenizer("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    tokenizer = tokenizer_of("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     processor_class = getattr(t, f"{version}Processor")
-    processor = type(processor_class.__name__, (_WithoutVideos, processor_class), {})(
-        _pil("Qwen2VL")(
-            patch_size=4, merge_size=2, size={"shortest_edge": 8 * 8, "longest_edge": 24 * 24}
-        ),
+    sizes: dict[str, Any] = {"patch_size": 4, "merge_size": 2}
+    videos = None
+    if not has_videos:
+        processor_class = type(processor_class.__name__, (_WithoutVideos, processor_class), {})
+    else:
+        video_class = t.Qwen3VLVideoProcessor if version == "Qwen3VL" else t.Qwen2VLVideoProcessor
+        # In the third, it bounds the pixels of all frames together.
+        area = {
+            "shortest_edge": 8 * 8,
+            "longest_edge": 24 * 24 * (8 if version == "Qwen3VL" else 1),
+        }
+        videos = video_class(**sizes, size=area, min_frames=2, max_frames=8)
+    processor = processor_class(
+        pil("Qwen2VL")(**sizes, size={"shortest_edge": 8 * 8, "longest_edge": 24 * 24}),
         tokenizer,
-        None,
-        chat_template=_template(EITHER, image="<|vision_start|><|image_pad|><|vision_end|>"),
+        videos,
+        chat_template=template(
+            EITHER,
+            image="<|vision_start|><|image_pad|><|vision_end|>",
+            video="<|vision_start|><|video_pad|><|vision_end|>",
+        ),
     )
     vision: dict[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": 4, "hidden_size": 32}
     if version == "Qwen2VL":
@@ -159,7 +173,7 @@ def _qwen(version: str) -> Kind:
     config = getattr(t, f"{version}Config")(
         vision_config=vision,
         text_config={
-            **_SIZES,
+            **SIZES,
             "head_dim": 16,
             "vocab_size": len(tokenizer),
             "rope_parameters": {
@@ -176,25 +190,27 @@ def _qwen(version: str) -> Kind:
         vision_start_token_id=ids("<|vision_start|>"),
         vision_end_token_id=ids("<|vision_end|>"),
     )
-    model = _new(getattr(t, f"{version}ForConditionalGeneration"), config, tokenizer)
+    model = new_model(getattr(t, f"{version}ForConditionalGeneration"), config, tokenizer)
+    if has_videos:
+        return Kind(model, processor, ("video",), "<|video_pad|>")
     return Kind(model, processor, ("image",), "<|image_pad|>")
 
 
 def _gemma3() -> Kind:
     t = transformers
-    tokenizer = _tokenizer(
+    tokenizer = tokenizer_of(
         image_token="<image_soft_token>", boi_token="<start_of_image>", eoi_token="<end_of_image>"
     )
     processor = t.Gemma3Processor(
-        _pil("Gemma3")(size={"height": 16, "width": 16}),
+        pil("Gemma3")(size={"height": 16, "width": 16}),
         tokenizer,
         image_seq_length=4,
-        chat_template=_template(EITHER, image="<start_of_image>"),
+        chat_template=template(EITHER, image="<start_of_image>"),
     )
     ids = tokenizer.convert_tokens_to_ids
     config = t.Gemma3Config(
         text_config=t.Gemma3TextConfig(
-            **_SIZES,
+            **SIZES,
             head_dim=16,
             sliding_window=16,
             vocab_size=len(tokenizer),
@@ -203,35 +219,35 @@ def _gemma3() -> Kind:
             pad_token_id=tokenizer.pad_token_id,
         ),
         vision_config=t.SiglipVisionConfig(
-            **{**_SIZES, "num_key_value_heads": None}, image_size=16, patch_size=8
+            **{**SIZES, "num_key_value_heads": None}, image_size=16, patch_size=8
         ),
         mm_tokens_per_image=4,
         image_token_index=ids("<image_soft_token>"),
         boi_token_index=ids("<start_of_image>"),
         eoi_token_index=ids("<end_of_image>"),
     )
-    model = _new(t.Gemma3ForConditionalGeneration, config, tokenizer)
+    model = new_model(t.Gemma3ForConditionalGeneration, config, tokenizer)
     return Kind(model, processor, ("image",), "<start_of_image>")
 
 
 def _gemma4(medium: str) -> Kind:
     t: Any = transformers
-    tokenizer = _tokenizer(
+    tokenizer = tokenizer_of(
         **{"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>"},
         **{"audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"},
         video_token="<|video|>",
     )
     processor = type("Gemma4Processor", (_WithoutVideos, t.Gemma4Processor), {})(
         t.Gemma4AudioFeatureExtractor(feature_size=16),
-        _pil("Gemma4")(patch_size=4, max_soft_tokens=70, pooling_kernel_size=3),
+        pil("Gemma4")(patch_size=4, max_soft_tokens=70, pooling_kernel_size=3),
         tokenizer,
         None,
-        chat_template=_template(EITHER, image="<|image|>", audio="<|audio|>"),
+        chat_template=template(EITHER, image="<|image|>", audio="<|audio|>"),
     )
     ids = tokenizer.convert_tokens_to_ids
     config = t.Gemma4Config(
         text_config=t.Gemma4TextConfig(
-            **_SIZES,
+            **SIZES,
             head_dim=16,
             sliding_window=16,
             vocab_size=len(tokenizer),
@@ -243,7 +259,7 @@ def _gemma4(medium: str) -> Kind:
             pad_token_id=tokenizer.pad_token_id,
         ),
         vision_config=t.Gemma4VisionConfig(
-            **_SIZES, head_dim=16, patch_size=4, pooling_kernel_size=3, position_embedding_size=64
+            **SIZES, head_dim=16, patch_size=4, pooling_kernel_size=3, position_embedding_size=64
         ),
         audio_config=t.Gemma4AudioConfig(
             hidden_size=32,
@@ -260,17 +276,17 @@ def _gemma4(medium: str) -> Kind:
         eoa_token_index=ids("<audio|>"),
         video_token_id=ids("<|video|>"),
     )
-    model = _new(t.Gemma4ForConditionalGeneration, config, tokenizer)
+    model = new_model(t.Gemma4ForConditionalGeneration, config, tokenizer)
     return Kind(model, processor, (medium,), f"<|{medium}|>")
 
 
 def _qwen2_audio() -> Kind:
     t = transformers
-    tokenizer = _tokenizer("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
+    tokenizer = tokenizer_of("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
     processor = t.Qwen2AudioProcessor(
         t.WhisperFeatureExtractor(feature_size=16, chunk_length=2),
         tokenizer,
-        chat_template=_template(PARTS_ONLY, audio="<|audio_bos|><|AUDIO|><|audio_eos|>"),
+        chat_template=template(PARTS_ONLY, audio="<|audio_bos|><|AUDIO|><|audio_eos|>"),
     )
     config = t.Qwen2AudioConfig(
         audio_config=t.Qwen2AudioEncoderConfig(
@@ -281,14 +297,14 @@ def _qwen2_audio() -> Kind:
             encoder_ffn_dim=32,
             max_source_positions=100,
         ),
-        text_config=t.Qwen2Config(**_SIZES, vocab_size=len(tokenizer)),
+        text_config=t.Qwen2Config(**SIZES, vocab_size=len(tokenizer)),
         audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
     )
-    model = _new(t.Qwen2AudioForConditionalGeneration, config, tokenizer)
+    model = new_model(t.Qwen2AudioForConditionalGeneration, config, tokenizer)
     return Kind(model, processor, ("audio",), "<|AUDIO|>")
 
 
-def _pil(name: str) -> Any:
+def pil(name: str) -> Any:
     """An image processor that needs no torchvision. Older releases have one kind only."""
     found = getattr(transformers, f"{name}ImageProcessorPil", None)
     return found or getattr(transformers, f"{name}ImageProcessor")
@@ -308,6 +324,11 @@ if hasattr(transformers, "Gemma4Processor"):
         "gemma4, sound": lambda: _gemma4("audio"),
     }
 NAMES: Sequence[str] = tuple(_MAKERS)
+# These need torchvision.
+_MAKERS |= {
+    "qwen2.5-vl, videos": lambda: _qwen("Qwen2_5_VL", has_videos=True),
+    "qwen3-vl, videos": lambda: _qwen("Qwen3VL", has_videos=True),
+}
 
 
 @cache
@@ -341,3 +362,24 @@ def wav(samples: Any, rate: int = 16_000) -> bytes:
         file.setframerate(rate)
         file.writeframes((samples * 2**15).astype("<i2").tobytes())
     return buffer.getvalue()
+
+
+def clip(number: int = 0, count: int = 4, width: int = 24, height: int = 16) -> Any:
+    """The frames of a video: an array of bytes of shape (count, height, width, 3)."""
+    shape = (count, height, width, 3)
+    return np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
+
+
+def video(frames: Any, kind: str = "mp4", codec: str = "mpeg4", rate: int = 4) -> bytes:
+    """The file of a video, by PyAV."""
+    import av
+
+    file = io.BytesIO()
+    with av.open(file, "w", format=kind) as container:
+        stream: Any = container.add_stream(codec, rate=rate)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()

@@ -6,6 +6,7 @@ import base64
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,7 +23,16 @@ from anystreamer.server import create_app
 
 from ..helpers.serving import client_of, official, serving
 from ..helpers.tiny_models import llama, steps_of, tokenizer
-from ..helpers.tiny_processors import Kind, kind_named, picture, png, recording, wav
+from ..helpers.tiny_processors import (
+    Kind,
+    clip,
+    kind_named,
+    picture,
+    png,
+    recording,
+    video,
+    wav,
+)
 from ..prompts.test_media import asking, plain
 from ..prompts.test_media_fetch import pictures
 
@@ -96,6 +106,54 @@ async def test_the_official_client(name: str) -> None:
             assert await answer(client, messages, stream=stream) == with_system
 
 
+def address_part(kind: str, data: bytes) -> dict[str, Any]:
+    """As vLLM takes files of each kind."""
+    return {"type": kind, kind: {"url": f"data:{kind};base64,{base64_of(data)}"}}
+
+
+async def test_a_recording_as_clients_of_vllm_send_it() -> None:
+    kind = kind_named("qwen2-audio")
+    expected = text_of(kind, asking({"type": "audio", "audio": recording(2)}))
+    sent = asking(address_part("audio_url", wav(recording(2))))
+    async with edge(kind.model, kind.processor) as url, official(url) as client:
+        assert await answer(client, sent, stream=True) == expected
+
+
+async def test_a_video_as_clients_of_vllm_send_it(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    pytest.importorskip("av")
+    from ..prompts.test_videos import plain_file, without_data
+
+    kind = kind_named("qwen2.5-vl, videos")
+    path = tmp_path / "a video.mp4"
+    path.write_bytes(video(clip(2)))
+    from_file = kind.processor.decode(plain_file(kind, path), skip_special_tokens=True)
+    files = ",".join(base64_of(png(Image.fromarray(each))) for each in clip(2))
+    frames = {"type": "video_url", "video_url": f"data:video/jpeg;base64,{files}"}
+    from_frames = text_of(kind, asking({"type": "video", "video": clip(2)}))
+    async with edge(kind.model, kind.processor) as url:
+        async with official(url) as client:
+            sent = asking(address_part("video_url", path.read_bytes()))
+            assert await answer(client, sent, stream=True) == from_file
+            assert await answer(client, asking(frames), stream=False) == from_frames
+        async with client_of(url) as raw:
+            with steps_of(kind.model) as steps:
+                bad = address_part("video_url", b"hello")
+                assert "content[0]: it is not a video" in await refusal(raw, [bad])
+                damaged = address_part("video_url", without_data(path.read_bytes(), keep=100))
+                assert "content[0]: the video is damaged" in await refusal(raw, [damaged])
+                for place in (str(path), path.as_uri()):
+                    there = {"type": "video_url", "video_url": {"url": place}}
+                    assert "must be a data: URL" in await refusal(raw, [there])
+                address = {"type": "video_url", "video_url": "http://169.254.169.254/a.mp4"}
+                assert "allow_media_from" in await refusal(raw, [address])
+            assert steps.count == 0
+    sees = kind_named("llava")
+    async with edge(sees.model, sees.processor) as url, client_of(url) as raw:
+        message = await refusal(raw, [frames])
+        assert "is a video, and LlavaProcessor does not take video inputs" in message
+
+
 async def test_several_answers_and_the_text_beside_them() -> None:
     kind = kind_named("llava")
     expected = text_of(kind, asking({"type": "image", "image": picture(2)}, text="a<eos>b"[:1]))
@@ -147,7 +205,10 @@ async def test_what_is_wrong_with_a_picture_is_400(tmp_path: Any) -> None:
             assert "is audio, and LlavaProcessor does not take audio" in audio
             for part in (
                 {"type": "image", "path": str(path)},
+                {"type": "video", "video": str(path)},
                 {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,aaaa"}},
+                {"type": "video_url", "video_url": {"path": str(path)}},
+                {"type": "audio_url", "audio_url": {"url": ""}},
                 {"type": "image_url", "image_url": {"path": str(path)}},
                 {"type": "image_url", "image_url": {"url": "", "detail": "auto"}},
                 {"type": "image_url"},

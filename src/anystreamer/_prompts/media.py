@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .missing_processors import missing_processor
-from .untrusted import UntrustedMessages
+from .untrusted import NotText, UntrustedMessages
 
 if TYPE_CHECKING:
     from .media_files import Budget
@@ -39,7 +39,7 @@ _KINDS = {
 _KEYS = {
     "image": ("image", "url", "path", "base64", "image_url", "source"),
     "audio": ("audio", "url", "path", "base64", "audio_url", "input_audio", "source"),
-    "video": ("video", "url", "path", "video_url"),
+    "video": ("video", "url", "path", "base64", "video_url", "source"),
 }
 # The same within an object, such as {"url": ...} or {"data": ..., "format": "wav"}.
 _INNER_KEYS = ("url", "data", "array", "bytes", "path")
@@ -218,15 +218,18 @@ class _Decoder:
         key, value = part.source()
         try:
             self._budget.take_item()
-            return part.decoded(self._decoders[part.kind](key, value))
+            made = self._decoders[part.kind](key, value)
         except (OSError, ValueError) as exc:
             raise ValueError(f"{part.place}: {exc}") from exc
+        if isinstance(made, NotText):
+            made.place = part.place
+        return part.decoded(made)
 
-    def _image(self, key: str, value: Any) -> Any:
+    def _image(self, key: str, value: Any, *, is_frame: bool = False) -> Any:
         from .media_files import decode_picture
 
         data = self._bytes_of(key, value)
-        return value if data is None else decode_picture(data, self._budget)
+        return value if data is None else decode_picture(data, self._budget, is_frame=is_frame)
 
     def _audio(self, key: str, value: Any) -> Any:
         from .media_files import decode_recording, resampled
@@ -240,14 +243,32 @@ class _Decoder:
         )
 
     def _video(self, key: str, value: Any) -> Any:
-        if isinstance(value, os.PathLike):
-            value = os.fspath(value)
-        if isinstance(value, bytes) or (isinstance(value, str) and not self._is_file(value)):
-            raise ValueError(
-                "a video must be its frames (a list of pictures, or an array), or the path of a "
-                "file"
-            )
-        return value
+        """Its frames in an array; or its file, of which the processor chooses the frames."""
+        from .media_files import frames_of
+        from .video_files import VideoFile, decodes_video_files
+
+        frames = _frames_in(value)
+        if frames is not None:
+            return frames_of([self._image(key, frame, is_frame=True) for frame in frames])
+        path = self._own_path(key, value)
+        if path is not None:
+            # Without PyAV, a processor may have other means to decode it.
+            return VideoFile(path, self._budget) if decodes_video_files() else path
+        data = self._bytes_of(key, value)
+        return frames_of(value) if data is None else VideoFile(data, self._budget)
+
+    def _own_path(self, key: str, value: Any) -> str | None:
+        """The path of a file of the caller's."""
+        if not self._reads_files or not isinstance(value, str | os.PathLike):
+            return None
+        text = os.fsdecode(value)
+        is_address = _scheme(text) == "file"
+        if is_address:
+            text = _path_of(text)
+        if is_address or key == "path":
+            os.stat(text)  # raises an error that names a file that is not there
+            return text
+        return text if self._is_file(text) else None
 
     def _bytes_of(self, key: str, value: Any) -> bytes | None:
         """The bytes of a file; None for what is decoded already."""
@@ -305,6 +326,17 @@ def _path_of(address: str) -> str:
     import urllib.request
 
     return urllib.request.url2pathname(urllib.parse.urlsplit(address).path)
+
+
+def _frames_in(value: Any) -> Sequence[Any] | None:
+    """The frames of a video that is given as its frames; None for others."""
+    if isinstance(value, list | tuple):
+        return value
+    if isinstance(value, str) and value[:16].lower().startswith("data:video/jpeg;"):
+        # As vLLM takes it: JPEG files, each in base64, with commas between them.
+        kind, comma, files = value.partition(",")
+        return [f"{kind}{comma}{each}" for each in files.split(",")]
+    return None
 
 
 def _as_array(value: Any) -> Any:

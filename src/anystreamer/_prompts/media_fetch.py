@@ -12,7 +12,6 @@ from anyio import fail_after, getaddrinfo
 from .._installing import NotInstalled
 from .media import media_parts
 from .media_files import MAX_BYTES, MAX_ITEMS
-from .media_hosts import is_allowed, is_served_at
 from .untrusted import UntrustedMessages
 
 __all__ = ["fetch_media"]
@@ -39,12 +38,12 @@ async def fetch_media(prompts: Sequence[Any]) -> dict[str, bytes]:
             continue
         hosts = prompt.allow_media_from if isinstance(prompt, UntrustedMessages) else ()
         for part in media_parts(prompt):
-            if part.address is None or part.kind == "video":
+            if part.address is None:
                 continue
             _check(part.place, _split(part.place, part.address), hosts)
             wanted[part.address] = part.place, hosts
     if len(wanted) > MAX_ITEMS:
-        raise ValueError(f"a prompt can have at most {MAX_ITEMS} pictures and recordings")
+        raise ValueError(f"a prompt can have at most {MAX_ITEMS} pictures, recordings and videos")
     return {address: await _fetch(address, *each) for address, each in wanted.items()}
 
 
@@ -60,6 +59,8 @@ def _split(place: str, address: str) -> SplitResult:
 
 
 def _check(place: str, address: SplitResult, hosts: Iterable[str]) -> None:
+    from .media_hosts import is_allowed
+
     if not is_allowed(address, hosts):
         raise ValueError(
             f"{place}: files are not fetched from {address.netloc[:200]!r} (allow_media_from does "
@@ -93,6 +94,8 @@ async def _fetch(address: str, place: str, hosts: tuple[str, ...]) -> bytes:
 
 async def _ip_of(place: str, address: SplitResult, hosts: Iterable[str]) -> str:
     """An address to connect to. It is looked up once, so that it cannot change after the check."""
+    from .media_hosts import is_served_at
+
     port = address.port or (443 if address.scheme == "https" else 80)
     found = await getaddrinfo(str(address.hostname), port, type=socket.SOCK_STREAM)
     for *_, sockaddr in found:

@@ -5,17 +5,28 @@ from __future__ import annotations
 import io
 import math
 import wave
+from collections.abc import Sequence
 from typing import Any
 
 from .._installing import NotInstalled
 
-__all__ = ["FORMATS", "MAX_BYTES", "MAX_ITEMS", "Budget", "decode_picture", "decode_recording"]
+__all__ = [
+    "FORMATS",
+    "MAX_BYTES",
+    "MAX_ITEMS",
+    "Budget",
+    "decode_picture",
+    "decode_recording",
+    "frames_of",
+]
 
 # Of files that others have sent. All are of one prompt together, except the bytes.
-MAX_ITEMS = 32  # pictures and recordings
+MAX_ITEMS = 32  # pictures, recordings and videos
 MAX_BYTES = 20 * 1024 * 1024  # of one file
 MAX_PIXELS = 64_000_000  # 190 MB of memory; a picture of 8K has 33 million
 MAX_SAMPLES = 48_000_000  # 190 MB of memory; 16 minutes of one channel at 48 kHz
+MAX_FRAME_PIXELS = 128_000_000  # 380 MB of memory; a minute of 720p at two frames per second
+MAX_DECODED_PIXELS = 10_000_000_000  # of all frames of files, also of those that are not chosen
 
 #: What others can send. Some of Pillow's other formats start programs, or are seldom tested.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -34,12 +45,15 @@ class Budget:
     def __init__(self, *, is_bounded: bool) -> None:
         self.is_bounded = is_bounded
         self._items, self._pixels, self._samples = MAX_ITEMS, MAX_PIXELS, MAX_SAMPLES
+        self._frame_pixels, self._decoded_pixels = MAX_FRAME_PIXELS, MAX_DECODED_PIXELS
 
     def take_item(self) -> None:
-        """Count a picture or a recording. Raises ValueError if there are too many."""
+        """Count a picture, a recording or a video. Raises ValueError if there are too many."""
         self._items -= 1
         if self.is_bounded and self._items < 0:
-            raise ValueError(f"a prompt can have at most {MAX_ITEMS} pictures and recordings")
+            raise ValueError(
+                f"a prompt can have at most {MAX_ITEMS} pictures, recordings and videos"
+            )
 
     def take_bytes(self, count: int) -> None:
         """Count the bytes of a file. Raises ValueError if they are too many."""
@@ -55,6 +69,21 @@ class Budget:
                 "together"
             )
 
+    def take_frames(self, pixels: int) -> None:
+        """Count the pixels of frames that are kept. Raises ValueError if they are too many."""
+        self._frame_pixels -= pixels
+        if self.is_bounded and self._frame_pixels < 0:
+            raise ValueError(
+                f"the frames of a prompt's videos can have at most {MAX_FRAME_PIXELS // 10**6} "
+                "million pixels together"
+            )
+
+    def take_decoded(self, pixels: int) -> None:
+        """Count the pixels of a frame that is decoded. Raises ValueError if they are too many."""
+        self._decoded_pixels -= pixels
+        if self.is_bounded and self._decoded_pixels < 0:
+            raise ValueError("the videos of a prompt take too long to decode")
+
     def take_samples(self, count: float) -> None:
         """Count the samples of a recording. Raises ValueError if they are too many."""
         self._samples -= math.ceil(count)
@@ -65,8 +94,13 @@ class Budget:
             )
 
 
-def decode_picture(data: bytes, budget: Budget) -> Any:
+def decode_picture(data: bytes, budget: Budget, *, is_frame: bool = False) -> Any:
     """A picture of Pillow's, upright and in RGB, as transformers itself loads files.
+
+    Args:
+        data: the bytes of the file.
+        budget: how much it can become.
+        is_frame: whether it is a frame of a video.
 
     Raises:
         ValueError: it is not a picture, is damaged, or is too large.
@@ -86,11 +120,41 @@ def decode_picture(data: bytes, budget: Budget) -> Any:
         kinds = f" {', '.join(FORMATS[:-1])} or {FORMATS[-1]}" if budget.is_bounded else ""
         raise ValueError(f"it is not a picture in a known format{kinds and ':' + kinds}") from exc
     width, height = picture.size
-    budget.take_pixels(width * height)
+    (budget.take_frames if is_frame else budget.take_pixels)(width * height)
     try:
         return ImageOps.exif_transpose(picture).convert("RGB")
     except Exception as exc:  # each format has errors of its own
         raise ValueError("the picture is damaged") from exc
+
+
+def frames_of(frames: Any) -> Any:
+    """The frames of a video in one array, as transformers itself makes it.
+
+    Args:
+        frames: an array with four axes, a picture of Pillow's, or several pictures or arrays.
+
+    Raises:
+        ValueError: it is not a video, or its frames do not have one size.
+    """
+    import numpy as np
+
+    if not isinstance(frames, Sequence):
+        if len(getattr(frames, "shape", ())) == 4:
+            return frames
+        if not hasattr(frames, "getbands"):  # a picture
+            raise ValueError(
+                "a video must be its frames (a list of pictures, or an array with four axes) or "
+                "its file (the path, the bytes, or a data: URL)"
+            )
+        frames = [frames]
+    if not frames:
+        raise ValueError("the video has no frames")
+    arrays = [np.asarray(frame) for frame in frames]
+    if any(array.ndim not in (2, 3) for array in arrays):
+        raise ValueError("each frame of a video must be a picture, or an array of one")
+    if len({array.shape for array in arrays}) > 1:
+        raise ValueError("the frames of a video must have one size")
+    return np.stack(arrays)
 
 
 def decode_recording(data: bytes, rate: int, budget: Budget) -> Any:

@@ -193,9 +193,11 @@ def encode(
         if uses_torch:
             _check_tensors(prompts)
         return dict(prompts)
-    with _encoding_lock(tokenizer_of(tokenizer)):
+    chat_template_kwargs = _own_processor_kwargs(tokenizer, chat_template_kwargs)
+    lock = _encoding_lock(tokenizer_of(tokenizer))
+    with lock:
         if any(map(has_media, prompts)):
-            rows = [_encode_media(tokenizer, prompts, chat_template_kwargs, pads_right)]
+            rows = [_encode_media(tokenizer, prompts, chat_template_kwargs, pads_right, lock)]
         else:
             rows = [
                 _encode_one(tokenizer, each, chat_template_kwargs, uses_torch, context_length)
@@ -208,6 +210,19 @@ def encode(
     if device is not None and getattr(device, "type", None) != "meta":
         inputs = {name: _moved(value, device, dtype) for name, value in inputs.items()}
     return inputs
+
+
+def _own_processor_kwargs(tokenizer: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of a chat template with a copy of the processor's, to which it adds others."""
+    if "processor_kwargs" not in settings or tokenizer is tokenizer_of(tokenizer):
+        return settings
+    own = dict(settings["processor_kwargs"] or {})
+    if takes_processor_kwargs(tokenizer):
+        return {**settings, "processor_kwargs": own}
+    return {
+        **{name: value for name, value in settings.items() if name != "processor_kwargs"},
+        **own,
+    }
 
 
 def _moved(value: Any, device: Any, dtype: Any) -> Any:
@@ -303,8 +318,11 @@ def _encode_media(
     prompts: Sequence[Prompt],
     chat_template_kwargs: Mapping[str, Any],
     pads_right: bool,
+    lock: threading.Lock,
 ) -> dict[str, Any]:
     """The inputs of chats with pictures or recordings, which are decoded. The processor pads."""
+    from .video_processors import reading_video_files
+
     chats: list[Any] = list(prompts)
     if any(isinstance(each, str | TokenIds) for each in chats):
         raise ValueError(
@@ -313,6 +331,7 @@ def _encode_media(
         )
     opens_message = not chat_template_kwargs.get("continue_final_message")
     settings = {"add_generation_prompt": opens_message, **chat_template_kwargs}
+    processor, chats = reading_video_files(processor, chats, lock)
     marked = mark_untrusted(processor, tokenizer_of(processor), chats, settings)
     if marked is not None:
         processor, chats, settings = marked.processor, marked.conversations, dict(marked.settings)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
+    "NotText",
     "UntrustedMessages",
     "encode_untrusted",
     "has_plain_tokens",
@@ -19,6 +20,12 @@ __all__ = [
 
 # Arguments of a chat template with text that others can have written.
 _WITH_TEXT = ("tools", "documents")
+
+
+class NotText(str):
+    """A string that stands for something else in messages. It goes through as it is."""
+
+    place = ""  # in the messages
 
 
 class UntrustedMessages(list[Mapping[str, Any]]):
@@ -370,6 +377,8 @@ def strings_in(value: Any) -> Iterator[str]:
 
 def _replace(value: Any, marks: Mapping[str, str]) -> Any:
     """The value with the marks in place of their texts, in all of its strings."""
+    if isinstance(value, NotText):
+        return value
     if isinstance(value, str):
         for text, mark in marks.items():
             value = value.replace(text, mark)

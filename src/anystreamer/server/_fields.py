@@ -7,14 +7,15 @@ as no value. All else a field acts on, or takes as a note of the client's, or re
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-__all__ = ["INSTEAD", "Annotates", "Fixed", "Neutral", "Strict", "neutral_values"]
+__all__ = ["INSTEAD", "Annotates", "Fixed", "Neutral", "Strict", "chosen_by", "neutral_values"]
 
 #: Fields that other servers have, or that OpenAI's API used to have, and what to send here.
 INSTEAD = {
@@ -133,3 +134,24 @@ def neutral_values(kind: type[Strict]) -> dict[str, tuple[Any, ...]]:
 def _is_same(value: Any, neutral: Any) -> bool:
     """Whether they are the same in JSON, where 0 is not false, and 0.0 is 0."""
     return isinstance(value, bool) is isinstance(neutral, bool) and bool(value == neutral)
+
+
+def chosen_by(
+    field: str, kinds: Mapping[str, str], otherwise: str, *, missing: str | None = None
+) -> Discriminator:
+    """Choose the model of an object by one of its fields: of a message, a part, an item or a form.
+
+    Args:
+        field: such as ``"type"``.
+        kinds: the tags of the models, by the field's value.
+        otherwise: the tag for another value. Its model refuses the object by name.
+        missing: the tag where the field is null or not there; *otherwise* by default.
+    """
+
+    def tag_of(value: Any) -> str:
+        name = value.get(field) if isinstance(value, dict) else getattr(value, field, None)
+        if name is None:
+            return missing or otherwise
+        return kinds.get(name, otherwise) if isinstance(name, str) else otherwise
+
+    return Discriminator(tag_of)

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
-    Discriminator,
     Field,
     Tag,
     model_validator,
@@ -15,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from .._text import Regex
 from ._bounded_json import MAX_CONTAINERS, MAX_DEPTH, from_bounded_json
-from ._fields import Annotates, Fixed, Neutral
+from ._fields import Annotates, Fixed, Neutral, chosen_by
 from ._fields import Strict as _Strict
 
 MAX_PARTS = 1024  # of one message
@@ -40,13 +39,15 @@ class ImageURL(_Strict):
     detail: Literal["auto", "low", "high"] | None = None  # the processor chooses the size
 
 
+def _as_object(url: Any) -> Any:
+    return {"url": url} if isinstance(url, str) else url
+
+
 class ImagePart(_Strict):
     """A picture in a message."""
 
     type: Literal["image_url"]
-    image_url: Annotated[
-        ImageURL, BeforeValidator(lambda v: {"url": v} if isinstance(v, str) else v)
-    ]
+    image_url: Annotated[ImageURL, BeforeValidator(_as_object)]
     cache_control: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
@@ -74,17 +75,49 @@ class AudioPart(_Strict):
         return {"type": self.type, "input_audio": audio}
 
 
-def _kind_of_part(part: Any) -> str:
-    kinds = {"image_url": "ImagePart", "input_audio": "AudioPart"}
-    name = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
-    return kinds.get(name, "TextPart") if isinstance(name, str) else "TextPart"
+class FileURL(_Strict):
+    """Where a recording or a video is: in a data URL, or at an address."""
+
+    url: Annotated[str, Field(min_length=1)]
 
 
+class AudioURLPart(_Strict):
+    """A recording in a message, as vLLM takes it."""
+
+    type: Literal["audio_url"]
+    audio_url: Annotated[FileURL, BeforeValidator(_as_object)]
+    cache_control: Annotated[Any, Annotates()] = None
+
+    def as_prompt(self) -> dict[str, Any]:
+        """The part in vLLM's shape, which engines take."""
+        return {"type": self.type, "audio_url": {"url": self.audio_url.url}}
+
+
+class VideoPart(_Strict):
+    """A video in a message, as vLLM takes it."""
+
+    type: Literal["video_url"]
+    video_url: Annotated[FileURL, BeforeValidator(_as_object)]
+    cache_control: Annotated[Any, Annotates()] = None
+
+    def as_prompt(self) -> dict[str, Any]:
+        """The part in vLLM's shape, which engines take."""
+        return {"type": self.type, "video_url": {"url": self.video_url.url}}
+
+
+_PARTS = {
+    "image_url": "ImagePart",
+    "input_audio": "AudioPart",
+    "audio_url": "AudioURLPart",
+    "video_url": "VideoPart",
+}
 Part = Annotated[
     Annotated[TextPart, Tag("TextPart")]
     | Annotated[ImagePart, Tag("ImagePart")]
-    | Annotated[AudioPart, Tag("AudioPart")],
-    Discriminator(_kind_of_part),
+    | Annotated[AudioPart, Tag("AudioPart")]
+    | Annotated[AudioURLPart, Tag("AudioURLPart")]
+    | Annotated[VideoPart, Tag("VideoPart")],
+    chosen_by("type", _PARTS, "TextPart"),
 ]
 UserContent = str | Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
 
@@ -119,7 +152,7 @@ class TextMessage(_Strict):
 
 
 class UserMessage(_Strict):
-    """A chat message that can have pictures and recordings."""
+    """A chat message that can have pictures, recordings and videos."""
 
     role: Literal["user"]
     content: UserContent
@@ -219,18 +252,13 @@ class ToolMessage(_Strict):
         return {"role": self.role, "tool_call_id": self.tool_call_id, "content": text, **name}
 
 
-def _kind_of(message: Any) -> str:
-    kinds = {"assistant": "AssistantMessage", "tool": "ToolMessage", "user": "UserMessage"}
-    role = message.get("role") if isinstance(message, dict) else None
-    return kinds.get(role, "TextMessage") if isinstance(role, str) else "TextMessage"
-
-
+_MESSAGES = {"assistant": "AssistantMessage", "tool": "ToolMessage", "user": "UserMessage"}
 Message = Annotated[
     Annotated[TextMessage, Tag("TextMessage")]
     | Annotated[UserMessage, Tag("UserMessage")]
     | Annotated[AssistantMessage, Tag("AssistantMessage")]
     | Annotated[ToolMessage, Tag("ToolMessage")],
-    Discriminator(_kind_of),
+    chosen_by("role", _MESSAGES, "TextMessage"),
 ]
 
 

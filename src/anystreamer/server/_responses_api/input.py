@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from .._fields import Strict
+from .._fields import Strict, chosen_by
 from .._message_models import MAX_PARTS
 
 __all__ = ["REASONING_PREFIX", "Conversation", "Item"]
@@ -87,25 +87,20 @@ class UnknownPart(Strict):
     type: Annotated[Literal["input_text"], BeforeValidator(_refuse)]
 
 
-def _part_kind(part: Any) -> str:
-    kinds = {
-        "input_text": "TextPart",
-        "output_text": "TextPart",
-        "refusal": "RefusalPart",
-        "input_image": "ImagePart",
-        "input_audio": "AudioPart",
-    }
-    kind = part.get("type") if isinstance(part, dict) else None
-    return kinds.get(kind, "UnknownPart") if isinstance(kind, str) else "UnknownPart"
-
-
+_PARTS = {
+    "input_text": "TextPart",
+    "output_text": "TextPart",
+    "refusal": "RefusalPart",
+    "input_image": "ImagePart",
+    "input_audio": "AudioPart",
+}
 Part = Annotated[
     Annotated[TextPart, Tag("TextPart")]
     | Annotated[RefusalPart, Tag("RefusalPart")]
     | Annotated[ImagePart, Tag("ImagePart")]
     | Annotated[AudioPart, Tag("AudioPart")]
     | Annotated[UnknownPart, Tag("UnknownPart")],
-    Discriminator(_part_kind),
+    chosen_by("type", _PARTS, "UnknownPart"),
 ]
 Parts = Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
 Content = str | Parts
@@ -203,20 +198,13 @@ class UnknownItem(Strict):
     type: Annotated[Literal["message"], BeforeValidator(_refuse)]
 
 
-def _item_kind(item: Any) -> str:
-    kinds = {
-        "message": "MessageItem",
-        "function_call": "CallItem",
-        "function_call_output": "CallOutputItem",
-        "reasoning": "ReasoningItem",
-        "item_reference": "ReferenceItem",
-    }
-    kind = item.get("type", "message") if isinstance(item, dict) else "message"
-    if kind is None:
-        return "MessageItem"
-    return kinds.get(kind, "UnknownItem") if isinstance(kind, str) else "UnknownItem"
-
-
+_ITEMS = {
+    "message": "MessageItem",
+    "function_call": "CallItem",
+    "function_call_output": "CallOutputItem",
+    "reasoning": "ReasoningItem",
+    "item_reference": "ReferenceItem",
+}
 Item = Annotated[
     Annotated[MessageItem, Tag("MessageItem")]
     | Annotated[CallItem, Tag("CallItem")]
@@ -224,7 +212,7 @@ Item = Annotated[
     | Annotated[ReasoningItem, Tag("ReasoningItem")]
     | Annotated[ReferenceItem, Tag("ReferenceItem")]
     | Annotated[UnknownItem, Tag("UnknownItem")],
-    Discriminator(_item_kind),
+    chosen_by("type", _ITEMS, "UnknownItem", missing="MessageItem"),
 ]
 
 

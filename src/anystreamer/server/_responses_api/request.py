@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from .._errors import APIError
-from .._fields import Strict
+from .._fields import Strict, chosen_by
 from .._message_models import JSONSchema
 from .._request_body import validated
 from .._request_models import MAX_MESSAGES, ChatRequest, Effort
@@ -126,14 +126,9 @@ class SchemaFormat(JSONSchema):
         return {"type": self.type, "json_schema": schema}
 
 
-def _format_kind(form: Any) -> str:
-    kind = form.get("type") if isinstance(form, dict) else None
-    return "SchemaFormat" if kind == "json_schema" else "TextFormat"
-
-
 Format = Annotated[
     Annotated[TextFormat, Tag("TextFormat")] | Annotated[SchemaFormat, Tag("SchemaFormat")],
-    Discriminator(_format_kind),
+    chosen_by("type", {"json_schema": "SchemaFormat"}, "TextFormat"),
 ]
 
 
