@@ -89,8 +89,11 @@ class ActiveRequest:
             return False
         detokenizer = self._detokenizer
         try:
-            if new := result.generated_tokens[len(self._generated) :]:
+            failure, length = self._failure_of_form()
+            if new := result.generated_tokens[len(self._generated) : length]:
                 self._add_tokens(new, self._logprobs_of(result, len(new)), now)
+            if failure is not None and detokenizer.ended is None:
+                raise failure
             if detokenizer.ended is not None or result.is_finished():
                 if result.error is not None and detokenizer.ended is None:
                     raise self._new_error(result.error)
@@ -99,9 +102,22 @@ class ActiveRequest:
             self.finish(exc)
         return self.finished or self.sink.has_pending
 
+    def _failure_of_form(self) -> tuple[Exception | None, int | None]:
+        """Why its form can no longer be followed, and how many of its tokens were of the form.
+
+        The manager's thread finds it out before the next token, which can then be any.
+        """
+        matcher = self.score_hooks.form_matcher
+        if matcher is None or matcher.failure is None:
+            return None, None
+        return matcher.failure, matcher.length
+
     def _logprobs_of(self, result: Any, new: int) -> list[float] | None:
-        """The log-probabilities of a result's last tokens, if they were asked for."""
-        return result.logprobs[-new:] if self.request.options.logprobs else None
+        """The log-probabilities of a result's next tokens, if they were asked for."""
+        if not self.request.options.logprobs:
+            return None
+        start = len(result.logprobs) - len(result.generated_tokens) + len(self._generated)
+        return list(result.logprobs[start : start + new])
 
     def _add_tokens(self, new: list[int], logprobs: list[float] | None, now: float) -> None:
         clock, detokenizer = self.state.clock, self._detokenizer
