@@ -2,7 +2,8 @@
 
 hypercorn has no limit for their number, and none for the time that a client which takes nothing can
 take. Where bytes of a next request wait, it stops reading, and does not notice that the client
-disconnects.
+disconnects. What a client of HTTP/2 sends can raise exceptions in it, which on trio would end the
+server.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from anyio import Event, create_task_group, current_time, move_on_after, sleep
+from hypercorn import protocol as protocols
 from hypercorn.config import Config
 from hypercorn.events import Closed, RawData, Updated
 from hypercorn.events import Event as ProtocolEvent
+from hypercorn.protocol.h2 import H2Protocol
 
+from .._reporting import SafeLogger
 from .connection_extensions import with_extensions
 from .connection_limits import (
     MAX_HEAD_LINES,
@@ -28,6 +32,8 @@ from .connection_limits import (
 )
 
 __all__ = ["LimitedConfig", "limited_connections"]
+
+log = SafeLogger("anystreamer.server")
 
 # How many bytes are read at once.
 READ_AT_ONCE = 64 * 1024
@@ -49,14 +55,16 @@ class LimitedConfig(Config):
 def limited_connections(run: Any, backend: str) -> Iterator[None]:
     """Let *run*, the module of hypercorn that serves on *backend*, use connections with limits.
 
-    hypercorn has no option for the class of its connections.
+    hypercorn has no option for the classes of its connections.
     """
-    usual = run.TCPServer
+    usual, usual_h2 = run.TCPServer, protocols.H2Protocol
     run.TCPServer = _trio_connection() if backend == "trio" else _asyncio_connection()
+    protocols.H2Protocol = _LimitedH2Protocol  # type: ignore[misc]
     try:
         yield
     finally:
         run.TCPServer = usual
+        protocols.H2Protocol = usual_h2  # type: ignore[misc]
 
 
 # The base class is another one for each backend: `_Limits` comes before it.
@@ -102,6 +110,9 @@ class _Limits(_TCPServer):  # type: ignore[misc]
                 tasks.start_soon(self._abort_when_stalled)
                 await super().run()
                 tasks.cancel_scope.cancel()
+        except Exception as exc:  # it is about this connection, and the others go on
+            log.warning("a connection failed, and is closed", exc_info=exc)
+            await self._abort()
         finally:
             self.config.open_connections -= 1
 
@@ -164,6 +175,36 @@ class _Limits(_TCPServer):  # type: ignore[misc]
         if not self._has_unsent():
             self._unsent_since = None
         return self._unsent_since is not None and current_time() - self._unsent_since > timeout
+
+
+class _LimitedH2Protocol(H2Protocol):
+    """HTTP/2 of a client that can be silent, or send what nothing waits for any more."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.streams = _Streams()
+
+    async def initiate(self, *args: Any, **kwargs: Any) -> None:
+        await super().initiate(*args, **kwargs)
+        # The time for idle connections was stopped by the request that asked for HTTP/2.
+        await self.send(Updated(idle=self.idle))
+
+
+class _Streams(dict[int, Any]):
+    """Streams by their ids. The rest of a body whose response has been sent is dropped.
+
+    hypercorn looks its stream up, which is no longer there.
+    """
+
+    def __missing__(self, stream_id: int) -> _Ended:
+        return _Ended()
+
+
+class _Ended:
+    """A stream that has ended."""
+
+    async def handle(self, event: object) -> None:
+        """Drop an event."""
 
 
 class _Received:
