@@ -57,14 +57,14 @@ def limited_connections(run: Any, backend: str) -> Iterator[None]:
 
     hypercorn has no option for the classes of its connections.
     """
-    usual, usual_h2 = run.TCPServer, protocols.H2Protocol
+    usual, usual_h2 = run.TCPServer, H2Protocol
     run.TCPServer = _trio_connection() if backend == "trio" else _asyncio_connection()
-    protocols.H2Protocol = _LimitedH2Protocol  # type: ignore[misc]
+    setattr(protocols, "H2Protocol", _LimitedH2Protocol)  # noqa: B010  it is not exported
     try:
         yield
     finally:
         run.TCPServer = usual
-        protocols.H2Protocol = usual_h2  # type: ignore[misc]
+        setattr(protocols, "H2Protocol", usual_h2)  # noqa: B010
 
 
 # The base class is another one for each backend: `_Limits` comes before it.
@@ -123,8 +123,20 @@ class _Limits(_TCPServer):  # type: ignore[misc]
 
         It does not while a request is being answered, if bytes of the next one have arrived.
         """
-        limits = self.config.connection_limits
         received = _Received()
+        try:
+            await self._read_into(received)
+        finally:
+            # Also if the server ends: no time for idle connections begins any more.
+            self._is_read = True
+        # Once more, for a request whose head was being parsed meanwhile.
+        await self.protocol.handle(Closed())
+        # On trio, hypercorn would wait for the end of its time for idle connections, and begin that
+        # time once more when the application has ended.
+        await self.idle_task.stop()
+
+    async def _read_into(self, received: _Received) -> None:
+        limits = self.config.connection_limits
         async with create_task_group() as tasks:
             tasks.start_soon(received.handle_with, self._handle)
             while part := await self._receive_some():
@@ -137,12 +149,6 @@ class _Limits(_TCPServer):  # type: ignore[misc]
                         break
             await self.protocol.handle(Closed())
             tasks.cancel_scope.cancel()
-        # Once more, for a request whose head was being parsed meanwhile.
-        await self.protocol.handle(Closed())
-        # On trio, hypercorn would wait for the end of its time for idle connections, and begin that
-        # time once more when the application has ended.
-        self._is_read = True
-        await self.idle_task.stop()
 
     async def _handle(self, part: bytes) -> None:
         """Give some bytes to the parser."""
@@ -188,6 +194,15 @@ class _LimitedH2Protocol(H2Protocol):
         await super().initiate(*args, **kwargs)
         # The time for idle connections was stopped by the request that asked for HTTP/2.
         await self.send(Updated(idle=self.idle))
+
+    async def send_task(self) -> None:
+        try:
+            await super().send_task()
+        finally:
+            # A response that is cut off when the server ends waits until this has sent its last
+            # part. Nothing sends it any more.
+            for buffer in self.stream_buffers.values():
+                await buffer.close()
 
 
 class _Streams(dict[int, Any]):
