@@ -17,6 +17,7 @@ from anystreamer.server._fields import (
     neutral_values,
 )
 from anystreamer.server._request_models import ChatRequest, CompletionRequest
+from anystreamer.server._responses_api import ResponsesRequest
 from anystreamer.testing import ScriptedModel
 
 from ..helpers.serving import edge, error_of
@@ -124,6 +125,12 @@ async def test_a_field_that_annotates_takes_anything(path: str) -> None:
     names = [name for each, name, _ in fields_of(Annotates) if each == path]
     plain, *calls = await ask_all(path, [{}, *({n: each} for n in names for each in values)])
     assert calls == [plain] * len(values) * len(names)
+
+
+def test_notes_of_openai_s_are_taken_by_the_responses_api_too() -> None:
+    for name in ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"):
+        ResponsesRequest.model_validate({"input": "Hi", name: "x"})
+    ResponsesRequest.model_validate({"input": "Hi", "prompt_cache_options": {"mode": "explicit"}})
 
 
 def test_what_clients_only_note_is_known() -> None:
