@@ -100,6 +100,35 @@ async def test_an_answer_that_is_cut_is_not_parsed() -> None:
         assert stream.parsed == "ok"
 
 
+@pytest.mark.parametrize("batching", ["none", "continuous"])
+async def test_a_form_that_becomes_too_complex_ends_its_own_answer_with_an_error(
+    batching: Any,
+) -> None:
+    """After the text until then; and no token that the form does not have."""
+    wide = {"anyOf": [{"type": "object", "properties": {f"p{n}": {}}} for n in range(1000)]}
+    properties: dict[str, Any] = {"n": {"enum": ["one", "two"]}, "m": wide}
+    form = {**SCHEMA, "properties": properties}
+    model, tokenizer = load_demo()
+    async with open_engine(model, tokenizer, batching=batching) as engine:
+        for has_logprobs in (False, True):
+            text, logprobs = "", 0
+            with pytest.raises(ValueError, match="response_format is too complex"):
+                async with engine.stream_text(
+                    "x", response_format=form, max_new_tokens=80, logprobs=has_logprobs
+                ) as stream:
+                    async for chunk in stream:
+                        text += chunk
+                        logprobs += len(chunk.logprobs or ())
+            said = text.replace(" ", "").removesuffix("{")  # the token that was too much
+            assert said in ('{"n":"one","m":', '{"n":"two","m":')
+            assert stream.parsed is None
+            assert logprobs == (len(stream.token_ids) if has_logprobs else 0)
+        async with engine.stream_text(
+            "x", response_format=Choice(["ok"]), max_new_tokens=5
+        ) as stream:
+            assert await stream.read() == "ok"
+
+
 async def test_it_is_refused_where_steps_are_prepared_in_advance(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

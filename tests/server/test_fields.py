@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import httpx
 import pytest
 
-from anystreamer.server._fields import INSTEAD, Annotates, Fixed, Strict, neutral_values
+from anystreamer.server._fields import (
+    INSTEAD,
+    Annotates,
+    Fixed,
+    Neutral,
+    Strict,
+    neutral_values,
+)
 from anystreamer.server._request_models import ChatRequest, CompletionRequest
+from anystreamer.server._responses_api import ResponsesRequest
 from anystreamer.testing import ScriptedModel
 
 from ..helpers.serving import edge, error_of
@@ -72,6 +80,10 @@ async def test_null_and_neutral_values_are_as_good_as_none(path: str) -> None:
         (CHAT, {"best_of": 1}),
         (CHAT, {"function_call": "auto", "functions": []}),
         (CHAT, {"modalities": ["text"]}),
+        # vLLM's own defaults, which clients made for it can send
+        (CHAT, {"include_reasoning": True, "add_special_tokens": False, "echo": False}),
+        (CHAT, {"spaces_between_special_tokens": True, "priority": 0, "length_penalty": 1.0}),
+        (TEXT, {"add_special_tokens": True, "use_beam_search": False, "bad_words": []}),
         (CHAT, {"response_format": {"type": "text", "json_schema": None}}),
         (TEXT, {"best_of": 1, "suffix": "", "response_format": {"type": "text"}}),
         (TEXT, {"best_of": None, "suffix": None}),
@@ -84,11 +96,27 @@ async def test_what_clients_send_and_changes_nothing(path: str, body: dict[str, 
 
 async def test_neutral_values_are_those_of_json() -> None:
     """0 is not false there, nor 1 true."""
+    bodies: list[dict[str, Any]] = [
+        {"frequency_penalty": False},
+        {"ignore_eos": 0},
+        {"repetition_penalty": True},
+        {"priority": False},
+        {"spaces_between_special_tokens": 1},
+    ]
     async with edge(ScriptedModel(["a"])) as (client, _):
-        for body in ({"frequency_penalty": False}, {"ignore_eos": 0}, {"repetition_penalty": True}):
+        for body in bodies:
             response = await client.post(CHAT, json={"messages": MESSAGES, **body})
             assert response.status_code == 400, body
             assert error_of(response)["param"] in body
+
+
+@pytest.mark.parametrize("kind", [Fixed, Neutral])
+def test_annotations_of_one_field_are_not_taken_for_those_of_another(kind: type[Any]) -> None:
+    """`typing` keeps the annotations that it has made, and finds one that is equal."""
+    for one, other in ((0, False), (1, True), (1, 1.0), (0, -0.0)):
+        made: list[Any] = [Annotated[None, kind(one)], Annotated[None, kind(other)]]
+        values = [type(each.__metadata__[0].values[0]) for each in made]
+        assert values == [type(one), type(other)]
 
 
 @pytest.mark.parametrize("path", KINDS)
@@ -97,6 +125,12 @@ async def test_a_field_that_annotates_takes_anything(path: str) -> None:
     names = [name for each, name, _ in fields_of(Annotates) if each == path]
     plain, *calls = await ask_all(path, [{}, *({n: each} for n in names for each in values)])
     assert calls == [plain] * len(values) * len(names)
+
+
+def test_notes_of_openai_s_are_taken_by_the_responses_api_too() -> None:
+    for name in ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"):
+        ResponsesRequest.model_validate({"input": "Hi", name: "x"})
+    ResponsesRequest.model_validate({"input": "Hi", "prompt_cache_options": {"mode": "explicit"}})
 
 
 def test_what_clients_only_note_is_known() -> None:
@@ -131,6 +165,14 @@ async def test_what_is_unknown_is_refused_with_what_to_send() -> None:
                 assert error["message"] == f"{name} is not supported: {instead}"
                 assert error["code"] == "unknown_parameter"
     assert not model.calls
+
+
+def test_reasoning_goes_back_by_either_name() -> None:
+    answer = {"role": "assistant", "content": "Hi"}
+    for names in ({"reasoning_content": "Hm."}, {"reasoning": "Hm.", "reasoning_content": None}):
+        asked = ChatRequest.model_validate({"messages": [{**answer, **names}]})
+        expected: Any = {**answer, "reasoning_content": "Hm."}
+        assert asked.prompts == [("messages", [expected])]
 
 
 def test_what_is_sent_instead_is_a_field_of_ours() -> None:

@@ -14,6 +14,25 @@ from anystreamer.server._fields import INSTEAD, Annotates, Fixed, Neutral, Stric
 from anystreamer.server._request_models import ChatRequest, CompletionRequest
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "fields.md"
+# The fields of ChatCompletionRequest and CompletionRequest in vLLM at commit 002032ee, in
+# vllm/entrypoints/openai/{chat_completion,completion}/protocol.py. Four are left out, because they
+# have no effect there: user, suffix, return_token_offsets and return_mm_kwargs.
+VLLM = set(
+    """
+    add_generation_prompt add_special_tokens allowed_token_ids bad_words cache_salt chat_template
+    chat_template_kwargs continue_final_message documents echo ec_transfer_params frequency_penalty
+    ignore_eos include_reasoning include_stop_str_in_output kv_transfer_params length_penalty
+    logit_bias logprob_token_ids logprobs max_completion_tokens max_tokens media_io_kwargs messages
+    min_p min_tokens mm_processor_kwargs model n parallel_tool_calls presence_penalty priority
+    prompt prompt_embeds prompt_logprobs reasoning_effort repetition_detection repetition_penalty
+    request_id response_format return_prompt_text return_token_ids return_tokens_as_token_ids
+    routed_experts_prompt_start seed session_id skip_special_tokens spaces_between_special_tokens
+    stop stop_token_ids stream stream_interval stream_options structured_outputs temperature
+    thinking_token_budget tool_choice tools top_k top_logprobs top_p truncate_prompt_tokens
+    truncation_side use_beam_search vllm_xargs watermarking
+    """.split()
+)
+
 KINDS: dict[str, type[Strict]] = {"chat": ChatRequest, "text": CompletionRequest}
 COLUMNS = ("field", "in", "OpenAI", "transformers", "vLLM", "anystreamer", "as good as none")
 
@@ -33,7 +52,7 @@ def own_columns(name: str) -> dict[str, str]:
     if not fields:
         return {"in": "–", "anystreamer": "no", "as good as none": "–"}
     meant = []
-    for field in fields.values():
+    for kind, field in fields.items():
         does, neutral = "yes", ""
         for each in field.metadata:
             if isinstance(each, Annotates):
@@ -42,13 +61,16 @@ def own_columns(name: str) -> dict[str, str]:
                 does = "no"
             if isinstance(each, Fixed | Neutral):
                 neutral = ", ".join(f"`{json.dumps(value)}`" for value in each.values)
-        meant.append((does, neutral or "–"))
+        meant.append((does, neutral or "–", kind))
     # A field of both can do something in one of them only.
-    done = [does for does, _ in meant]
+    done = [does for does, _, _ in meant]
     kinds = list(fields)
     if len(set(done)) > 1:
         kinds = [kind for kind, does in zip(kinds, done, strict=True) if does != "no"]
-    neutral = next(value for does, value in meant if does == max(done))
+    neutrals = {kind: value for does, value, kind in meant if does == max(done)}
+    neutral = next(iter(neutrals.values()))
+    if len(set(neutrals.values()) - {"–"}) > 1:
+        neutral = ", ".join(f"{value} ({kind})" for kind, value in neutrals.items())
     return {"in": ", ".join(kinds), "anystreamer": max(done), "as good as none": neutral}
 
 
@@ -84,6 +106,10 @@ def test_the_column_of_transformers_is_that_of_its_server() -> None:
     theirs = set(kind.__mutable_keys__) - serving.UNUSED_CHAT_COMPLETION_FIELDS
     told = {row["field"].strip("`") for row in rows() if row["transformers"] == "yes"}
     assert told - {"prompt", "suffix"} <= theirs
+
+
+def test_the_column_of_vllm_is_that_of_its_source() -> None:
+    assert {row["field"].strip("`") for row in rows() if row["vLLM"] == "yes"} == VLLM
 
 
 def test_nothing_that_all_others_do_is_missing_here() -> None:

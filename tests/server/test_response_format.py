@@ -151,6 +151,33 @@ async def test_what_is_no_form_is_a_400_that_says_why() -> None:
                     assert error["param"].startswith("response_format")
 
 
+@pytest.mark.parametrize("batching", ["none", "continuous"])
+async def test_a_form_that_is_too_complex_is_a_400(batching: Batching) -> None:
+    """At once, or when the answer comes to it: then within the stream, as it has begun."""
+    wide = {"anyOf": [{"type": "object", "properties": {f"p{n}": {}}} for n in range(1000)]}
+    late = {"type": "object", "properties": {"n": wide}, "required": ["n"]}
+    model, tokenizer = load_demo()
+    async with (
+        open_engine(model, tokenizer, batching=batching) as engine,
+        serving(create_app(engine)) as url,
+        client_of(url) as client,
+    ):
+        for schema, stream in ((wide, False), (wide, True), (late, False), (late, True)):
+            form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+            body = {"messages": MESSAGES, "response_format": form, "stream": stream}
+            response = await client.post(CHAT, json=body)
+            if schema is late and stream:
+                assert response.status_code == 200
+                *_, last, done = data_of(response.text)
+                assert done == "[DONE]"
+            else:
+                assert response.status_code == 400, response.text
+                last = response.json()
+            assert last["error"]["type"] == "invalid_request_error"
+            assert last["error"]["param"] == "response_format"
+            assert "too complex" in last["error"]["message"]
+
+
 async def test_a_model_that_cannot_keep_to_a_form_is_a_400() -> None:
     model = ScriptedModel(["a"])
     async with open_engine(model, model.tokenizer) as engine, serving(create_app(engine)) as url:

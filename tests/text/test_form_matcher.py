@@ -15,7 +15,12 @@ tokenizers = pytest.importorskip("tokenizers")
 jsonschema = pytest.importorskip("jsonschema")
 
 from anystreamer import Choice, Grammar, Regex  # noqa: E402
-from anystreamer._text import FormMatcher, new_matcher, validate_response_format  # noqa: E402
+from anystreamer._text import (  # noqa: E402
+    FormMatcher,
+    FormTooComplex,
+    new_matcher,
+    validate_response_format,
+)
 
 _ALPHABET = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
 MERGED = ["ab", "abc", "12", '{"', '":', "}}"]
@@ -114,6 +119,28 @@ def test_going_back_from_a_draft_leaves_nothing_of_it(form: Any, data: st.DataOb
         assert matcher.length == len(ids)
         assert allowed(matcher) == allowed(fresh)
         assert matcher.is_complete is fresh.is_complete
+
+
+# Its rows have more items than llguidance takes.
+WIDE = {"anyOf": [{"type": "object", "properties": {f"p{n}": {}}} for n in range(1000)]}
+
+
+@pytest.mark.parametrize("form", [WIDE, Regex("(a{1000}){1000}"), {"enum": ["v" * 900_000]}])
+def test_a_form_that_is_too_complex_from_the_beginning_is_refused(form: Any) -> None:
+    with pytest.raises(FormTooComplex, match=r"^response_format is too complex: [^\n]+$"):
+        matcher_of(form)
+
+
+def test_a_form_that_becomes_too_complex_says_so() -> None:
+    """What llguidance allows then is the end alone, as if the answer were whole."""
+    form = {"type": "object", "properties": {"ab": WIDE}, "required": ["ab"]}
+    matcher = matcher_of(form)
+    assert matcher.advance(ids_of('{"ab": '))
+    assert matcher.failure is None
+    assert not matcher.advance(ids_of("{"))
+    assert "too complex" in str(matcher.failure)
+    assert matcher.allowed_bits() is None
+    assert not matcher.is_complete
 
 
 RECURSIVE = {

@@ -99,13 +99,11 @@ class ActiveRequest:
             return False
         detokenizer = self._detokenizer
         try:
-            if new := result.generated_tokens[len(self._generated) : self._valid]:
+            failure, length = self._failure()
+            if new := result.generated_tokens[len(self._generated) : length]:
                 self._add_tokens(new, self._logprobs_of(result, len(new)), now)
-            if self._valid is not None and detokenizer.ended is None:
-                raise RuntimeError(
-                    "the scores of the next token are not numbers: a logit of the model, or a "
-                    "setting that changes it, is too large"
-                )
+            if failure is not None and detokenizer.ended is None:
+                raise failure
             if detokenizer.ended is not None or result.is_finished():
                 if result.error is not None and detokenizer.ended is None:
                     raise self._new_error(result.error)
@@ -114,13 +112,28 @@ class ActiveRequest:
             self.finish(exc)
         return self.finished or self.sink.has_pending
 
+    def _failure(self) -> tuple[Exception | None, int | None]:
+        """Why it cannot go on, and how many of its tokens are good.
+
+        The manager's thread finds it out before the next token, which can then be any.
+        """
+        matcher = self.score_hooks.form_matcher
+        if matcher is not None and matcher.failure is not None:
+            return matcher.failure, matcher.length
+        if self._valid is None:
+            return None, None
+        error = RuntimeError(
+            "the scores of the next token are not numbers: a logit of the model, or a setting that "
+            "changes it, is too large"
+        )
+        return error, self._valid
+
     def _logprobs_of(self, result: Any, new: int) -> list[float] | None:
-        """The log-probabilities of a result's last tokens, if they were asked for."""
+        """The log-probabilities of a result's next tokens, if they were asked for."""
         if not self.request.options.logprobs:
             return None
-        end = len(self._generated) + new - len(result.generated_tokens)  # from the end: 0 or less
-        logprobs: list[float] = result.logprobs[: end or None]
-        return logprobs[-new:]
+        start = len(result.logprobs) - len(result.generated_tokens) + len(self._generated)
+        return list(result.logprobs[start : start + new])
 
     def _add_tokens(self, new: list[int], logprobs: list[float] | None, now: float) -> None:
         clock, detokenizer = self.state.clock, self._detokenizer

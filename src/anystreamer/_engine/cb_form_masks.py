@@ -30,7 +30,8 @@ class FormMasks(StepProcessor):
 
     def _advanced(self, state: Any) -> FormMatcher | None:
         matcher = self._matcher_of(state.request_id)
-        if matcher is not None:
+        # After a failure its length says how many tokens were of the form, until the request ends.
+        if matcher is not None and matcher.failure is None:
             matcher.advance(state.generated_tokens[matcher.length :])
         return matcher
 

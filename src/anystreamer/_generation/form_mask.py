@@ -46,7 +46,7 @@ class FormMask(LogitsProcessor):
         """Take the tokens that were chosen for each row.
 
         Raises:
-            ValueError: the form does not allow one of them.
+            ValueError: the form does not allow one of them, or is too complex to be followed.
         """
         if not self._was_called:
             raise ValueError(
@@ -58,7 +58,7 @@ class FormMask(LogitsProcessor):
             return
         for matcher, ids in zip(self._matchers, step, strict=True):
             if not matcher.advance(ids):
-                raise ValueError(
+                raise matcher.failure or ValueError(
                     f"{self._argument}: other settings or processors left no token that the form "
                     "allows"
                 )
@@ -76,6 +76,9 @@ class FormMask(LogitsProcessor):
             for matcher, ids in zip(self._matchers, input_ids.tolist(), strict=True):
                 matcher.seek(ids[self._prompt_length() :])
         rows = [matcher.allowed_bits() for matcher in self._matchers]
+        for matcher in self._matchers:
+            if matcher.failure is not None:
+                raise matcher.failure
         masked: torch.Tensor = mask_scores(scores, rows)
         return masked
 

@@ -5,7 +5,7 @@ from .base import SupportsDecode, TextDecoder, special_ids
 from .call_or_answer import CallOrAnswerForm
 from .continuation import ContinuationDecoder
 from .decoder import text_decoder
-from .form_matcher import Form, FormMatcher, new_matcher
+from .form_matcher import Form, FormMatcher, FormTooComplex, new_matcher
 from .reasoning import Reasoning
 from .response_format import (
     AnswerForm,
@@ -35,6 +35,7 @@ __all__ = [
     "Delta",
     "Form",
     "FormMatcher",
+    "FormTooComplex",
     "Grammar",
     "Reasoning",
     "Regex",

@@ -16,10 +16,21 @@ from .call_or_answer import CallOrAnswerForm
 from .grammar_builder import GrammarBuilder
 from .reasoning import Reasoning
 
-__all__ = ["Form", "FormMatcher", "new_matcher"]
+__all__ = ["Form", "FormMatcher", "FormTooComplex", "new_matcher"]
 
 # How many compiled grammars are kept for each tokenizer; those used last.
 KEPT = 64
+
+
+class FormTooComplex(ValueError):
+    """llguidance gives up on a form: following it exceeds a limit, for one token or in all."""
+
+    def __init__(self, argument: str, reason: str) -> None:
+        super().__init__(f"{argument} is too complex: {reason}")
+        self._given = (argument, reason)
+
+    def __reduce__(self) -> tuple[type[FormTooComplex], tuple[str, str]]:
+        return type(self), self._given
 
 
 class Form(Protocol):
@@ -59,6 +70,7 @@ class FormMatcher:
         matcher: llguidance's.
         eos: the tokens that end an answer.
         special: the special tokens.
+        argument: asks for the form; for messages.
         within: one for the form of the answers that are parsed, where others are allowed as well.
     """
 
@@ -67,9 +79,13 @@ class FormMatcher:
         matcher: Any,
         eos: frozenset[int],
         special: frozenset[int],
+        argument: str,
         within: FormMatcher | None = None,
     ) -> None:
         self._matcher = matcher
+        self._argument = argument
+        #: why the form can no longer be followed; from then on any token is allowed
+        self.failure: FormTooComplex | None = None
         self._within = within
         self._eos = eos
         self._special = special - eos
@@ -79,7 +95,9 @@ class FormMatcher:
     def copy_unused(self) -> FormMatcher:
         """Another one for the same answer. Only before this one has taken a token."""
         within = None if self._within is None else self._within.copy_unused()
-        return FormMatcher(self._matcher.deep_copy(), self._eos, self._special | self._eos, within)
+        return FormMatcher(
+            self._matcher.deep_copy(), self._eos, self._special | self._eos, self._argument, within
+        )
 
     @property
     def length(self) -> int:
@@ -136,6 +154,8 @@ class FormMatcher:
             return before._replace(is_taken=False)
         if self._matcher.try_consume_tokens([token_id]):
             return _State(is_taken=True, has_ended=token_id in self._eos)
+        if self._has_failed():
+            return _State(is_off=True)
         if token_id in self._eos:  # forced at a limit: the answer is cut there
             return _State(has_ended=True)
         # A special token is forced, too, as the first one of some models is. It has no text.
@@ -149,7 +169,20 @@ class FormMatcher:
         if self._state.has_ended or self._state.is_off:
             return None
         bits: bytes = self._matcher.compute_bitmask()
-        return bits
+        # Then they allow the end alone, as if the answer were whole.
+        return None if self._has_failed() else bits
+
+    def _has_failed(self) -> bool:
+        if self.failure is None:
+            self.failure = _failure_of(self._matcher, self._argument)
+        return self.failure is not None
+
+
+def _failure_of(matcher: Any, argument: str) -> FormTooComplex | None:
+    if not matcher.is_error():
+        return None
+    reason, _, _ = str(matcher.get_error()).partition("\n")  # its whole state follows
+    return FormTooComplex(argument, reason)
 
 
 def new_matcher(
@@ -165,7 +198,8 @@ def new_matcher(
 
     Raises:
         ImportError: llguidance is not installed.
-        ValueError: the form is not valid, or this tokenizer or model cannot keep to one.
+        ValueError: the form is not valid or too complex, or this tokenizer or model cannot keep to
+            one.
     """
     if not eos:
         raise ValueError(
@@ -177,8 +211,9 @@ def new_matcher(
     within = None
     if isinstance(form, CallOrAnswerForm):
         compiler.check_beginnings(form)
-        within = FormMatcher(compiler.matcher(form.within, reasoning), ends, special)
-    return FormMatcher(compiler.matcher(form, reasoning), ends, special, within)
+        within_matcher = compiler.matcher(form.within, reasoning)
+        within = FormMatcher(within_matcher, ends, special, form.argument)
+    return FormMatcher(compiler.matcher(form, reasoning), ends, special, form.argument, within)
 
 
 class _Compiler:
@@ -234,6 +269,12 @@ class _Compiler:
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             raise ValueError(f"{argument} is not valid: {matcher.get_error()}")
+        # What exceeds a limit does so at the first token, most often: now is the time to say it.
+        trial = matcher.deep_copy()
+        bits = int.from_bytes(trial.compute_bitmask(), "little")
+        trial.try_consume_tokens([(bits & -bits).bit_length() - 1] if bits else [])
+        if (failure := _failure_of(trial, argument)) is not None:
+            raise failure
         return matcher
 
 

@@ -2,7 +2,8 @@
 
 hypercorn has no limit for their number, and none for the time that a client which takes nothing can
 take. Where bytes of a next request wait, it stops reading, and does not notice that the client
-disconnects.
+disconnects. What a client of HTTP/2 sends can raise exceptions in it, which on trio would end the
+server.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from anyio import Event, create_task_group, current_time, move_on_after, sleep
+from hypercorn import protocol as protocols
 from hypercorn.config import Config
 from hypercorn.events import Closed, RawData, Updated
 from hypercorn.events import Event as ProtocolEvent
+from hypercorn.protocol.h2 import H2Protocol
 
+from .._reporting import SafeLogger
 from .connection_extensions import with_extensions
 from .connection_limits import (
     MAX_HEAD_LINES,
@@ -28,6 +32,8 @@ from .connection_limits import (
 )
 
 __all__ = ["LimitedConfig", "limited_connections"]
+
+log = SafeLogger("anystreamer.server")
 
 # How many bytes are read at once.
 READ_AT_ONCE = 64 * 1024
@@ -49,14 +55,16 @@ class LimitedConfig(Config):
 def limited_connections(run: Any, backend: str) -> Iterator[None]:
     """Let *run*, the module of hypercorn that serves on *backend*, use connections with limits.
 
-    hypercorn has no option for the class of its connections.
+    hypercorn has no option for the classes of its connections.
     """
-    usual = run.TCPServer
+    usual, usual_h2 = run.TCPServer, H2Protocol
     run.TCPServer = _trio_connection() if backend == "trio" else _asyncio_connection()
+    setattr(protocols, "H2Protocol", _LimitedH2Protocol)  # noqa: B010  it is not exported
     try:
         yield
     finally:
         run.TCPServer = usual
+        setattr(protocols, "H2Protocol", usual_h2)  # noqa: B010
 
 
 # The base class is another one for each backend: `_Limits` comes before it.
@@ -102,6 +110,9 @@ class _Limits(_TCPServer):  # type: ignore[misc]
                 tasks.start_soon(self._abort_when_stalled)
                 await super().run()
                 tasks.cancel_scope.cancel()
+        except Exception as exc:  # it is about this connection, and the others go on
+            log.warning("a connection failed, and is closed", exc_info=exc)
+            await self._abort()
         finally:
             self.config.open_connections -= 1
 
@@ -112,8 +123,20 @@ class _Limits(_TCPServer):  # type: ignore[misc]
 
         It does not while a request is being answered, if bytes of the next one have arrived.
         """
-        limits = self.config.connection_limits
         received = _Received()
+        try:
+            await self._read_into(received)
+        finally:
+            # Also if the server ends: no time for idle connections begins any more.
+            self._is_read = True
+        # Once more, for a request whose head was being parsed meanwhile.
+        await self.protocol.handle(Closed())
+        # On trio, hypercorn would wait for the end of its time for idle connections, and begin that
+        # time once more when the application has ended.
+        await self.idle_task.stop()
+
+    async def _read_into(self, received: _Received) -> None:
+        limits = self.config.connection_limits
         async with create_task_group() as tasks:
             tasks.start_soon(received.handle_with, self._handle)
             while part := await self._receive_some():
@@ -126,12 +149,6 @@ class _Limits(_TCPServer):  # type: ignore[misc]
                         break
             await self.protocol.handle(Closed())
             tasks.cancel_scope.cancel()
-        # Once more, for a request whose head was being parsed meanwhile.
-        await self.protocol.handle(Closed())
-        # On trio, hypercorn would wait for the end of its time for idle connections, and begin that
-        # time once more when the application has ended.
-        self._is_read = True
-        await self.idle_task.stop()
 
     async def _handle(self, part: bytes) -> None:
         """Give some bytes to the parser."""
@@ -164,6 +181,45 @@ class _Limits(_TCPServer):  # type: ignore[misc]
         if not self._has_unsent():
             self._unsent_since = None
         return self._unsent_since is not None and current_time() - self._unsent_since > timeout
+
+
+class _LimitedH2Protocol(H2Protocol):
+    """HTTP/2 of a client that can be silent, or send what nothing waits for any more."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.streams = _Streams()
+
+    async def initiate(self, *args: Any, **kwargs: Any) -> None:
+        await super().initiate(*args, **kwargs)
+        # The time for idle connections was stopped by the request that asked for HTTP/2.
+        await self.send(Updated(idle=self.idle))
+
+    async def send_task(self) -> None:
+        try:
+            await super().send_task()
+        finally:
+            # A response that is cut off when the server ends waits until this has sent its last
+            # part. Nothing sends it any more.
+            for buffer in self.stream_buffers.values():
+                await buffer.close()
+
+
+class _Streams(dict[int, Any]):
+    """Streams by their ids. The rest of a body whose response has been sent is dropped.
+
+    hypercorn looks its stream up, which is no longer there.
+    """
+
+    def __missing__(self, stream_id: int) -> _Ended:
+        return _Ended()
+
+
+class _Ended:
+    """A stream that has ended."""
+
+    async def handle(self, event: object) -> None:
+        """Drop an event."""
 
 
 class _Received:

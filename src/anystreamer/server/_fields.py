@@ -32,13 +32,17 @@ INSTEAD = {
     "max_new_tokens": "send max_tokens",
     "min_new_tokens": "send min_tokens",
     "num_return_sequences": "send n",
+    "reasoning": "send reasoning_effort",
     "stop_sequences": "send stop",
     "structured_outputs": "send response_format",
     "system": "send it as the first message",
+    "thinking_token_budget": "send reasoning_effort",
 }
 
 
-@dataclass(frozen=True, slots=True)
+# Annotations are compared by identity. `typing` keeps each `Annotated[...]` that it has made, and
+# takes an equal one in its place: `Fixed(0)` would become the `Fixed(False)` of another field.
+@dataclass(frozen=True, slots=True, eq=False)
 class Neutral:
     """Annotates a field that is acted on: these of its values are as good as none."""
 
@@ -48,12 +52,12 @@ class Neutral:
         object.__setattr__(self, "values", values)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Annotates:
     """Annotates a field that is a note of the client's: each value is taken, and none is read."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Fixed:
     """Annotates a field of which only neutral values are taken.
 

@@ -215,7 +215,9 @@ class AssistantMessage(_Strict):
     parsed: Annotated[Any, Annotates()] = None  # added by the official client
     name: Annotated[Any, Annotates()] = None
     cache_control: Annotated[Any, Annotates()] = None
+    # Clients send back what they got, and vLLM and others call it by the shorter name.
     reasoning_content: str | None = None
+    reasoning: str | None = None
     tool_calls: Annotated[
         Annotated[list[ToolCall], Field(max_length=MAX_CALLS, fail_fast=True)] | None, Neutral([])
     ] = None
@@ -229,8 +231,9 @@ class AssistantMessage(_Strict):
     def as_prompt(self) -> dict[str, Any]:
         """The message in the form that chat templates take."""
         message: dict[str, Any] = {"role": self.role, "content": _text_of(self.content or "")}
-        if self.reasoning_content is not None:
-            message["reasoning_content"] = self.reasoning_content
+        reasoning = self.reasoning if self.reasoning_content is None else self.reasoning_content
+        if reasoning is not None:
+            message["reasoning_content"] = reasoning
         if self.tool_calls is not None:
             message["tool_calls"] = [call.as_prompt() for call in self.tool_calls]
         return message

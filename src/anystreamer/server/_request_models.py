@@ -96,6 +96,7 @@ class TextRequest(Strict):
     prompt_cache_key: Annotated[Any, Annotates()] = None
     prompt_cache_retention: Annotated[Any, Annotates()] = None
     prompt_cache_options: Annotated[Any, Annotates()] = None
+    session_id: Annotated[Any, Annotates()] = None
     # refused, unless it changes nothing
     allowed_token_ids: Annotated[None, Fixed(instead="logit_bias can make tokens likely")] = None
     bad_words: Annotated[None, Fixed([], instead="a logit_bias of -100 bans a token")] = None

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from .._asgi_extensions import ABORT, CANCELS_ON_DISCONNECT
 from .._bridge import ThreadStream
 from .._errors import is_kind
+from .._text import FormTooComplex
 from ._asgi import STREAM_HEADERS, cancel_on_disconnect
 from ._body_sender import BodySender, ClientStalled, SendLimits
 from ._errors import SHUTDOWN_ERROR, APIError, engine_error, is_about_request, unexpected_error
@@ -172,7 +173,7 @@ class StreamResponse(Response, ABC):
             return exc
         if (error := engine_error(exc)) is not None:
             return error
-        if not self._is_accepted and is_about_request(exc):
+        if is_kind(exc, FormTooComplex) or (not self._is_accepted and is_about_request(exc)):
             return self._refusal(exc)
         return self._unexpected(exc, sender)
 

@@ -206,6 +206,7 @@ class ResponsesRequest(Strict):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: Any = None
     service_tier: str | None = None
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None  # of hosted tools only
 
