@@ -304,6 +304,7 @@ def serve(
         list[str] | None,
         typer.Option(
             "--allow-origin",
+            metavar="URL",
             help="Pages of this site can use the server from a browser: https://a.org. The option "
             "can be repeated.",
         ),
@@ -312,6 +313,7 @@ def serve(
         list[str] | None,
         typer.Option(
             "--allow-host",
+            metavar="HOST",
             help="Requests can use this host name too. By default, a server on loopback accepts "
             "only its own names. The option can be repeated.",
         ),
