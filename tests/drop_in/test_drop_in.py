@@ -16,7 +16,7 @@ import transformers
 from anyio import to_thread
 
 from anystreamer import AsyncTextIteratorStreamer, GenerationStopped
-from anystreamer._drop_in.text_queue import TextQueue
+from anystreamer._drop_in import delivery_thread
 
 from ..helpers.tiny_models import generated, llama, seeded, steps_of, tokenizer
 
@@ -228,28 +228,23 @@ async def test_text_from_just_before_the_thread_ended_is_received(
 
     class LateQueue(queue.SimpleQueue[Any]):
         def get(self, block: bool = True, timeout: float | None = None) -> Any:
-            if timeout and thread.is_alive():
-                if when == "while it waits":
+            # It waits for a while, and after a look at the thread it takes what is there.
+            if (timeout or when == "after it has looked") and thread.is_alive():
+                if bool(timeout) == (when == "while it waits"):
                     go_on.set()
                     thread.join()
                 raise queue.Empty
             return super().get(block, timeout)
 
-        def empty(self) -> bool:
-            was_empty = super().empty()
-            if was_empty and when == "after it has looked":
-                go_on.set()
-                thread.join()
-            return was_empty
-
     def produce() -> None:
         streamer.put(torch.tensor([[1, 2]]))  # the prompt
         go_on.wait()
-        streamer.text_queue._submitted.put("the last")  # as put() does, after its look at the text
+        texts = streamer.text_queue
+        texts._delivery.submit(texts, "the last")  # as put() does, after its look at the text
 
     go_on = threading.Event()
     names = SimpleNamespace(SimpleQueue=LateQueue, Empty=queue.Empty)
-    monkeypatch.setattr(f"{TextQueue.__module__}.queue", names)
+    monkeypatch.setattr(delivery_thread, "queue", names)
     streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True)
     thread = Thread(target=produce)
     thread.start()

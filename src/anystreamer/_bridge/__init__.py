@@ -3,7 +3,7 @@
 from .api import stream_from_thread, stream_iterable
 from .callables import check_result, close_unstarted, name_of, unblocking_kind, validate_callback
 from .context import SingleErrorContext, StreamContext, ThreadContext, UngroupedTaskGroup
-from .delivery import QUEUE_POLL, Crossing, guard
+from .delivery import QUEUE_POLL, Crossing, LoopDelivery, guard
 from .detached import DetachedContext, DetachedTasks, LoopGone
 from .emit import Emit, Stopping
 from .ending import Ending
@@ -40,6 +40,7 @@ __all__ = [
     "DetachedTasks",
     "Emit",
     "Ending",
+    "LoopDelivery",
     "LoopGone",
     "Phase",
     "Producer",

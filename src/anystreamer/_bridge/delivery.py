@@ -240,16 +240,16 @@ class Crossing:
             RuntimeError: the loop has ended.
         """
         self._has_crossed = True
-        self._delivery.register(self._state)
+        self.register()
         started = perf_counter()
         from_thread.run_sync(self._delivery.publish, token=self._token)
         cost = perf_counter() - started
         self.seconds += cost
         self._delivery.account_for(cost)
 
-    def sleep_until_due(self) -> None:
-        """Block until the budget allows for a crossing."""
-        self._delivery.sleep_until_due()
+    def register(self) -> None:
+        """Have the next crossing, of this stream or of another, take along what was pushed."""
+        self._delivery.register(self._state)
 
 
 async def guard(state: StreamState[Any], around_thread: CancelScope | None = None) -> None:

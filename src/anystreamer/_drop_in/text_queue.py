@@ -16,11 +16,10 @@ from anyio.lowlevel import checkpoint
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from .._bridge import Crossing, Sink, StreamState, ThreadStream
+from .delivery_thread import DeliveryThread
 
 __all__ = ["TextQueue"]
 
-# How often the delivery thread looks whether the text can still be ended (seconds).
-LIFE_POLL = 0.1
 # After generate() has raised, the code that called it can still end the text. A thread of a pool
 # lives on, so that its end tells nothing: the code is given this long (seconds).
 END_GRACE = 2.0
@@ -35,21 +34,18 @@ class TextQueue:
     queue was made. An item for which *is_end* returns true ends the text of a generation; another
     text can follow.
 
-    A delivery thread crosses to the loop in place of the generating thread, which can outlive the
-    loop and must not wait for it: a crossing never returns from a loop that was closed under it.
-    Then the delivery thread is stuck, which is a daemon and holds nothing but this queue. It runs
-    while there is something to deliver, or to watch: a text that may never be ended.
+    `DeliveryThread` says why the thread that generates does not deliver them itself.
     """
 
     def __init__(self, is_end: Callable[[Any], bool]) -> None:
         self.texts_ended = 0
-        self.loop_closed = False  #: the event loop has ended under a generation
         self._is_end = weakref.WeakMethod(is_end)  # of the streamer, which has this queue
         self._state = StreamState[Any]()
         self._state.start()
         self._stream = ThreadStream(self._state)
         self._sink = Sink[Any](self._state)
-        self._crossing = Crossing(self._state)
+        self._delivery = DeliveryThread.of_this_loop()
+        self.crossing = Crossing(self._state)  #: for the delivery thread
         # The garbage collector may reach the memory object stream before the streamer that closes
         # it, and would warn. So they are kept apart: it holds nothing that leads back to the
         # streamer, as the traceback of an error does.
@@ -57,10 +53,8 @@ class TextQueue:
             self, _close, self._state.buffer_send, self._state.buffer_receive
         ).atexit = False
         self._failures: deque[BaseException] = deque()  # one for each _FAILURE among the items
-        self._submitted = queue.SimpleQueue[Any]()  # for the delivery thread
         self._getters = 0  # calls of get() that wait
         self._lock = threading.Lock()  # of the following
-        self._delivers = False  # the delivery thread runs
         self._text_is_open = False  # a text has begun and not ended
         self._producer = threading.current_thread()  # of the open text
         self._ended_call: _EndedCall | None = None
@@ -70,7 +64,8 @@ class TextQueue:
     def put_nowait(self, item: Any) -> None:
         """Add an item."""
         self.open()
-        self._submitted.put(item)
+        if not self._state.closed:
+            self._delivery.submit(self, item)
         if (is_end := self._is_end()) is not None and is_end(item):
             with self._lock:
                 self.texts_ended += 1
@@ -96,9 +91,7 @@ class TextQueue:
         """
         self._getters += 1
         try:
-            with self._lock:
-                if self._text_is_open or self._ended_call is not None:
-                    self._start_delivery()
+            self._watch()
             item = await self._stream.receive()
         finally:
             self._getters -= 1
@@ -146,10 +139,12 @@ class TextQueue:
         """Go on with a text in this thread, or begin one. Returns whether it has begun."""
         with self._lock:
             begins = not self._text_is_open
+            is_new = begins or self._ended_call is not None
             self._text_is_open = True
             self._producer = threading.current_thread()
             self._ended_call = None
-            self._start_delivery()
+        if is_new:
+            self._watch()
         return begins
 
     def stop(self) -> None:
@@ -169,65 +164,53 @@ class TextQueue:
         """A call in this thread has raised *error*, or returned, and has not ended its text."""
         with self._lock:
             self._ended_call = _EndedCall.of(error)
-            if self._getters:
-                self._start_delivery()
+        self._watch()
 
-    # -- the delivery thread
+    @property
+    def loop_closed(self) -> bool:
+        """Whether the event loop has ended under a generation."""
+        return self._delivery.loop_closed
 
-    def _start_delivery(self) -> None:
-        if not (self._delivers or self.loop_closed or self._state.closed):
-            self._delivers = True
-            threading.Thread(target=self._deliver, name="anystreamer delivery", daemon=True).start()
+    def _watch(self) -> None:
+        if self.is_watched:
+            self._delivery.watch(self)
 
-    def _deliver(self) -> None:
-        """Deliver what is submitted, as seldom as the crossing budget asks."""
-        sink, crossing = self._sink, self._crossing
-        while items := self._next_items():
-            sink.push(*items)
-            try:
-                if sink.has_pending:
-                    crossing.flush()
-            except KeyboardInterrupt as exc:  # it struck the loop just then; trio raises it here
-                self._failures.append(exc)
-                sink.push(_FAILURE)
-            except RuntimeError:
-                self.loop_closed = True
-                return
-            crossing.sleep_until_due()
+    # -- for the delivery thread
 
-    def _next_items(self) -> list[Any]:
-        """Wait for items. Returns all that are there; none if the thread is to end."""
-        items: list[Any] = []
-        while not items and not self._state.closed:
-            is_watching = self._text_is_open or self._ended_call is not None
-            try:
-                items.append(self._submitted.get(timeout=LIFE_POLL if is_watching else 0))
-                while True:
-                    items.append(self._submitted.get_nowait())
-            except queue.Empty:
-                if not items and not self._watch(items):
-                    break
-        return items
+    def push(self, item: Any) -> bool:
+        """Add an item, for the next crossing. Returns whether there is something to deliver."""
+        self._sink.push(item)
+        return self._sink.has_pending
 
-    def _watch(self, items: list[Any]) -> bool:
-        """Look whether the text can still be ended. Returns whether the thread is to go on."""
+    def push_failure(self, error: BaseException) -> None:
+        """Add an error, in its place among the items."""
+        self._failures.append(error)
+        self._sink.push(_FAILURE)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the text is open. A call that has ended matters as long as a consumer waits."""
+        if self._state.closed:
+            return False
+        return self._text_is_open if self._ended_call is None else bool(self._getters)
+
+    @property
+    def producer_is_alive(self) -> bool:
+        """Whether the thread that put the last item runs."""
+        return self._producer.is_alive()
+
+    def items_if_over(self, *, producer_is_alive: bool) -> list[Any]:
+        """What the consumer gets if the text can not be ended any more."""
         with self._lock:
-            # First: a thread that has ended puts nothing more, but it can have put something last.
-            is_alive = self._producer.is_alive()
-            if not self._submitted.empty():
-                return True
             call = self._ended_call
-            if call is None and self._text_is_open and not is_alive:
+            if call is None and self._text_is_open and not producer_is_alive:
                 call = _EndedCall.unseen(self._producer)
-            if call is not None and self._getters and call.is_over:
-                self._failures.append(call.failure)
-                items.append(_FAILURE)
-                self._text_is_open = False
-                self._ended_call = None
-                return True
-            # A call that has ended matters as long as a consumer waits.
-            self._delivers = bool(self._getters) if call is not None else self._text_is_open
-            return self._delivers
+            if call is None or not self._getters or not call.is_over:
+                return []
+            self._failures.append(call.failure)
+            self._text_is_open = False
+            self._ended_call = None
+            return [_FAILURE]
 
 
 class _Done:
