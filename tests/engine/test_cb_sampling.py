@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -138,7 +138,7 @@ async def test_settings_that_nothing_can_be_drawn_with_fail_no_other_request(bat
 
         async with create_task_group() as tasks:
             for kwargs in OVERFLOWING:
-                tasks.start_soon(lambda kwargs=kwargs: chunks_of(engine, do_sample=True, **kwargs))
+                tasks.start_soon(partial(chunks_of, engine, do_sample=True, **kwargs))
                 tasks.start_soon(ask)
         assert [each.token_ids for each in beside] == [expected.token_ids] * len(OVERFLOWING)
 
