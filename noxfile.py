@@ -157,6 +157,7 @@ WITH_RAY = (
 
 # What needs applications and libraries that are too large for the other sessions.
 WITH_FRAMEWORKS = (
+    "tests/generation/test_llama_cpp.py",
     "tests/project/test_docs.py",
     "tests/test_gradio.py",
     "tests/test_notebook.py",

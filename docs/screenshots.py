@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 from contextlib import asynccontextmanager
@@ -23,7 +24,6 @@ from anystreamer.server import create_app
 IMAGES = Path(__file__).parent / "images"
 COLORS = 128
 QUESTIONS = [
-    "Count from seven to twelve.",
     "Count down from twenty-three to eighteen.",
     "Count from sixty to seventy-five.",
 ]
@@ -41,13 +41,15 @@ PICTURES = {
         "has_touch": True,
     },
 }
-# On a machine without its own fonts, the default font would be arbitrary.
-FONTS = """<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">
+# On a machine without its own fonts, the default font would be arbitrary. Debian's package of this
+# one is fonts-inter.
+FONT = "Inter"
+FONTS = f"""<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">
 <fontconfig>
 <include>/etc/fonts/fonts.conf</include>
-<alias binding="strong"><family>system-ui</family><prefer><family>Inter</family></prefer></alias>
-<alias binding="strong"><family>sans-serif</family><prefer><family>Inter</family></prefer></alias>
-<alias binding="strong"><family>sans</family><prefer><family>Inter</family></prefer></alias>
+<alias binding="strong"><family>system-ui</family><prefer><family>{FONT}</family></prefer></alias>
+<alias binding="strong"><family>sans-serif</family><prefer><family>{FONT}</family></prefer></alias>
+<alias binding="strong"><family>sans</family><prefer><family>{FONT}</family></prefer></alias>
 </fontconfig>"""
 
 
@@ -84,8 +86,15 @@ def optimised(png: bytes) -> bytes:
     return output.getvalue()
 
 
+def font_is_installed() -> bool:
+    found = subprocess.run(("fc-list", FONT), capture_output=True, text=True, check=True)
+    return bool(found.stdout.strip())
+
+
 async def main() -> None:
     chromium = shutil.which("chromium") or sys.exit("there is no chromium")
+    if not font_is_installed():
+        sys.exit(f"the font {FONT} is not installed (Debian: apt-get install fonts-inter)")
     with tempfile.TemporaryDirectory() as folder:
         fonts = Path(folder) / "fonts.conf"
         fonts.write_text(FONTS)

@@ -13,6 +13,7 @@ __all__ = [
     "is_transducer",
     "main_input_name",
     "max_context_length",
+    "room_for_answer",
     "takes_token_type_ids",
     "uses_torch",
 ]
@@ -57,6 +58,14 @@ def max_context_length(model: Any) -> int | None:
         config = config.get_text_config()
     length = getattr(config, "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None
+
+
+def room_for_answer(model: Any, prompt_tokens: int, context_length: int) -> int:
+    """How many tokens of a context are left for an answer; 0 or less: none.
+
+    The answer of an encoder-decoder has a context of its own.
+    """
+    return context_length - (0 if is_encoder_decoder(model) else prompt_tokens)
 
 
 def check_model(name: str, model: Any) -> None:

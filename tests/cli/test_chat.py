@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 pytest.importorskip("rich")
 pytest.importorskip("typer")
 
-from anystreamer.cli.chat import PARSER, _final_length
+from anystreamer._errors import PromptTooLong
+from anystreamer.cli.chat import PARSER, _explained, _final_length
 from anystreamer.cli.chat_commands import Commands, Conversation
 from anystreamer.cli.chat_settings import changed
 
@@ -216,6 +217,9 @@ def test_commands(backend: str, tmp_path: Path) -> None:
         enter("/set warmth 1", "Error: there is no setting 'warmth': use temperature, ")
         enter("/new conversation", "Error: /new takes nothing after it")
         enter("/set top_p nan", "Error: top_p must be ")
+        enter("/set seed 7", "Settings: seed 7.")
+        enter("with a seed", "Error: this model takes no seed: /set seed removes it")
+        enter("/set seed", "Settings: the defaults of the model.")
         enter("/system Be nice.", "The system prompt is set.")
         enter("/set temperature 0.5", "Settings: temperature 0.5.")
         enter("/set max_tokens 1", "Settings: temperature 0.5, max_tokens 1.")
@@ -257,6 +261,7 @@ def test_an_answer_that_fails_does_not_take_the_place_of_the_last() -> None:
         ("temperature", {"0": 0.0, "2": 2.0, "2.1": None, "-1": None, "nan": None}),
         ("top_p", {"1": 1.0, "0.1": 0.1, "0": None, "inf": None}),
         ("max_tokens", {"1": 1, "0": None, "1.5": None, "1e3": None}),
+        ("seed", {"0": 0, str(2**53 - 1): 2**53 - 1, str(2**53): None, "-1": None, "0.5": None}),
     ],
 )
 def test_settings(name: str, values: dict[str, float | None]) -> None:
@@ -266,6 +271,32 @@ def test_settings(name: str, values: dict[str, float | None]) -> None:
                 changed({}, name, text)
         else:
             assert changed({name: 9, "other": 1}, name, text) == {"other": 1, name: value}
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (PromptTooLong(9, 8), "the conversation has 9 tokens, and the model takes 8, its answer"),
+        (PromptTooLong(9, 8, is_lower_bound=True), "the conversation has at least 9 tokens, and "),
+    ],
+)
+def test_a_conversation_that_is_too_long(error: Exception, shown: str) -> None:
+    """What to do is said where there are commands."""
+    for has_commands in (True, False):
+        message = _explained(error, has_commands=has_commands)
+        assert message.startswith(shown)
+        assert message.endswith(": start a new one with /new") is has_commands
+    assert _explained(KeyError(), has_commands=True) == "KeyError"
+
+
+@pytest.mark.parametrize("code", ["context_length_exceeded", "invalid_value"])
+def test_a_conversation_that_is_too_long_for_a_server(code: str) -> None:
+    openai = pytest.importorskip("openai")
+    httpx = pytest.importorskip("httpx")
+    response = httpx.Response(400, request=httpx.Request("POST", "http://localhost"))
+    error = openai.BadRequestError("no", response=response, body={"code": code})
+    hint = ": start a new one with /new" if code == "context_length_exceeded" else ""
+    assert _explained(error, has_commands=True) == f"no{hint}"
 
 
 def test_ctrl_c_twice_at_the_prompt_leaves() -> None:
@@ -376,6 +407,10 @@ def test_a_conversation_with_a_server(backend: str, tmp_path: Path) -> None:
                 chat.type("\x03")
                 chat.until("stopped, the first after", times=turn)
                 chat.until(READY)
+            chat.type("/set seed 7\n")
+            chat.until("Settings: seed 7.")
+            chat.type("Talk\n")  # the server gets the seed; its model is none of torch
+            chat.until("Error: .*seed is not supported by this model")
             leave(chat)
             shown = chat.text
     steps, is_generating, prompts = json.loads(told.read_text())
@@ -406,8 +441,10 @@ def test_what_a_server_does_not_do(backend: str) -> None:
     code, output, errors = piped(MAIN, "one\n", *options)
     assert code == 1
     assert errors.startswith(f"Error: {url}: ")
-    code, _, errors = piped(MAIN, "one\n", "--base-url", "localhost")
-    assert (code, "http://" in errors) == (1, True)
+    for name in ((), ("name",)):  # with a name, the first that needs the address is the engine
+        code, _, errors = piped(MAIN, "one\n", *name, "--base-url", "localhost")
+        assert (code, "http://" in errors) == (1, True)
+        assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("is_path", [False, True])

@@ -350,6 +350,23 @@ finally:
     assert "Stream text from the embedded model" in output
 
 
+@pytest.mark.parametrize(
+    ("command", "defaults"),
+    [
+        ("chat", ("By default the embedded model", "only what is new", "until you change them")),
+        ("serve", ("By default the embedded model", "chat page", "By default 64")),
+    ],
+)
+def test_the_help_of_a_command_says_what_it_does_by_default(
+    command: str, defaults: tuple[str, ...]
+) -> None:
+    code, output = invoke(command, "--help")
+    assert code == 0
+    for each in defaults:
+        assert each in output
+    assert "<float" not in output  # a number of seconds is said to be one
+
+
 def test_entry_point(monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """The console script shows the help where it is told nothing."""
     from anystreamer import cli

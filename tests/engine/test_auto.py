@@ -28,6 +28,7 @@ from anystreamer import (
     open_engine,
 )
 from anystreamer.demo import load_demo
+from anystreamer.sync import SyncEngine
 
 from ..helpers.held import Held, each_way_to_let_go, let_go
 from ..helpers.inside import is_idle, threads_before_a_pass
@@ -621,3 +622,26 @@ async def test_streams_may_be_held_across_a_yield(lane: dict[str, Any], way: str
             await until(lambda: is_at_rest(engine))
         assert not scope.cancelled_caught
         assert (await read(engine, **lane)).token_ids == ids_alone(PROMPT, max_new_tokens=20)
+
+
+@each_lane
+async def test_a_callback_asks_its_own_engine(lane: dict[str, Any]) -> None:
+    """The batch goes on beside it. The one thread of the other lane is the callback's own."""
+    seen: list[object] = []
+
+    def ask(*_: object) -> bool:
+        try:
+            with SyncEngine(engine).stream_text(PROMPT, max_new_tokens=4, **lane) as stream:
+                seen.append(stream.read())
+        except RuntimeError as exc:
+            seen.append(str(exc))
+        return True
+
+    with fail_after(PATIENCE):
+        async with engine_of() as engine:
+            await read(engine, OTHER, stopping_criteria=[ask])
+            assert (await read(engine, **lane)).text.startswith(" two, three,")
+    if lane:
+        assert "would wait for itself" in str(seen[0])
+    else:
+        assert seen == [" two, three,"]

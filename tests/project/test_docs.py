@@ -18,6 +18,7 @@ from anystreamer import demo
 
 from ..conftest import LOOPS, installed
 from ..helpers.frameworks import skip_without
+from ..helpers.gguf_model import write_gguf
 from ..helpers.inside import start_portal
 from ..helpers.serving import serving
 
@@ -33,7 +34,10 @@ BLOCK = re.compile(
 # Libraries of others that a page drives. Where one is not installed, its example is skipped. Those
 # of the second line are large: `nox -s night_with_frameworks` installs them.
 DRIVEN = ("ctranslate2", "duckdb", "watchdog")
-FRAMEWORKS = ("langchain_core", "langchain_openai", "llama_index", "pydantic_ai", "websockets")
+FRAMEWORKS = (
+    *("langchain_core", "langchain_openai", "llama_cpp", "llama_index", "pydantic_ai"),
+    "websockets",
+)
 # What the examples in the pages call their server. Where they have no application of their own, it
 # is what `anystreamer serve` serves.
 ADDRESS = "http://127.0.0.1:8000"
@@ -58,6 +62,7 @@ app = Starlette(lifespan=lifespan)
 """
 # What they load. A folder with the embedded model takes its place.
 MODEL = "Qwen/Qwen3-0.6B"
+GGUF = "model.gguf"  # and a file of it
 
 
 def examples() -> Iterator[Any]:
@@ -124,6 +129,13 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("model") / GGUF
+    write_gguf(path)
+    return str(path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("anyio_backend", "app", "code", "output"), EXAMPLES, indirect=["anyio_backend"]
@@ -141,6 +153,8 @@ def test_example(
     code = code.replace(MODEL, model_folder)
     if missing := missing_libraries(code):
         skip_without(*missing)
+    if GGUF in code:
+        code = code.replace(GGUF, request.getfixturevalue("model_file"))
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     start_portal()  # its loop is not one of these

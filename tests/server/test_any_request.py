@@ -123,6 +123,7 @@ def kept() -> int:
     return sum(trace.size for trace in snapshot.traces)
 
 
+@pytest.mark.hypothesis
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "path", "kind"),

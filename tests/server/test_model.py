@@ -26,6 +26,7 @@ from anystreamer.server._tokens import TokenTexts
 
 from ..helpers.scripted import until
 from ..helpers.serving import client_of, data_of, serving
+from ..helpers.tiny_models import t5, tokenizer
 from ..helpers.tokenizer_families import byte_fallback, byte_level, unigram
 
 pytestmark = [
@@ -72,6 +73,31 @@ async def test_all_kinds_of_engine_answer_alike(kind: dict[str, Any]) -> None:
         for _ in range(4):
             tasks.start_soon(ask)
     assert texts == [" two, three, four, five,"] * 4
+
+
+@pytest.mark.parametrize("kind", [{}, CONTINUOUS, AUTO], ids=["none", "continuous", "auto"])
+async def test_a_default_limit_gives_way_to_the_context(kind: dict[str, Any]) -> None:
+    """With the one stream that was opened. `seed` has the second lane of auto."""
+    async with open_engine(*demo(), **kind) as engine:
+        app = create_app(engine, context_length=10)
+        async with serving(app) as url, client_of(url) as client:
+            bodies: list[dict[str, Any]] = [{"prompt": PROMPT}]
+            bodies += [{"prompt": PROMPT, "seed": 1}] if kind is not CONTINUOUS else []
+            for body in bodies:
+                answer = (await client.post(TEXT, json=body)).json()
+                assert answer["choices"][0]["finish_reason"] == "length"
+                assert answer["usage"]["total_tokens"] == 10
+            assert engine.statistics().total.count == len(bodies)
+
+
+async def test_the_answer_of_an_encoder_decoder_has_a_context_of_its_own() -> None:
+    async with open_engine(t5(), tokenizer()) as engine:
+        app = create_app(engine, context_length=10)
+        async with serving(app) as url, client_of(url) as client:
+            body = {"prompt": list(range(3, 13)), "ignore_eos": True}
+            answer = (await client.post(TEXT, json=body)).json()
+            assert answer["usage"]["prompt_tokens"] >= 10
+            assert answer["usage"]["completion_tokens"] == 10
 
 
 async def test_a_chat() -> None:

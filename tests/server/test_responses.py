@@ -586,6 +586,7 @@ VALUES: dict[str, Any] = {
 }
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_whatever_is_sent_is_answered_and_never_with_a_500(backend: str) -> None:
     model = ScriptedModel(["a", "b", "\n\n", "c"])

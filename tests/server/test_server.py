@@ -362,6 +362,49 @@ async def test_too_long_a_prompt_is_400() -> None:
         assert (choice["text"], choice["finish_reason"]) == ("a" * 5, "length")
 
 
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("endpoint", [TEXT, CHAT, "/v1/responses"])
+async def test_a_default_limit_that_does_not_fit_opens_one_stream(endpoint: str, n: int) -> None:
+    """For each answer. Its request takes the room that is left when its prompt is encoded."""
+    bodies: dict[str, Any] = {TEXT: {"prompt": "x" * 15}, CHAT: {"messages": MESSAGES}}
+    body = bodies.get(endpoint, {"input": "x"})
+    if endpoint != "/v1/responses":  # which has one answer
+        body["n"] = n
+    else:
+        n = 1
+    model = ScriptedModel(["a"] * 200)
+    async with edge(model, context_length=60) as (client, engine):
+        assert (await client.post(endpoint, json=body)).status_code == 200
+        prompt = len(model.calls[0]["input_ids"][0])
+        assert [each["max_new_tokens"] for each in model.calls] == [60 - prompt] * n
+        assert engine.statistics().total.count == n
+
+
+async def test_an_engine_of_another_kind_gets_a_limit_that_fits() -> None:
+    """To it the limit is a number: the answer is opened again with a smaller one."""
+    model = ScriptedModel(["a"] * 200)
+
+    class Other:
+        """Takes numbers as they are, and has no context of its own."""
+
+        def __init__(self, engine: Engine) -> None:
+            self._engine = engine
+
+        def stream_text(self, prompt: Any, *, max_new_tokens: int, **arguments: Any) -> Any:
+            # `+` makes a plain int.
+            return self._engine.stream_text(prompt, max_new_tokens=max_new_tokens + 0, **arguments)
+
+        def statistics(self) -> Any:
+            return self._engine.statistics()
+
+    async with open_engine(model, model.tokenizer) as engine:
+        other: Any = Other(engine)
+        app = create_app(other, context_length=20)
+        async with serving(app) as url, client_of(url) as client:
+            (choice,) = (await client.post(TEXT, json={"prompt": "x" * 15})).json()["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("a" * 5, "length")
+
+
 # -- errors of the model
 
 
@@ -677,6 +720,7 @@ VALUES: dict[str, Any] = {
 }
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_whatever_is_sent_is_answered_and_never_with_a_500(backend: str) -> None:
     model = ScriptedModel(["a", "b", "\n\n", "c"])

@@ -358,6 +358,7 @@ MESSAGE = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.hypothesis
 def test_whatever_tools_are_sent_is_answered_and_never_with_a_500() -> None:
     says = Saying('<tool_call>{"name":"wait","arguments":{"seconds":"7"}}</tool_call>')
     few = settings().max_examples // 4  # each takes as many steps as the call has letters

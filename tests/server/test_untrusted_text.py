@@ -201,6 +201,7 @@ def post() -> Iterator[Callable[[str, Any], httpx.Response]]:
                     yield lambda path, body: client.post(path, content=json.dumps(body))
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("kind", ["as allowed", "changed"])
 def test_no_body_is_answered_with_a_500(
     kind: str, post: Callable[[str, Any], httpx.Response]

@@ -7,6 +7,7 @@ from .delivery import QUEUE_POLL, Crossing, LoopDelivery, guard
 from .detached import DetachedContext, DetachedTasks, LoopGone
 from .emit import Emit, Stopping
 from .ending import Ending
+from .held_turns import check_limiter, check_turn, holding
 from .home import call_after_fork
 from .join import (
     JOIN_POLL,
@@ -62,11 +63,14 @@ __all__ = [
     "active_threads",
     "call_after_fork",
     "cancel_again",
+    "check_limiter",
     "check_result",
+    "check_turn",
     "close_if_unstarted",
     "close_unstarted",
     "guard",
     "has_waiters",
+    "holding",
     "name_of",
     "open_streams",
     "run_named",

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 from weakref import WeakSet
 
@@ -19,6 +20,7 @@ from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 from .._errors import EngineClosed, is_kind
 from .context import StreamContext, UngroupedTaskGroup
 from .delivery import QUEUE_POLL
+from .held_turns import await_holding, held_turns
 from .home import Home
 from .join import SafeEvent
 from .stream import ThreadStream
@@ -135,10 +137,11 @@ class DetachedTasks(Generic[TaskT]):
             if current_token() == self.token:
                 raise BlockingIOError("this call would block its own event loop: use the engine")
         done: Future[tuple[T | None, BaseException | None]] = Future()
+        waited_for = partial(await_holding, turns, func) if (turns := held_turns()) else func
 
         async def call() -> None:
             try:
-                done.set_result(await _outcome(func))
+                done.set_result(await _outcome(waited_for))
             finally:
                 if not done.done():  # the owner is being cancelled
                     done.set_result((None, LoopGone()))

@@ -14,6 +14,7 @@ from anyio import CancelScope, create_task_group, from_thread, get_cancelled_exc
 
 from .._errors import GenerationStopped, raise_preserving_context
 from .delivery import QUEUE_POLL
+from .held_turns import await_holding, held_turns
 from .state import StreamState
 
 __all__ = ["call_until_stopped"]
@@ -29,7 +30,8 @@ def call_until_stopped(state: StreamState[Any], func: Callable[[], Awaitable[T]]
         BaseException: what *func* raised.
     """
     outcome: _Outcome[T] = _Outcome()
-    from_thread.run(partial(_await_until_stopped, state, func, outcome))
+    waited_for = partial(await_holding, held_turns(), func)
+    from_thread.run(partial(_await_until_stopped, state, waited_for, outcome))
     if outcome.error is not None:
         raise_preserving_context(outcome.error)
     if not outcome.values:

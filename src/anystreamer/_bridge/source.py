@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 from anyio import CapacityLimiter
 
 from .context import StreamContext, ThreadContext
+from .held_turns import check_limiter
 from .producer import Producer
 from .state import StreamState
 from .stream import ThreadStream
@@ -40,6 +41,7 @@ class _SourceContext(ThreadContext[ThreadStream[T]]):
         self._limiter = limiter
 
     def _new_task(self) -> ThreadTask[ThreadStream[T]]:
+        check_limiter(lambda: self._limiter)  # first: a state has something to close
         source = self.source
         state = StreamState[T](source.max_buffer_size)
         return _BlockingTask(

@@ -15,6 +15,7 @@ from anyio.lowlevel import EventLoopToken, current_token
 
 from .._errors import GenerationTimeout
 from .delivery import LoopDelivery, guard
+from .held_turns import holding
 from .join import SafeEvent, run_sync_joined
 from .observing import on_open, on_start
 from .producer import Producer
@@ -174,13 +175,15 @@ class ThreadTask(WorkerTask[StreamT]):
         is_model_needed = None if limiter is None else has_waiters(limiter, current_token())
         producer = Producer[Any](state, is_model_needed)
         await run_sync_joined(
-            run_named,
-            state.label,
-            producer.run,
-            self._produce,
+            self._run_in_thread,
+            producer,
             when_cancelled=state.abandon_and_cancel,
             within=self._around_thread,
         )
+
+    def _run_in_thread(self, producer: Producer[Any]) -> None:
+        with holding(self._limiter):
+            run_named(self.state.label, producer.run, self._produce)
 
 
 def run_named(name: str, func: Callable[..., object], *args: Any) -> None:

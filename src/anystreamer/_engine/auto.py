@@ -18,7 +18,7 @@ from .cb_config import Settings
 from .cb_passes import turns_last_until_passes_end
 from .cb_refusals import request_refusal
 from .continuous import BatchTask, ContinuousBatchingEngine
-from .sequential import GenerateTurn
+from .sequential import GenerateTurn, check_caller
 
 __all__ = ["AutoEngine"]
 
@@ -52,7 +52,13 @@ class AutoEngine(ContinuousBatchingEngine):
         refusal = self.lane_refusal(request, prompts)
         if refusal is None:
             self.sampling_of(request)  # raises
-        return lambda: _AutoTask(self, request, prompts, refusal)
+
+        def new_task() -> EngineTask:
+            if refusal is not None:
+                check_caller(self)
+            return _AutoTask(self, request, prompts, refusal)
+
+        return new_task
 
     async def _run(self) -> None:
         self.tasks.start(self._keep_thread())

@@ -10,13 +10,21 @@ from typing import Any, Protocol
 from anyio import CapacityLimiter, from_thread
 from anyio.lowlevel import checkpoint, current_token
 
-from .._bridge import DetachedTasks, Producer, guard, has_waiters, run_sync_joined
+from .._bridge import (
+    DetachedTasks,
+    Producer,
+    check_limiter,
+    guard,
+    has_waiters,
+    holding,
+    run_sync_joined,
+)
 from .._generation import GenerationCall, GenerationRequest, model_limiter
 from .._kept_caches import EngineCaches, ReuseCache
 from .._workers import AdmissionQueue, Lane, WorkItem, WorkThreads
 from .base import EngineTask, ThreadEngine
 
-__all__ = ["GenerateTurn", "SequentialEngine"]
+__all__ = ["GenerateTurn", "SequentialEngine", "check_caller"]
 
 
 class SequentialEngine(ThreadEngine):
@@ -40,6 +48,9 @@ class SequentialEngine(ThreadEngine):
 
     def _new_task_for(self, request: GenerationRequest, prompts: Any) -> Callable[[], EngineTask]:
         return lambda: _Task(self, request, prompts)
+
+    def check_caller(self) -> None:
+        check_caller(self)
 
     def _main(self) -> None:
         from_thread.run_sync(self.ready.set)
@@ -85,6 +96,16 @@ class RunsAlone(Protocol):
 
     @property
     def is_closed(self) -> bool: ...
+
+
+def check_caller(engine: RunsAlone) -> None:
+    """Refuse a request that is served alone, if a callback of such a request waits for it.
+
+    Raises:
+        RuntimeError
+    """
+    engine.threads.check_caller("engine")
+    check_limiter(lambda: model_limiter(engine.model))
 
 
 class GenerateTurn:
@@ -133,4 +154,5 @@ class GenerateTurn:
 
     def run(self, producer: Producer[Any]) -> Any:
         """Call ``generate()``. In the engine's thread."""
-        return self._call.run(producer)
+        with holding(self._limiter):
+            return self._call.run(producer)

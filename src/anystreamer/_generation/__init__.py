@@ -15,14 +15,18 @@ from .limiters import model_limiter
 from .options import Options, Tools, WorkerContext
 from .request import GenerationRequest
 from .score_mask import mask_scores
+from .seed import Seed
 from .token_streamer import row_of
+from .up_to import UpTo
 
 __all__ = [
     "GenerationCall",
     "GenerationRequest",
     "Options",
+    "Seed",
     "SupportsGenerate",
     "Tools",
+    "UpTo",
     "WorkerContext",
     "check_generate_kwargs",
     "continues_prompt",

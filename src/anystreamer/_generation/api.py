@@ -13,6 +13,7 @@ from .._bridge import (
     StreamContext,
     ThreadContext,
     ThreadTask,
+    check_limiter,
     run_sync_joined,
     validate_limiter,
 )
@@ -228,12 +229,15 @@ def _open(
     limiter: CapacityLimiter | None,
 ) -> StreamContext[StreamT]:
     limiter = validate_limiter(limiter)
-    return ThreadContext(
-        request.name,
-        lambda: _GenerationTask(
-            request, prompts, new_stream, lambda: limiter or model_limiter(request.model)
-        ),
-    )
+
+    def find_limiter() -> CapacityLimiter:
+        return limiter or model_limiter(request.model)
+
+    def new_task() -> _GenerationTask[StreamT]:
+        check_limiter(find_limiter)  # first: a task's state has something to close
+        return _GenerationTask(request, prompts, new_stream, find_limiter)
+
+    return ThreadContext(request.name, new_task)
 
 
 class _GenerationTask(ThreadTask[StreamT]):

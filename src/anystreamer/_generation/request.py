@@ -54,6 +54,7 @@ from .generate_kwargs import (
 )
 from .options import Options
 from .shown_stop_strings import ShownStopStrings
+from .up_to import UpTo
 from .whisper import (
     check_whisper_fallback,
     check_whisper_rows,
@@ -305,11 +306,19 @@ class GenerationRequest:
         if uses_torch(self.model) and encoded.keys() <= _PLAIN_TEXT:
             check_vocabulary(self.model, ids)
         self._check_rows(encoded, rows)
+        self._fit_token_limit(rows)
         for row in rows:
             # Calls that are required leave no answer to parse.
             row.form = None if isinstance(self.form, ToolForm) else self.options.form
             self.form_matcher(row)  # raises what is wrong with the form; the second one is a copy
         return encoded, rows
+
+    def _fit_token_limit(self, rows: Sequence[Row]) -> None:
+        limit = self.generate_kwargs.get("max_new_tokens")
+        if isinstance(limit, UpTo):
+            least = max(1, self.setting("min_new_tokens") or 0)
+            fitted = limit.fit(self.model, rows, least)
+            self.generate_kwargs = {**self.generate_kwargs, "max_new_tokens": fitted}
 
     def _check_rows(self, inputs: Mapping[str, Any], rows: Sequence[Row]) -> None:
         """Refuse several rows where ``generate()`` cannot make them, or makes them wrong."""

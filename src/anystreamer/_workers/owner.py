@@ -98,6 +98,9 @@ class Owner:
         for task in self.tasks:
             task.fail(self.unavailable_error())
 
+    def check_caller(self) -> None:
+        """Raises RuntimeError if a stream would wait for a thread that waits for its caller."""
+
     # -- for its own block
 
     def own_tasks(self, task_group: UngroupedTaskGroup) -> None:
@@ -165,8 +168,10 @@ class Owner:
 
         Raises:
             EngineBusy, EngineClosed, EngineDied
+            RuntimeError: see `check_loop` and `check_caller`.
         """
         self.check_loop()
+        self.check_caller()
         if self._is_closed or self._died_of is not None:
             raise self.unavailable_error()
         if self._max_waiting is not None:

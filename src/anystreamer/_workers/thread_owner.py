@@ -59,6 +59,9 @@ class ThreadOwner(Owner):
         validate_seconds("queue_timeout", queue_timeout)
         return self.new_context(source.name, lambda: OwnedThreadTask(self, source, queue_timeout))
 
+    def check_caller(self) -> None:
+        self.threads.check_caller(self.kind)
+
     def has_waiting(self) -> bool:
         """Whether a stream waits for its turn."""
         return bool(self.queue.waiting)

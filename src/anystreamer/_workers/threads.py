@@ -10,7 +10,7 @@ from typing import Any
 
 from anyio import CancelScope, get_cancelled_exc_class
 
-from .._bridge import StreamState, run_sync_joined, track_active_thread
+from .._bridge import StreamState, check_turn, holding, run_sync_joined, track_active_thread
 
 __all__ = ["WorkItem", "WorkThreads"]
 
@@ -26,15 +26,24 @@ class WorkThreads:
     def work(self) -> None:
         """Call what comes, until `end`. In one of the threads."""
         self._idents.add(threading.get_ident())
-        while (item := self._items.get()) is not None:
-            item.run()
-            del item  # or a stream would live until the next one
+        with holding(self if self.count == 1 else None):
+            while (item := self._items.get()) is not None:
+                item.run()
+                del item  # or a stream would live until the next one
         self._idents.discard(threading.get_ident())
 
     @property
-    def have_only_this_one(self) -> bool:
-        """Whether the current thread is the only one, so that it would wait for itself."""
-        return self.count == 1 and threading.get_ident() in self._idents
+    def include_this_one(self) -> bool:
+        """Whether the current thread is one of them."""
+        return threading.get_ident() in self._idents
+
+    def check_caller(self, kind: str) -> None:
+        """Refuse a call that needs a thread, if the only one waits for this call. On the loop.
+
+        Raises:
+            RuntimeError
+        """
+        check_turn(self, f"the only thread of the {kind}")
 
     def end(self) -> None:
         """Have each thread return, after what has been put before. On the loop."""

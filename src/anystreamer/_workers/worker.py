@@ -140,7 +140,8 @@ class Worker:
             EngineBusy: when the block is entered, if the queue is full.
             GenerationTimeout: from the stream, after *queue_timeout*. Its `phase` is ``queued``.
             EngineClosed: when it is entered; or from the stream, after its items.
-            RuntimeError: when it is entered in another event loop.
+            RuntimeError: when it is entered in another event loop; or by what a producer waits for
+                with `Stopping.wait_for`, if it runs in the worker's only thread.
             TypeError, ValueError: at once, for an argument that cannot work.
         """
         return self._own(

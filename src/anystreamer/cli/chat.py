@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Protocol
 
-import anyio
 from anyio import EndOfStream, move_on_after
 from markdown_it import MarkdownIt
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -20,9 +19,10 @@ from rich.segment import Segment
 from rich.text import Text
 
 from .. import TextStream
-from .._errors import message_of
+from .._errors import PromptTooLong, is_kind, message_of
 from .chat_backends import ChatBackend
 from .chat_commands import Commands, Conversation
+from .chat_session import ChatSession, open_session
 from .terminal import Screen, exit_now, fail, format_stats
 
 __all__ = ["Chat"]
@@ -50,6 +50,7 @@ class Chat:
         self._chat_backend = chat_backend
         self._backend = backend
         self._conversation = Conversation(system)
+        self._session: ChatSession
         self._console = Console()
         self._screen = Screen()
         self._is_interactive = sys.stdin.isatty() and self._console.is_terminal
@@ -58,6 +59,11 @@ class Chat:
 
     def run(self) -> None:
         """Read questions and answer them. Ctrl-C stops an answer, or clears the line."""
+        with open_session(self._chat_backend, self._backend) as self._session:
+            self._converse()
+        self._screen.explain_replacements()
+
+    def _converse(self) -> None:
         if not self._is_interactive:
             for question in _lines():
                 self._answer(question)
@@ -71,7 +77,6 @@ class Chat:
                     self._run(commands, typed.strip())
                 elif question := typed.strip():
                     self._answer(question)
-        self._screen.explain_replacements()
 
     def _run(self, commands: Commands, line: str) -> None:
         try:
@@ -86,9 +91,9 @@ class Chat:
         )
         with _interruptible(self._console) as interrupt:
             try:
-                stream = anyio.run(self._show, question, view, interrupt, backend=self._backend)
+                stream = self._session.call(self._show, question, view, interrupt)
             except Exception as exc:
-                message = _neutral(message_of(exc) or type(exc).__name__)
+                message = _neutral(_explained(exc, has_commands=self._is_interactive))
                 if not self._is_interactive:
                     fail(message)
                 return self._screen.write(f"Error: {message}", "red", end="\n")
@@ -103,7 +108,7 @@ class Chat:
     async def _show(self, question: str, view: _View, interrupt: _Interrupt) -> TextStream:
         messages, settings = self._conversation.asking(question), self._conversation.settings
         with view:
-            async with self._chat_backend.answer(messages, settings) as stream:
+            async with self._session.answer(messages, settings) as stream:
                 interrupt.stops(stream)
                 with suppress(EndOfStream):
                     while True:
@@ -111,6 +116,20 @@ class Chat:
                             view.add(_neutral(await stream.receive()))
                         view.draw()
         return stream
+
+
+def _explained(exc: Exception, *, has_commands: bool) -> str:
+    """An error of an answer, in the terms of a chat."""
+    message = message_of(exc) or type(exc).__name__
+    if is_kind(exc, PromptTooLong):
+        least = "at least " if exc.is_lower_bound else ""
+        message = (
+            f"the conversation has {least}{exc.prompt_tokens} tokens, and the model takes "
+            f"{exc.context_length}, its answer included"
+        )
+    elif getattr(exc, "code", None) != "context_length_exceeded":  # so servers name it
+        return message
+    return f"{message}: start a new one with /new" if has_commands else message
 
 
 # -- questions

@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 import anyio
 
-from .. import TextStream, stream_text
+from .. import Engine, ReuseCache, open_engine
+from .._generation import Seed, UpTo
 from .._load_model import shown_name
-from .._model import max_context_length
-from .._prompts import tokenizer_of
+from .._model import max_context_length, uses_torch
 from .common import load_or_fail
 from .terminal import fail
 
 __all__ = ["ChatBackend", "local_model", "remote_model"]
 
-Messages = Sequence[dict[str, str]]
 Settings = Mapping[str, Any]  # those of `chat_settings`
+
+# A chat is one conversation, so its KV cache can have more of the memory than one of many can. The
+# rest is for the next conversation, which begins while this one is still kept.
+KEPT = ReuseCache(max_conversations=1, max_share=0.5)
 
 
 class ChatBackend(Protocol):
-    """Answers chat messages, in the current event loop."""
+    """What answers in a chat: an engine, and what an answer is requested with."""
 
     @property
     def shown_as(self) -> str:
         """The name of its model."""
 
-    def answer(
-        self, messages: Messages, settings: Settings
-    ) -> AbstractAsyncContextManager[TextStream]:
-        """A block with the stream of an answer to these messages."""
+    def open(self) -> AbstractAsyncContextManager[Engine]:
+        """The block of the engine, for the whole session."""
+
+    def arguments(self, settings: Settings) -> dict[str, Any]:
+        """Arguments of `Engine.stream_text` for an answer. Raises ValueError for a setting."""
 
 
 class LocalModel:
-    """A model of transformers. Its context limits the conversation."""
+    """A model of transformers. Its context limits the conversation.
+
+    The engine runs one request at a time. One user never has two, and continuous batching would
+    take memory for many, and would serve fewer settings. What counts here is that each turn reads
+    only what is new, which the engine's kept cache does.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, shown_as: str, max_new_tokens: int) -> None:
         self.shown_as = shown_as
@@ -43,37 +52,22 @@ class LocalModel:
         self._tokenizer = tokenizer
         self._max_new_tokens = max_new_tokens
 
-    def answer(
-        self, messages: Messages, settings: Settings
-    ) -> AbstractAsyncContextManager[TextStream]:
-        """Raises ValueError if the conversation leaves no room for an answer."""
-        limit = self._limit(messages, settings.get("max_tokens", self._max_new_tokens))
-        sampling = _sampling(settings)
-        return stream_text(self._model, self._tokenizer, messages, max_new_tokens=limit, **sampling)
+    def open(self) -> AbstractAsyncContextManager[Engine]:
+        return open_engine(self._model, self._tokenizer, batching="none", reuse_cache=KEPT)
 
-    def _limit(self, messages: Messages, limit: int) -> int:
-        most = max_context_length(self._model)
-        if most is None:
-            return limit
-        # A processor encodes in another way than a tokenizer does, but both make the text.
-        text = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
-        encoded = tokenizer_of(self._tokenizer)(text, add_special_tokens=False)
-        length = len(encoded["input_ids"])
-        if length >= most:
-            raise ValueError(
-                f"the conversation has {length} tokens, and the model takes {most}, its answer "
-                "included: start a new one with /new"
-            )
-        return min(limit, most - length)
+    def arguments(self, settings: Settings) -> dict[str, Any]:
+        limit = settings.get("max_tokens", self._max_new_tokens)
+        fitting = UpTo(limit, max_context_length(self._model))
+        arguments: dict[str, Any] = {"max_new_tokens": fitting}
+        if "seed" in settings:
+            if not uses_torch(self._model):
+                raise ValueError("this model takes no seed: /set seed removes it")
+            arguments["logits_processor"] = [Seed(settings["seed"])]
+        return arguments | _sampling(settings)
 
 
 class RemoteModel:
-    """The model of a server that has OpenAI's API.
-
-    A connection lasts for one answer, because each answer has an event loop of its own.
-    """
+    """The model of a server that has OpenAI's API."""
 
     def __init__(
         self, base_url: str, name: str, api_key: str | None, max_new_tokens: int | None
@@ -83,18 +77,19 @@ class RemoteModel:
         self._api_key = api_key
         self._max_new_tokens = max_new_tokens  # None: the server's own limit
 
-    @asynccontextmanager
-    async def answer(self, messages: Messages, settings: Settings) -> AsyncIterator[TextStream]:
-        """Raises what `open_remote_engine` and its streams raise."""
+    def open(self) -> AbstractAsyncContextManager[Engine]:
         from ..remote import open_remote_engine
 
+        return open_remote_engine(self._base_url, self.shown_as, api_key=self._api_key)
+
+    def arguments(self, settings: Settings) -> dict[str, Any]:
+        arguments: dict[str, Any] = {}
         limit = settings.get("max_tokens", self._max_new_tokens)
-        limits: dict[str, Any] = {} if limit is None else {"max_new_tokens": limit}
-        async with (
-            open_remote_engine(self._base_url, self.shown_as, api_key=self._api_key) as engine,
-            engine.stream_text(messages, **limits, **_sampling(settings)) as stream,
-        ):
-            yield stream
+        if limit is not None:
+            arguments["max_new_tokens"] = limit
+        if "seed" in settings:
+            arguments["extra_body"] = {"seed": settings["seed"]}
+        return arguments | _sampling(settings)
 
 
 def _sampling(settings: Settings) -> dict[str, Any]:

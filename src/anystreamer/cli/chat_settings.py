@@ -1,29 +1,37 @@
-"""The settings of sampling that a user of the chat can change."""
+"""The settings of sampling that a user of the chat can change. The chat page has the same."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["SETTINGS", "changed"]
+__all__ = ["SETTINGS", "Setting", "changed"]
 
 
-def _at_least(least: float, most: float, kind: type[int] | type[float]) -> Callable[[str], Any]:
-    def parsed(text: str) -> Any:
-        value = kind(text)
-        if not least <= value <= most:  # a NaN neither
+@dataclass(frozen=True)
+class Setting:
+    """A number, and how it is limited. Both limits are allowed values."""
+
+    kind: type[int] | type[float]
+    least: float
+    most: float
+    form: str  #: what its text has to be, for messages
+
+    def parse(self, text: str) -> float:
+        """The number. Raises ValueError if it is none, or is not within the limits."""
+        value = self.kind(text)
+        if not self.least <= value <= self.most:  # a NaN neither
             raise ValueError
         return value
 
-    return parsed
 
-
-# What a text has to be, and what makes it a value.
-SETTINGS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
-    "temperature": ("a number from 0 to 2", _at_least(0.0, 2.0, float)),
-    "top_p": ("a number above 0, up to 1", _at_least(math.ulp(0.0), 1.0, float)),
-    "max_tokens": ("a whole number from 1 on", _at_least(1, 2**31 - 1, int)),
+SETTINGS: Mapping[str, Setting] = {
+    "temperature": Setting(float, 0, 2, "a number from 0 to 2"),
+    "top_p": Setting(float, 0.001, 1, "a number from 0.001 to 1"),
+    "max_tokens": Setting(int, 1, 2**31 - 1, "a whole number from 1 on"),
+    # JavaScript has no larger whole numbers.
+    "seed": Setting(int, 0, 2**53 - 1, "a whole number from 0 on"),
 }
 
 
@@ -38,8 +46,8 @@ def changed(settings: Mapping[str, Any], name: str, text: str) -> dict[str, Any]
     others = {each: value for each, value in settings.items() if each != name}
     if not text:
         return others
-    form, parse = SETTINGS[name]
+    setting = SETTINGS[name]
     try:
-        return others | {name: parse(text)}
+        return others | {name: setting.parse(text)}
     except ValueError:
-        raise ValueError(f"{name} must be {form}, got {text!r}") from None
+        raise ValueError(f"{name} must be {setting.form}, got {text!r}") from None

@@ -24,29 +24,51 @@ app: typer.Typer = typer.Typer(
 
 Model = Annotated[
     str | None,
-    typer.Argument(help="A folder with a model, or its id on the hub. Default: the small model."),
+    typer.Argument(
+        help="A folder with a model, or its id on the Hugging Face hub. By default the embedded "
+        "model, which is small and can count."
+    ),
 ]
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python code that comes with the model.",
+        rich_help_panel="Model",
+    ),
 ]
 Device = Annotated[
     str | None,
     typer.Option(
         help="The device for the model, such as cuda:1 or cpu. By default the accelerator, if the "
-        "machine has one."
+        "machine has one.",
+        metavar="NAME",
+        rich_help_panel="Model",
     ),
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="The dtype of the weights, such as bfloat16. By default as they are stored."),
+    typer.Option(
+        help="The dtype of the weights, such as bfloat16. By default as they are stored.",
+        metavar="NAME",
+        rich_help_panel="Model",
+    ),
 ]
 Quantization = Annotated[
     str | None,
-    typer.Option(help="8bit or 4bit: the weights need less memory. It needs bitsandbytes."),
+    typer.Option(
+        help="8bit or 4bit: the weights need less memory. It needs bitsandbytes.",
+        metavar="BITS",
+        rich_help_panel="Model",
+    ),
 ]
 ChatTemplate = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="A Jinja chat template instead of the model's own."),
+    typer.Option(
+        metavar="FILE",
+        help="A Jinja chat template instead of the model's own.",
+        rich_help_panel="Model",
+    ),
 ]
 EventLoop = Annotated[Backend, typer.Option(help="The event loop.")]
 
@@ -70,7 +92,11 @@ def anystreamer(
         ),
     ] = False,
 ) -> None:
-    """Cancellation-safe token streams from transformers' generate(), on asyncio and trio."""
+    """Cancellation-safe token streams from transformers' generate(), on asyncio and trio.
+
+    All commands work at once, with the embedded model, which comes with the package and is small.
+    Try demo first.
+    """
 
 
 @app.command()
@@ -103,7 +129,8 @@ def chat(
         ),
     ] = None,
     system: Annotated[
-        str | None, typer.Option(help="A system message, sent before the conversation.")
+        str | None,
+        typer.Option(metavar="TEXT", help="A system message, sent before the conversation."),
     ] = None,
     base_url: Annotated[
         str | None,
@@ -122,7 +149,15 @@ def chat(
     chat_template: ChatTemplate = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Chat with a model. Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists commands."""
+    """Chat with a model in the terminal.
+
+    The model runs in this process. With --base-url it is the model of a server. Each turn computes
+    only what is new in the conversation. The model's own settings decide how tokens are chosen,
+    until you change them with /set.
+
+    Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists the commands. If you pipe text in,
+    each line is a question.
+    """
     require_installed(backend)
     if base_url is None and api_key is not None:
         raise typer.BadParameter("needs --base-url", param_hint="--api-key")
@@ -150,42 +185,75 @@ def chat(
 @app.command()
 def serve(
     model: Model = None,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str,
+        typer.Option(
+            help="The address to listen on.", metavar="ADDRESS", rich_help_panel="Address"
+        ),
+    ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="The port. 0 chooses a free one.")
+        int,
+        typer.Option(
+            min=0, max=65535, help="The port. 0 chooses a free one.", rich_help_panel="Address"
+        ),
     ] = 8000,
     uds: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Listen on this Unix domain socket instead."),
+        typer.Option(
+            metavar="PATH",
+            help="Listen on this Unix domain socket instead.",
+            rich_help_panel="Address",
+        ),
     ] = None,
     ssl_certfile: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Serve HTTPS with this certificate.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Serve HTTPS with this certificate.", rich_help_panel="Address"
+        ),
     ] = None,
     ssl_keyfile: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="The certificate's key, if it is in another file."),
+        typer.Option(
+            metavar="FILE",
+            help="The certificate's key, if it is in another file.",
+            rich_help_panel="Address",
+        ),
     ] = None,
-    backend: EventLoop = Backend.ASYNCIO,
+    backend: Annotated[
+        Backend, typer.Option(help="The event loop.", rich_help_panel="Running")
+    ] = Backend.ASYNCIO,
     server: Annotated[
         Server | None,
-        typer.Option(help="The HTTP server. By default uvicorn on asyncio, hypercorn on trio."),
+        typer.Option(
+            help="The HTTP server. By default uvicorn on asyncio, hypercorn on trio.",
+            rich_help_panel="Running",
+        ),
     ] = None,
     batching: Annotated[
         Batching,
         typer.Option(
             help="none runs one request at a time. continuous runs many at once. auto does both: "
-            "requests that cannot be batched run one at a time."
+            "requests that cannot be batched run one at a time.",
+            rich_help_panel="Engine",
         ),
     ] = Batching.AUTO,
     max_running: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="How many requests run at once, with continuous batching."
+            min=1,
+            metavar="N",
+            help="How many requests run at once, with continuous batching. By default 64.",
+            rich_help_panel="Engine",
         ),
     ] = None,
     max_waiting: Annotated[
         int,
-        typer.Option(min=0, metavar="N", help="How many requests can wait. Others get status 503."),
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="How many requests can wait. Others get status 503.",
+            rich_help_panel="Engine",
+        ),
     ] = 100,
     api_key: Annotated[
         str | None,
@@ -193,10 +261,15 @@ def serve(
             envvar=KEY,
             help="The key that clients must send. Other users of this machine can see the options "
             "of a command: it is safer to set the environment variable.",
+            metavar="KEY",
+            rich_help_panel="Access",
         ),
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen on a public address without a key.")
+        bool,
+        typer.Option(
+            "--insecure", help="Listen on a public address without a key.", rich_help_panel="Access"
+        ),
     ] = False,
     drain: Annotated[
         float,
@@ -204,23 +277,42 @@ def serve(
             min=0.0,
             help="After Ctrl-C or SIGTERM, the server accepts requests for this many seconds more. "
             "GET /health already says that it will end.",
+            metavar="SECONDS",
+            rich_help_panel="Running",
         ),
     ] = 0.0,
     grace: Annotated[
         float,
-        typer.Option(min=0.0, help="After that, open streams have this many seconds to finish."),
+        typer.Option(
+            min=0.0,
+            help="After --drain, open streams have this many seconds to finish.",
+            metavar="SECONDS",
+            rich_help_panel="Running",
+        ),
     ] = 10.0,
     max_body_bytes: Annotated[
-        int, typer.Option(min=1, metavar="N", help="The largest body of a request.")
+        int,
+        typer.Option(
+            min=1, metavar="N", help="The largest body of a request.", rich_help_panel="Requests"
+        ),
     ] = 1024 * 1024,
     max_connections: Annotated[
         int,
         typer.Option(
-            min=1, metavar="N", help="How many connections can be open. Others get status 503."
+            min=1,
+            metavar="N",
+            help="How many connections can be open. Others get status 503.",
+            rich_help_panel="Connections",
         ),
     ] = 900,
     max_head_bytes: Annotated[
-        int, typer.Option(min=1024, metavar="N", help="The largest head of a request.")
+        int,
+        typer.Option(
+            min=1024,
+            metavar="N",
+            help="The largest head of a request.",
+            rich_help_panel="Connections",
+        ),
     ] = 64 * 1024,
     head_timeout: Annotated[
         float,
@@ -228,6 +320,8 @@ def serve(
             min=1.0,
             help="A connection is closed if it is idle, or sends a request's head, for more than "
             "this many seconds.",
+            metavar="SECONDS",
+            rich_help_panel="Connections",
         ),
     ] = 10.0,
     send_timeout: Annotated[
@@ -236,18 +330,26 @@ def serve(
             min=0.0,
             help="How many seconds a client can take to receive a part of its answer. 0 means no "
             "limit.",
+            metavar="SECONDS",
+            rich_help_panel="Connections",
         ),
     ] = 30.0,
     max_unsent_tokens: Annotated[
         int,
         typer.Option(
-            min=1, metavar="N", help="How many tokens can wait for a client that takes nothing."
+            min=1,
+            metavar="N",
+            help="How many tokens can wait for a client that takes nothing.",
+            rich_help_panel="Connections",
         ),
     ] = 10_000,
     max_unsent_bytes: Annotated[
         int,
         typer.Option(
-            min=1, metavar="N", help="How many bytes can wait for a client that takes nothing."
+            min=1,
+            metavar="N",
+            help="How many bytes can wait for a client that takes nothing.",
+            rich_help_panel="Connections",
         ),
     ] = 4 * 1024 * 1024,
     keep_alive: Annotated[
@@ -256,6 +358,8 @@ def serve(
             min=0.0,
             help="After this many seconds without text, the server sends a comment, so that no "
             "proxy closes the connection. 0 turns this off.",
+            metavar="SECONDS",
+            rich_help_panel="Connections",
         ),
     ] = 15.0,
     context_length: Annotated[
@@ -264,23 +368,34 @@ def serve(
             min=1,
             metavar="N",
             help="Token limit of prompt and answer together. By default the model's own.",
+            rich_help_panel="Engine",
         ),
     ] = None,
     default_max_tokens: Annotated[
         int,
         typer.Option(
-            min=1, metavar="N", help="Token limit of an answer, if the request does not set one."
+            min=1,
+            metavar="N",
+            help="Token limit of an answer, if the request does not set one.",
+            rich_help_panel="Requests",
         ),
     ] = 1024,
     max_tokens_limit: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="The highest token limit that a request can set."),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="The highest token limit that a request can set.",
+            rich_help_panel="Requests",
+        ),
     ] = None,
     timeout: Annotated[
         float,
         typer.Option(
             min=0.0,
             help="How many seconds a request can take, with the time it waits. 0 means no limit.",
+            metavar="SECONDS",
+            rich_help_panel="Requests",
         ),
     ] = 600.0,
     allow_special_tokens: Annotated[
@@ -289,6 +404,7 @@ def serve(
             "--allow-special-tokens",
             help="If a message has the text of a special token, it becomes this token. By default "
             "it stays text.",
+            rich_help_panel="Access",
         ),
     ] = False,
     allow_media_from: Annotated[
@@ -298,24 +414,27 @@ def serve(
             metavar="HOST",
             help="Messages can have addresses of pictures and sound on this host. The option can "
             "be repeated.",
+            rich_help_panel="Access",
         ),
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(
             "--allow-origin",
-            metavar="URL",
             help="Pages of this site can use the server from a browser: https://a.org. The option "
             "can be repeated.",
+            metavar="URL",
+            rich_help_panel="Access",
         ),
     ] = None,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
             "--allow-host",
-            metavar="HOST",
             help="Requests can use this host name too. By default, a server on loopback accepts "
             "only its own names. The option can be repeated.",
+            metavar="HOST",
+            rich_help_panel="Access",
         ),
     ] = None,
     served_model_name: Annotated[
@@ -325,13 +444,18 @@ def serve(
             metavar="NAME",
             help="The model's name in requests and responses. If the option is repeated, the other "
             "names are aliases in requests.",
+            rich_help_panel="Address",
         ),
     ] = None,
     log_level: Annotated[
-        LogLevel, typer.Option(help="The lowest level of what the server logs.")
+        LogLevel,
+        typer.Option(help="The lowest level of what the server logs.", rich_help_panel="Running"),
     ] = LogLevel.WARNING,
     request_log: Annotated[
-        RequestLogFormat, typer.Option(help="Log each request, as text or as one line of JSON.")
+        RequestLogFormat,
+        typer.Option(
+            help="Log each request, as text or as one line of JSON.", rich_help_panel="Running"
+        ),
     ] = RequestLogFormat.OFF,
     device: Device = None,
     dtype: Dtype = None,
@@ -339,7 +463,12 @@ def serve(
     chat_template: ChatTemplate = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Serve a model through an OpenAI-compatible API."""
+    """Serve a model through an OpenAI-compatible API.
+
+    It prints its address when it is ready. At this address is a chat page, and the API below /v1.
+    Ctrl-C stops the server: open streams have the time of --grace to finish, and a second Ctrl-C
+    stops it at once.
+    """
     if ssl_keyfile and not ssl_certfile:
         raise typer.BadParameter("needs --ssl-certfile", param_hint="--ssl-keyfile")
     if not (api_key or insecure or uds or is_loopback(host)):

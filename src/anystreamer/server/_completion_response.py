@@ -11,8 +11,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from .._engine import Engine
-from .._generation import continues_prompt, effective_setting, eos_ids
-from .._model import uses_torch
+from .._generation import UpTo, continues_prompt, effective_setting, eos_ids
+from .._model import room_for_answer, uses_torch
 from .._prompts import Prompt, TokenIds, UntrustedMessages
 from .._streams import (
     PHASES,
@@ -97,6 +97,8 @@ class EngineResponse(StreamResponse):
 
     async def _open(self, streams: OpenStreams) -> None:
         limit = self._token_limit()
+        # The default gives way to the context. A limit that the client sends does not.
+        is_default = self._request.token_limit[1] is None
         choice = 0
         for name, given in self._request.prompts:
             prompt = self._prompt(given)
@@ -104,9 +106,10 @@ class EngineResponse(StreamResponse):
             if self._request.echoes:
                 echo = Echo(prompt, self._engine, self._request.top_logprobs_asked)
             for _ in range(self._request.n or 1):
-                stream = await self._open_choice(streams, choice, prompt, limit, echo)
+                fitting = UpTo(limit, self._limits.context if is_default else None)
+                stream = await self._open_choice(streams, choice, prompt, fitting, echo)
                 room = self._room(stream, name, limit)
-                if room < limit:  # the default limit: the answer gets as much as there is room for
+                if room < limit and not fitting.was_fitted:  # by an engine that is not ours
                     await stream.aclose()
                     stream = await self._open_choice(streams, choice, prompt, room, echo)
                 self._choices.append(stream)
@@ -159,7 +162,7 @@ class EngineResponse(StreamResponse):
             return limit
         param, asked = self._request.token_limit
         length = len(stream.prompt_token_ids)
-        room = context - length
+        room = room_for_answer(getattr(self._engine, "model", None), length, context)
         least = self._request.min_tokens or 0
         if room >= (asked or 0) and room < least:
             param = "min_tokens"
@@ -199,7 +202,7 @@ class EngineResponse(StreamResponse):
         if echo is not None and echo.scores is not None:
             processors = arguments.get("logits_processor", ())
             arguments["logits_processor"] = [echo.scores, *processors]
-        arguments["max_new_tokens"] = max(limit, 1)
+        arguments["max_new_tokens"] = limit or 1  # 0: only the prompt is echoed
         with answering(*self._origin):
             return await streams.open(
                 self._engine.stream_text(prompt, timeout=self._limits.timeout, **arguments)

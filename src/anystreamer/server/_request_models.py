@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from .._generation import Seed
 from .._prompts import Prompt, TokenIds
 from .._text import Regex, StopSet, validate_stop_strings
 from ._errors import APIError
 from ._fields import Annotates, Fixed, Neutral, Strict
 from ._message_models import Message, ResponseFormat, Tool
-from ._seed import Seed
 
 __all__ = ["ChatRequest", "CompletionRequest", "Effort", "TextRequest"]
 

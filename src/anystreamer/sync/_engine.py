@@ -6,6 +6,7 @@ from typing import Any
 
 from .._bridge import DetachedTasks
 from .._engine import Engine, EngineContext, EngineStatistics
+from .._workers import WorkThreads
 from ._keeper import OWNER_POLL, Owned
 from ._signatures import method_with_signature_of
 from ._streams import SyncTextStream
@@ -60,3 +61,6 @@ class OwnedSyncEngine(Owned[Engine], SyncEngine):
     @property
     def _engine(self) -> Any:
         return self._shown
+
+    def _threads_of(self, shown: Engine) -> WorkThreads | None:
+        return getattr(shown, "threads", None)

@@ -10,6 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 import anyio
 
 from .._bridge import LoopGone, SafeEvent
+from .._workers import WorkThreads
 from ._portal import Tasks, portal
 
 __all__ = ["OWNER_POLL", "Owned"]
@@ -49,9 +50,17 @@ class Owned(Generic[ShownT]):
         """End the streams that are open, and wait for its threads. Again, it does nothing.
 
         Raises:
+            RuntimeError: in one of its threads, which would wait for itself.
             BaseException: its end failed.
         """
         if self._keeper is not None:
+            shown = self._keeper.shown
+            threads = None if shown is None else self._threads_of(shown)
+            if threads is not None and threads.include_this_one:
+                raise RuntimeError(
+                    f"this is a thread of what {self._name}() has opened: close() would wait for "
+                    "itself. Call it after the producer or the callback has returned"
+                )
             with contextlib.suppress(LoopGone):  # and with it what was open there
                 self._keeper.tasks.call_from_thread(self._keeper.close)
 
@@ -60,6 +69,10 @@ class Owned(Generic[ShownT]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _threads_of(self, shown: ShownT) -> WorkThreads | None:
+        """The threads that run what its users pass, if it has such threads."""
+        return None
 
     @property
     def _shown(self) -> ShownT:

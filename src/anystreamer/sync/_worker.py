@@ -12,6 +12,7 @@ from .._workers import (
     Worker,
     WorkerContext,
     WorkerStatistics,
+    WorkThreads,
     call_source,
     owner_of,
 )
@@ -159,17 +160,12 @@ class OwnedSyncWorker(Owned[Worker], SyncWorker):
     def _worker(self) -> Worker:
         return self._shown
 
+    def _threads_of(self, shown: Worker) -> WorkThreads:
+        return owner_of(shown).threads
+
 
 def _opener(
     owner: ThreadOwner, context: StreamContext[ThreadStream[T]]
 ) -> Callable[[], tuple[Tasks, StreamContext[ThreadStream[T]]]]:
     """Return a function that gives the worker's tasks, and *context*, to who enters the block."""
-
-    def open_in_loop() -> tuple[Tasks, StreamContext[ThreadStream[T]]]:
-        if owner.threads.have_only_this_one:
-            raise RuntimeError(
-                f"this is the only thread of the {owner.kind}: it would wait for itself"
-            )
-        return owner.tasks, context
-
-    return open_in_loop
+    return lambda: (owner.tasks, context)

@@ -6,11 +6,11 @@
 import { inBrowser, inTab } from "./storage.js";
 
 const PLACE = location.pathname; // this host can have others
-const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
 
 const element = (id) => document.getElementById(id);
 const dialog = element("settings-dialog");
 const form = element("settings-form");
+const NUMBERS = [...form.querySelectorAll("input")].map((each) => each.name);
 const field = (name) => form.elements[name];
 
 const nameOf = (name) => `anystreamer ${name} of ${PLACE}`;

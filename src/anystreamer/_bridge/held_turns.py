@@ -1,0 +1,113 @@
+"""Finds calls that would wait for themselves: of work that has the only turn, for that turn again.
+
+A producer can wait for code in the event loop, by `Stopping.wait_for` or through
+`anystreamer.sync`. If that code needs the turn that the producer has, neither goes on. Which turns
+a thread has is known in the thread, and goes with the call in a context variable. A task that this
+code starts and does not wait for inherits the variable, so the tasks between the two count as well.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+from anyio import CapacityLimiter, get_current_task, get_running_tasks
+
+__all__ = ["await_holding", "check_limiter", "check_turn", "held_turns", "holding"]
+
+T = TypeVar("T")
+
+
+class _Thread(threading.local):
+    turns: tuple[object, ...] = ()
+
+
+class _Wait:
+    """A thread waits for a task."""
+
+    def __init__(self, turns: tuple[object, ...]) -> None:
+        self.turns = turns  # that the thread has
+        self.task_id: int | None = get_current_task().id  # None once it does not wait any more
+
+
+_thread = _Thread()
+_wait: ContextVar[_Wait | None] = ContextVar("anystreamer_wait", default=None)
+
+
+@contextmanager
+def holding(turn: object) -> Iterator[None]:
+    """While it is entered, the current thread has a turn that nobody else can have meanwhile.
+
+    None is no turn, and a limiter with several tokens is none either.
+    """
+    before = _thread.turns
+    if _is_only(turn):
+        _thread.turns = (*before, turn)
+    try:
+        yield
+    finally:
+        _thread.turns = before
+
+
+def held_turns() -> tuple[object, ...]:
+    """The turns that the current thread has."""
+    return _thread.turns
+
+
+async def await_holding(turns: tuple[object, ...], func: Callable[[], Awaitable[T]]) -> T:
+    """Await ``func()`` in the event loop, for a thread that has *turns* and waits for it."""
+    wait = _Wait(turns)
+    token = _wait.set(wait)
+    try:
+        return await func()
+    finally:
+        wait.task_id = None
+        _wait.reset(token)
+
+
+def check_turn(turn: object, shown: str) -> None:
+    """Refuse a call that needs a turn, if the thread that has it waits for this call.
+
+    Args:
+        turn: what there is one of.
+        shown: what to call it in the message.
+
+    Raises:
+        RuntimeError
+    """
+    wait = _wait.get()
+    if wait is None or wait.task_id is None or not any(each is turn for each in wait.turns):
+        return
+    if _is_within(wait.task_id):
+        raise RuntimeError(
+            f"this call needs {shown}, and what has it waits for this call: it would wait for "
+            "itself. Make the call after the producer or the callback has returned"
+        )
+
+
+def check_limiter(find_limiter: Callable[[], CapacityLimiter | None]) -> None:
+    """The same for the turn of a limiter, which is looked up only if a thread waits.
+
+    Raises:
+        RuntimeError
+    """
+    if _wait.get() is not None:
+        check_turn(find_limiter(), "the turn of its limiter or its model")
+
+
+def _is_only(turn: object) -> bool:
+    if isinstance(turn, CapacityLimiter):
+        return turn.total_tokens == 1
+    return turn is not None
+
+
+def _is_within(task_id: int) -> bool:
+    """Whether the current task is that one, or in a task group that it waits for."""
+    parents = {each.id: each.parent_id for each in get_running_tasks()}
+    current: int | None = get_current_task().id
+    while current is not None and current != task_id:
+        current = parents.get(current)
+    return current == task_id
