@@ -114,6 +114,13 @@ def test_one_chunk_is_enough_for_a_plot(pyplot: Any, chunk: TextChunk) -> None:
     assert sum(line.get_data().values) > 0
 
 
+@pytest.mark.parametrize("chunks", [["one"], "one", [1]], ids=repr)
+def test_what_is_no_chunk_is_refused_before_a_figure_is_made(pyplot: Any, chunks: Any) -> None:
+    with pytest.raises(TypeError, match="does not know when it was made"):
+        plot_tokens_per_second(chunks)
+    assert not pyplot.get_fignums()
+
+
 def test_no_chunks_are_refused(pyplot: Any) -> None:
     with pytest.raises(ValueError, match="chunks is empty"):
         plot_tokens_per_second(iter([]))

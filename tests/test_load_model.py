@@ -137,5 +137,8 @@ def test_models_that_are_not_there(tmp_path: Path) -> None:
         load_model("./nowhere")
     with pytest.raises(OSError, match=r"has no config\.json"):
         load_model(str(tmp_path))
+    (tmp_path / "adapter_config.json").touch()
+    with pytest.raises(OSError, match=r"has an adapter and no model.*PeftModel\.from_pretrained"):
+        load_model(str(tmp_path))
     with pytest.raises(OSError, match=r"some/model is not in the cache.*HF_HUB_OFFLINE"):
         load_model("some/model")

@@ -151,8 +151,14 @@ def _check_folder(name: str) -> None:
     """Refuse a path that is not the folder of a model. An id on the hub has one slash at most."""
     path = os.path.expanduser(name)
     if os.path.isdir(path):
-        if not os.path.isfile(os.path.join(path, "config.json")):
-            raise OSError(f"{name} has no config.json: it is not the folder of a model")
+        if os.path.isfile(os.path.join(path, "config.json")):
+            return
+        if os.path.isfile(os.path.join(path, "adapter_config.json")):
+            raise OSError(
+                f"{name} has an adapter and no model: load its model, and then put the adapter on "
+                f"it with peft.PeftModel.from_pretrained(model, {name!r})"
+            )
+        raise OSError(f"{name} has no config.json: it is not the folder of a model")
     elif os.path.isabs(path) or name.startswith(".") or name.count("/") > 1:
         raise OSError(f"there is no folder {name}")
 

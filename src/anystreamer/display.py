@@ -136,6 +136,7 @@ def plot_tokens_per_second(chunks: Iterable[TextChunk], *, axes: Axes | None = N
 
     Raises:
         ImportError: matplotlib is not installed.
+        TypeError: these are not chunks but plain text.
         ValueError: there are no chunks.
     """
     try:
@@ -146,6 +147,12 @@ def plot_tokens_per_second(chunks: Iterable[TextChunk], *, axes: Axes | None = N
     chunks = list(chunks)
     if not chunks:
         raise ValueError("chunks is empty: collect them, [chunk async for chunk in stream]")
+    for chunk in chunks:
+        if not isinstance(chunk, TextChunk):
+            raise TypeError(
+                f"chunks has a {type(chunk).__name__}, which does not know when it was made: "
+                "collect what the stream gives, [chunk async for chunk in stream]"
+            )
     if axes is None:
         _, axes = pyplot.subplots()
     intervals = min(len(chunks), _MAX_INTERVALS)

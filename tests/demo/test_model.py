@@ -274,3 +274,20 @@ def test_training_is_repeatable(tmp_path: Path) -> None:
 def test_shipped_tokenizer_is_the_one_the_program_builds(demo: Any) -> None:
     """The vocabulary in the package is made by the program that stands beside it."""
     assert train.build_tokenizer().get_vocab() == demo[1].get_vocab()
+
+
+@pytest.mark.slow
+def test_two_threads_load_it_first_at_once() -> None:
+    """transformers replaces its own module while it is imported, and one thread saw the old one."""
+    program = (
+        "import threading\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from anystreamer.demo import load_demo\n"
+        "both = threading.Barrier(2)\n"
+        "def load(_):\n"
+        "    both.wait()\n"
+        "    return load_demo()\n"
+        "with ThreadPoolExecutor(2) as threads:\n"
+        "    assert len(list(threads.map(load, range(2)))) == 2\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from contextlib import suppress
 from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
@@ -107,6 +107,55 @@ async def test_samples_follow_the_seed_of_the_process_when_the_engine_opens() ->
     assert found[0] == found[1] != found[2]
 
 
+# What generate() refuses, and what it cannot draw a token from.
+REFUSED: list[dict[str, Any]] = [
+    {"temperature": 0},
+    {"temperature": -1.0},
+    {"temperature": float("nan")},
+    {"temperature": "hot"},
+    {"top_p": -0.1},
+    {"top_k": -1},
+    {"top_k": 2.5},
+]
+OVERFLOWING: list[dict[str, Any]] = [
+    {"temperature": float("inf"), "response_format": Regex("[a-f ]{5,50}")},
+    {"frequency_penalty": 1e39},
+    {"repetition_penalty": 1e-40},
+    {"logit_bias": {5: 1e38}, "temperature": 1e-3},
+]
+
+
+@pytest.mark.parametrize("batching", ["continuous", "auto"])
+async def test_settings_that_nothing_can_be_drawn_with_fail_no_other_request(batching: Any) -> None:
+    async with open_engine(*demo(), batching=batching) as engine:
+        expected, _ = await chunks_of(engine)
+        for kwargs in REFUSED:
+            with pytest.raises(ValueError, match=r"temperature|top_p|top_k|convert"):
+                engine.stream_text(PROMPT, do_sample=True, **kwargs)
+        beside: list[Any] = []
+
+        async def overflow(kwargs: dict[str, Any]) -> None:
+            with suppress(RuntimeError):  # its scores are not numbers any more
+                await chunks_of(engine, do_sample=True, **kwargs)
+
+        async def ask() -> None:
+            beside.append((await chunks_of(engine))[0])
+
+        async with create_task_group() as tasks:
+            for kwargs in OVERFLOWING:
+                tasks.start_soon(overflow, kwargs)
+                tasks.start_soon(ask)
+        assert [each.token_ids for each in beside] == [expected.token_ids] * len(OVERFLOWING)
+
+
+async def test_at_almost_no_temperature_the_likeliest_token_is_drawn() -> None:
+    async with open_engine(*demo(), batching="continuous") as engine:
+        expected, _ = await chunks_of(engine)
+        for temperature in (1e-5, 1e-20, 1e-40, 1e-46):
+            cold, _ = await chunks_of(engine, do_sample=True, temperature=temperature)
+            assert cold.token_ids == expected.token_ids
+
+
 PENALTIES: list[dict[str, Any]] = [
     {},
     {"repetition_penalty": 1.0},
@@ -169,20 +218,6 @@ async def test_a_penalty_that_is_not_valid_fails_its_own_request_only() -> None:
             await chunks_of(engine, repetition_penalty=-1.0)
         with pytest.raises(ValueError, match="logit_bias has the id"):
             await chunks_of(engine, logit_bias={10**6: 1.0})
-        await chunks_of(engine)
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [{"temperature": 0}, {"temperature": math.nan}, {"temperature": -1.0}, {"top_k": -1}],
-    ids=str,
-)
-async def test_sampling_that_generate_refuses_fails_its_own_request_only(
-    setting: dict[str, Any],
-) -> None:
-    async with open_engine(*demo(), batching="continuous") as engine:
-        with pytest.raises(ValueError, match="has to be a strictly positive"):
-            await chunks_of(engine, do_sample=True, **setting)
         with pytest.raises(ValueError, match="do not fit into the engine's cache"):
             await chunks_of(engine, max_new_tokens=10**400)
         await chunks_of(engine)

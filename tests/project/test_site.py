@@ -30,6 +30,49 @@ def test_search_finds_words_inside_code(code: str, words: set[str]) -> None:
     assert words <= set(re.split(separator, code))
 
 
+# The search shows pages with a word in their title first.
+SEARCHED = {
+    "how-to/deadlines.md": ["timeout", "cancel"],
+    "deployment.md": ["Docker", "Kubernetes", "systemd", "nginx"],
+    "how-to/fastapi.md": ["FastAPI"],
+    "how-to/gradio.md": ["Gradio", "stop"],
+    "how-to/json.md": ["JSON schema", "pydantic", "structured"],
+    "how-to/langchain.md": ["LangChain"],
+    "how-to/llama-cpp.md": ["llama.cpp", "Ollama"],
+    "how-to/many-prompts.md": ["progress", "memory"],
+    "how-to/notebook.md": ["Jupyter", "notebook"],
+    "how-to/observing.md": ["logging", "tokens per second", "Prometheus", "OpenTelemetry"],
+    "how-to/openai-server.md": ["OpenAI", "Ollama", "vLLM"],
+    "how-to/own-model.md": ["GPU", "quantization", "LoRA", "system prompt", "temperature", "seed"],
+    "how-to/pictures.md": ["images", "pictures", "audio", "video"],
+    "how-to/sse.md": ["SSE", "EventSource", "stop button"],
+    "how-to/synchronous.md": ["Flask", "Django"],
+    "how-to/tool-loop.md": ["tool calls", "agent"],
+    "how-to/trio.md": ["trio"],
+    "how-to/websocket.md": ["WebSocket", "stop button"],
+    "how-to/whisper.md": ["Whisper"],
+    "how-to/worker-context.md": ["seed", "LoRA", "adapter"],
+}
+
+
+@pytest.mark.parametrize("page", SEARCHED)
+def test_a_page_has_the_words_that_it_is_searched_by_in_its_title(page: str) -> None:
+    title = (DOCS / page).read_text("utf-8").partition("\n")[0]
+    assert title.startswith("# ")
+    assert [each for each in SEARCHED[page] if each.lower() not in title.lower()] == []
+
+
+def test_each_option_that_the_pages_name_for_the_server_exists() -> None:
+    source = (ROOT / "src/anystreamer/cli/commands.py").read_text("utf-8")
+    page = (DOCS / "how-to/openai-server.md").read_text("utf-8")
+    _, _, table = page.partition("| Ollama | vLLM | `anystreamer serve` |\n")
+    ours = [row.split("|")[3] for row in table.partition("\n\n")[0].splitlines()[1:]]
+    options = re.findall(r"--([a-z-]+)", "".join(ours))
+    assert len(options) > 5
+    names = [name.replace("-", "_") for name in options]
+    assert [each for each in names if f"\n    {each}: " not in source] == []
+
+
 def test_the_first_page_has_a_table_that_the_readme_has() -> None:
     first = (DOCS / "index.md").read_text("utf-8")
     (section,) = re.findall(r"^<!-- table of README.md: (.+) -->$", first, re.MULTILINE)

@@ -50,6 +50,8 @@ class AutoEngine(ContinuousBatchingEngine):
 
     def _new_task_for(self, request: GenerationRequest, prompts: Any) -> Callable[[], EngineTask]:
         refusal = self.lane_refusal(request, prompts)
+        if refusal is None:
+            self.sampling_of(request)  # raises
 
         def new_task() -> EngineTask:
             if refusal is not None:

@@ -7,14 +7,12 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from .._generation import GenerationRequest
 from .._model import is_encoder_decoder
 
 __all__ = [
     "SAMPLING",
     "Settings",
     "check_cb_config",
-    "check_sampling",
     "is_neutral_penalty",
     "validate_cb_config",
 ]
@@ -119,25 +117,6 @@ class Settings:
 def is_neutral_penalty(value: Any) -> bool:
     """Whether a repetition penalty changes nothing."""
     return value in (None, 1.0)
-
-
-def check_sampling(request: GenerationRequest) -> None:
-    """Refuse what ``generate()`` refuses: one request could end a pass of the manager for all.
-
-    Raises:
-        ValueError: as from ``generate()``.
-    """
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-    if not request.setting("do_sample"):
-        return
-    temperature, top_k, top_p = map(request.setting, ("temperature", "top_k", "top_p"))
-    if temperature is not None:
-        TemperatureLogitsWarper(float(temperature))
-    if top_k:
-        TopKLogitsWarper(int(top_k))
-    if top_p is not None and top_p < 1:
-        TopPLogitsWarper(top_p)
 
 
 def check_cb_config(config: Any, *, takes_compiled: bool) -> None:

@@ -6,17 +6,53 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingTopKLogitsWarper,
     ContinuousBatchingTopPLogitsWarper,
 )
 
+from .._generation import GenerationRequest
+from .cb_config import SAMPLING
 from .cb_step_processor import StepProcessor
 
-__all__ = ["Recorder", "choose_for_each", "draw_by_itself"]
+__all__ = ["Recorder", "choose_for_each", "draw_by_itself", "sampling_of"]
 
 # transformers has no public name for the method that chooses the tokens of a step.
 SAMPLE = "_sample"
+
+# Below this temperature no token but the likeliest has a chance. Divided by a smaller one, the
+# scores of many tokens can become infinite, and then all of them would be likely.
+COLDEST = 1e-8
+
+
+def sampling_of(request: GenerationRequest, vocabulary: int) -> dict[str, float | int]:
+    """A request's sampling settings, in a manager's terms.
+
+    Raises:
+        TypeError, ValueError: ``generate()`` would refuse a value. The manager does not look: in
+            its next step it would fail, and all other requests with it.
+    """
+    chosen = {name: request.setting(name) for name in SAMPLING}
+    temperature, top_k, top_p = (
+        SAMPLING[name] if chosen[name] is None else chosen[name] for name in list(SAMPLING)[1:]
+    )
+    if chosen["do_sample"]:
+        temperature, top_p = float(temperature), float(top_p)
+        # Under the conditions of generate(): a neutral value is not looked at there.
+        if temperature != 1:
+            TemperatureLogitsWarper(temperature)
+        if top_k != 0:
+            TopKLogitsWarper(top_k)
+        if top_p < 1:
+            TopPLogitsWarper(top_p)
+    if not chosen["do_sample"] or temperature < COLDEST:  # always the likeliest token
+        return {"temperature": 1.0, "top_k": 1, "top_p": 1.0}
+    return {
+        "temperature": temperature,
+        "top_k": min(top_k or vocabulary, vocabulary),
+        "top_p": top_p,
+    }
 
 
 def choose_for_each(manager: Any) -> None:

@@ -18,10 +18,11 @@ from .._streams import Row
 from .active_request import ActiveRequest, ScoreHooks, publish
 from .base import EngineTask, ThreadEngine
 from .cb_cached_tokens import report_cached_tokens
-from .cb_config import SAMPLING, Settings, check_sampling
+from .cb_config import Settings
 from .cb_manager import cache_size, cache_used, cause_of_death, is_dying, take_results
 from .cb_open import open_manager
 from .cb_refusals import inputs_refusal, request_refusal
+from .cb_sampling import sampling_of
 
 __all__ = ["ContinuousBatchingEngine"]
 
@@ -70,6 +71,7 @@ class ContinuousBatchingEngine(ThreadEngine):
     def _new_task_for(self, request: GenerationRequest, prompts: Any) -> Callable[[], EngineTask]:
         if reason := request_refusal(request, prompts, self.manager):
             raise new_refusal(reason)
+        self.sampling_of(request)  # raises
         return lambda: BatchTask(self, request, prompts)
 
     def _wake(self) -> None:
@@ -119,7 +121,7 @@ class ContinuousBatchingEngine(ThreadEngine):
             max_new_tokens=active.max_new_tokens,
             streaming=True,
             eos_token_id=active.eos or -1,
-            **self._choices(active.request),
+            **self.sampling_of(active.request),
         )
         if active.id not in self.active_requests:
             # The drain has cancelled it meanwhile, before the manager knew of it.
@@ -132,20 +134,13 @@ class ContinuousBatchingEngine(ThreadEngine):
             return self._death()
         return RuntimeError(message)
 
-    def _choices(self, request: GenerationRequest) -> dict[str, float | int]:
-        """A request's sampling settings, in the manager's terms."""
-        chosen = {name: request.setting(name) for name in SAMPLING}
-        temperature, top_k, top_p = (
-            SAMPLING[name] if chosen[name] is None else chosen[name] for name in list(SAMPLING)[1:]
-        )
-        vocabulary = self.model.config.get_text_config().vocab_size
-        if not chosen["do_sample"]:  # always the likeliest token
-            temperature, top_k, top_p = 1.0, 1, 1.0
-        return {
-            "temperature": float(temperature),
-            "top_k": min(int(top_k) or vocabulary, vocabulary),
-            "top_p": float(top_p),
-        }
+    def sampling_of(self, request: GenerationRequest) -> dict[str, float | int]:
+        """A request's sampling settings, in the manager's terms.
+
+        Raises:
+            TypeError, ValueError: a value that ``generate()`` would refuse.
+        """
+        return sampling_of(request, self.model.config.get_text_config().vocab_size)
 
     def _note_cached_tokens(self, request_id: str, tokens: int) -> None:
         """A request begins with so much of its prompt computed. In the manager's thread."""
@@ -306,7 +301,6 @@ class BatchTask(EngineTask):
             if reason := inputs_refusal(inputs):
                 self._refusal = new_refusal(reason)
             else:
-                check_sampling(self._request)
                 self._score_hooks = ScoreHooks.of(self._request, self._rows[0])
         except BaseException as exc:
             self._failure = wrap_control_flow_exception(exc, self.cancellation)

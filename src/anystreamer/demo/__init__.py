@@ -41,6 +41,10 @@ def load_demo() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """
     try:
         import torch
+
+        # It takes the place of its own module while it is imported: of two threads that import
+        # names from it for the first time at once, one would not find them.
+        import transformers  # noqa: F401
         from safetensors.torch import load_file
         from transformers import (
             GenerationConfig,
