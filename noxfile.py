@@ -373,6 +373,22 @@ def tests_of_the_newest(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON, tags=["night"])
+def night_with_videos(session: nox.Session) -> None:
+    """Videos in chats, and models whose processors need torchvision."""
+    install_all(session)
+    install(session, *CONSTRAINTS, "--group", "videos")
+    session.run("python", "-c", "import torchvision")  # it has to be built for this torch
+    names = ("prompts", "server/test_media.py", "test_model_class.py")
+    session.run(
+        "pytest",
+        *SIDE_BY_SIDE,
+        *("-m", "not nightly"),
+        *(session.posargs or [f"tests/{name}" for name in names]),
+        env=ENV,
+    )
+
+
+@nox.session(python=PYTHON, tags=["night"])
 def night_with_the_oldest(session: nox.Session) -> None:
     """What `tests_of_the_oldest` leaves out."""
     run_with_the_oldest(session, "-m", NIGHT)

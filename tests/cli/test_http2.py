@@ -87,7 +87,8 @@ async def test_the_rest_of_a_body_that_is_refused_does_not_end_a_connection() ->
         assert await client.status_of(await client.begin("/")) == "404"
 
 
-async def test_a_body_that_does_not_arrive_does_not_hold_the_server_s_end() -> None:
+@pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/2"])
+async def test_a_body_that_does_not_arrive_does_not_hold_the_server_s_end(version: str) -> None:
     begun = anyio.Event()
 
     async def wait_for_body(request: Request) -> None:
@@ -98,7 +99,10 @@ async def test_a_body_that_does_not_arrive_does_not_hold_the_server_s_end() -> N
     async with limited_serving(app, "hypercorn") as url:
         host, _, port = url.removeprefix("http://").partition(":")
         stream = await anyio.connect_tcp(host, int(port))
-        await H2Client(stream).begin("/")
+        if version == "HTTP/2":
+            await H2Client(stream).begin("/")
+        else:
+            await stream.send(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n")
         await begun.wait()
     await stream.aclose()  # the server has ended before
 

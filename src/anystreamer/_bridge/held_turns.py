@@ -9,8 +9,7 @@ code starts and does not wait for inherits the variable, so the tasks between th
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -37,19 +36,26 @@ _thread = _Thread()
 _wait: ContextVar[_Wait | None] = ContextVar("anystreamer_wait", default=None)
 
 
-@contextmanager
-def holding(turn: object) -> Iterator[None]:
+class holding:
     """While it is entered, the current thread has a turn that nobody else can have meanwhile.
 
     None is no turn, and a limiter with several tokens is none either.
     """
-    before = _thread.turns
-    if _is_only(turn):
-        _thread.turns = (*before, turn)
-    try:
-        yield
-    finally:
-        _thread.turns = before
+
+    # Not a generator: `contextlib` would set attributes of the exceptions that pass through it, and
+    # some refuse that.
+
+    def __init__(self, turn: object) -> None:
+        self._turn = turn
+        self._before: tuple[object, ...] = ()
+
+    def __enter__(self) -> None:
+        self._before = _thread.turns
+        if _is_only(self._turn):
+            _thread.turns = (*self._before, self._turn)
+
+    def __exit__(self, *exc: object) -> None:
+        _thread.turns = self._before
 
 
 def held_turns() -> tuple[object, ...]:

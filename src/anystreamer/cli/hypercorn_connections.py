@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from anyio import Event, create_task_group, current_time, move_on_after, sleep
+from anyio.lowlevel import checkpoint
 from hypercorn import protocol as protocols
 from hypercorn.config import Config
 from hypercorn.events import Closed, RawData, Updated
@@ -57,14 +58,39 @@ def limited_connections(run: Any, backend: str) -> Iterator[None]:
 
     hypercorn has no option for the classes of its connections.
     """
-    usual, usual_h2 = run.TCPServer, H2Protocol
-    run.TCPServer = _trio_connection() if backend == "trio" else _asyncio_connection()
+    replaced: dict[str, Any] = {
+        "TCPServer": _trio_connection() if backend == "trio" else _asyncio_connection()
+    }
+    if backend == "asyncio":
+        replaced["asyncio"] = _ServersThatClose(run.asyncio)
+    usual, usual_h2 = {name: getattr(run, name) for name in replaced}, H2Protocol
+    vars(run).update(replaced)
     setattr(protocols, "H2Protocol", _LimitedH2Protocol)  # noqa: B010  it is not exported
     try:
         yield
     finally:
-        run.TCPServer = usual
+        vars(run).update(usual)
         setattr(protocols, "H2Protocol", usual_h2)  # noqa: B010
+
+
+class _ServersThatClose:
+    """The asyncio that hypercorn uses to serve. To wait for its servers is to wait for nothing.
+
+    hypercorn waits for them, and then gives connections their grace. From Python 3.12 on, a server
+    has closed only when all its connections have: one that stays open would hold the end for ever.
+    """
+
+    def __init__(self, asyncio: Any) -> None:
+        self._asyncio = asyncio
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._asyncio, name)
+
+    async def start_server(self, *args: Any, **kwargs: Any) -> Any:
+        """Start a server."""
+        server = await self._asyncio.start_server(*args, **kwargs)
+        server.wait_closed = checkpoint
+        return server
 
 
 # The base class is another one for each backend: `_Limits` comes before it.
