@@ -34,7 +34,7 @@ from .connection_limits import (
 
 __all__ = ["LimitedConfig", "limited_connections"]
 
-log = SafeLogger("anystreamer.server")
+log: SafeLogger = SafeLogger("anystreamer.server")
 
 # How many bytes are read at once.
 READ_AT_ONCE = 64 * 1024
