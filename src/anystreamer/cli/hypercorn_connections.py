@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 from typing import Any
 
 from anyio import Event, create_task_group, current_time, move_on_after, sleep
@@ -89,8 +90,7 @@ class _ServersThatClose:
     async def start_server(self, *args: Any, **kwargs: Any) -> Any:
         """Start a server."""
         server = await self._asyncio.start_server(*args, **kwargs)
-        server.wait_closed = checkpoint
-        return server
+        return SimpleNamespace(close=server.close, wait_closed=checkpoint)
 
 
 # The base class is another one for each backend: `_Limits` comes before it.
