@@ -105,14 +105,14 @@ class DeliveryThread:
 
     def _deliver(self, items: list[tuple[DeliveredQueue, Any]]) -> bool:
         """Deliver items by one crossing. Returns whether the thread goes on."""
-        waiting = {to: to.crossing for to, item in items if to.push(item)}
-        for crossing in waiting.values():
-            crossing.register()
+        waiting = list(dict.fromkeys(to for to, item in items if to.push(item)))
+        for each in waiting:
+            each.crossing.register()
         try:
-            for crossing in [*waiting.values()][:1]:
-                crossing.flush()
+            if waiting:
+                waiting[0].crossing.flush()
         except KeyboardInterrupt as exc:  # it struck the loop just then; trio raises it here
-            next(iter(waiting)).push_failure(exc)
+            waiting[0].push_failure(exc)
         except RuntimeError:
             with self._lock:
                 self.loop_closed = True
