@@ -73,6 +73,27 @@ def plain(kind: Kind, chat: Any, tokens: int = TOKENS) -> list[int]:
     return ids
 
 
+def plain_rows(kind: Kind, chats: list[Any]) -> list[list[int]]:
+    """The same of several chats in one batch, in which the processor pads."""
+    kwargs: dict[str, Any] = {"padding": True, "padding_side": "left"}
+    if "processor_kwargs" in inspect.signature(kind.processor.apply_chat_template).parameters:
+        kwargs = {"processor_kwargs": kwargs}
+    inputs = inputs_of(kind, chats, **kwargs)
+    output = kind.model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+    rows: list[list[int]] = output[:, inputs["input_ids"].shape[1] :].tolist()
+    return rows
+
+
+async def rows_of(kind: Kind, chats: list[Any]) -> list[list[int]]:
+    """The ids of each row of a stream of several chats."""
+    async with stream_batch(
+        kind.model, kind.processor, chats, max_new_tokens=TOKENS, do_sample=False
+    ) as stream:
+        async for _ in stream:
+            pass
+    return stream.token_ids
+
+
 async def streamed(kind: Kind, chat: Any, processor: Any = None, **kwargs: Any) -> list[int]:
     async with stream_text(
         kind.model,
@@ -115,18 +136,7 @@ async def test_a_batch_of_different_sizes(kind: Kind) -> None:
         asking(text="Without any."),
         asking(part_of(kind, 5)),
     ]
-    kwargs: dict[str, Any] = {"padding": True, "padding_side": "left"}
-    if "processor_kwargs" in inspect.signature(kind.processor.apply_chat_template).parameters:
-        kwargs = {"processor_kwargs": kwargs}
-    inputs = inputs_of(kind, chats, **kwargs)
-    output = kind.model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
-    rows = output[:, inputs["input_ids"].shape[1] :].tolist()
-    async with stream_batch(
-        kind.model, kind.processor, chats, max_new_tokens=TOKENS, do_sample=False
-    ) as stream:
-        async for _ in stream:
-            pass
-    assert stream.token_ids == rows
+    assert await rows_of(kind, chats) == plain_rows(kind, chats)
 
 
 async def test_one_by_one_in_an_engine(kind: Kind) -> None:

@@ -14,13 +14,22 @@ pytest.importorskip("torchvision")
 
 import transformers
 
-from anystreamer import UntrustedMessages, open_engine, stream_batch
+from anystreamer import UntrustedMessages, open_engine
 from anystreamer.server import create_app
 
 from ..helpers.more_processors import MORE, one_of_more
 from ..helpers.serving import client_of, serving
 from ..helpers.tiny_processors import Kind, clip, picture, png, recording, video, wav
-from .test_media import TOKENS, asking, data_url, different, inputs_of, plain, streamed
+from .test_media import (
+    TOKENS,
+    asking,
+    data_url,
+    different,
+    plain,
+    plain_rows,
+    rows_of,
+    streamed,
+)
 from .test_videos import plain_file
 
 pytestmark = [
@@ -118,18 +127,7 @@ async def test_a_batch(name: str, medium: str) -> None:
         asking(part_of(medium, 1), text="A longer question, so that the others are padded."),
         asking(part_of(medium, 2), part_of(medium, 3)),
     ]
-    kwargs: dict[str, Any] = {"padding": True, "padding_side": "left"}
-    if "processor_kwargs" in inspect.signature(kind.processor.apply_chat_template).parameters:
-        kwargs = {"processor_kwargs": kwargs}
-    inputs = inputs_of(kind, chats, **kwargs)
-    output = kind.model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
-    rows = output[:, inputs["input_ids"].shape[1] :].tolist()
-    async with stream_batch(
-        kind.model, kind.processor, chats, max_new_tokens=TOKENS, do_sample=False
-    ) as stream:
-        async for _ in stream:
-            pass
-    assert stream.token_ids == rows
+    assert await rows_of(kind, chats) == plain_rows(kind, chats)
 
 
 @pytest.mark.parametrize(("name", "medium"), CASES)

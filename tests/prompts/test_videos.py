@@ -21,12 +21,12 @@ pytest.importorskip("torchvision")  # transformers' processors of videos need it
 import torch
 from PIL import Image
 
-from anystreamer import UntrustedMessages, open_engine, stream_batch, stream_text
+from anystreamer import UntrustedMessages, open_engine, stream_text
 from anystreamer._prompts import encode, media_files, video_files
 
 from ..helpers.tiny_models import steps_of
 from ..helpers.tiny_processors import Kind, clip, kind_named, picture, png, video
-from .test_media import TOKENS, asking, data_url, different, plain, refused, streamed
+from .test_media import TOKENS, asking, data_url, different, plain, refused, rows_of, streamed
 
 pytestmark = pytest.mark.torch
 
@@ -95,12 +95,7 @@ async def test_a_batch_and_engines(kind: Kind) -> None:
         asking(text="Without any."),
         asking(part(clip(2, 2, 16, 16)), part(clip(3))),
     ]
-    async with stream_batch(
-        kind.model, kind.processor, chats, max_new_tokens=TOKENS, do_sample=False
-    ) as stream:
-        async for _ in stream:
-            pass
-    assert stream.token_ids == [plain(kind, chat) for chat in chats]
+    assert await rows_of(kind, chats) == [plain(kind, chat) for chat in chats]
     batchings: tuple[Any, ...] = ("none", "auto")
     for batching in batchings:
         async with open_engine(kind.model, kind.processor, batching=batching) as engine:
@@ -231,12 +226,7 @@ async def test_files_and_frames_in_one_batch(has_av: None, kind: Kind) -> None:
     chats = [asking(part(clip(2))), asking(file, part(clip(3, 2))), asking(text="None.")]
     alone = [await streamed(kind, chat) for chat in chats]
     assert alone[0] == plain(kind, chats[0])
-    async with stream_batch(
-        kind.model, kind.processor, chats, max_new_tokens=TOKENS, do_sample=False
-    ) as stream:
-        async for _ in stream:
-            pass
-    assert stream.token_ids == alone
+    assert await rows_of(kind, chats) == alone
 
 
 async def test_special_tokens_beside_a_file_are_text(has_av: None, kind: Kind) -> None:
