@@ -142,7 +142,7 @@ async def test_a_short_answer_takes_milliseconds(browser: Browser) -> None:
     async with chatting(browser, ["Hello!"]) as (page, _, _):
         await page.evaluate("performance.now = () => 1000")
         await say(page, "first")
-        await expect(figures(page)).to_contain_text("finished · 1 token · 1 ms")
+        await expect(figures(page)).to_contain_text("tokens · 1 ms")
 
 
 async def test_the_conversation_is_kept_until_a_new_one(browser: Browser) -> None:
