@@ -229,6 +229,10 @@ def docs(session: nox.Session) -> None:
     install(session, *CONSTRAINTS, "--group", "docs")
     # mkdocs-material would speak of its successor at each build.
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
+    if shutil.which("chromium") or shutil.which("google-chrome"):
+        session.run("python", "docs/search.py", "site")
+    else:
+        session.warn("there is no Chromium: the site's search is not tried")
 
 
 def try_package(session: nox.Session, package: Path, python: str, empty: Path) -> None:
