@@ -236,7 +236,7 @@ class Conversation:
             self._add_item(item, f"input[{number}]")
 
     def place_of(self, param: str) -> str:
-        """The place in the request of what has the place *param* in the chat request."""
+        """Where the field *param* of the chat request stands in this request."""
         place, rest = param, ""
         while place and place not in self._places:
             place, _, last = place.rpartition(".")
