@@ -382,7 +382,7 @@ def night_with_videos(session: nox.Session) -> None:
     install_all(session)
     install(session, *CONSTRAINTS, "--group", "videos")
     session.run("python", "-c", "import torchvision")  # it has to be built for this torch
-    names = ("prompts", "server/test_media.py", "test_model_class.py")
+    names = ("prompts", "server/test_media.py", "loading/test_model_class.py")
     session.run(
         "pytest",
         *SIDE_BY_SIDE,

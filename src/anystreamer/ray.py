@@ -32,7 +32,7 @@ except ImportError as _missing:
 
 from . import Engine, open_engine
 from ._asgi_extensions import CANCELS_ON_DISCONNECT
-from ._load_model import load_model, shown_name
+from ._loading import load_model, shown_name
 from .server import create_app
 
 __all__ = ["Settings", "app", "application", "error_objects"]

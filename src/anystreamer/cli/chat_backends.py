@@ -10,7 +10,7 @@ import anyio
 
 from .. import Engine, ReuseCache, open_engine
 from .._generation import Seed, UpTo
-from .._load_model import shown_name
+from .._loading import shown_name
 from .._model import max_context_length, uses_torch
 from .common import load_or_fail
 from .terminal import fail

@@ -12,8 +12,8 @@ from time import sleep
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
 
-from .._generate_arguments import check_arguments, effective_arguments, max_new_tokens
 from ._gate import Gate
+from ._generate_arguments import check_arguments, effective_arguments, max_new_tokens
 from ._workers import no_worker_left
 
 __all__ = ["Gate", "Script", "ScriptedModel", "ScriptedTokenizer", "no_worker_left"]

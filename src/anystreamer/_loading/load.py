@@ -6,10 +6,10 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ._errors import logger
-from ._installing import to_install
-from ._model_class import Classes, classes_for
-from ._prompts import note_missing_processor
+from .._errors import logger
+from .._installing import to_install
+from .._prompts import note_missing_processor
+from .model_class import Classes, classes_for
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,7 @@ def load_model(
 
 
 def _embedded(where: Any, dtype: Any) -> tuple[Any, Any]:
-    from .demo import load_demo
+    from ..demo import load_demo
 
     model: Any
     model, tokenizer = load_demo()

@@ -16,8 +16,8 @@ from anyio import CancelScope
 from anystreamer import FinishReason, open_engine, stream_from_thread, stream_text, sync
 from anystreamer.testing import Gate, ScriptedModel
 
-from .helpers.scripted import PATIENCE, Native, Scripted, each_native_loop, until
-from .helpers.ways_out import WAYS_OUT, BodyError, WayOut, each_of, reaching_the_end, stopped
+from ..helpers.scripted import PATIENCE, Native, Scripted, each_native_loop, until
+from ..helpers.ways_out import WAYS_OUT, BodyError, WayOut, each_of, reaching_the_end, stopped
 
 
 class Engine:
