@@ -237,7 +237,9 @@ class _Endpoints:
 
     async def responses(self, request: Request) -> Response:
         def new_response(asked: ResponsesRequest, on_end: OnEnd) -> Response:
-            builder = ResponseBuilder(self._names.main, asked.settings, streams=asked.streams)
+            builder = ResponseBuilder(
+                self._names.main, asked.settings, streams=asked.streams, offered=asked.offered
+            )
             return ResponsesResponse(self._engine, asked, builder, self._limits, on_end)
 
         return await self._answer(request, "responses", ResponsesRequest, new_response)
