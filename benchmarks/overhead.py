@@ -21,7 +21,7 @@ from unittest.mock import patch
 import torch
 from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import iterate_in_threadpool
-from transformers import AsyncTextIteratorStreamer, LlamaForCausalLM, TextIteratorStreamer
+from transformers import AsyncTextIteratorStreamer, TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
 import anystreamer
@@ -68,7 +68,7 @@ note_texts = partial(note, method="on_finalized_text")  # of transformers' strea
 class NotingModel:
     """A model that notes the time at each ``put()`` of the streamer that it gets."""
 
-    def __init__(self, model: LlamaForCausalLM, run: Run) -> None:
+    def __init__(self, model: Any, run: Run) -> None:
         self.generation_config, self.device = model.generation_config, model.device
         self._model, self._run = model, run
 
@@ -82,7 +82,7 @@ class NotingModel:
 class Bench:
     """A model, and the ways to stream from it."""
 
-    model: LlamaForCausalLM
+    model: Any
     tokenizer: Any
 
     def _generate(self, run: Run, streamer: Any) -> None:
