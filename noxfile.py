@@ -217,7 +217,7 @@ def types(session: nox.Session) -> None:
     shutil.rmtree(examples, ignore_errors=True)
     session.run("python", "-m", "tests.project.write_examples", examples)
     # In one run, since most of its time goes to the files of torch and transformers.
-    session.run("mypy", "src", "tests", "noxfile.py", examples)
+    session.run("mypy", "src", "tests", "benchmarks", "noxfile.py", examples)
     # mypy has read the first among the other tests.
     session.run("pyright", "tests/project/type_tests.py", examples)
     session.run("pyright", "--verifytypes", "anystreamer", "--ignoreexternal")

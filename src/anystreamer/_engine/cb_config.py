@@ -159,7 +159,7 @@ def validate_cb_config(model: Any, max_running: int | None, config: Any) -> Sett
     _validate_model(model)
     if model.device.type == "cpu":
         try:
-            import psutil  # type: ignore[import-untyped]  # noqa: F401
+            import psutil  # noqa: F401
         except ImportError as exc:
             raise ImportError(
                 "batching='continuous' on a CPU needs psutil: pip install psutil"

@@ -17,15 +17,14 @@ from .._errors import EngineBusy, GenerationTimeout, is_kind
 from .._prompts import Prompt
 from .._streams import GenerationSpan, GenerationState, TextStream, queue_deadline
 from ._errors import request_error
-from ._http import address_of, content_encoding, guard, httpx, new_client
+from ._http import basic_authorization, guard, httpx, new_client
 from ._limits import Limits
 from ._reader import ResponseReader
+from ._refusals import refusal
 from ._request import NAME, RemoteRequest
 from ._response import RemoteRow, ResponseParser
 
 __all__ = ["open_remote_engine"]
-
-EVENT_STREAM = "text/event-stream"
 
 
 def open_remote_engine(
@@ -85,6 +84,9 @@ def open_remote_engine(
     is_open = api_key is None and "authorization" not in names
     headers: dict[str, Any] = {"Authorization": openai.omit} if is_open else {}
     headers["Accept-Encoding"] = "identity"  # a small answer could become one of any size
+    if url.userinfo:  # the client would log it with the address
+        headers["Authorization"] = basic_authorization(url)
+        url = url.copy_with(userinfo=b"")
     options = {
         "base_url": url,
         "api_key": api_key or "none",
@@ -174,21 +176,6 @@ def _new_state(request: RemoteRequest) -> GenerationState:
     return GenerationState(request.options.max_buffer_size, span=span)
 
 
-def _refusal(response: httpx.Response) -> str | None:
-    """Why a response cannot be an answer, to go into a message; None if it can."""
-    address = address_of(response.url)
-    if encoding := content_encoding(response):
-        return (
-            f"{address} must answer without content-encoding, as it was asked to, got "
-            f"{encoding[:60]}: let the server, or the proxy before it, not compress event streams"
-        )
-    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != EVENT_STREAM:
-        got = media_type[:60] or "no content-type"
-        return f"{address} must answer with {EVENT_STREAM}, got {got}: check base_url"
-    return None
-
-
 class _Task(EngineTask):
     """A request's task: sends it, and reads the answer. It counts as queued until the headers."""
 
@@ -228,11 +215,10 @@ class _Task(EngineTask):
             except Exception as exc:
                 failure = request_error(exc)
                 raise failure from failure.__cause__
+            if (wrong := await refusal(self._response)) is not None:
+                raise wrong
         if waiting.cancelled_caught:
             raise GenerationTimeout(phase)
-        if wrong := _refusal(self._response):
-            await self._response.aclose()
-            raise openai.APIResponseValidationError(self._response, None, message=wrong)
 
     def turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
         return aclosing(self._response), self.ticket

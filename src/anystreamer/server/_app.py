@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -26,19 +25,20 @@ from ._body_sender import SendLimits
 from ._chat_page import page_routes
 from ._completion_response import CompletionResponse, Limits
 from ._errors import APIError
+from ._failures import Failures
 from ._model_names import ModelNames
 from ._observing import (
-    HEADER,
     Metrics,
     RequestIds,
     RequestLog,
     RequestSpans,
     note_end,
-    request_id_of,
 )
 from ._openai_format import ChatCompletionBuilder, CompletionBuilder, TextCompletionBuilder
+from ._origins import cross_origin, validate_origins
 from ._request_body import BodyParser, RequestT
 from ._request_models import ChatRequest, CompletionRequest, TextRequest
+from ._request_target import AbsoluteTargets
 from ._responses_api import ResponseBuilder, ResponsesRequest, ResponsesResponse
 
 __all__ = ["create_app"]
@@ -112,7 +112,8 @@ def create_app(
             a server fetches any address, a client can reach machines that only the server can
             reach. Set *max_body_bytes* to the size of such files.
         allow_origins: sites whose pages can use the application from a browser, such as
-            ``https://example.org``; ``*`` allows all. By default none can.
+            ``https://example.org``; ``*`` allows all, and ``null`` pages that are files. By default
+            none can.
         allowed_hosts: host names that requests can use, without ports. Set them if the server is on
             loopback: any site can point its own host name to the address of loopback, and the
             browser then lets its pages send requests. None allows all.
@@ -144,6 +145,7 @@ def create_app(
     ):
         if isinstance(names, str):
             raise TypeError(f"{name} must be a list of strings, got {names!r}")
+    validate_origins(allow_origins)
     validate_timeouts(timeout)
     limits = Limits(
         default_max_tokens=default_max_tokens,
@@ -181,7 +183,6 @@ def create_app(
         exception_handlers={
             APIError: _api_error,
             HTTPException: _http_exception,
-            Exception: _failed,
         },
     )
     app.state.metrics = endpoints.metrics_registry
@@ -191,19 +192,13 @@ def create_app(
 def _middleware(
     allow_origins: Sequence[str], allowed_hosts: Sequence[str] | None
 ) -> list[Middleware]:
-    middleware = [Middleware(RequestIds), Middleware(RequestLog)]
+    middleware = [Middleware(AbsoluteTargets), Middleware(RequestIds), Middleware(RequestLog)]
+    if allow_origins:
+        middleware.append(cross_origin(allow_origins))
+    # Inside of it are those that answer themselves: pages of other sites can read their errors.
+    middleware.append(Middleware(Failures))
     if allowed_hosts is not None:
         middleware.append(Middleware(AllowedHosts, allowed_hosts=allowed_hosts))
-    if allow_origins:
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=allow_origins,
-                allow_methods=["GET", "POST"],
-                allow_headers=["*"],  # the official client sends headers of its own from a browser
-                expose_headers=["retry-after", HEADER],
-            )
-        )
     return middleware
 
 
@@ -242,7 +237,9 @@ class _Endpoints:
 
     async def responses(self, request: Request) -> Response:
         def new_response(asked: ResponsesRequest, on_end: OnEnd) -> Response:
-            builder = ResponseBuilder(self._names.main, asked.settings, streams=asked.streams)
+            builder = ResponseBuilder(
+                self._names.main, asked.settings, streams=asked.streams, offered=asked.offered
+            )
             return ResponsesResponse(self._engine, asked, builder, self._limits, on_end)
 
         return await self._answer(request, "responses", ResponsesRequest, new_response)
@@ -396,11 +393,3 @@ async def _http_exception(request: Request, exc: Exception) -> Response:
     """Starlette's own errors, such as an unknown path, as an error object."""
     assert isinstance(exc, HTTPException)
     return APIError(exc.detail, status=exc.status_code, headers=exc.headers).response()
-
-
-async def _failed(request: Request, exc: Exception) -> Response:
-    # Starlette sends it from outside of the middleware.
-    headers = {HEADER: request_id_of(request.scope)}
-    return APIError(
-        "the server failed", status=500, type="server_error", headers=headers
-    ).response()
