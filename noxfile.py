@@ -218,7 +218,7 @@ def types(session: nox.Session) -> None:
     shutil.rmtree(examples, ignore_errors=True)
     session.run("python", "-m", "tests.project.write_examples", examples)
     # In one run, since most of its time goes to the files of torch and transformers.
-    session.run("mypy", "src", "tests", "noxfile.py", examples)
+    session.run("mypy", "src", "tests", "benchmarks", "noxfile.py", examples)
     # mypy has read the first among the other tests.
     session.run("pyright", "tests/project/type_tests.py", examples)
     session.run("pyright", "--verifytypes", "anystreamer", "--ignoreexternal")
@@ -230,6 +230,10 @@ def docs(session: nox.Session) -> None:
     install(session, *CONSTRAINTS, "--group", "docs")
     # mkdocs-material would speak of its successor at each build.
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
+    if shutil.which("chromium") or shutil.which("google-chrome"):
+        session.run("python", "docs/search.py", "site")
+    else:
+        session.warn("there is no Chromium: the site's search is not tried")
 
 
 def try_package(session: nox.Session, package: Path, python: str, empty: Path) -> None:
@@ -379,7 +383,7 @@ def night_with_videos(session: nox.Session) -> None:
     install_all(session)
     install(session, *CONSTRAINTS, "--group", "videos")
     session.run("python", "-c", "import torchvision")  # it has to be built for this torch
-    names = ("prompts", "server/test_media.py", "test_model_class.py")
+    names = ("prompts", "server/test_media.py", "loading/test_model_class.py")
     session.run(
         "pytest",
         *SIDE_BY_SIDE,

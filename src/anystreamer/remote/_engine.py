@@ -43,16 +43,17 @@ def open_remote_engine(
     The server is any that has OpenAI's API: vLLM, SGLang, TGI, ``transformers serve``,
     ``anystreamer serve``. Use it as ``async with open_remote_engine(url, name) as engine:``, and
     ``async with engine.stream_text(prompt) as stream:`` for each request. A `str` goes to
-    ``/completions``, chat messages to ``/chat/completions``. Whatever stops the stream closes its
-    connection: then the server stops, too.
+    ``/completions``, chat messages to ``/chat/completions``. A stop of the stream, in any way,
+    closes its connection: then the server stops, too.
 
-    docs/remote.md has a table of how ``generate()``'s arguments are sent; other arguments are
-    refused by name. ``extra_body=`` takes what a server has beside OpenAI's API, as it is sent.
+    docs/remote.md has a table of how ``generate()``'s arguments are sent. Other arguments raise an
+    error that names them. ``extra_body=`` is sent unchanged: use it for fields that a server has in
+    addition to OpenAI's API.
 
     Differences: tokens have no ids here (``token_ids`` and ``prompt_token_ids`` are empty), and
-    ``usage`` is what the server counted: None where it sent no counts, as after a stop. ``output``
-    is None. In the engine's statistics tokens count once the server has sent their number, and
-    ``between_tokens`` is from one chunk to the next.
+    ``usage`` has the server's counts. It is None if the server sent none, for example after a stop.
+    ``output`` is None. The engine's statistics count tokens when the server has sent their number,
+    and ``between_tokens`` is the time from one chunk to the next.
 
     Args:
         base_url: of the API, usually with ``/v1`` at its end, which is added to a URL without a
@@ -60,14 +61,14 @@ def open_remote_engine(
         model: the name that the server has for the model.
         api_key: sent as ``Authorization: Bearer ...``; nothing is sent if it is None. A key or
             headers that the environment has for OpenAI's client are not sent.
-        max_retries: how often a request is sent again that was refused for now, or got no answer:
-            after the seconds of the server's ``Retry-After``, or a growing pause. It is never sent
-            again once its answer has begun.
+        max_retries: how often a request is repeated if the server is busy, or the connection fails:
+            after the seconds of the server's ``Retry-After``, or a growing pause. It is never
+            repeated after its answer has begun.
         max_event_size: bytes of one event of an answer, and characters of the arguments of all its
             tool calls; `math.inf` for no limit.
         max_answer_size: bytes that an answer can take in memory: its characters, 128 for each piece
             of text that the server sends, and 32 for each log-probability. The default is enough
-            for 250,000 tokens. What is larger raises `openai.APIError`, after the text before it.
+            for 250,000 tokens. A larger answer raises `openai.APIError`, after the text before it.
         client_options: further arguments for `openai.AsyncOpenAI`: ``default_headers``,
             ``http_client``, ``timeout`` (of one attempt to connect, read or write), ...
 

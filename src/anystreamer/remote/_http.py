@@ -1,4 +1,4 @@
-"""The HTTP client that openai's is made of: which library it is of, and what it may not do.
+"""The HTTP client that openai's client uses: which library it is from, and what it must not do.
 
 openai 3 is made of httpx2, and takes a client of httpx, too. openai 2 is made of httpx.
 """

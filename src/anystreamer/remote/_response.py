@@ -119,7 +119,9 @@ class ResponseParser:
         if data in (b"", DONE) or data.startswith(b":"):  # a comment as data (Vertex)
             return
         if data.count(b",") > self._limits.max_values:
-            raise self._limits.exceeded("max_event_size", "what an event of the answer has")
+            raise self._limits.exceeded(
+                "max_event_size", "the number of values in an event of the answer"
+            )
         try:
             event = json.loads(data)
             if (error := error_in(event)) is not None:

@@ -122,7 +122,7 @@ class BodySender:
             await self._send(_body(_Unsendable.because_of(error), more_body=True))
 
     async def _begin(self) -> None:
-        """Wait until no other task sends. Where none does, this is no checkpoint.
+        """Wait until no other task sends. If none does, this is not a checkpoint.
 
         So it costs no turn of the event loop for each part. anyio's `Lock` would look up the
         current task for each. `ReadyItems` says where the checkpoints are.

@@ -57,7 +57,7 @@ class SyncStream(Generic[StreamT, T]):
         self._context: StreamContext[StreamT] | None = None
         self._opened: StreamT | None = None
         self._lock = threading.Lock()
-        self._closed: Future[None] | None = None  # once somebody closes it
+        self._closed: Future[None] | None = None  # set when it is being closed
         self._was_read_to_its_end = False
         self._was_stopped = False  # a loop over what is left can then find nothing
 
@@ -77,7 +77,7 @@ class SyncStream(Generic[StreamT, T]):
 
         try:
             self._opened = self._call(enter)
-        except BaseException:  # a Ctrl-C ends this wait alone: nobody will leave the block
+        except BaseException:  # a Ctrl-C ends only this wait: the block stays open
             is_wanted = False  # first: either we see the task, or the loop sees this
             if context.task is not None:
                 context.task.state.abandon()
