@@ -159,6 +159,7 @@ WITH_RAY = (
 WITH_FRAMEWORKS = (
     "tests/generation/test_llama_cpp.py",
     "tests/project/test_docs.py",
+    "tests/server/test_other_frameworks.py",
     "tests/test_gradio.py",
     "tests/test_notebook.py",
     "tests/test_streamlit.py",

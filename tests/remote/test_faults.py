@@ -191,6 +191,10 @@ USAGE = event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens":
         pytest.param(sends(CLOSING + TWO + ending() + USAGE), id="no done"),
         pytest.param(then(sends(ONE_TWO + chunked(ending(), USAGE, DONE)), stalls), id="stays"),
         pytest.param(then(sends(ONE_TWO + chunked(ending(), USAGE)), stalls), id="no done, stays"),
+        pytest.param(
+            then(sends(HEAD + chunked(said("one "), ending(text="two"), USAGE)), stalls),
+            id="a reason with text, no done, stays",
+        ),
         pytest.param(then(sends(ONE_TWO + chunked(ending(), USAGE)), resets), id="resets"),
     ],
 )
@@ -198,6 +202,7 @@ async def test_an_answer_that_has_ended_is_whole(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_reader, "USAGE_TIMEOUT", 0.1)
+    monkeypatch.setattr(_reader, "MORE_TEXT_TIMEOUT", 10 * PATIENCE)
     told: list[TextStream] = []
     async with wire(play) as server:
         assert await read(server.url, told) == "one two"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager, aclosing
 from time import perf_counter
@@ -115,10 +116,15 @@ def _url_of(base_url: str) -> httpx.URL:
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as exc:
-        raise ValueError(f"base_url must be an http(s) URL, got {base_url!r}: {exc}") from exc
+        raise ValueError(f"base_url must be an http(s) URL, got {_shown(base_url)}: {exc}") from exc
     if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError(f"base_url must begin with http:// or https://, got {base_url!r}")
+        raise ValueError(f"base_url must begin with http:// or https://, got {_shown(base_url)}")
     return url.copy_with(path="/v1") if url.path in ("", "/") else url
+
+
+def _shown(base_url: str) -> str:
+    """A URL for a message, without the password that it can have."""
+    return repr(re.sub(r"(?<=:)[^:/@]*(?=@)", "[hidden]", base_url))
 
 
 class _RemoteContext(EngineContext):

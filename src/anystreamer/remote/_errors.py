@@ -76,13 +76,14 @@ def connection_lost(request: httpx.Request, message: str | None = None) -> Excep
 
 
 def _with_message(exc: openai.APIStatusError) -> openai.APIStatusError:
-    """The same error with what the server says. The client reads the shape of OpenAI's only."""
+    """The same error with the status and what the server says: the client has only some of it."""
     if not exc.response.is_stream_consumed:
         return exc
+    status = f"Error code: {exc.status_code}"
     message = message_of_body(exc.response.content)
-    if not message or message in str(exc):
+    if not message or (str(exc).startswith(status) and message in str(exc)):
         return exc
-    return type(exc)(f"{exc} - {message}", response=exc.response, body=exc.body)
+    return type(exc)(f"{status} - {message}", response=exc.response, body=exc.body)
 
 
 def _because_of(exc: Exception, failure: Exception) -> Exception:

@@ -72,6 +72,7 @@ async def _close(response: httpx.Response) -> None:
     with CancelScope(shield=True):
         if response.http_version == "HTTP/2":
             # The client only forgets a stream of such a connection: the server would go on.
-            connection: Any = response.extensions["network_stream"]
-            await connection.aclose()
+            connection: Any = response.extensions.get("network_stream")
+            if connection is not None:  # a transport of the caller's can have none
+                await connection.aclose()
         await response.aclose()

@@ -130,6 +130,7 @@ class ResponseParser:
             has_usage, usage = usage_in(event)
             if has_usage:
                 self._row.server_usage = usage
+                self.ended_with_text = False  # unless this event has text
             # A server can send several answers in place of one.
             deltas = [each for each in choices_of(event) if each.get("index") in (None, 0, "0")]
             if len(deltas) > MAX_DELTAS:
