@@ -87,7 +87,7 @@ class SyncStream(Generic[StreamT, T]):
 
         try:
             self._opened = self._call(enter, "leave")
-        except BaseException:  # a Ctrl-C ends only this wait: the block stays open
+        except BaseException:  # a Ctrl-C ends only this wait, and no __exit__ will follow
             is_wanted = False  # first: either we see the task, or the loop sees this
             if context.task is not None:
                 context.task.state.abandon()
