@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tokenizers import pre_tokenizers
+from tokenizers import AddedToken, pre_tokenizers
 from transformers import (
     GenerationConfig,
     WhisperFeatureExtractor,
     WhisperProcessor,
     WhisperTokenizer,
 )
-from transformers.tokenization_utils_base import AddedToken
 
 from .tiny_models import WHISPER_FRAMES, new_whisper
 

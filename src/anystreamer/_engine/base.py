@@ -135,6 +135,7 @@ class ThreadEngine(BaseEngine):
         #: how many tokens the model takes, prompt and answer together; None where it is not known
         self.context_length = context_length or max_context_length(model)
         self.encoding: CapacityLimiter  # one at a time, as tokenizers do; each takes a thread
+        self.compiling: CapacityLimiter  # of forms: prompts do not wait for it
 
     def stream_text(self, prompt: Prompt, **arguments: Any) -> StreamContext[TextStream]:
         request = GenerationRequest("stream_text", self.model, self.tokenizer, arguments)
@@ -150,7 +151,7 @@ class ThreadEngine(BaseEngine):
         """Run in the engine's thread until `_is_closed`. Sets `ready`."""
 
     async def open(self) -> None:
-        self.encoding = CapacityLimiter(1)
+        self.encoding, self.compiling = CapacityLimiter(1), CapacityLimiter(1)
         await super().open()
 
     async def _run(self) -> None:

@@ -289,6 +289,10 @@ class BatchTask(EngineTask):
         refusal, self._refusal = self._refusal, None
         if refusal is not None:
             return refusal
+        if self._request.form is not None:
+            async with engine.compiling:
+                await run_sync_joined(self._make_score_hooks)
+                await checkpoint()
         self.state.rows = self._rows
         (row,) = self._rows
         try:
@@ -304,11 +308,14 @@ class BatchTask(EngineTask):
             # The keys, and not the form of the prompt, tell of images.
             if reason := inputs_refusal(inputs):
                 self._refusal = new_refusal(reason)
-            else:
-                self._score_hooks = ScoreHooks.of(self._request, self._rows[0])
+            elif self._request.form is None:
+                self._make_score_hooks()
         except BaseException as exc:
             self._failure = wrap_control_flow_exception(exc, self.cancellation)
         self.is_encoded = True
+
+    def _make_score_hooks(self) -> None:
+        self._score_hooks = ScoreHooks.of(self._request, self._rows[0])
 
     def queue_deadline(self) -> tuple[float, str]:
         return self._request.queue_deadline(self.state)

@@ -310,8 +310,15 @@ class GenerationRequest:
         for row in rows:
             # Calls that are required leave no answer to parse.
             row.form = None if isinstance(self.form, ToolForm) else self.options.form
-            self.form_matcher(row)  # raises what is wrong with the form; the second one is a copy
         return encoded, rows
+
+    def compile_form(self, rows: Sequence[Row]) -> None:
+        """Raise what is wrong with the form, as `form_matcher` does. In a worker thread.
+
+        It can take seconds. Those that are made later are copies.
+        """
+        for row in rows:
+            self.form_matcher(row)
 
     def _fit_token_limit(self, rows: Sequence[Row]) -> None:
         limit = self.generate_kwargs.get("max_new_tokens")

@@ -62,7 +62,7 @@ class Owned(Generic[ShownT]):
                     "itself. Call it after the producer or the callback has returned"
                 )
             with contextlib.suppress(LoopGone):  # and with it what was open there
-                self._keeper.tasks.call_from_thread(self._keeper.close)
+                self._keeper.tasks.call_from_thread(self._keeper.close, "join")
 
     def __enter__(self) -> Self:
         return self.open()
