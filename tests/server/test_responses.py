@@ -337,6 +337,17 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (part(type="input_file", file_id="file_1"), "input[1].content[1].type"),
     (part(type="input_image", file_id="file_1"), "input[1].content[1]"),
     (part(type="input_image", image_url="data:image/png;base64,AA=="), "input"),  # it sees none
+    (
+        inputs(
+            CALLED,
+            {
+                "type": "function_call_output",
+                "call_id": "call_1",
+                "output": [{"type": "input_image", "image_url": "data:image/png;base64,AA=="}],
+            },
+        ),
+        "input",
+    ),
     (part(type="input_audio", input_audio={"data": "AA==", "format": "wav"}), "input"),
     (part(type="text", text=""), "input[1].content[1].type"),
     (part(type="input_text", text=1), "input[1].content[1].text"),

@@ -36,7 +36,8 @@ class ImageURL(_Strict):
     """Where a picture is: in a data URL, or at an address."""
 
     url: Annotated[str, Field(min_length=1)]
-    detail: Literal["auto", "low", "high"] | None = None  # the processor chooses the size
+    # The processor chooses the size.
+    detail: Literal["auto", "low", "high", "original"] | None = None
 
 
 def _as_object(url: Any) -> Any:
@@ -240,19 +241,19 @@ class AssistantMessage(_Strict):
 
 
 class ToolMessage(_Strict):
-    """The result of a tool call."""
+    """The result of a tool call, which can be a picture: vLLM and the Responses API take it too."""
 
     role: Literal["tool"]
-    content: Content
+    content: UserContent
     tool_call_id: str
     name: str | None = None  # of the function
     cache_control: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The message in the form that chat templates take."""
-        text = _text_of(self.content)
+        content = _user_content(self.content)
         name = {} if self.name is None else {"name": self.name}
-        return {"role": self.role, "tool_call_id": self.tool_call_id, "content": text, **name}
+        return {"role": self.role, "tool_call_id": self.tool_call_id, "content": content, **name}
 
 
 _MESSAGES = {"assistant": "AssistantMessage", "tool": "ToolMessage", "user": "UserMessage"}

@@ -32,8 +32,8 @@ LOGPROBS = "message.output_text.logprobs"
 
 # What needs stored responses, with what to send instead.
 _INSTEAD = {
-    "previous_response_id": "send the whole conversation in input",
-    "conversation": "send the whole conversation in input",
+    "previous_response_id": "send the whole conversation in input, as clients do with store=false",
+    "conversation": "send the whole conversation in input, as clients do with store=false",
     "prompt": "send instructions and input",
     "background": "leave it out, or send false",
 }
