@@ -27,6 +27,7 @@ class TextPart(_Strict):
     type: Literal["text"]
     text: str
     cache_control: Annotated[Any, Annotates()] = None
+    prompt_cache_breakpoint: Annotated[Any, Annotates()] = None
 
 
 Content = str | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
@@ -50,6 +51,7 @@ class ImagePart(_Strict):
     type: Literal["image_url"]
     image_url: Annotated[ImageURL, BeforeValidator(_as_object)]
     cache_control: Annotated[Any, Annotates()] = None
+    prompt_cache_breakpoint: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The part in OpenAI's shape, which engines take."""
@@ -69,6 +71,7 @@ class AudioPart(_Strict):
     type: Literal["input_audio"]
     input_audio: InputAudio
     cache_control: Annotated[Any, Annotates()] = None
+    prompt_cache_breakpoint: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The part in OpenAI's shape, which engines take."""
@@ -88,6 +91,7 @@ class AudioURLPart(_Strict):
     type: Literal["audio_url"]
     audio_url: Annotated[FileURL, BeforeValidator(_as_object)]
     cache_control: Annotated[Any, Annotates()] = None
+    prompt_cache_breakpoint: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The part in vLLM's shape, which engines take."""
@@ -100,6 +104,7 @@ class VideoPart(_Strict):
     type: Literal["video_url"]
     video_url: Annotated[FileURL, BeforeValidator(_as_object)]
     cache_control: Annotated[Any, Annotates()] = None
+    prompt_cache_breakpoint: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The part in vLLM's shape, which engines take."""
