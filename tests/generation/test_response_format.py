@@ -508,7 +508,7 @@ async def test_settings_that_leave_no_token_are_an_error() -> None:
     context = stream_llama(
         response_format=Choice(["abc"]), logits_processor=[Say("abx")], **ENDLESS
     )
-    with pytest.raises(ValueError, match="left no token that the form allows"):
+    with pytest.raises(ValueError, match="left no token that the format allows"):
         async with context as stream:
             await stream.read()
     assert (stream.text, stream.parsed) == ("ab", None)

@@ -93,6 +93,32 @@ async def test_the_official_client_gets_the_call_that_it_asks_for(name: str, bat
                 assert last.finish_reason == "tool_calls"
 
 
+async def test_functions_in_namespaces_are_chosen_with_them() -> None:
+    """Of the Responses API. Chats take names of 64 characters; these are longer together."""
+    family = FAMILIES["llama"]
+    function: Any = {"type": "function", **TOOLS[1]["function"], "name": "go" * 26}
+    spaces = ["mcp__map", "mcp__car__"]
+    tools: Any = [{"type": "namespace", "name": each, "tools": [function]} for each in spaces]
+    async with engine_of(family, "none") as engine, serving(create_app(engine)) as url:
+        async with official(url) as client:
+            ask: Any = client.responses.create
+            for space in spaces:
+                named = {"type": "function", "name": function["name"], "namespace": space}
+                allowed = {"type": "allowed_tools", "mode": "required", "tools": [named]}
+                for choice in (named, allowed):
+                    response = await ask(
+                        model="anystreamer",
+                        input="hi",
+                        tools=tools,
+                        tool_choice=choice,
+                        parallel_tool_calls=False,
+                        max_output_tokens=200,
+                    )
+                    (call,) = response.output
+                    assert (call.namespace, call.name) == (space, function["name"])
+                    jsonschema.validate(json.loads(call.arguments), PARAMETERS["go_to"])
+
+
 async def test_a_loop_of_calls() -> None:
     """Each result goes back, and the next call is another one."""
     family = FAMILIES["qwen coder"]

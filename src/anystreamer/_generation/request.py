@@ -351,6 +351,6 @@ class GenerationRequest:
         )
         if not stop or self._shows_special_tokens or not callable(name_of):
             return {}
-        # By their ids: of a string that is no token at all, some tokenizers have the id of <unk>.
+        # By their ids: for a string that is not a token, some tokenizers have the id of <unk>.
         names = {token_id: name_of(token_id) for token_id in special_ids(self.decoding)}
         return {token_id: name for token_id, name in names.items() if name in stop}

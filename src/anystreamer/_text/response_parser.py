@@ -107,8 +107,8 @@ def reasoning_markers(
     begin, end = markers["open"], markers["close"]
     if not (begin and end):
         raise ValueError(
-            f"{argument}: the field {name!r} of the response template has no text as `open` "
-            "and `close`, which are needed to know where the form begins"
+            f"{argument}: in the response template, `open` and `close` of the field {name!r} must "
+            "be texts, so that it is known where the reasoning ends and the format begins"
         )
     content = marker_of(fields.get("content", {}), "open") or ""
     anchor = (template or {}).get("start_anchor")

@@ -1,4 +1,4 @@
-"""A prompt that its answers begin with: what ``echo`` asks for."""
+"""``echo``: answers that begin with their prompt."""
 
 from __future__ import annotations
 

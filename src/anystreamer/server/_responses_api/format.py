@@ -13,6 +13,7 @@ from ..._streams import TextChunk, Usage
 from .._errors import APIError
 from .._openai_format import Token, field_of, logprob_entry
 from .input import REASONING_PREFIX
+from .tools import Offered
 
 __all__ = ["ResponseBuilder"]
 
@@ -115,14 +116,18 @@ class ResponseBuilder:
         settings: what the response repeats of its request: an object, as JSON. All events with the
             response have it, so it is encoded once.
         streams: whether the response is sent in events. If not, all events are empty strings.
+        offered: the functions that the model can call.
     """
 
-    def __init__(self, model: str, settings: str, *, streams: bool) -> None:
+    def __init__(
+        self, model: str, settings: str, *, streams: bool, offered: Iterable[Offered] = ()
+    ) -> None:
         self._id = f"resp_{secrets.token_hex(24)}"
         self._created = int(time.time())
         self._model = model
         self._settings = settings
         self._streams = streams
+        self._offered = {each.name_in_chat: each for each in offered}
         self._number = 0  # of the next event
         self._output: list[Encoded] = []  # items that are finished
         self._item: TextItem | None = None  # the one that is not
@@ -224,11 +229,12 @@ class ResponseBuilder:
         )
 
     def _call(self, id: str, function: Mapping[str, str]) -> str:
+        called = self._offered.get(function["name"])
         item = {
             "id": f"fc_{secrets.token_hex(24)}",
             "type": "function_call",
             "call_id": id,
-            "name": function["name"],
+            **({"name": function["name"]} if called is None else called.as_called),
         }
         at_item = {"output_index": len(self._output)}
         at_arguments = {"item_id": item["id"], **at_item}
