@@ -161,6 +161,14 @@ async def test_an_answer_that_is_cut_off_says_so(browser: Browser) -> None:
         )
 
 
+async def test_a_short_answer_does_not_take_no_time(browser: Browser) -> None:
+    """Of a small model it takes less than what is shown; some browsers round their clock, too."""
+    async with chatting(browser, ["Hi"]) as (page, _, _):
+        await page.evaluate("performance.now = () => 1000")
+        await say(page, "Hi")
+        await expect(figures(page)).to_have_text("finished · 2 tokens · under 0.1 s")
+
+
 async def test_it_stays_at_the_end_unless_the_reader_goes_elsewhere(browser: Browser) -> None:
     half, end = Gate(), Gate()
     lines = [f"{number}\n" for number in range(200)]

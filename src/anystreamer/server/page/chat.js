@@ -285,7 +285,7 @@ class Clock {
     // A chunk has one token, or several.
     const count =
       this.#tokens === null ? `at least ${tokens(this.#chunks)}` : tokens(this.#tokens);
-    return [count, `${seconds.toFixed(1)} s`, ...this.#rate()];
+    return [count, duration(seconds), ...this.#rate()];
   }
 
   /** Tokens per second, from the first one on. */
@@ -300,6 +300,12 @@ class Clock {
 }
 
 const tokens = (number) => `${number.toLocaleString("en")} token${number === 1 ? "" : "s"}`;
+
+/** Seconds for a reader. A short answer of a small model takes less than a twentieth of one. */
+function duration(seconds) {
+  const shown = seconds.toFixed(1);
+  return shown === "0.0" ? "under 0.1 s" : `${shown} s`;
+}
 
 /** Stay at the end while *change* makes it grow, unless the user has scrolled away. */
 function keepingEndInSight(change) {
