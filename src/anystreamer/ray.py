@@ -7,6 +7,7 @@ serve run anystreamer.ray:app model=Qwen/Qwen3-0.6B max_running=32
 
 import json
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -30,9 +31,11 @@ except ImportError as _missing:
         f"anystreamer.ray needs Ray Serve ({_missing}): {_to_install('ray')}"
     ) from _missing
 
-from . import Engine, open_engine
+from . import Engine, UntrustedMessages, open_engine
 from ._asgi_extensions import CANCELS_ON_DISCONNECT
 from ._load_model import load_model, shown_name
+from ._logs import LogLevel, RequestLogFormat, write_logs
+from ._site_names import validate_allowed_hosts, validate_origins
 from .server import create_app
 
 __all__ = ["Settings", "app", "application", "error_objects"]
@@ -99,10 +102,16 @@ class Settings(BaseModel, extra="forbid"):
     quantization: Literal["8bit", "4bit"] | None = None  #: of its weights, as there
     chat_template: str | None = None  #: a template, or a file with one, in place of the model's own
     trust_remote_code: bool = False  #: run Python code that comes with the model
+    #: the lowest level of what a replica logs
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    request_log: Literal["off", "text", "json"] = "off"  #: log each request, as text or as JSON
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
         """Refuse at once what each replica would refuse later."""
+        validate_origins(self.allow_origins)
+        validate_allowed_hosts(self.allowed_hosts)
+        UntrustedMessages(allow_media_from=self.allow_media_from)
         if self.batching == "none" and self.max_running not in (None, 1):
             raise ValueError(
                 f"max_running={self.max_running} needs batching=auto or continuous: without it one "
@@ -133,6 +142,11 @@ class _Replica:
     async def _serving(self, outer: Starlette) -> AsyncIterator[None]:
         """Runs in a task of its own, from before the replica's first request to after its last."""
         settings = self._settings
+        write_logs(
+            LogLevel(settings.log_level),
+            RequestLogFormat(settings.request_log),
+            sys.__stderr__,  # Serve puts lines of its own log around what goes to the other
+        )
         model, tokenizer = await to_thread.run_sync(
             partial(
                 load_model,

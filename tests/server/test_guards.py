@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import anyio
 import httpx
 import pytest
@@ -87,6 +90,34 @@ async def test_without_names_it_does_not_look() -> None:
 async def test_one_name_is_no_list(name: str) -> None:
     with pytest.raises(TypeError, match=name):
         await ask_with({}, **{name: ORIGIN})
+
+
+@pytest.mark.parametrize(
+    ("argument", "wrong", "right"),
+    [
+        (
+            "allowed_hosts",
+            ["https://a.org", "a.org:8000", "a.org/path", "a.*", "*a.org", "", "::1", "a b"],
+            ["a.org", "*.a.org", "*", "localhost", "10.0.0.1", "[::1]", "my_host"],
+        ),
+        (
+            "allow_origins",
+            ["a.org", "https://a.org/", "https://a.org/path", "", "https://", "https://me@a.org"],
+            ["https://a.org", "http://localhost:3000", "*", "null", "chrome-extension://abc"],
+        ),
+    ],
+)
+async def test_a_name_that_could_never_match_is_refused(
+    argument: str, wrong: list[str], right: list[str]
+) -> None:
+    """It would be a server that refuses all, with the message of another mistake."""
+    model = ScriptedModel(["a"])
+    create: Any = create_app
+    async with open_engine(model, model.tokenizer) as engine:
+        for name in wrong:
+            with pytest.raises(ValueError, match=f"^{argument}: {re.escape(repr(name))} is not"):
+                create(engine, **{argument: [*right, name]})
+        create(engine, **{argument: right})
 
 
 async def test_when_to_come_again_is_how_long_the_line_takes() -> None:

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from collections.abc import Callable
 from typing import Annotated
 
 import rich.console  # noqa: F401  # typer runs without it, the commands do not
 import typer
 
-from .common import KEY, Backend, Batching, Server, given, require_installed
+from .._logs import LogLevel, RequestLogFormat, write_logs
+from .._prompts import UntrustedMessages
+from .._site_names import validate_allowed_hosts, validate_origins
+from .common import (
+    KEY,
+    Backend,
+    Batching,
+    Server,
+    finite,
+    given,
+    refuse_empty,
+    require_installed,
+)
 from .connection_limits import ConnectionLimits
 from .demo import run_demo
 from .listening import Certificate
-from .logs import LogLevel, RequestLogFormat, write_logs
 from .serve import allowed_hosts, is_loopback, run_serve
 
 __all__ = ["app"]
@@ -118,6 +130,7 @@ def demo(
 
 @app.command()
 def chat(
+    context: typer.Context,
     model: Model = None,
     backend: EventLoop = Backend.ASYNCIO,
     max_new_tokens: Annotated[
@@ -158,6 +171,7 @@ def chat(
     Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists the commands. If you pipe text in,
     each line is a question.
     """
+    refuse_empty(context, "system")
     require_installed(backend)
     if base_url is None and api_key is not None:
         raise typer.BadParameter("needs --base-url", param_hint="--api-key")
@@ -184,6 +198,7 @@ def chat(
 
 @app.command()
 def serve(
+    context: typer.Context,
     model: Model = None,
     host: Annotated[
         str,
@@ -277,6 +292,7 @@ def serve(
             min=0.0,
             help="After Ctrl-C or SIGTERM, the server accepts requests for this many seconds more. "
             "GET /health already says that it will end.",
+            callback=finite,
             metavar="SECONDS",
             rich_help_panel="Running",
         ),
@@ -286,6 +302,7 @@ def serve(
         typer.Option(
             min=0.0,
             help="After --drain, open streams have this many seconds to finish.",
+            callback=finite,
             metavar="SECONDS",
             rich_help_panel="Running",
         ),
@@ -320,6 +337,7 @@ def serve(
             min=1.0,
             help="A connection is closed if it is idle, or sends a request's head, for more than "
             "this many seconds.",
+            callback=finite,
             metavar="SECONDS",
             rich_help_panel="Connections",
         ),
@@ -330,6 +348,7 @@ def serve(
             min=0.0,
             help="How many seconds a client can take to receive a part of its answer. 0 means no "
             "limit.",
+            callback=finite,
             metavar="SECONDS",
             rich_help_panel="Connections",
         ),
@@ -358,6 +377,7 @@ def serve(
             min=0.0,
             help="After this many seconds without text, the server sends a comment, so that no "
             "proxy closes the connection. 0 turns this off.",
+            callback=finite,
             metavar="SECONDS",
             rich_help_panel="Connections",
         ),
@@ -394,6 +414,7 @@ def serve(
         typer.Option(
             min=0.0,
             help="How many seconds a request can take, with the time it waits. 0 means no limit.",
+            callback=finite,
             metavar="SECONDS",
             rich_help_panel="Requests",
         ),
@@ -469,6 +490,7 @@ def serve(
     Ctrl-C stops the server: open streams have the time of --grace to finish, and a second Ctrl-C
     stops it at once.
     """
+    refuse_empty(context)
     if ssl_keyfile and not ssl_certfile:
         raise typer.BadParameter("needs --ssl-certfile", param_hint="--ssl-keyfile")
     if not (api_key or insecure or uds or is_loopback(host)):
@@ -480,6 +502,7 @@ def serve(
         raise typer.BadParameter(
             "uvicorn runs on asyncio only: use --server hypercorn", param_hint="--server"
         )
+    _check_names(allow_host or [], allow_origin or [], allow_media_from or [])
     write_logs(log_level, request_log)
     run_serve(
         model,
@@ -522,3 +545,17 @@ def serve(
         allow_origins=allow_origin or [],
         allowed_hosts=allowed_hosts(host, allow_host or []),
     )
+
+
+def _check_names(hosts: list[str], origins: list[str], media_hosts: list[str]) -> None:
+    """Check the names of other machines: `create_app` would, when the model has been loaded."""
+    checks: dict[str, Callable[[], object]] = {
+        "--allow-host": lambda: validate_allowed_hosts(hosts),
+        "--allow-origin": lambda: validate_origins(origins),
+        "--allow-media-from": lambda: UntrustedMessages(allow_media_from=media_hosts),
+    }
+    for option, check in checks.items():
+        try:
+            check()
+        except ValueError as exc:
+            raise typer.BadParameter(str(exc), param_hint=option) from None

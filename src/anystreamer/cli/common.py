@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from enum import StrEnum
 from importlib.util import find_spec
@@ -19,9 +20,11 @@ __all__ = [
     "Backend",
     "Batching",
     "Server",
+    "finite",
     "given",
     "load_embedded",
     "load_or_fail",
+    "refuse_empty",
     "require_installed",
 ]
 
@@ -96,3 +99,32 @@ def load_or_fail(name: str | None, **options: Any) -> tuple[Any, Any]:
     except ValueError as exc:
         needs_trust = "trust_remote_code" in str(exc) and "trust_remote_code" not in options
         fail(f"{exc}{' (here: --trust-remote-code)' if needs_trust else ''}")
+
+
+def finite(value: float) -> float:
+    """Check a number of seconds, as a callback of an option. NaN is not less than any limit."""
+    import typer
+
+    if not math.isfinite(value):
+        raise typer.BadParameter("must be a number")
+    return value
+
+
+def refuse_empty(context: Any, *allowed: str) -> None:
+    """Exit with a message if a text is empty, as one with a variable of a shell that is not set.
+
+    Args:
+        context: typer's, of the command.
+        allowed: names of parameters whose text can be empty.
+    """
+    import typer
+
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name)
+        texts = value if isinstance(value, list) else [value]
+        if "" in texts and parameter.name not in allowed:
+            raise typer.BadParameter(
+                "is empty: leave it out, or look whether its variable is set",
+                ctx=context,
+                param=parameter,
+            )
