@@ -27,6 +27,7 @@ from .connection_limits import ConnectionLimits
 from .demo import run_demo
 from .listening import Certificate
 from .serve import allowed_hosts, is_loopback, run_serve
+from .terminal import fail
 
 __all__ = ["app"]
 
@@ -145,6 +146,15 @@ def chat(
         str | None,
         typer.Option(metavar="TEXT", help="A system message, sent before the conversation."),
     ] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image",
+            metavar="FILE",
+            help="A picture for the first question, if the model takes pictures. The option can be "
+            "repeated.",
+        ),
+    ] = None,
     base_url: Annotated[
         str | None,
         typer.Option(metavar="URL", help="Use the model of this OpenAI-compatible server."),
@@ -166,7 +176,7 @@ def chat(
 
     The model runs in this process. With --base-url it is the model of a server. Each turn computes
     only what is new in the conversation. The model's own settings decide how tokens are chosen,
-    until you change them with /set.
+    until you change them with /set. /image adds a picture to a question.
 
     Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists the commands. If you pipe text in,
     each line is a question.
@@ -177,7 +187,14 @@ def chat(
         raise typer.BadParameter("needs --base-url", param_hint="--api-key")
     from .chat import Chat
     from .chat_backends import ChatBackend, local_model, remote_model
+    from .chat_pictures import read_picture
 
+    try:  # before the model is loaded, which takes long
+        pictures = [read_picture(path) for path in image or ()]
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint="--image") from None
+    except ImportError as exc:
+        fail(str(exc))
     chat_backend: ChatBackend
     if base_url is None:
         chat_backend = local_model(
@@ -193,7 +210,11 @@ def chat(
         )
     else:
         chat_backend = remote_model(base_url, model, api_key or os.environ.get(KEY), max_new_tokens)
-    Chat(chat_backend, backend=backend, system=system).run()
+    try:
+        session = Chat(chat_backend, backend=backend, system=system, pictures=pictures)
+    except ValueError as exc:
+        fail(f"--image: {exc}")
+    session.run()
 
 
 @app.command()
