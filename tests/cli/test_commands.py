@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+import anystreamer.demo
 from anystreamer.cli.commands import app
 
 from ..helpers.scripted import PROGRAM_PATIENCE, PROGRAM_TIMEOUT
@@ -216,6 +219,32 @@ def test_a_server_with_a_wrong_option_loads_no_model(options: list[str], message
     assert message in output
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("name", "left", "message"),
+    [
+        ("model.safetensors", 1000, "cannot be loaded: SafetensorError: "),
+        ("tokenizer.json", 100, "has a file that is not valid JSON"),
+        ("config.json", 1, "is not a valid JSON file"),
+    ],
+)
+def test_a_model_that_was_not_downloaded_to_its_end(
+    name: str, left: int, message: str, tmp_path: Path
+) -> None:
+    """One line names its folder, whichever library has found it."""
+    folder = tmp_path / "model"
+    shutil.copytree(Path(anystreamer.demo.__file__).parent / "model", folder)
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[:left])
+    code, output, errors = run_warm("-m", "anystreamer", "serve", str(folder), "--port", "0")
+    assert (code, output) == (1, "")
+    *_, last = errors.splitlines()
+    assert last.startswith("Error: ")
+    assert str(folder) in last
+    assert message in last
+    assert "Traceback" not in errors
+
+
 def test_an_empty_option_of_a_chat_is_refused_but_for_its_text() -> None:
     code, output = invoke("chat", "--base-url", "")
     assert code == 2
@@ -378,6 +407,7 @@ def test_help_loads_nothing_heavy() -> None:
     """It names the command, and is there at once."""
     code = """
 import sys
+from pathlib import Path
 from anystreamer.cli import main
 try:
     main()

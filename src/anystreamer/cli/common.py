@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
+import traceback
 from enum import StrEnum
 from importlib.util import find_spec
 from typing import Any
 
+from .._errors import logger, message_of
 from .._installing import to_install
 from .._load_model import load_model
 from .terminal import fail
@@ -96,9 +99,16 @@ def load_or_fail(name: str | None, **options: Any) -> tuple[Any, Any]:
         return load_model(name, **options)
     except ImportError as exc:
         fail(f"{exc}{'' if 'pip install' in str(exc) else f': {INSTALL}'}")
+    except json.JSONDecodeError as exc:
+        fail(f"{name} has a file that is not valid JSON ({exc})")
     except ValueError as exc:
         needs_trust = "trust_remote_code" in str(exc) and "trust_remote_code" not in options
         fail(f"{exc}{' (here: --trust-remote-code)' if needs_trust else ''}")
+    except OSError:
+        raise  # `main` shows it
+    except Exception as exc:  # a file that is cut off, too little memory: each library has its own
+        logger.debug("%s", "".join(traceback.format_exception(exc)))
+        fail(f"{name} cannot be loaded: {type(exc).__name__}: {message_of(exc)}")
 
 
 def finite(value: float) -> float:
