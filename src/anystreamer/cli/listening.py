@@ -71,7 +71,9 @@ def listening_on_path(path: str) -> Iterator[socket.socket]:
     listener = socket.socket(socket.AF_UNIX)
     try:
         with suppress(FileNotFoundError):
-            if stat.S_ISSOCK(os.stat(path).st_mode) and not _is_served(path):
+            if not stat.S_ISSOCK(os.stat(path).st_mode):
+                raise OSError("what is there is not a socket")
+            if not _is_served(path):
                 os.unlink(path)  # a process that was killed has left it
         listener.bind(path)
         listener.listen(BACKLOG)
