@@ -402,8 +402,8 @@ async def test_a_replica_is_killed_at_any_moment(
             outcomes.append("cut off")
             return
         if response.status_code != 200:
-            assert response.status_code >= 500
-            assert json.loads(text)["error"]["type"] == "server_error"
+            assert response.status_code == 500
+            assert "the replica has died" in json.loads(text)["error"]["message"]
             outcomes.append("error")
             return
         if body["stream"]:
@@ -426,7 +426,7 @@ async def test_a_replica_is_killed_at_any_moment(
                     tasks.start_soon(ask, number)
                 await anyio.sleep(rng.random() * 4)
                 os.kill(rng.choice(replicas)["pid"], signal.SIGKILL)
-    assert {"whole", "cut off"} <= {*outcomes}
+    assert {*outcomes} == {"whole", "cut off", "error"}
     cluster.do("replicas", number=2)
 
 
@@ -578,7 +578,20 @@ async def test_responses_of_replicas_pass_as_they_are(response: Response) -> Non
     assert got.headers.raw == response.raw_headers
 
 
-async def through_the_proxy(response: Response) -> httpx.Response:
+async def test_a_request_that_serve_does_not_answer_gets_an_error_object() -> None:
+    """As it does when a replica has died. The server would send a line of its own."""
+
+    async def silent(*_: object) -> None:
+        pass
+
+    got = await through_the_proxy(silent)
+    assert got.status_code == 500
+    error = got.json()["error"]
+    assert error["message"] == "the replica has died before it answered: send the request again"
+    assert (error["type"], error["code"]) == ("server_error", None)
+
+
+async def through_the_proxy(response: Any) -> httpx.Response:
     (middleware,) = error_objects()
     app: Any = middleware.cls(response, *middleware.args, **middleware.kwargs)
     transport = httpx.ASGITransport(app)

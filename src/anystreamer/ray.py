@@ -48,6 +48,9 @@ _RETRY_AFTER = 1
 _METRICS_INTERVAL = 5.0
 # More of an error than this is not read (bytes).
 _MAX_ERROR = 64 * 1024
+# Of a request whose replica has died before it answered: Serve sends nothing then.
+_DIED: Message = {"type": "http.response.start", "status": 500, "headers": []}
+_DIED_TEXT = b"the replica has died before it answered: send the request again"
 
 
 class Settings(BaseModel, extra="forbid"):
@@ -280,7 +283,8 @@ async def _export_metrics(registry: Any) -> None:
 def error_objects() -> list[Middleware]:
     """Let Serve's proxies send OpenAI's error object where they refuse a request themselves.
 
-    They refuse one when their queue is full, or when no replica runs. To turn this on, set the
+    They refuse one when their queue is full, when no replica runs, or when its replica has died
+    before it answered. To turn this on, set the
     environment variable ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` to
     ``anystreamer.ray:error_objects`` where Ray is started, on each node with a proxy. Responses of
     replicas are left as they are.
@@ -299,9 +303,11 @@ class _ErrorObjects:
             return await self._app(scope, receive, send)
         head: Message | None = None  # of an error of the proxy's own
         text = b""
+        has_begun = False
 
         async def changed(message: Message) -> None:
-            nonlocal head, text
+            nonlocal head, text, has_begun
+            has_begun = True
             if message["type"] == "http.response.start" and _is_of_proxy(message):
                 head = message
             elif head is None:
@@ -312,6 +318,8 @@ class _ErrorObjects:
                     await _error_object(head, text)(scope, receive, send)
 
         await self._app(scope, receive, changed)
+        if not has_begun:  # else its server would send a line of its own
+            await _error_object(_DIED, _DIED_TEXT)(scope, receive, send)
 
 
 def _is_of_proxy(head: Message) -> bool:
