@@ -164,6 +164,7 @@ WITH_RAY = (
 WITH_FRAMEWORKS = (
     "tests/generation/test_llama_cpp.py",
     "tests/project/test_docs.py",
+    "tests/server/test_other_frameworks.py",
     "tests/test_gradio.py",
     "tests/test_notebook.py",
     "tests/test_streamlit.py",
@@ -222,7 +223,7 @@ def types(session: nox.Session) -> None:
     shutil.rmtree(examples, ignore_errors=True)
     session.run("python", "-m", "tests.project.write_examples", examples)
     # In one run, since most of its time goes to the files of torch and transformers.
-    session.run("mypy", "src", "tests", "noxfile.py", examples)
+    session.run("mypy", "src", "tests", "benchmarks", "noxfile.py", examples)
     # mypy has read the first among the other tests.
     session.run("pyright", "tests/project/type_tests.py", examples)
     session.run("pyright", "--verifytypes", "anystreamer", "--ignoreexternal")
@@ -234,6 +235,10 @@ def docs(session: nox.Session) -> None:
     install(session, *CONSTRAINTS, "--group", "docs")
     # mkdocs-material would speak of its successor at each build.
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
+    if shutil.which("chromium") or shutil.which("google-chrome"):
+        session.run("python", "docs/search.py", "site")
+    else:
+        session.warn("there is no Chromium: the site's search is not tried")
 
 
 def try_package(session: nox.Session, package: Path, python: str, empty: Path) -> None:
@@ -413,7 +418,7 @@ def night_with_videos(session: nox.Session) -> None:
             "same place. A torch with +cpu in its version is from PyTorch's own index: add it, by "
             "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, or take both from PyPI"
         )
-    names = ("prompts", "server/test_media.py", "test_model_class.py")
+    names = ("prompts", "server/test_media.py", "loading/test_model_class.py")
     session.run(
         "pytest",
         *SIDE_BY_SIDE,

@@ -9,8 +9,12 @@ __all__ = ["validate_allowed_hosts", "validate_origins"]
 
 # A name, or all names below it; an address; or all.
 _HOST = re.compile(r"\*|(?:\*\.)?[\w-]+(?:\.[\w-]+)*\.?|\[[0-9a-fA-F:.%]+\]")
-# As browsers send it: a scheme and a host, with a port if it is not the usual one, and no path.
-_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#@]+")
+# As browsers send it. Extensions and desktop applications have schemes of their own.
+_ORIGIN = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+)
+_USUAL_PORTS = {"http": "80", "https": "443"}
+_ANY_OR_OPAQUE = ("*", "null")
 
 
 def validate_allowed_hosts(names: Sequence[str] | None) -> None:
@@ -23,14 +27,21 @@ def validate_allowed_hosts(names: Sequence[str] | None) -> None:
             )
 
 
-def validate_origins(sites: Sequence[str]) -> None:
-    """Check sites whose pages can send requests. Raises TypeError or ValueError, as above."""
-    for site in _listed("allow_origins", sites):
-        if not _ORIGIN.fullmatch(site):
+def validate_origins(origins: Sequence[str]) -> None:
+    """Check a list of origins: one that no browser sends would allow nothing.
+
+    Raises:
+        TypeError, ValueError: for one of them.
+    """
+    for origin in _listed("allow_origins", origins):
+        if origin in _ANY_OR_OPAQUE:
+            continue
+        found = _ORIGIN.fullmatch(origin)
+        if found is None or found["port"] == _USUAL_PORTS.get(found["scheme"], ""):
             raise ValueError(
-                f"allow_origins: {site!r} is not the origin of a site: write its scheme and its "
-                "host, and its port if the address has one, without a slash at the end, such as "
-                "'https://example.org'; '*' stands for all sites"
+                f"allow_origins: no browser sends {origin!r}; write the scheme, the host, and the "
+                "port if it is not the usual one, in lower case and without a path, such as "
+                "'https://example.org'"
             )
 
 

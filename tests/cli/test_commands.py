@@ -206,7 +206,7 @@ def test_usage_error(arguments: list[str], message: str) -> None:
         (["--served-model-name", "a", "--served-model-name", ""], "name': is empty"),
         ([""], "is empty: leave it out, or look whether its variable is set"),
         (["--allow-host", "a.org:8000"], "'a.org:8000' is not the name of a host"),
-        (["--allow-origin", "https://a.org/"], "'https://a.org/' is not the origin of a site"),
+        (["--allow-origin", "https://a.org/"], "no browser sends 'https://a.org/'"),
         (["--allow-media-from", "https://a.org"], "'https://a.org' is not a host"),
         (["--log-level", "verbose"], "Invalid value for '--log-level': "),
         (["--request-log", "yaml"], "Invalid value for '--request-log': "),

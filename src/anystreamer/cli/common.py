@@ -12,7 +12,7 @@ from typing import Any
 
 from .._errors import logger, message_of
 from .._installing import to_install
-from .._load_model import load_model
+from .._loading import load_model
 from .terminal import fail
 
 __all__ = [

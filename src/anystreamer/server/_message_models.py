@@ -288,14 +288,15 @@ class ResponseFormat(_Strict):
     def _check(self) -> ResponseFormat:
         if (self.json_schema is None) is (self.type == "json_schema"):
             raise PydanticCustomError(
-                "json_schema", "json_schema goes with the type json_schema, and with no other"
+                "json_schema",
+                "json_schema is required with the type json_schema, and not allowed with others",
             )
         kinds = {"json": (dict,), "json_object": (dict, type(None)), "regex": (str,)}
         if not isinstance(self.value, kinds.get(self.type, type(None))):
             raise PydanticCustomError(
                 "value",
-                "value is a JSON schema with the types json and json_object, a regular expression "
-                "with the type regex, and goes with no other",
+                "value must be a JSON schema with the types json and json_object, and a regular "
+                "expression with the type regex; it is not allowed with others",
             )
         return self
 

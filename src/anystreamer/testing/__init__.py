@@ -1,4 +1,4 @@
-"""For tests of code that streams: a scripted model, gates, and what finds a worker that was left.
+"""For tests of code that streams: a scripted model, gates, and a check for workers left running.
 
 It needs neither torch nor pytest.
 """
@@ -12,8 +12,8 @@ from time import sleep
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
 
-from .._generate_arguments import check_arguments, effective_arguments, max_new_tokens
 from ._gate import Gate
+from ._generate_arguments import check_arguments, effective_arguments, max_new_tokens
 from ._workers import no_worker_left
 
 __all__ = ["Gate", "Script", "ScriptedModel", "ScriptedTokenizer", "no_worker_left"]

@@ -281,11 +281,11 @@ class Clock {
   }
 
   figures() {
-    const seconds = (performance.now() - this.#begun) / 1000;
+    const took = duration(performance.now() - this.#begun);
     // A chunk has one token, or several.
     const count =
       this.#tokens === null ? `at least ${tokens(this.#chunks)}` : tokens(this.#tokens);
-    return [count, duration(seconds), ...this.#rate()];
+    return [count, took, ...this.#rate()];
   }
 
   /** Tokens per second, from the first one on. */
@@ -301,11 +301,8 @@ class Clock {
 
 const tokens = (number) => `${number.toLocaleString("en")} token${number === 1 ? "" : "s"}`;
 
-/** Seconds for a reader. A short answer of a small model takes less than a twentieth of one. */
-function duration(seconds) {
-  const shown = seconds.toFixed(1);
-  return shown === "0.0" ? "under 0.1 s" : `${shown} s`;
-}
+/** A time in seconds; a short one in milliseconds, because it would be 0.0 s. */
+const duration = (ms) => (ms < 100 ? `${Math.ceil(ms) || 1} ms` : `${(ms / 1000).toFixed(1)} s`);
 
 /** Stay at the end while *change* makes it grow, unless the user has scrolled away. */
 function keepingEndInSight(change) {

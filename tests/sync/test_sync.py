@@ -22,8 +22,8 @@ from anystreamer import EngineBusy, EngineClosed, FinishReason, sync
 from anystreamer.sync import SyncEngine, open_engine, stream_batch, stream_text
 from anystreamer.testing import Gate, ScriptedModel
 
-from .helpers.inside import async_stream_of, is_receiving, stands_before, worker_left
-from .helpers.scripted import PROGRAM_PATIENCE
+from ..helpers.inside import async_stream_of, is_receiving, stands_before, worker_left
+from ..helpers.scripted import PROGRAM_PATIENCE
 
 PATIENCE = 30.0
 

@@ -239,7 +239,7 @@ def test_the_fixture_fails_a_test_that_leaves_a_model_generating(tmp_path: Path)
 
 def test_the_page_works_from_its_first_line(tmp_path: Path) -> None:
     """In a folder that has nothing but the two files of the page."""
-    page = (Path(__file__).parents[1] / "docs/how-to/testing.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/how-to/testing.md").read_text(encoding="utf-8")
     files = re.findall(r'^```python title="([^"]+)"\n(.*?)^```', page, re.DOTALL | re.MULTILINE)
     assert [name for name, _ in files] == ["conftest.py", "test_answers.py"]
     for name, text in files:
