@@ -166,6 +166,7 @@ WITH_RAY = (
 WITH_FRAMEWORKS = (
     "tests/generation/test_llama_cpp.py",
     "tests/project/test_docs.py",
+    "tests/server/test_other_frameworks.py",
     "tests/test_gradio.py",
     "tests/test_notebook.py",
     "tests/test_streamlit.py",
@@ -236,6 +237,10 @@ def docs(session: nox.Session) -> None:
     install(session, *CONSTRAINTS, "--group", "docs")
     # mkdocs-material would speak of its successor at each build.
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
+    if shutil.which("chromium") or shutil.which("google-chrome"):
+        session.run("python", "docs/search.py", "site")
+    else:
+        session.warn("there is no Chromium: the site's search is not tried")
 
 
 def try_package(session: nox.Session, package: Path, python: str, empty: Path) -> None:

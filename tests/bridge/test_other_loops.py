@@ -9,6 +9,7 @@ import asyncio
 import gc
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
@@ -106,6 +107,31 @@ async def test_an_engine_in_the_loop_of_another_thread(other: str) -> None:
         assert "this engine belongs to another event loop" in str(error)
         async with engine.stream_text("hi") as stream:
             assert await stream.read() == "a"
+
+
+@OTHER_LOOPS
+@pytest.mark.parametrize("owner", ["stream", "engine"])
+async def test_the_bodys_error_comes_out_of_a_block_that_is_left_in_another_loop(
+    other: str, owner: str
+) -> None:
+    model = ScriptedModel(["a"])
+    error = LookupError("of the body")
+    context: Any = stream_text(model, model.tokenizer, "hi")
+    if owner == "engine":
+        context = open_engine(model, model.tokenizer)
+
+    async def elsewhere() -> None:
+        async with AsyncExitStack() as stack:
+            stack.push_async_exit(context.__aexit__)
+            raise error
+
+    def run() -> BaseException:
+        with pytest.raises(LookupError) as caught:
+            anyio.run(elsewhere, backend=other)
+        return caught.value
+
+    async with context:
+        assert await to_thread.run_sync(run) is error
 
 
 @OTHER_LOOPS

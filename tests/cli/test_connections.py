@@ -513,3 +513,37 @@ async def test_a_slow_client_gets_all(server: str) -> None:
                 await anyio.sleep(0.0005)
     assert received.count(b"word ") == 20_000
     assert b"data: [DONE]" in received
+
+
+# -- the target of a request
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("http://127.0.0.1:1/v1/models/on%65?a=http://b/", b"200"),
+        ("HTTPS://127.0.0.1/v1/models/one", b"200"),
+        ("http://127.0.0.1/v1/models/other", b"404"),
+        ("http://127.0.0.1", b"200"),
+        ("http://attacker.example/v1/models/one", b"400"),
+        ("http://a@127.0.0.1/v1/models/one", b"404"),
+        ("ftp://127.0.0.1/v1/models/one", b"404"),
+        ("http:///v1/models/one", b"404"),
+        ("*", b"404"),
+    ],
+)
+async def test_a_target_with_a_host_is_read_like_any_other(
+    server: str, target: str, status: bytes
+) -> None:
+    """As clients send it that take the server for a proxy. Its host counts, and no header."""
+    options: dict[str, Any] = {"model_name": "one", "allowed_hosts": ["127.0.0.1"]}
+    async with edge(server, ScriptedModel(["one"]), **options) as (url, _):
+        for host in ("127.0.0.1", "attacker.example"):
+            async with connected(url) as stream:
+                head = f"GET {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"
+                await stream.send(head.encode())
+                found = (await rest_of(stream)).split()[1]
+            is_foreign = host != "127.0.0.1" and not target.lower().startswith(
+                ("http://1", "https")
+            )
+            assert found == (b"400" if is_foreign else status)

@@ -190,7 +190,7 @@ async def test_a_lagging_consumer_gets_each_rows_text_in_one_piece() -> None:
         ("one", "use stream_text"),
         ([], "prompts is empty"),
         (["one", ""], "prompt is empty"),
-        ([{"role": "user", "content": "hi"}], "list of its own"),
+        ([{"role": "user", "content": "hi"}], r"put it into a list, \[messages\]"),
         ([{"input_ids": torch.ones(1, 2)}], "one mapping"),
         ({"input_ids": torch.ones(2, 0)}, "is empty"),
         ([1], "not int"),
@@ -251,9 +251,12 @@ async def test_pieces_have_no_logprobs_unless_asked_for() -> None:
         assert (await stream.receive()).logprobs is None
 
 
-def test_logprobs_are_refused_with_assisted_decoding() -> None:
+@pytest.mark.parametrize(
+    "drafts", [{"prompt_lookup_num_tokens": 3}, {"use_mtp": True}, {"assistant_early_exit": 0}]
+)
+def test_logprobs_are_refused_with_assisted_decoding(drafts: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="assisted"):
-        stream_text(llama(), tokenizer(), "one", logprobs=True, prompt_lookup_num_tokens=3)
+        stream_text(llama(), tokenizer(), "one", logprobs=True, **drafts)
 
 
 async def test_top_logprobs_are_those_of_the_likeliest_tokens() -> None:

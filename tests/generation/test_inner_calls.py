@@ -83,6 +83,25 @@ async def test_an_end_that_the_inner_call_does_not_know_ends_nothing(
     assert stream.text == tokenizer().decode(ids, skip_special_tokens=True)
 
 
+async def test_a_model_inside_that_was_given_a_generate_of_its_own_keeps_it(
+    end: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = blip().model.text_decoder
+    usual, given = inner.generate, []
+
+    def generate(**kwargs: Any) -> Any:
+        given.append(kwargs)
+        return usual(**kwargs)
+
+    monkeypatch.setattr(inner, "generate", generate)
+    kwargs: dict[str, Any] = {"max_new_tokens": TOKENS}
+    async with stream_text(blip().model, tokenizer(), blip().inputs(0), **kwargs) as stream:
+        await stream.read()
+    assert len(given) == 1
+    assert vars(inner)["generate"] is generate
+    assert stream.finish_reason is FinishReason.EOS
+
+
 async def test_the_models_inside_are_as_they_were() -> None:
     """After runs that overlap, too."""
     model = blip().model

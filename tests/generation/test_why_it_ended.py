@@ -30,7 +30,7 @@ from anystreamer import FinishReason
 from ..helpers.llama_streams import ENDLESS, PROMPT, collect, raiser, reason_of, says, stream_llama
 from ..helpers.model_calls import Gate
 from ..helpers.own_ends import OWN_ENDS, SUSPECTS, AfterTokens, after_tokens
-from ..helpers.tiny_models import EOS, Say, decoded, ids_of, llama, steps_of, tokenizer
+from ..helpers.tiny_models import EOS, Say, decoded, generated, ids_of, llama, steps_of, tokenizer
 
 pytestmark = pytest.mark.torch
 
@@ -138,6 +138,24 @@ async def test_finish_reason_stop_string_of_transformers() -> None:
     _, stream = await collect(context)
     assert stream.finish_reason is FinishReason.STOP_STRING
     assert (stream.text, stream.stop_string) == ("one t", " t")
+
+
+@pytest.mark.parametrize("strings", ["\ufffd", ["\ufffd", " x"]])
+async def test_generate_goes_on_where_it_does_not_see_its_stop_string(strings: Any) -> None:
+    """It compares tokens: half a character is not U+FFFD for it. Then nothing else stops it."""
+    kwargs: dict[str, Any] = {"max_new_tokens": 7, "stop_strings": strings}
+    pieces = ("a", ids_of("é")[0], "b x c")
+    plain = {"tokenizer": tokenizer(), "logits_processor": [Say(*pieces)], **kwargs}
+    ids = generated(llama(), "hi", **plain)
+    context = stream_llama("hi", logits_processor=[Say(*pieces)], **kwargs)
+    _, stream = await collect(context)
+    assert stream.token_ids == ids
+    assert "\ufffd" in stream.text
+    if isinstance(strings, str):
+        assert (stream.finish_reason, stream.stop_string) == (FinishReason.LENGTH, None)
+    else:
+        assert (stream.finish_reason, stream.stop_string) == (FinishReason.STOP_STRING, " x")
+    assert stream.text == decoded(ids)
 
 
 async def test_a_stop_string_of_transformers_can_begin_in_the_prompt() -> None:

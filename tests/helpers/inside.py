@@ -13,6 +13,7 @@ import pytest
 from anystreamer import sync
 from anystreamer._bridge import StreamState, ThreadEvent, delivery
 from anystreamer._bridge.producer import Producer
+from anystreamer._bridge.thread_call import ThreadCall
 from anystreamer._engine import cb_passes
 from anystreamer._engine.turns import Turns
 from anystreamer.testing import Gate
@@ -40,6 +41,7 @@ __all__ = [
     "state_of",
     "threads_before_a_pass",
     "waiting_for",
+    "waits_for_a_call",
     "wake_drain",
     "worker_left",
 ]
@@ -88,6 +90,11 @@ def stands_in(code: CodeType, thread: int | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def waits_for_a_call(thread: int | None) -> bool:
+    """Whether a thread waits for what it has called in an event loop, without one of its own."""
+    return stands_in(ThreadCall._start_and_wait.__code__, thread)
 
 
 class WakeUps:

@@ -4,7 +4,7 @@ from .api import stream_from_thread, stream_iterable
 from .callables import check_result, close_unstarted, name_of, unblocking_kind, validate_callback
 from .context import SingleErrorContext, StreamContext, ThreadContext, UngroupedTaskGroup
 from .delivery import QUEUE_POLL, Crossing, LoopDelivery, guard
-from .detached import DetachedContext, DetachedTasks, LoopGone
+from .detached import DetachedContext, DetachedTasks
 from .emit import Emit, Stopping
 from .ending import Ending
 from .held_turns import check_limiter, check_turn, holding
@@ -24,10 +24,12 @@ from .sink import Sink
 from .source import Source, source_of
 from .state import Phase, StreamState
 from .stream import ThreadStream
+from .thread_call import IfInterrupted, LoopGone
 from .thread_condition import ThreadCondition
 from .validation import (
     validate_buffer_size,
     validate_limiter,
+    validate_max_items,
     validate_name,
     validate_seconds,
 )
@@ -41,6 +43,7 @@ __all__ = [
     "DetachedTasks",
     "Emit",
     "Ending",
+    "IfInterrupted",
     "LoopDelivery",
     "LoopGone",
     "Phase",
@@ -84,6 +87,7 @@ __all__ = [
     "validate_buffer_size",
     "validate_callback",
     "validate_limiter",
+    "validate_max_items",
     "validate_name",
     "validate_seconds",
 ]

@@ -208,7 +208,7 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
                 state.home.check()
             except RuntimeError as elsewhere:
                 state.abandon()
-                return elsewhere
+                return elsewhere if body is None else body
         raised = await self._stop_and_join(task, body)
         try:
             state.finalize()

@@ -1,4 +1,4 @@
-"""Streams that no block keeps in its task: their worker tasks belong to an owner that lives longer.
+"""Streams whose worker task belongs to an owner that lives longer than the task that reads.
 
 Such a stream can be opened in one task and closed in another, in another thread, or be forgotten.
 """
@@ -8,25 +8,23 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
-from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
-from anyio import CancelScope, from_thread, get_cancelled_exc_class, sleep
+from anyio import CancelScope, get_cancelled_exc_class, sleep
 from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
-from .._errors import EngineClosed, is_kind
+from .._errors import is_kind
 from .context import StreamContext, UngroupedTaskGroup
 from .delivery import QUEUE_POLL
-from .held_turns import await_holding, held_turns
 from .home import Home
 from .join import SafeEvent
 from .stream import ThreadStream
+from .thread_call import IfInterrupted, LoopGone, ThreadCall
 from .worker_task import WorkerTask
 
-__all__ = ["DetachedContext", "DetachedTasks", "LoopGone"]
+__all__ = ["DetachedContext", "DetachedTasks"]
 
 T = TypeVar("T")
 StreamT = TypeVar("StreamT", bound="ThreadStream[Any]")
@@ -34,13 +32,6 @@ TaskT = TypeVar("TaskT", bound="WorkerTask[Any]")
 
 # A task has made its first step after this many checkpoints of another task, or never will.
 FIRST_STEP = 5
-
-# How often a thread that waits for the loop looks whether the loop has gone (seconds).
-CALL_POLL = 1.0
-
-
-class LoopGone(EngineClosed):
-    """The owner of the streams has gone, and perhaps its event loop."""
 
 
 class DetachedTasks(Generic[TaskT]):
@@ -65,7 +56,7 @@ class DetachedTasks(Generic[TaskT]):
         self._watch_scope = CancelScope(shield=True)  # shielded as `delivery.guard` is
         self._lock = threading.Lock()
         self._takes_calls = True
-        self._calls = 0
+        self._calls: set[object] = set()
 
     def open(self) -> None:
         """Begin to watch the tasks that are added."""
@@ -123,11 +114,17 @@ class DetachedTasks(Generic[TaskT]):
 
     # -- for other threads
 
-    def call_from_thread(self, func: Callable[[], Awaitable[T]]) -> T:
+    def call_from_thread(
+        self, func: Callable[[], Awaitable[T]], if_interrupted: IfInterrupted = "leave"
+    ) -> T:
         """Await ``func()`` in a task of the owner's, and return its result. From another thread.
 
         Not `anyio.from_thread.run`: on asyncio that runs in the cancel scopes around this thread.
         If one of them is cancelled, it never returns.
+
+        Args:
+            func: what to call.
+            if_interrupted: what becomes of the call when an exception strikes this thread.
 
         Raises:
             LoopGone: the owner has closed these tasks, or is in the parent of a forked child.
@@ -139,65 +136,24 @@ class DetachedTasks(Generic[TaskT]):
         with suppress(RuntimeError):  # no event loop in this thread: good
             if current_token() == self.token:
                 raise BlockingIOError("this call would block its own event loop: use the engine")
-        done: Future[tuple[T | None, BaseException | None]] = Future()
-        waited_for = partial(await_holding, turns, func) if (turns := held_turns()) else func
-
-        async def call() -> None:
-            try:
-                done.set_result(await _outcome(waited_for))
-            finally:
-                if not done.done():  # the owner is being cancelled
-                    done.set_result((None, LoopGone(self._kind)))
-
-        with self._counted_call():
-            coroutine = call()
-            try:
-                from_thread.run_sync(self.start, coroutine, token=self.token)
-            except RuntimeError as exc:  # the task group has ended, or the loop
-                coroutine.close()  # Python would warn that it was never awaited
-                raise LoopGone(self._kind) from exc
-            value, error = _wait(done, coroutine, self._kind)
-        if error is not None:
-            raise error
-        return cast("T", value)
-
-    @contextmanager
-    def _counted_call(self) -> Iterator[None]:
-        """While it is entered, the owner waits with its end."""
-        with self._lock:
-            if not self._takes_calls:
-                raise LoopGone(self._kind)
-            self._calls += 1
+        call = ThreadCall(func, self.start, self.token, self._kind)
         try:
-            yield
-        finally:
             with self._lock:
-                self._calls -= 1
+                if not self._takes_calls:
+                    raise LoopGone(self._kind)
+                self._calls.add(call)  # the owner waits with its end
+            call.wait(if_interrupted)
+        finally:
+            try:
+                self._calls.discard(call)
+            finally:
+                self._calls.discard(call)  # again: a Ctrl-C can strike anywhere
+        return call.result()
 
     @property
     def has_calls(self) -> bool:
         """Whether another thread is calling."""
         return bool(self._calls)
-
-
-def _wait(done: Future[T], coroutine: Coroutine[Any, Any, None], kind: str) -> T:
-    """Wait for the result of a coroutine. One that never began sets none, and says no word."""
-    while True:
-        try:
-            return done.result(CALL_POLL)
-        except TimeoutError:
-            is_closed = inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
-            if is_closed and not done.done():
-                raise LoopGone(kind) from None
-
-
-async def _outcome(func: Callable[[], Awaitable[T]]) -> tuple[T | None, BaseException | None]:
-    try:
-        return await func(), None
-    except get_cancelled_exc_class():
-        raise
-    except BaseException as error:
-        return None, error
 
 
 class DetachedContext(StreamContext[StreamT]):

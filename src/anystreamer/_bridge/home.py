@@ -56,6 +56,8 @@ class Home:
         try:
             if self._current_loop() is self._loop and self._process is _process:
                 return
+        except RecursionError:  # a RuntimeError, too
+            raise
         except RuntimeError:  # no event loop of this kind runs here
             pass
         self.check_process()

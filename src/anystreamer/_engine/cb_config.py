@@ -138,8 +138,9 @@ def check_cb_config(config: Any, *, takes_compiled: bool) -> None:
     compiles = ("varlen_compile_config", "decode_compile_config", "default_compile_level")
     if not takes_compiled and any(getattr(config, name, None) for name in compiles):
         raise ValueError(
-            "continuous_batching_config: compiled steps cannot take turns with generate(), as "
-            "batching='auto' needs it; leave out its compile settings, or use batching='continuous'"
+            "continuous_batching_config: with batching='auto' the batch takes turns with "
+            "generate(), and compiled steps cannot; leave out its compile settings, or use "
+            "batching='continuous'"
         )
 
 

@@ -16,7 +16,7 @@ from .._prompts import Prompt, has_media
 from .._streams import FinishReason, GenerationState, Row, TextChunk
 from .generate_kwargs import is_assisted, new_token_limit
 from .request import GenerationRequest
-from .returned_tokens import returned_tokens
+from .returned_tokens import returned_tokens, sequences_of
 from .token_streamer import TokenStreamer
 from .whisper import uses_windows
 
@@ -78,7 +78,21 @@ class GenerationCall:
             self._fetched = await fetch_media(self._prompts)
 
     def prepare(self, context_length: int | None = None) -> None:
-        """Encode the prompts, in a thread, before the turn. An error fails the block's entry."""
+        """Do all that comes before the turn, in a thread. An error fails the block's entry."""
+        self.encode(context_length)
+        self.compile_form()
+
+    @property
+    def has_form(self) -> bool:
+        """Whether there is something to compile."""
+        return self._request.form is not None
+
+    def compile_form(self) -> None:
+        """Compile what the answer keeps to, in a thread. It can take seconds."""
+        self._request.compile_form(self._state.rows)
+
+    def encode(self, context_length: int | None = None) -> None:
+        """Encode the prompts, in a thread."""
         self._inputs, self._state.rows = self._request.encode(
             self._prompts, context_length, self._fetched
         )
@@ -167,7 +181,7 @@ class _Run:
                 raise
             # If it has ended, then only a window of it.
             if self._has_windows and len(self._rows) == 1:
-                self._rows[0].begin_window()
+                self._rows[0].go_on()
         seconds = perf_counter() - started
         producer.check_also(None)
         if not streamer.was_called and not producer.should_stop():
@@ -256,6 +270,7 @@ class _Run:
         """For each row, whether it ends with this step: the answer of our criterion."""
         rows, streamer = self._rows, self._streamer
         self._sequences = sequences
+        streamer.criteria_were_called = True
         if streamer.is_over:  # a model made of several goes on, with speech for instance
             return [streamer.is_to_stop()]
         stopped = rows_stopped(self._criteria, len(rows))
@@ -331,7 +346,10 @@ class _Run:
             return False
         from .criteria import any_would_stop
 
-        return any_would_stop(self._criteria, output)
+        sequences = sequences_of(output)
+        if getattr(sequences, "ndim", 0) != 2:  # not every model returns ids beside streaming them
+            sequences = self._sequences
+        return sequences is not None and any_would_stop(self._criteria, sequences)
 
 
 @dataclass(frozen=True, slots=True)

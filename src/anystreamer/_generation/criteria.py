@@ -14,7 +14,6 @@ from transformers import (
 )
 
 from .._streams import Logprob
-from .returned_tokens import sequences_of
 
 __all__ = [
     "LogprobsProcessor",
@@ -109,9 +108,8 @@ class LogprobsProcessor(LogitsProcessor):
         return list(zip(chosen, tops, strict=True))
 
 
-def any_would_stop(criteria: Iterable[Any], output: Any) -> bool:
-    """Whether one of transformers' own criteria stops after the result of ``generate()``."""
-    sequences = sequences_of(output)
+def any_would_stop(criteria: Iterable[Any], sequences: torch.Tensor) -> bool:
+    """Whether one of transformers' own criteria stops after these ids, of shape ``(B, T)``."""
     return any(
         bool(criterion(sequences, None).any())
         for criterion in criteria

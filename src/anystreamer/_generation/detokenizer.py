@@ -78,6 +78,7 @@ class RowDetokenizer:
         self, token_ids: Sequence[int], logprob: Logprob | None, elapsed: float
     ) -> list[TextChunk]:
         """Take new tokens, and return the text that they make final."""
+        self.go_on()
         if not self._eos_token_ids.isdisjoint(token_ids):
             self.ended = FinishReason.EOS
         logprobs = [] if logprob is None else [logprob]
@@ -93,15 +94,26 @@ class RowDetokenizer:
         """Return what the end of a window makes final, if there are windows."""
         return [] if self.window is None else self._process(*self.window.end(), elapsed)
 
-    def begin_window(self) -> None:
-        """Undo the end of the row where only a window has ended. A stop string ends all of them."""
-        if self.ended is not FinishReason.STOP_STRING:
-            self.ended = None
+    def go_on(self) -> None:
+        """Undo the end of the row, since it goes on: only a window has ended, or nothing has.
+
+        A stop string of ours ends it for good.
+        """
+        if self.ended is None or self._is_cut:
+            return
+        self.ended = self._row.matched_stop_string = None
+        if self._shown_stop_strings is not None:
+            self._shown_stop_strings.go_on()
 
     @property
     def is_to_stop(self) -> bool:
         """Whether nothing more of it is wanted, whatever the model would still generate."""
-        return self._row.stop_requested or self.ended is FinishReason.STOP_STRING
+        return self._row.stop_requested or self._is_cut
+
+    @property
+    def _is_cut(self) -> bool:
+        """Whether a stop string of ours has ended the text."""
+        return self._stopped_by_id is not None or self._stop_strings.matched is not None
 
     def _process(
         self, token_ids: Sequence[int], logprobs: Sequence[Logprob], elapsed: float

@@ -21,6 +21,8 @@ __all__ = [
     "stopping_criteria",
 ]
 
+# What makes generate() check drafts, if it is not None: of another model, of the prompt's own text,
+# of the model's first layers. With `use_mtp`, layers that the model has for it make drafts.
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 
 # Names that other libraries have for something, and what to write here.
@@ -77,7 +79,8 @@ def effective_setting(model: Any, generate_kwargs: Mapping[str, Any], name: str)
 
 def is_assisted(model: Any, generate_kwargs: Mapping[str, Any]) -> bool:
     """Whether drafts are made and checked several tokens at a time."""
-    return any(effective_setting(model, generate_kwargs, name) for name in _ASSISTED)
+    setting = partial(effective_setting, model, generate_kwargs)
+    return bool(setting("use_mtp")) or any(setting(name) is not None for name in _ASSISTED)
 
 
 def new_token_limit(model: Any, generate_kwargs: Mapping[str, Any], prompt_length: int) -> float:
@@ -172,7 +175,7 @@ def _check_logprobs(model: Any, generate_kwargs: Mapping[str, Any]) -> None:
     if is_assisted(model, generate_kwargs):
         raise ValueError(
             "logprobs=True: assisted decoding computes more scores than it makes tokens; "
-            "leave out assistant_model= and prompt_lookup_num_tokens="
+            "leave out assistant_model=, prompt_lookup_num_tokens= and use_mtp="
         )
     if not uses_torch(model):
         raise ValueError("logprobs=True needs a model of transformers")
@@ -195,12 +198,12 @@ def check_form(argument: str, model: Any, generate_kwargs: Mapping[str, Any]) ->
     for name in ("min_new_tokens", "min_length"):
         if setting(name):
             raise ValueError(
-                f"{name}={setting(name)}: an answer with {argument} ends where its form does; "
-                "leave it out"
+                f"{name}={setting(name)}: with {argument}, an answer ends when its format is "
+                "complete; leave it out"
             )
     if setting("assistant_tokenizer") is not None:
         raise ValueError(
-            f"{argument}: the drafts of a model with another tokenizer can break the form; leave "
+            f"{argument}: the drafts of a model with another tokenizer can break the format; leave "
             "out assistant_tokenizer="
         )
 

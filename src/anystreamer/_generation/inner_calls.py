@@ -27,7 +27,7 @@ def inner_calls_reported(model: Any, streamer: Any) -> Iterator[None]:
         for each in inner:
             _users[id(each)] = _users.get(id(each), 0) + 1
             if _users[id(each)] == 1:
-                each.generate = _reporting(each)
+                each.generate = _Reporting(each)
     try:
         yield
     finally:
@@ -35,7 +35,8 @@ def inner_calls_reported(model: Any, streamer: Any) -> Iterator[None]:
             for each in inner:
                 _users[id(each)] -= 1
                 if not _users[id(each)]:
-                    del _users[id(each)], each.generate
+                    del _users[id(each)]
+                    _unwrap(each)
 
 
 def _inner_models(model: Any) -> Iterator[Any]:
@@ -50,12 +51,27 @@ def _inner_models(model: Any) -> Iterator[Any]:
             yield each
 
 
-def _reporting(model: Any) -> Callable[..., Any]:
-    def generate(*args: Any, **kwargs: Any) -> Any:
-        _report(model, kwargs)
-        return type(model).generate(model, *args, **kwargs)
+class _Reporting:
+    """In place of the ``generate()`` of a model inside."""
 
-    return generate
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.own: Callable[..., Any] | None = vars(model).get("generate")  #: beside its class's
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        _report(self._model, kwargs)
+        if self.own is not None:
+            return self.own(*args, **kwargs)
+        return type(self._model).generate(self._model, *args, **kwargs)
+
+
+def _unwrap(model: Any) -> None:
+    reporting = vars(model).get("generate")
+    if not isinstance(reporting, _Reporting):  # it was given another one meanwhile
+        return
+    del model.generate
+    if reporting.own is not None:
+        model.generate = reporting.own
 
 
 def _report(model: Any, kwargs: Mapping[str, Any]) -> None:

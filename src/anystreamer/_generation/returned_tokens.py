@@ -55,11 +55,14 @@ def _up_to_its_end(row: list[int], eos_token_ids: Collection[int]) -> list[int]:
 
 
 def sequences_of(output: Any) -> Any:
-    """The ids in the result of ``generate()``, in each form that models return them in."""
-    while isinstance(output, tuple):  # the text comes first, and its sound second
+    """The ids in the result of ``generate()``, in each form that models return them in.
+
+    Something else, or None, where it has none.
+    """
+    while isinstance(output, tuple) and output:  # the text comes first, and its sound second
         output = output[0]
     if isinstance(output, Mapping):  # Whisper returns a plain dict
-        return output["sequences"]
+        return output.get("sequences")
     return getattr(output, "sequences", output)
 
 

@@ -36,6 +36,7 @@ class ShownStopStrings:
         self._strings = validate_stop_strings(strings)
         self._new_decoder = new_decoder
         self._prompt_ids = prompt_ids
+        self._latest = ""  # the end of the text, as long as the longest string
 
     @cached_property
     def _decoder(self) -> TextDecoder:
@@ -46,10 +47,13 @@ class ShownStopStrings:
 
     @cached_property
     def _stop_strings(self) -> StopStrings:
-        longest = max(map(len, self._strings))
         decoder = self._new_decoder()
-        end = self._prompt_ids()[-(TOKENS_OF_CHARACTER * longest + SPARE_TOKENS) :]
+        end = self._prompt_ids()[-(TOKENS_OF_CHARACTER * self._longest + SPARE_TOKENS) :]
         return StopStrings(self._strings, after=decoder.decode(end) + decoder.flush())
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._strings))
 
     @property
     def matched(self) -> str | None:
@@ -58,8 +62,20 @@ class ShownStopStrings:
 
     def add_tokens(self, token_ids: Sequence[int]) -> None:
         """Search the text of new tokens."""
-        self._stop_strings.feed(self._decoder.decode(token_ids))
+        self._search(self._decoder.decode(token_ids))
 
     def finish(self) -> None:
         """Search the text that the decoder still holds back."""
-        self._stop_strings.feed(self._decoder.flush())
+        self._search(self._decoder.flush())
+
+    def go_on(self) -> None:
+        """Search for the next one, if ``generate()`` was not ended by the one that was found.
+
+        It compares tokens, and not their text: half a character is not U+FFFD for it.
+        """
+        if self.matched is not None:
+            self._stop_strings = StopStrings(self._strings, after=self._latest)
+
+    def _search(self, text: str) -> None:
+        self._stop_strings.feed(text)
+        self._latest = (self._latest + text)[-self._longest :]

@@ -59,6 +59,8 @@ class TokenStreamer:
         self._is_finished = False
         self.all_rows_finished = False  # then the scores of the next step are not read
         self._taken_in_advance = 0  # steps that a criterion handed over before their put()
+        self.criteria_were_called = False  # ours, by generate()
+        self._puts = 0  # calls with tokens of the answer
         self.prompt_length = 0
         self.steps = 0  # tokens that each row has been given
 
@@ -76,8 +78,11 @@ class TokenStreamer:
         Assisted decoding puts several tokens of its one row at a time, as ``(1, T)`` or ``(T,)``.
 
         Raises:
-            GenerationStopped: for the prompt of a window that is no longer wanted.
+            GenerationStopped: for the prompt of a window that is no longer wanted; or nothing more
+                is wanted of a model that does not call stopping criteria.
         """
+        if self._is_finished and not self.is_over:  # from a thread that generate() has left behind
+            return
         if self.is_over:
             if (deadlines := self._state.clock.deadlines) is not None:  # the model still works
                 deadlines.token_made(self._producer.busy_clock())
@@ -93,6 +98,10 @@ class TokenStreamer:
         already_seen = min(self._taken_in_advance, len(ids[0]))
         self._taken_in_advance -= already_seen
         self._take([row[already_seen:] for row in ids] if already_seen else ids)
+        self._puts += 1
+        # It calls them before or after the first step, or drops them. Then nothing else ends it.
+        if self._puts > 1 and not self.criteria_were_called and self.is_to_stop():
+            raise GenerationStopped
 
     def _take_prompts(self, prompts: Sequence[list[int]]) -> None:
         self.was_called = True
@@ -100,7 +109,7 @@ class TokenStreamer:
             raise ValueError(f"generate() makes {len(prompts)} rows, not {len(self._rows)}")
         for row, prompt in zip(self._rows, prompts, strict=True):
             if self._has_windows:
-                row.begin_window()
+                row.go_on()
             if self._token_healing:
                 self._state.rows[row.number].prompt_token_ids = prompt
         if self.steps and self.is_to_stop():
@@ -139,7 +148,7 @@ class TokenStreamer:
         return not self.is_over and all(row.is_to_stop for row in self._rows)
 
     def take_from_criteria(self, sequences: Any) -> None:
-        """Take what a criterion sees, of shape ``(B, T)``, beyond what has been taken before."""
+        """Take the new ids among those that a criterion sees, of shape ``(B, T)``."""
         start = self.prompt_length + self.steps
         if hasattr(sequences, "tolist"):
             new = sequences[:, start:].tolist()

@@ -1,4 +1,4 @@
-"""Loads a model and what encodes its prompts, by name."""
+"""Loads a model and its tokenizer or processor, by name."""
 
 from .load import load_model, placement, shown_name
 

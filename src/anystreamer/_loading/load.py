@@ -1,4 +1,4 @@
-"""Loads a model and what encodes its prompts, from a folder or from the hub, onto a device."""
+"""Loads a model and its tokenizer or processor, from a folder or from the hub, onto a device."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def load_model(
         trust_remote_code: run Python code that comes with the model.
 
     Returns:
-        The model, in evaluation mode, and its tokenizer. For a model that sees or hears: its
+        The model, in evaluation mode, and its tokenizer. For a model with image or audio input: its
         processor, which `stream_text` takes in the tokenizer's place.
 
     Raises:

@@ -75,7 +75,7 @@ class OwnerContext(
         try:
             owner.check_loop()
         except RuntimeError as elsewhere:
-            return elsewhere
+            return elsewhere if body is None else body
         return await self._close(owner, body)
 
     async def _close(self, owner: OwnerT, body: BaseException | None) -> BaseException | None:

@@ -45,8 +45,7 @@ def anystreamer(
 ) -> None:
     """Cancellation-safe token streams from transformers' generate(), on asyncio and trio.
 
-    All commands work at once, with the embedded model, which comes with the package and is small.
-    Try demo first.
+    Without a MODEL, each command uses a small model that is included. Try demo first.
     """
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
 
 import anyio
 
-from .._bridge import Ending, LoopGone, StreamContext, ThreadStream
-from .._errors import add_note, describe, is_kind, raise_preserving_context
+from .._bridge import (
+    Ending,
+    IfInterrupted,
+    LoopGone,
+    StreamContext,
+    ThreadStream,
+    validate_max_items,
+)
+from .._errors import add_note, describe, raise_preserving_context
 from .._streams import (
     BatchStream,
     FinishReason,
@@ -30,6 +35,9 @@ __all__ = ["SyncBatchStream", "SyncStream", "SyncTextStream", "SyncThreadStream"
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT")
+# Closed: from another thread.
+_ENDED = (anyio.EndOfStream, anyio.ClosedResourceError)
+
 StreamT = TypeVar("StreamT", bound=ThreadStream[Any])
 TextStreamT = TypeVar("TextStreamT", bound=GenerationStream)
 
@@ -57,9 +65,11 @@ class SyncStream(Generic[StreamT, T]):
         self._context: StreamContext[StreamT] | None = None
         self._opened: StreamT | None = None
         self._lock = threading.Lock()
-        self._closed: Future[None] | None = None  # once somebody closes it
+        self._closed: Future[None] | None = None  # set when it is being closed
         self._was_read_to_its_end = False
         self._was_stopped = False  # a loop over what is left can then find nothing
+        # Items that an exception which struck a thread has kept from it, as a Ctrl-C can.
+        self._unreturned: list[T] = []
 
     def __enter__(self) -> Self:
         if self._context is not None:
@@ -76,8 +86,8 @@ class SyncStream(Generic[StreamT, T]):
             return stream
 
         try:
-            self._opened = self._call(enter)
-        except BaseException:  # a Ctrl-C ends this wait alone: nobody will leave the block
+            self._opened = self._call(enter, "leave")
+        except BaseException:  # a Ctrl-C ends only this wait, and no __exit__ will follow
             is_wanted = False  # first: either we see the task, or the loop sees this
             if context.task is not None:
                 context.task.state.abandon()
@@ -90,13 +100,12 @@ class SyncStream(Generic[StreamT, T]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            self.close()
-        except BaseException as error:
-            if exc is None or is_kind(error, KeyboardInterrupt):
-                raise
-            if error is not exc:
-                add_note(exc, f"The worker of {self._label} failed as well: {describe(error)}")
+        error = self._close()
+        if error is None or error is exc:
+            return
+        if exc is None:
+            raise_preserving_context(error)
+        add_note(exc, f"The worker of {self._label} failed as well: {describe(error)}")
 
     def __iter__(self) -> Iterator[T]:
         """Go on with the next item, also where an earlier loop has left off.
@@ -119,16 +128,17 @@ class SyncStream(Generic[StreamT, T]):
             BaseException: the exception of the producer, such as ``generate()``, after all items
                 that came before it.
         """
-        ended = (anyio.EndOfStream, anyio.ClosedResourceError)  # closed: from another thread
+        received: list[T] = []
         try:
-            item: T = self._call(self._stream.receive)
-            return item
-        except ended:
+            self._receive(received, 1)
+        except _ENDED:
             pass
-        except LoopGone:  # no other thread touches the stream any more
-            with contextlib.suppress(anyio.WouldBlock, *ended):
-                item = self._stream.receive_nowait()
-                return item
+        except BaseException:
+            self._unreturned += received
+            raise
+        # No call between here and the return: a Ctrl-C strikes at a call.
+        if received:
+            return received[0]
         self._was_read_to_its_end = True
         raise StopIteration
 
@@ -144,13 +154,46 @@ class SyncStream(Generic[StreamT, T]):
             BaseException: as from ``next()``.
             TypeError, ValueError: *max_items* is not a whole number, or less than 1.
         """
+        if max_items is not None:
+            validate_max_items(max_items)
+        received: list[T] = []
         try:
-            items: list[T] = self._call(partial(self._stream.receive_many, max_items))
-            return items
-        except (anyio.EndOfStream, anyio.ClosedResourceError):
-            return []
-        except LoopGone:
-            return list(itertools.islice(self._rest(), max_items))
+            self._receive(received, max_items)
+        except _ENDED:
+            pass
+        except BaseException:
+            self._unreturned += received
+            raise
+        return received
+
+    def _receive(self, received: list[T], max_items: int | None) -> None:
+        """Receive what is ready into a list of the caller's: there it is when an exception strikes.
+
+        Raises:
+            BaseException: as from `receive_many` of the stream.
+        """
+        stream = self._stream
+        if self._unreturned:
+            received[:] = self._unreturned[:max_items]
+            del self._unreturned[:max_items]
+            return
+
+        async def add() -> None:
+            received.extend(await stream.receive_many(max_items))
+
+        try:
+            self._call(add)
+        except LoopGone:  # no other thread touches the stream any more
+            with contextlib.suppress(anyio.WouldBlock):
+                received.append(stream.receive_nowait())  # raises the end, or the error
+                while self._has_item and (max_items is None or len(received) < max_items):
+                    received.append(stream.receive_nowait())
+
+    @property
+    def _has_item(self) -> bool:
+        assert self._context is not None
+        assert self._context.task is not None
+        return self._context.task.state.has_item
 
     def _rest(self) -> Iterator[T]:
         with contextlib.suppress(StopIteration):
@@ -168,27 +211,44 @@ class SyncStream(Generic[StreamT, T]):
         In a forked child it does nothing: the producer runs in the parent.
 
         Raises:
-            BaseException: the exception of the producer, if no one has seen it.
+            BaseException: the exception of the producer, if no one has seen it. A Ctrl-C meanwhile,
+                after the thread has left the producer.
         """
+        if (error := self._close()) is not None:
+            raise_preserving_context(error)
+
+    def _close(self) -> BaseException | None:
+        """Do so. Returns the exception of the producer, if no one has seen it."""
         context = self._context
         if context is None or self._opened is None or self._tasks.home.is_in_parent:
-            return
+            return None
         with self._lock:
             closed, is_first = self._closed, self._closed is None
             if closed is None:
                 self._closed = closed = Future()
         if not is_first:
-            return closed.result()
+            closed.result()
+            return None
         assert context.task is not None
         state = context.task.state
+        errors: list[BaseException] = []
+
+        async def leave() -> None:
+            try:
+                await context.__aexit__(None, None, None)
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as exc:
+                errors.append(exc)
+
         try:
             state.abandon()
-            self._call(partial(context.__aexit__, None, None, None))
+            self._call(leave, "join")
         except LoopGone:
-            if (error := state.close_and_take_error()) is not None:
-                raise_preserving_context(error)
+            errors += filter(None, [state.close_and_take_error()])
         finally:
             closed.set_result(None)
+        return errors.pop() if errors else None
 
     def wait_until_held(self) -> None:
         """Block until the model waits for space, as `TextStream.wait_until_held`. For tests.
@@ -244,8 +304,10 @@ class SyncStream(Generic[StreamT, T]):
     if not TYPE_CHECKING:  # type checkers refuse the same before the program runs
         __aiter__ = __await__ = __aenter__ = __aexit__ = _misused
 
-    def _call(self, func: Callable[[], Awaitable[ResultT]]) -> ResultT:
-        return self._tasks.call_from_thread(func)
+    def _call(
+        self, func: Callable[[], Awaitable[ResultT]], if_interrupted: IfInterrupted = "cancel"
+    ) -> ResultT:
+        return self._tasks.call_from_thread(func, if_interrupted)
 
 
 class SyncThreadStream(SyncStream[ThreadStream[T], T]):
@@ -278,6 +340,7 @@ class SyncGenerationStream(SyncStream[TextStreamT, TextChunk]):
 
     def _receive_all(self) -> None:
         """Receive the rest of the stream. What it gives is in the stream's ``text``."""
+        self._unreturned.clear()
         try:
             self._call(self._stream.read)  # type: ignore[attr-defined]
         except LoopGone:
@@ -294,7 +357,7 @@ class SyncTextStream(SyncGenerationStream[TextStream]):
         Raises:
             BaseException: the exception of ``generate()``; `text` has what came before.
         """
-        start = len(self.text)
+        start = len(self.text) - sum(map(len, self._unreturned))
         self._receive_all()
         return self.text[start:]
 
@@ -359,6 +422,8 @@ class SyncBatchStream(SyncGenerationStream[BatchStream]):
             BaseException: the exception of ``generate()``; `text` has what came before.
         """
         starts = [len(text) for text in self.text]
+        for chunk in self._unreturned:
+            starts[chunk.row] -= len(chunk)
         self._receive_all()
         return [text[start:] for text, start in zip(self.text, starts, strict=True)]
 

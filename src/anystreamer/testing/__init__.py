@@ -1,4 +1,4 @@
-"""For tests of code that streams: a scripted model, gates, and what finds a worker that was left.
+"""For tests of code that streams: a scripted model, gates, and a check for workers left running.
 
 It needs neither torch nor pytest.
 """
