@@ -112,6 +112,13 @@ NIGHT = "not nightly and (variant or slow or uvloop or trio)"
 FEW_EXAMPLES = {"HYPOTHESIS_PROFILE": "quick"}
 
 
+# What can differ on a Python between the oldest and the newest: threads, tasks and exceptions, and
+# what an interpreter loads. Elsewhere, what passes on both of those passes on it.
+DEPENDS_ON_PYTHON = ("bridge", "streams", "sync", "testing", "workers", "project/test_package.py")
+# The newest that is found here.
+NEWEST = next((each for each in reversed(OTHER_PYTHONS) if shutil.which(f"python{each}")), None)
+
+
 def run_without_torch(session: nox.Session, *options: str, **env: str) -> None:
     """The tests that need no model, where torch is not installed."""
     install(session, *CONSTRAINTS, "--group", "tests", f".[{EXTRAS}]")
@@ -159,6 +166,7 @@ WITH_RAY = (
 WITH_FRAMEWORKS = (
     "tests/generation/test_llama_cpp.py",
     "tests/project/test_docs.py",
+    "tests/server/test_other_frameworks.py",
     "tests/test_gradio.py",
     "tests/test_notebook.py",
     "tests/test_streamlit.py",
@@ -217,7 +225,7 @@ def types(session: nox.Session) -> None:
     shutil.rmtree(examples, ignore_errors=True)
     session.run("python", "-m", "tests.project.write_examples", examples)
     # In one run, since most of its time goes to the files of torch and transformers.
-    session.run("mypy", "src", "tests", "noxfile.py", examples)
+    session.run("mypy", "src", "tests", "benchmarks", "noxfile.py", examples)
     # mypy has read the first among the other tests.
     session.run("pyright", "tests/project/type_tests.py", examples)
     session.run("pyright", "--verifytypes", "anystreamer", "--ignoreexternal")
@@ -229,6 +237,10 @@ def docs(session: nox.Session) -> None:
     install(session, *CONSTRAINTS, "--group", "docs")
     # mkdocs-material would speak of its successor at each build.
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
+    if shutil.which("chromium") or shutil.which("google-chrome"):
+        session.run("python", "docs/search.py", "site")
+    else:
+        session.warn("there is no Chromium: the site's search is not tried")
 
 
 def try_package(session: nox.Session, package: Path, python: str, empty: Path) -> None:
@@ -290,8 +302,9 @@ def tests_of_the_oldest(session: nox.Session) -> None:
 
 @nox.session(python=OTHER_PYTHONS)
 def tests_without_torch(session: nox.Session) -> None:
-    """The tests that need no model, where torch is not installed."""
-    run_without_torch(session, "-m", DAY, **FEW_EXAMPLES)
+    """The tests that need no model, where torch is not installed; between two Pythons, fewer."""
+    names = () if session.python == NEWEST else DEPENDS_ON_PYTHON
+    run_without_torch(session, "-m", DAY, *(f"tests/{name}" for name in names), **FEW_EXAMPLES)
 
 
 @nox.session(python=PYTHON)
@@ -378,7 +391,7 @@ def night_with_videos(session: nox.Session) -> None:
     install_all(session)
     install(session, *CONSTRAINTS, "--group", "videos")
     session.run("python", "-c", "import torchvision")  # it has to be built for this torch
-    names = ("prompts", "server/test_media.py", "test_model_class.py")
+    names = ("prompts", "server/test_media.py", "loading/test_model_class.py")
     session.run(
         "pytest",
         *SIDE_BY_SIDE,
@@ -397,7 +410,7 @@ def night_with_the_oldest(session: nox.Session) -> None:
 @nox.session(python=OTHER_PYTHONS, tags=["night"])
 def night_without_torch(session: nox.Session) -> None:
     """What `tests_without_torch` leaves out."""
-    run_without_torch(session, "-m", NIGHT)
+    run_without_torch(session, "-m", NIGHT if session.python == NEWEST else "not nightly")
 
 
 @nox.session(python=PYTHON, tags=["night"])

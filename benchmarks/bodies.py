@@ -73,7 +73,7 @@ def longest_wait(port: int, is_over: threading.Event) -> float:
     return longest
 
 
-def most_memory(process: int) -> float:
+def most_memory(process: int | None) -> float:
     """The most that a process has had in memory, in MB."""
     with open(f"/proc/{process}/status") as status:
         (line,) = [each for each in status if each.startswith("VmHWM")]

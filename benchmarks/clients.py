@@ -178,7 +178,7 @@ def count_steps(path: str | Path) -> None:
         steps[0] += 1
         return output
 
-    LlamaForCausalLM.forward = counted
+    LlamaForCausalLM.forward = counted  # type: ignore[method-assign]
 
 
 def leave(port: int, path: Path, is_streamed: bool) -> Table:

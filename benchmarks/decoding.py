@@ -61,7 +61,8 @@ def ours(tokenizer: Any, ids: list[int], hold_byte_runs: bool = False) -> list[s
 
 
 def text_streamer(tokenizer: Any, ids: list[int]) -> list[str]:
-    streamer, pieces = TextStreamer(tokenizer, skip_special_tokens=True), []
+    pieces: list[str] = []
+    streamer: Any = TextStreamer(tokenizer, skip_special_tokens=True)
     streamer.on_finalized_text = lambda text, stream_end=False: pieces.append(text)
     for value in np.array(ids).reshape(-1, 1):  # like a tensor, without torch's own cost
         streamer.put(value)
@@ -86,6 +87,10 @@ def supports(way: str, tokenizer: Any) -> bool:
     return way != "DecodeStream" or hasattr(tokenizer, "backend_tokenizer")
 
 
+def same(tokenizer: Any) -> Any:
+    return tokenizer
+
+
 def cpu_time(way: str, new_tokenizer: Callable[[], Any], ids: list[int]) -> Table:
     tokenizer, began = new_tokenizer(), time.process_time()
     WAYS[way](tokenizer, ids)
@@ -101,7 +106,7 @@ def speed(sizes: list[int], rounds: int) -> Table:
             some = tokenizer.encode(TEXT, add_special_tokens=False)
             ids = list(itertools.islice(itertools.cycle(some), max(sizes)))
             ways = [way for way in WAYS if supports(way, tokenizer)]
-            result[family.name] = timed(ways, lambda made=tokenizer: made, sizes, ids, rounds)
+            result[family.name] = timed(ways, partial(same, tokenizer), sizes, ids, rounds)
     large, rng = large_byte_level(), random.Random(1)
     new = partial(PreTrainedTokenizerFast, tokenizer_object=large)
     ids = [rng.randrange(128_000) for _ in range(max(sizes))]
@@ -144,7 +149,7 @@ def is_wrong(decode: Way, tokenizer: Any, ids: list[int]) -> bool:
         text = "".join(decode(tokenizer, ids))
     except Exception:  # DecodeStream's "Invalid prefix"
         return True
-    return text != tokenizer.decode(ids, skip_special_tokens=True)
+    return bool(text != tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def mismatches(count: int) -> Table:

@@ -330,8 +330,10 @@ async def second_turn(bench: Bench, **settings: Any) -> Table:
             async with engine.stream_text(prompt, max_new_tokens=20) as stream:
                 await stream.read()
             ids = ids + stream.token_ids + torch.randint(1, 500, (PROMPT,)).tolist()
-    assert stream.timing.first_token is not None
-    return {"first_token_ms": 1e3 * stream.timing.first_token}
+    timing = stream.timing
+    assert timing is not None
+    assert timing.first_token is not None
+    return {"first_token_ms": 1e3 * timing.first_token}
 
 
 def second_turns(bench: Bench, rounds: int) -> Table:

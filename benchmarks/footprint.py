@@ -8,6 +8,7 @@ which all except one wait for their turn, and threads with transformers' streame
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -51,7 +52,9 @@ TIMED = "import time; started = time.perf_counter(); {}; print(time.perf_counter
 
 def timed(statement: str) -> Table:
     command = [sys.executable, "-c", TIMED.format(statement)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    # As after an installation: else each import would compile what has no bytecode.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=env).stdout
     return {"ms": 1e3 * float(output)}
 
 

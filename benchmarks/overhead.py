@@ -1,35 +1,40 @@
 """What streaming costs per token, and how late text arrives.
 
 Models of three sizes, with an idle loop and with one that other work keeps busy half of the time,
-and eight streams at once, each in its own thread. `per_item.py` describes the ratios; ``silent`` is
-``generate()`` in a worker thread with a streamer that does nothing. Latency begins when a streamer
-has a part of the text, and for this library at ``put()``, so it includes decoding.
+eight streams at once, each in its own thread, and other budgets of crossings. `per_item.py`
+describes the ratios; ``silent`` is ``generate()`` in a worker thread with a streamer that does
+nothing. Latency begins when a streamer has a part of the text, and for this library at ``put()``,
+so it includes decoding.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import iterate_in_threadpool
-from transformers import AsyncTextIteratorStreamer, LlamaForCausalLM, TextIteratorStreamer
+from transformers import AsyncTextIteratorStreamer, TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
 import anystreamer
+from anystreamer._bridge import delivery
 
 from .method import ALL_LOOPS, ON_ASYNCIO, Table
 from .models import make_model, make_tokenizer
-from .per_item import Run, Ways, compare
+from .per_item import Run, Way, Ways, compare
 
 # Layers and width, for about 1, 3 and 10 ms per token, and the tokens of a stream.
 SIZES = {"small": (2, 128, 400), "middle": (4, 384, 150), "large": (8, 512, 60)}
 AT_ONCE = 8
+CAPS = (0, 1, 2)  # ms
 PROMPT = torch.arange(1, 9)[None]
 
 
@@ -63,7 +68,7 @@ note_texts = partial(note, method="on_finalized_text")  # of transformers' strea
 class NotingModel:
     """A model that notes the time at each ``put()`` of the streamer that it gets."""
 
-    def __init__(self, model: LlamaForCausalLM, run: Run) -> None:
+    def __init__(self, model: Any, run: Run) -> None:
         self.generation_config, self.device = model.generation_config, model.device
         self._model, self._run = model, run
 
@@ -77,7 +82,7 @@ class NotingModel:
 class Bench:
     """A model, and the ways to stream from it."""
 
-    model: LlamaForCausalLM
+    model: Any
     tokenizer: Any
 
     def _generate(self, run: Run, streamer: Any) -> None:
@@ -147,15 +152,39 @@ class Bench:
             "TextIteratorStreamer, threadpool": (self.theirs_in_threadpool, ALL_LOOPS),
         }
 
+    @property
+    def budgets(self) -> Ways:
+        """Other budgets of crossings: how long items wait for the next one."""
+        theirs = ("silent", "AsyncTextIteratorStreamer (transformers')")
+        ways = {name: self.ways[name] for name in theirs}
+        for cap in CAPS:
+            for name in ("stream_text", "AsyncTextIteratorStreamer (ours)"):
+                way, _ = self.ways[name]
+                ways[f"{name}, {cap} ms"] = (with_cap(way, cap / 1e3), ("asyncio",))
+        return ways
+
+
+def with_cap(way: Way, cap: float) -> Way:
+    """The same, where items wait for *cap* seconds at most, however much crossings cost."""
+
+    async def capped(run: Run) -> None:
+        with patch.multiple(delivery, CROSSING_CAP=cap, CROSSING_SHARE_AT_MOST=math.inf):
+            await way(run)
+
+    return capped
+
 
 def measure(is_quick: bool) -> Iterator[Table]:
     rounds, part = (3, 2) if is_quick else (8, 1)
     for size in list(SIZES)[: 2 if is_quick else None]:
         layers, hidden, tokens = SIZES[size]
-        ways, tokens = Bench(make_model(layers, hidden), make_tokenizer()).ways, tokens // part
+        bench, tokens = Bench(make_model(layers, hidden), make_tokenizer()), tokens // part
+        ways = bench.ways
         for busy, name in ((False, "idle loop"), (True, "loop busy half the time")):
             results = compare(ways, tokens, rounds=rounds, is_busy=busy)
             yield {f"{size} model, {name}": results}
         if size == "small":
             results = compare(ways, tokens // 4, rounds=rounds, streams=AT_ONCE)
             yield {f"{size} model, {AT_ONCE} at once": results}
+            results = compare(bench.budgets, tokens, rounds=rounds)
+            yield {f"{size} model, other budgets": results}

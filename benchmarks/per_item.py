@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
 import anyio
 
@@ -48,7 +49,7 @@ class Run:
 
 
 SILENT = "silent on asyncio"
-Way = Callable[[Run], Awaitable[None]]
+Way = Callable[[Run], Coroutine[Any, Any, None]]
 Ways = dict[str, tuple[Way, tuple[str, ...]]]  # each with the loops that it runs on
 
 
@@ -95,4 +96,5 @@ def flood(loop: str, way: Way, items: int) -> Table:
             beside.cancel_scope.cancel()
         return {"items_per_second": items / seconds, "cpu_us_per_item": 1e6 * cpu / items}
 
-    return run_on(loop, main) | {"late_ms": late}
+    figures: Table = run_on(loop, main)
+    return figures | {"late_ms": late}

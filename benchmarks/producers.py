@@ -107,14 +107,15 @@ async def thread_and_queue(run: Run) -> None:
 
 async def call_soon(run: Run) -> None:
     made: asyncio.Queue[object] = asyncio.Queue()
-    call = asyncio.get_running_loop().call_soon_threadsafe
+    call: Any = asyncio.get_running_loop().call_soon_threadsafe
     await carry(run, partial(call, made.put_nowait), made.get)
 
 
 async def memory_stream(run: Run, *, size: float) -> None:
     send, receive = anyio.create_memory_object_stream[object](size)
+    call: Any = from_thread.run
     async with send, receive:
-        await carry(run, partial(from_thread.run, send.send), receive.receive)
+        await carry(run, partial(call, send.send), receive.receive)
 
 
 async def two_sides(module: Any, run: Run, *, size: float = math.inf, fair: bool = False) -> None:

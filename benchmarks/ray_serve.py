@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # A proxy that is not ready after 5 seconds would be killed.
@@ -52,7 +53,7 @@ def one_process(batching: str, model: Path, folder: Path) -> Iterator[tuple[int,
 
 
 @contextlib.contextmanager
-def two_replicas(batching: str, model: Path, folder: Path) -> Iterator[tuple[int, Path]]:
+def two_replicas(batching: Any, model: Path, folder: Path) -> Iterator[tuple[int, Path]]:
     steps = clients.new_steps(folder / "replicas.steps")
     settings = CountingSettings(model=str(model), batching=batching, steps=str(steps))
     serve.run(application(settings, num_replicas=2, ray_actor_options={"num_cpus": 1}))

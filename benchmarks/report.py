@@ -172,8 +172,9 @@ def ratios(part: Part, *path: str) -> dict[str, Ratio]:
     for name, value in part.items():
         if name.startswith(("ratio_to", "speed_to", "speed_of")):
             if any(map(is_ours, path)):
-                quartiles = (value[each] for each in ("median", "q1", "q3"))
-                found[", ".join((*path, name))] = Ratio(*quartiles, name.startswith("speed"))
+                quartiles = {each: value[each] for each in ("median", "q1", "q3")}
+                is_speed = name.startswith("speed")
+                found[", ".join((*path, name))] = Ratio(**quartiles, more_is_better=is_speed)
         elif isinstance(value, dict):
             found |= ratios(value, *path, name)
     return found

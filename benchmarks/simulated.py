@@ -176,7 +176,7 @@ async def limit(step: float, count: int, _: bool) -> Table:
 
     def drop() -> None:
         while manager.is_running():
-            time.sleep(continuous.DRAIN_INTERVAL)
+            time.sleep(continuous.DRAIN_INTERVAL_AT_MOST)
             while manager.get_result(timeout=0) is not None:
                 pass
 
@@ -206,8 +206,8 @@ def compare(step: float, count: int, is_busy: bool, rounds: int) -> Table:
     def anew(loop: str, way: Any) -> Table:
         return in_new_process(run_on, loop, way, step, count, is_busy)
 
-    ways = {LIMIT: partial(anew, "asyncio", limit)}
-    ways |= on_loops({"open_engine": (engine, ALL_LOOPS)}, anew)
+    engines = on_loops({"open_engine": (engine, ALL_LOOPS)}, anew)
+    ways = {LIMIT: partial(anew, "asyncio", limit)} | engines
     return compared(take_turns(ways, rounds), "steps_per_second", limit=LIMIT)
 
 

@@ -116,7 +116,7 @@ def test_one_chunk_is_enough_for_a_plot(pyplot: Any, chunk: TextChunk) -> None:
 
 @pytest.mark.parametrize("chunks", [["one"], "one", [1]], ids=repr)
 def test_what_is_no_chunk_is_refused_before_a_figure_is_made(pyplot: Any, chunks: Any) -> None:
-    with pytest.raises(TypeError, match="does not know when it was made"):
+    with pytest.raises(TypeError, match="has no time of its own"):
         plot_tokens_per_second(chunks)
     assert not pyplot.get_fignums()
 

@@ -21,7 +21,7 @@ from anystreamer._errors import (
 )
 from anystreamer._generation import SupportsGenerate, stream_batch, stream_text
 from anystreamer._kept_caches import ReuseCache
-from anystreamer._load_model import load_model
+from anystreamer._loading import load_model
 from anystreamer._prompts import TokenIds, UntrustedMessages
 from anystreamer._streams import (
     BatchStream,

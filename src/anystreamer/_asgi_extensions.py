@@ -1,4 +1,4 @@
-"""Names of ASGI extensions, by which what runs an application tells its responses about itself."""
+"""Names of ASGI extensions: through them, the server tells responses about itself."""
 
 __all__ = ["ABORT", "CANCELS_ON_DISCONNECT", "CONNECTIONS"]
 

@@ -35,11 +35,11 @@ logger = SafeLogger()
 class GenerationStopped(BaseException):
     """Raised in the worker thread, by ``emit()`` or ``put()``, when its stream was stopped.
 
-    It ends a producer that does not ask whether it should stop. A producer can clean up and let it
-    pass: from a stopped producer it is the normal end, and a consumer never sees it.
+    It ends a producer that does not call ``should_stop()``. A producer can clean up, but must not
+    catch it: for a stopped producer it is the normal end, and the consumer never sees it.
 
-    Like a cancellation, it is not an `Exception`: libraries catch those around their callbacks,
-    and would run on.
+    Like a cancellation, it is not an `Exception`: libraries catch these around their callbacks, and
+    would continue.
     """
 
 
@@ -80,7 +80,7 @@ class EngineBusy(Exception):
 class EngineClosed(Exception):
     """Raised by each open stream when the block of its engine or worker is left.
 
-    Each new one raises it after that. An open stream raises it after what had been made.
+    An open stream raises it after its last items. New streams then raise it at once.
     """
 
     def __init__(self, owner: str = "engine") -> None:
@@ -94,8 +94,8 @@ class EngineClosed(Exception):
 class EngineDied(Exception):
     """Raised by each open stream when a thread of its engine or worker has died.
 
-    Each new one raises it after that. An open stream raises it after what had been made. Its cause
-    is the exception that ended the thread.
+    An open stream raises it after its last items. New streams then raise it at once. Its cause is
+    the exception that ended the thread.
     """
 
     def __init__(self, owner: str = "engine") -> None:

@@ -1,4 +1,4 @@
-"""What this package asks of a model: that it can stream, and what its config says."""
+"""Checks of a model: whether it can stream, and what its config says."""
 
 from __future__ import annotations
 

@@ -150,8 +150,8 @@ def plot_tokens_per_second(chunks: Iterable[TextChunk], *, axes: Axes | None = N
     for chunk in chunks:
         if not isinstance(chunk, TextChunk):
             raise TypeError(
-                f"chunks has a {type(chunk).__name__}, which does not know when it was made: "
-                "collect what the stream gives, [chunk async for chunk in stream]"
+                f"chunks has a {type(chunk).__name__}, which has no time of its own: collect the "
+                "chunks of a stream, [chunk async for chunk in stream]"
             )
     if axes is None:
         _, axes = pyplot.subplots()

@@ -32,7 +32,7 @@ except ImportError as _missing:
 
 from . import Engine, open_engine
 from ._asgi_extensions import CANCELS_ON_DISCONNECT
-from ._load_model import load_model, shown_name
+from ._loading import load_model, shown_name
 from .server import create_app
 
 __all__ = ["Settings", "app", "application", "error_objects"]
@@ -55,18 +55,20 @@ class Settings(BaseModel, extra="forbid"):
     """
 
     model: str | None = Field(
-        None, description="A folder or a hub id. By default the embedded model."
+        default=None, description="A folder or a hub id. By default the embedded model."
     )
-    model_name: str | None = Field(None, description="The model's name in requests and responses.")
+    model_name: str | None = Field(
+        default=None, description="The model's name in requests and responses."
+    )
     aliases: list[str] | None = Field(
-        None, description="More names for requests, as in `anystreamer.server.create_app`."
+        default=None, description="More names for requests, as in `anystreamer.server.create_app`."
     )
     batching: Literal["none", "continuous", "auto"] = "auto"  #: as in `anystreamer.open_engine`
     max_running: PositiveInt | None = Field(
-        None, description="How many requests run at once, with continuous batching."
+        default=None, description="How many requests run at once, with continuous batching."
     )
     max_waiting: PositiveInt = Field(
-        100,
+        default=100,
         description="How many requests can wait at each of Serve's proxies. More get status 503.",
     )
     #: the key that clients must send; by default ``ANYSTREAMER_API_KEY`` of the environment, if set
@@ -85,7 +87,7 @@ class Settings(BaseModel, extra="forbid"):
     max_unsent_bytes: PositiveInt | None = 4 * 1024 * 1024
     page: bool = True  #: serve the chat page
     timeout: PositiveFloat | None = Field(
-        600.0,
+        default=600.0,
         description="Seconds for a request, once it has reached a replica. null means no limit.",
     )
     #: let special tokens in the text of messages be special tokens, not text

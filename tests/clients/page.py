@@ -23,9 +23,9 @@ tool, and tries what the client does by default:
 - **whole**, **stream**: an answer at once, and as it is made.
 - **tools**: the model calls a tool, and its result is sent back.
 - **forced tool**: the request says that the model calls one, or which one.
-- **structured output**: the answer keeps to a schema.
-- **cancel**: the client leaves a long answer. The server's metrics then say that the model has
-  stopped, long before the answer's end.
+- **structured output**: the answer matches a schema.
+- **cancel**: the client leaves in the middle of a long answer. The server's metrics then show that
+  the model has stopped, long before the end of the answer.
 
 The same runs every night, with the newest version of each client, and for each change of the
 server.

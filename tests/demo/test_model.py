@@ -290,4 +290,4 @@ def test_two_threads_load_it_first_at_once() -> None:
         "with ThreadPoolExecutor(2) as threads:\n"
         "    assert len(list(threads.map(load, range(2)))) == 2\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=150)

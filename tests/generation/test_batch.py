@@ -190,7 +190,7 @@ async def test_a_lagging_consumer_gets_each_rows_text_in_one_piece() -> None:
         ("one", "use stream_text"),
         ([], "prompts is empty"),
         (["one", ""], "prompt is empty"),
-        ([{"role": "user", "content": "hi"}], "list of its own"),
+        ([{"role": "user", "content": "hi"}], r"put it into a list, \[messages\]"),
         ([{"input_ids": torch.ones(1, 2)}], "one mapping"),
         ({"input_ids": torch.ones(2, 0)}, "is empty"),
         ([1], "not int"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import secrets
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,7 @@ import jsonschema  # type: ignore[import-untyped]
 import pydantic
 import pytest
 import torch
-from anyio import move_on_after
+from anyio import create_task_group, fail_after, move_on_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LogitsProcessor
@@ -25,10 +27,13 @@ from anystreamer import (
     stream_text,
     sync,
 )
+from anystreamer._text.form_matcher import _Compiler
 from anystreamer.testing import ScriptedModel
 
+from ..helpers.batchings import BATCHINGS
 from ..helpers.call_templates import FAMILIES
 from ..helpers.llama_streams import CHAT, ENDLESS, PROMPT, collect, finished, stream_llama
+from ..helpers.scripted import PATIENCE, until
 from ..helpers.tiny_models import (
     EOS,
     MARK,
@@ -444,6 +449,39 @@ async def test_with_an_engine() -> None:
         assert stream.parsed == "a"
 
 
+@pytest.mark.parametrize("batching", BATCHINGS)
+async def test_no_other_request_waits_for_a_form_that_takes_long(
+    batching: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_begun, goes_on = threading.Event(), threading.Event()
+    compile_form = _Compiler._compile
+
+    def slow(self: _Compiler, *args: Any) -> Any:
+        has_begun.set()
+        goes_on.wait()
+        return compile_form(self, *args)
+
+    monkeypatch.setattr(_Compiler, "_compile", slow)
+    async with open_engine(llama(), tokenizer(), batching=batching) as engine:
+        form = Choice([f"not compiled {secrets.token_hex(8)}"])
+        await finished(
+            engine.stream_text(PROMPT, max_new_tokens=1)
+        )  # a manager takes long to begin
+
+        async def ask() -> None:
+            stream = await finished(engine.stream_text(PROMPT, response_format=form, **LONG))
+            assert stream.parsed == form.options[0]
+
+        async with create_task_group() as tasks:
+            try:
+                tasks.start_soon(ask)
+                await until(has_begun.is_set)
+                with fail_after(PATIENCE):
+                    await finished(engine.stream_text(PROMPT, max_new_tokens=3))
+            finally:
+                goes_on.set()
+
+
 def test_without_a_loop() -> None:
     form = Choice(["yes"])
     with sync.stream_text(llama(), tokenizer(), PROMPT, response_format=form, **LONG) as stream:
@@ -470,7 +508,7 @@ async def test_settings_that_leave_no_token_are_an_error() -> None:
     context = stream_llama(
         response_format=Choice(["abc"]), logits_processor=[Say("abx")], **ENDLESS
     )
-    with pytest.raises(ValueError, match="left no token that the form allows"):
+    with pytest.raises(ValueError, match="left no token that the format allows"):
         async with context as stream:
             await stream.read()
     assert (stream.text, stream.parsed) == ("ab", None)

@@ -148,7 +148,7 @@ async def test_arguments_that_are_not_of_the_schema_cannot_be_said(
 ) -> None:
     for wrong in (family.call.replace("7", "99"), family.call.replace("seconds", "hours")):
         context = stream_of(family, tools=STRICT, tool_choice=choice, **says(family, wrong))
-        with pytest.raises(ValueError, match="left no token that the form allows"):
+        with pytest.raises(ValueError, match="left no token that the format allows"):
             await finished(context)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 import httpx
-import psutil  # type: ignore[import-untyped]
+import psutil
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import anyio
 import httpx
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 
 __all__ = ["MOST_WAITING", "PATIENCE", "Cluster", "figures_of", "idle", "two_nodes"]

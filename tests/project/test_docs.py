@@ -7,6 +7,8 @@ import gc
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from ..helpers.frameworks import skip_without
 from ..helpers.gguf_model import write_gguf
 from ..helpers.inside import start_portal
 from ..helpers.serving import serving
+from ..helpers.tiny_processors import kind_named, picture, recording, wav
+from ..helpers.whisper_folder import save_whisper
 
 pytestmark = pytest.mark.torch
 
@@ -178,6 +182,181 @@ def test_example(
                 run_here(value, *fixtures)
     if output is not None:
         assert capsys.readouterr().out == output
+
+
+@dataclass(frozen=True)
+class Part:
+    """How a block of ``py`` runs, which is a part of a program or loads a large model.
+
+    Args:
+        before: what comes before it. It can await, and enter blocks into ``stack``.
+        instead: what takes the place of names and addresses in it.
+        needs: packages without which it is skipped.
+        reason: why it does not run in this file; then the rest counts for nothing.
+    """
+
+    before: str = ""
+    instead: tuple[tuple[str, str], ...] = ()
+    needs: tuple[str, ...] = ()
+    reason: str = ""
+
+
+OPENING = """
+from anystreamer import open_engine
+from anystreamer.demo import load_demo
+from anystreamer.remote import open_remote_engine
+
+model, tokenizer = load_demo()
+"""
+IN_A_KERNEL = Part(reason="tests/test_notebook.py runs it, in a kernel")
+# The blocks of ``py`` of each page, in their order.
+PARTS = {
+    "remote.md": [Part(OPENING), Part(OPENING)],
+    "scale.md": [
+        Part(
+            f"""{OPENING}
+from types import SimpleNamespace
+
+app = SimpleNamespace(state=SimpleNamespace())
+"""
+        )
+    ],
+    "how-to/engines.md": [
+        Part(
+            f"""{OPENING}
+import contextlib
+
+engine = await stack.enter_async_context(open_engine(model, tokenizer))
+question = "Count from one to three."
+
+async def answer(engine, question):
+    async with engine.stream_text(question, max_new_tokens=5) as stream:
+        async for text in stream:
+            yield text
+"""
+        )
+    ],
+    "how-to/gradio.md": [Part(reason="tests/test_gradio.py serves it")],
+    "how-to/llama-cpp.md": [
+        Part(
+            "messages = [{'role': 'user', 'content': 'Count from one to three.'}]",
+            (("http://localhost:11434", ADDRESS), ("qwen3", "anystreamer-demo")),
+        )
+    ],
+    "how-to/notebook.md": [IN_A_KERNEL] * 3,
+    "how-to/own-model.md": [
+        Part(needs=("accelerate",)),
+        Part(reason="peft is not among what the tests install, and me/my-lora does not exist"),
+    ],
+    "how-to/pictures.md": [
+        Part(instead=(("Qwen/Qwen2.5-VL-3B-Instruct", "{seeing}"), ("photo.jpg", "{photo}"))),
+    ],
+    "how-to/streamlit.md": [Part(reason="tests/test_streamlit.py runs it")],
+    "how-to/whisper.md": [
+        Part(
+            instead=(("openai/whisper-small", "{hearing}"), ("speech.wav", "{speech}")),
+            needs=("soundfile",),
+        ),
+        Part(
+            """
+import soundfile
+from anystreamer import stream_text
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+model = WhisperForConditionalGeneration.from_pretrained("{hearing}")
+processor = WhisperProcessor.from_pretrained("{hearing}")
+samples, rate = soundfile.read("{speech}")
+""",
+            needs=("soundfile",),
+        ),
+    ],
+}
+PART = re.compile(r"^```py(?: title=.*?)?\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
+
+
+def parts() -> Iterator[Any]:
+    for name, found in PARTS.items():
+        blocks = PART.findall((ROOT / "docs" / name).read_text(encoding="utf-8"))
+        for number, (part, code) in enumerate(zip(found, blocks, strict=True), 1):
+            any_loop = "async with" in code
+            for loop in (LOOPS if any_loop else LOOPS[:1]) if not part.reason else ():
+                test = f"{name}-{number}"
+                yield pytest.param(
+                    *loop.values, part, code, id=f"{loop.id}-{test}" if any_loop else test
+                )
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the parts load, by the names that they have in `PARTS`."""
+    folder = tmp_path_factory.mktemp("files")
+    kind = kind_named("llava")
+    for each in (kind.model, kind.processor):
+        each.save_pretrained(folder / "seeing")
+    save_whisper(folder / "hearing")
+    picture().save(folder / "photo.jpg")
+    (folder / "speech.wav").write_bytes(wav(recording(seconds=2.5)))  # more than a window
+    names = {"seeing": "seeing", "hearing": "hearing", "photo": "photo.jpg", "speech": "speech.wav"}
+    return {name: str(folder / file) for name, file in names.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("anyio_backend", "part", "code"), list(parts()), indirect=["anyio_backend"]
+)
+def test_a_part_of_a_program_runs(
+    part: Part,
+    code: str,
+    anyio_backend: tuple[str, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    model_folder: str,
+    files: dict[str, str],
+) -> None:
+    for needed in part.needs:
+        pytest.importorskip(needed)
+    code = f"{part.before}\n{code}".replace(MODEL, model_folder)
+    for old, new in part.instead:
+        assert old in code
+        code = code.replace(old, new)
+    for name, path in files.items():
+        code = code.replace(f"{{{name}}}", path)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    backend, options = anyio_backend
+    run = anyio.run
+
+    async def run_with_server() -> None:
+        async with serving(executed(SERVED)["app"], lifespan="on") as url:
+            await run_part(code.replace(ADDRESS, url))
+
+    if ADDRESS in code:
+        run(run_with_server, backend=backend, backend_options=options)
+    elif "anyio.run(" in code:
+        monkeypatch.setattr(
+            anyio, "run", lambda main: run(main, backend=backend, backend_options=options)
+        )
+        executed(code)
+    else:
+        run(run_part, code, backend=backend, backend_options=options)
+
+
+async def run_part(code: str) -> None:
+    """Run a part in this event loop: it can await."""
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    async with AsyncExitStack() as stack:
+        names = {"__name__": "__main__", "stack": stack}
+        program = eval(compile(code, "example", "exec", flags=flags, dont_inherit=True), names)
+        if inspect.iscoroutine(program):
+            await program
+
+
+def test_each_part_of_a_program_runs_or_says_why_not() -> None:
+    found = {}
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        if blocks := PART.findall(text):
+            assert text.count("```py\n") + text.count("```py ") == len(blocks), path
+            found[path.relative_to(ROOT / "docs").as_posix()] = len(blocks)
+    assert found == {name: len(each) for name, each in PARTS.items()}
 
 
 def test_there_are_examples() -> None:

@@ -52,7 +52,7 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from itertools import pairwise
 from typing import Any
 
 import anyio
@@ -18,6 +19,7 @@ from anystreamer.remote._http import httpx
 from anystreamer.remote._limits import LimitExceeded, Limits
 from anystreamer.remote._response import InvalidEvent, RemoteRow, ResponseParser
 from anystreamer.remote._shapes import ServerError
+from anystreamer.remote._sse import EventData
 
 from ..helpers.wire import DONE, ending, event, said
 
@@ -160,6 +162,36 @@ PIECES = st.lists(
     max_size=8,
 )
 PUBLIC = (openai.APIError, GenerationTimeout, EngineBusy)
+
+
+def deltas(reads: list[bytes]) -> list[Any]:
+    """All that comes of an answer: its chunks, its errors, and how it ended."""
+    limits = Limits(max_event_size=4096)
+    events, row = EventData(limits), RemoteRow()
+    parser = ResponseParser(row, ["END"], limits, logprobs=True, names_content=True)
+    found: list[Any] = []
+    try:
+        for read in reads:
+            for data in events.feed(read):
+                try:
+                    for chunk in parser.feed(data, 0.0):
+                        found.append((str(chunk), chunk.field, chunk.value, chunk.logprobs))
+                except (InvalidEvent, ServerError) as exc:
+                    found.append(str(exc))
+    except LimitExceeded as exc:
+        return [*found, str(exc)]
+    parser.end_of_body()
+    return [*found, *parser.finish(0.0), parser.ended, parser.message, row.server_usage]
+
+
+@given(PIECES, st.lists(st.integers(0, 10_000), max_size=20))
+@example([said("é🙂"), b"event: error\r\ndata: 7\r\n\r\n", ending()], list(range(300)))
+def test_an_answer_in_any_reads_has_the_same_deltas(pieces: list[bytes], cuts: list[int]) -> None:
+    body = b"".join(pieces)
+    places = [0, *sorted(cut % (len(body) + 1) for cut in cuts), len(body)]
+    whole = repr(deltas([body]))  # repr: NaN is not equal to itself
+    assert repr(deltas([body[start:end] for start, end in pairwise(places)])) == whole
+    assert repr(deltas([body[i : i + 1] for i in range(len(body))])) == whole
 
 
 class Body(httpx.AsyncByteStream):

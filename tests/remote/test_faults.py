@@ -21,7 +21,7 @@ from anyio.streams.tls import TLSStream
 
 from anystreamer import EngineBusy, FinishReason, GenerationTimeout, TextStream, Timeouts
 from anystreamer._streams.timeouts import Deadlines
-from anystreamer.remote import _reader, open_remote_engine
+from anystreamer.remote import _http, _reader, _refusals, open_remote_engine
 from anystreamer.remote._http import httpx
 
 from ..helpers.inside import open_states, state_of, worker_left
@@ -191,6 +191,10 @@ USAGE = event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens":
         pytest.param(sends(CLOSING + TWO + ending() + USAGE), id="no done"),
         pytest.param(then(sends(ONE_TWO + chunked(ending(), USAGE, DONE)), stalls), id="stays"),
         pytest.param(then(sends(ONE_TWO + chunked(ending(), USAGE)), stalls), id="no done, stays"),
+        pytest.param(
+            then(sends(HEAD + chunked(said("one "), ending(text="two"), USAGE)), stalls),
+            id="a reason with text, no done, stays",
+        ),
         pytest.param(then(sends(ONE_TWO + chunked(ending(), USAGE)), resets), id="resets"),
     ],
 )
@@ -198,6 +202,7 @@ async def test_an_answer_that_has_ended_is_whole(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_reader, "USAGE_TIMEOUT", 0.1)
+    monkeypatch.setattr(_reader, "MORE_TEXT_TIMEOUT", 10 * PATIENCE)
     told: list[TextStream] = []
     async with wire(play) as server:
         assert await read(server.url, told) == "one two"
@@ -305,6 +310,15 @@ async def test_a_connection_is_used_again_after_an_answer() -> None:
         assert server.connections == 1
 
 
+async def test_a_connection_that_the_server_has_closed_is_not_used_again() -> None:
+    async with wire(ANSWER) as server, remote_engine(server.url, max_retries=0) as engine:
+        for number in range(3):
+            async with engine.stream_text("hi") as stream:
+                assert await stream.read() == "one two"
+            await until(lambda: not server.open_ones)
+            assert server.connections == number + 1
+
+
 # -- no answer at all
 
 
@@ -322,6 +336,75 @@ async def test_an_answer_of_another_type_is_refused_at_the_entry(head: bytes, wo
         with pytest.raises(openai.APIResponseValidationError, match=words):
             await read(server.url)
         await until(lambda: not server.open_ones)
+
+
+SAYS = {
+    "FastAPI": (b"application/json", b'{"detail": "boom"}'),
+    "TGI, Ollama": (b"application/json", b'{"error": "boom", "error_type": "validation"}'),
+    "Gemini": (b"application/json", b'[{"error": {"code": 400, "message": "boom"}}]'),
+    "Mistral": (b"application/json", b'{"message": "boom", "request_id": "1"}'),
+    "OpenAI": (b"application/json", b'{"error": {"message": "boom"}}'),
+    "nested": (b"application/problem+json", b'{"error": {"message": {"error": "boom"}}}'),
+    "nginx": (b"text/html", b"<html><head><title>boom</title></head><h1>nginx</h1></html>"),
+    "a page": (b"text/html", b"\n<p\nclass='x'>boom</p>"),
+    "text": (b"text/plain", b"boom"),
+    "no type": (b"", b"boom\n"),
+    "not JSON": (b"application/json", b"boom"),
+}
+
+
+@pytest.mark.parametrize("status", [401, 413, 502])
+async def test_an_error_has_what_the_server_says(status: int) -> None:
+    for name, (media_type, body) in SAYS.items():
+        head = b"HTTP/1.1 %d No\r\ncontent-type: %s\r\n" % (status, media_type)
+        async with wire(sends(head + b"content-length: %d\r\n\r\n" % len(body) + body)) as server:
+            with pytest.raises(openai.APIStatusError, match="boom") as raised:
+                await read(server.url)
+        assert str(raised.value).startswith(f"Error code: {status}"), name
+        assert len(str(raised.value)) < 100, name
+        assert raised.value.status_code == status
+
+
+async def test_the_cause_of_a_busy_engine_has_what_the_server_says() -> None:
+    head = b"HTTP/1.1 503 No\r\ncontent-type: text/html\r\nretry-after-ms: 1500\r\n\r\n"
+    async with wire(sends(head + b"<title>boom</title>")) as server:
+        with pytest.raises(EngineBusy) as raised:
+            await read(server.url)
+    assert raised.value.retry_after == 1.5
+    assert "boom" in str(raised.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"error":"Unexpected endpoint or method. (POST /completions)"}',  # LM Studio
+        b'{"error": {"message": "Unexpected endpoint", "code": 502}}',  # OpenRouter
+        b'[{"error": {"message": "Unexpected endpoint"}}]',
+        b'{"detail": "Unexpected endpoint"}',
+    ],
+    ids=["LM Studio", "OpenRouter", "Gemini", "FastAPI"],
+)
+async def test_an_error_with_a_status_of_success_is_raised_at_the_entry(body: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+    async with wire(sends(head + b"content-length: %d\r\n\r\n" % len(body) + body)) as server:
+        with pytest.raises(openai.APIError, match=r"^Unexpected endpoint"):
+            await read(server.url)
+        await until(lambda: not server.open_ones)
+
+
+async def test_a_timeout_of_the_server_s_with_a_status_of_success_is_a_timeout() -> None:
+    error = event({"error": {"type": "timeout_error", "code": "queued"}})[6:]
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n"
+    async with wire(sends(head + error)) as server:
+        with pytest.raises(GenerationTimeout, match="queued"):
+            await read(server.url)
+
+
+async def test_a_page_in_place_of_an_answer_says_which() -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nconnection: close\r\n\r\n"
+    async with wire(sends(head + b"<TITLE lang=en>Sign in &amp; go on</TITLE>")) as server:
+        with pytest.raises(openai.APIResponseValidationError, match=r"\(Sign in & go on\)"):
+            await read(server.url)
 
 
 @pytest.mark.parametrize(
@@ -611,6 +694,44 @@ async def test_whoever_goes_closes_the_connection(before: str, way: str) -> None
         assert scope.cancelled_caught == (way in ("scope", "deadline"))
         await until(lambda: not server.open_ones)
         assert engine.statistics().running == engine.statistics().waiting == 0
+
+
+MOMENTS: dict[str, list[bytes]] = {
+    "half of the head": [HEAD[:20]],
+    "an error's body": [b"HTTP/1.1 500 No\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n"],
+    "a body of another type": [b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\n\r\n<p>"],
+    "a pause before the next attempt": [
+        b"HTTP/1.1 503 No\r\nretry-after: 60\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+    ],
+    "the usage": [ONE_TWO + chunked(ending())],
+    "the end of the body": [ONE_TWO + chunked(ending(), DONE)],
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_a_scope_that_is_cancelled_in_any_moment_closes_the_connection(
+    moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("USAGE_TIMEOUT", "DRAIN"):
+        monkeypatch.setattr(_reader, name, PATIENCE)
+    monkeypatch.setattr(_http, "ERROR_TIMEOUT", PATIENCE)
+    monkeypatch.setattr(_refusals, "REFUSAL_TIMEOUT", PATIENCE)
+
+    async def play(connection: SocketStream) -> None:
+        await sends(*MOMENTS[moment])(connection)
+        await anyio.wait_all_tasks_blocked()
+        scope.cancel()
+        if moment != "a pause before the next attempt":
+            await stalls(connection)
+
+    async with wire(play) as server, remote_engine(server.url, max_retries=2) as engine:
+        with CancelScope() as scope:
+            async with engine.stream_text("hi") as stream:
+                await until(lambda: worker_left(stream))
+        assert scope.cancelled_caught
+        await until(lambda: not server.open_ones)
+        assert server.connections == 1
+        await until(lambda: not engine.statistics().running)
 
 
 async def test_leaving_the_engine_closes_all_connections() -> None:

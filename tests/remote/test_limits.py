@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import logging
 import math
+import traceback
 import tracemalloc
 import zlib
 from collections.abc import Iterator
@@ -356,6 +359,71 @@ async def test_no_error_shows_a_password_or_a_key_of_the_address() -> None:
             with pytest.raises(openai.APIError) as raised:
                 await read(url, default_query={"key": "secret"})
         assert "secret" not in str(raised.value)
+
+
+KEY, TEAM = "sk-s3cr3t", "a b s3cr3t"
+PLACES: dict[str, bytes] = {
+    "JSON": b'HTTP/1.1 401 No\r\n\r\n{"error": {"message": "boom: %s", "param": "%s"}}',
+    "a page": b"HTTP/1.1 500 No\r\ncontent-type: text/html\r\n\r\n<title>boom</title><p>%s %s",
+    "text": b"HTTP/1.1 502 No\r\n\r\nboom %s %s",
+    "a redirect": b"HTTP/1.1 307 boom\r\nlocation: http://elsewhere/boom/%s/%s\r\n\r\n",
+    "busy": b'HTTP/1.1 429 No\r\n\r\n{"detail": "boom: %s %s"}',
+    "success": b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n"
+    b'{"error": {"message": "boom %s", "param": "%s"}}',
+    "another type": b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\nboom %s %s",
+    "an event": CLOSING + b'data: {"error": {"message": "boom", "param": "%s %s"}}\n\n',
+    "an event that is none": CLOSING + b"data: {boom %s %s\n\n",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+async def test_a_server_that_sends_a_key_back_does_not_bring_it_into_logs(
+    place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As pages with details for developers do, which show the headers of the request."""
+    caplog.set_level(logging.DEBUG)
+
+    async def play(stream: SocketStream) -> None:
+        _, headers, _ = server.requests[-1]
+        key, team = headers["authorization"].encode(), headers["x-team-token"].encode()
+        await stream.send(PLACES[place] % (key, team))
+
+    async with wire(play) as server:
+        with pytest.raises(Exception, match=r"boom|busy") as raised:
+            await read(server.url, api_key=KEY, default_headers={"x-team-token": TEAM})
+    assert server.requests[0][1]["authorization"] == f"Bearer {KEY}"
+    error = raised.value
+    shown = "".join(traceback.format_exception(error))
+    assert "boom" in shown
+    for each in filter(None, (error, error.__cause__, error.__context__)):
+        shown += repr(vars(each))
+        response = getattr(each, "response", None)
+        if response is not None and response.is_stream_consumed and place != "another type":
+            shown += response.text
+    assert "s3cr3t" not in shown
+    # httpcore logs the headers of a response.
+    records = [each for each in caplog.records if not each.name.startswith("httpcore")]
+    assert "s3cr3t" not in str([each.getMessage() for each in records])
+
+
+async def test_a_password_in_the_address_is_sent_and_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with wire(ANSWER) as server:
+        url = server.url.replace("http://", "http://me:sec%40ret@")
+        assert await read(url, api_key="other") == "one two"
+    authorization = server.requests[0][1]["authorization"]
+    assert authorization == "Basic " + base64.b64encode(b"me:sec@ret").decode()
+    assert "HTTP Request" in caplog.text
+    assert "sec%40ret" not in caplog.text
+    assert "sec@ret" not in caplog.text
+    async with wire(
+        sends(b"HTTP/1.1 401 No\r\n\r\nnot sec@ret, " + authorization.encode())
+    ) as server:
+        with pytest.raises(openai.AuthenticationError) as raised:
+            await read(server.url.replace("http://", "http://me:sec%40ret@"))
+    assert str(raised.value) == "Error code: 401 - not [hidden], [hidden]"
 
 
 # -- errors before an answer

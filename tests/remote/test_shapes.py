@@ -16,10 +16,11 @@ from anystreamer import FinishReason, Usage
 from anystreamer.remote import _reader
 from anystreamer.remote._limits import Limits
 from anystreamer.remote._response import RemoteRow, ResponseParser
+from anystreamer.remote._sse import EventData
 from anystreamer.remote._tool_calls import ToolCalls
 
 from ..helpers.remote_engines import remote_engine
-from ..helpers.scripted import until
+from ..helpers.scripted import PATIENCE, until
 from ..helpers.wire import CLOSING, DONE, HEAD, Play, chunked, event, sends, wire
 
 pytestmark = pytest.mark.usefixtures("asyncio_complains_of_nothing")
@@ -416,12 +417,19 @@ EMPTY: list[Any] = [
     {"choices": [None]},
     {"type": "ping"},
     {"error": None, "choices": []},
+    {"code": 0, "message": "ok"},
+    {"choices": None, "base_resp": {"status_code": 0, "status_msg": ""}},  # MiniMax
+    {"choices": [{"index": 0, "delta": {}, "finish_reason": False}]},
     {},
 ]
 
 
 async def test_events_without_text_change_nothing() -> None:
-    blank = b"data:\n\ndata: \n\nevent: ping\nid: 1\n\n: OPENROUTER PROCESSING\n\n"
+    blank = (
+        b"data:\n\ndata: \n\nevent: ping\nid: 1\n\n: OPENROUTER PROCESSING\n\n"
+        b"retry: 10\n\nevent: error\n\n"  # without data it is no event
+        b"data: : keepalive\n\n"  # Vertex
+    )
     events = [*map(event, EMPTY), blank]
     body = [*events, event(chunk({"content": "a"})), *events, event(chunk(reason="stop")), *events]
     pieces, stream = await answered(sends(HEAD + chunked(*body, b"data: [DONE] \n\n", b"")))
@@ -435,6 +443,12 @@ async def test_another_answer_beside_the_one_that_was_asked_for_is_not_mixed_in(
     pieces, stream = await answer_of({"choices": [other]}, both, chunk(reason="stop"))
     assert list(map(str, pieces)) == ["A"]
     assert stream.finish_reason is FinishReason.EOS
+
+
+async def test_an_index_that_is_text() -> None:
+    choices = [{"index": i, "delta": {"content": c}} for i, c in (("0", "A"), ("1", "B"))]
+    pieces, _ = await answer_of({"choices": choices}, chunk(reason="stop"))
+    assert list(map(str, pieces)) == ["A"]
 
 
 async def test_a_whole_message_in_place_of_deltas() -> None:
@@ -458,6 +472,7 @@ async def test_a_whole_message_in_place_of_deltas() -> None:
         (("tool_calls", "tool_use", "function_call"), FinishReason.EOS),
         (("normal", "whatever comes next", 7), FinishReason.EOS),  # not known
         (("length", "max_tokens", "MAX_TOKENS", "model_length"), FinishReason.LENGTH),
+        (({"type": "length", "length": 16},), FinishReason.LENGTH),
         (("model_context_window_exceeded", "max_output_tokens"), FinishReason.LENGTH),
         (("stop_sequence", "STOP_SEQUENCE"), FinishReason.STOP_STRING),
         (("content_filter", "SAFETY", "sensitive", "refusal"), FinishReason.CRITERIA),
@@ -472,8 +487,45 @@ async def test_finish_reasons_of_other_makers(
         assert stream.finish_reason is expected, reason
 
 
-@pytest.mark.parametrize("reason", ["", "null", "None", "not_finished", None])
-def test_reasons_that_stand_for_none(reason: str | None) -> None:
+@pytest.mark.parametrize(
+    ("reasons", "expected", "stop_string"),
+    [
+        # The second one has nothing new, or says less.
+        ([{"finish_reason": "length"}, {"finish_reason": "stop"}], FinishReason.LENGTH, None),
+        ([{"finish_reason": "stop"}, {"finish_reason": "length"}], FinishReason.LENGTH, None),
+        ([{"finish_reason": "SAFETY"}, {"finish_reason": "eos"}], FinishReason.CRITERIA, None),
+        ([{"finish_reason": "stop"}, {"finish_reason": "tool_calls"}], FinishReason.EOS, None),
+        (
+            [{"finish_reason": "stop", "stop_reason": "END"}, {"finish_reason": "stop"}],
+            FinishReason.STOP_STRING,
+            "END",
+        ),
+        # What comes with more text is about all of it.
+        (
+            [
+                {"finish_reason": "stop", "stop_reason": "END"},
+                {"finish_reason": "stop", "delta": {"content": "b"}},
+            ],
+            FinishReason.EOS,
+            None,
+        ),
+        (
+            [{"finish_reason": "length"}, {"finish_reason": "stop", "delta": {"content": "b"}}],
+            FinishReason.EOS,
+            None,
+        ),
+    ],
+)
+async def test_two_reasons(
+    reasons: list[Any], expected: FinishReason, stop_string: str | None
+) -> None:
+    events = [{"choices": [{"index": 0, "delta": {}, **each}]} for each in reasons]
+    _, stream = await answer_of(chunk({"content": "a"}), *events, stop="END")
+    assert (stream.finish_reason, stream.stop_string) == (expected, stop_string)
+
+
+@pytest.mark.parametrize("reason", ["", "null", "None", "not_finished", None, False, 0, {}, []])
+def test_reasons_that_stand_for_none(reason: Any) -> None:
     parser = ResponseParser(RemoteRow(), [], Limits(), logprobs=False, names_content=False)
     pieces = list(parser.feed(json.dumps(chunk({"content": "a"}, reason)).encode(), 0.0))
     assert (list(map(str, pieces)), parser.ended) == (["a"], None)
@@ -521,6 +573,27 @@ async def test_a_reason_with_each_piece_of_text_does_not_end_the_answer(
     assert stream.finish_reason is FinishReason.LENGTH
 
 
+async def test_more_text_can_take_long_after_a_reason_that_came_with_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ollama has sent "stop" with each piece of the reasoning, and then the answer."""
+    monkeypatch.setattr(_reader, "USAGE_TIMEOUT", 0.0)
+    monkeypatch.setattr(_reader, "MORE_TEXT_TIMEOUT", PATIENCE)
+    play_on = anyio.Event()
+
+    async def play(stream: SocketStream) -> None:
+        await stream.send(HEAD + chunked(event(chunk({"reasoning": "Hm."}, "stop"))))
+        await play_on.wait()
+        await stream.send(chunked(event(chunk({"content": "a"}, "stop")), DONE, b""))
+
+    async with wire(play) as server, remote_engine(server.url) as engine:
+        async with engine.stream_text(CHAT) as stream:
+            assert (await stream.receive()).value == "Hm."
+            await anyio.wait_all_tasks_blocked()
+            play_on.set()
+            assert await stream.read() == "a"
+
+
 async def test_a_reason_with_each_piece_of_text_does_not_make_a_cut_answer_whole() -> None:
     events = [event(chunk({"content": text}, "stop")) for text in "ab"]
     await fails(sends(HEAD + chunked(*events)), "closed the connection")
@@ -551,6 +624,7 @@ KNOWN = Usage(3, 2, 2)
         ({"prompt_tokens": 3, "completion_tokens": "many"}, None),
         ({"prompt_tokens": 3, "completion_tokens": {}, "total_tokens": 5}, KNOWN),
         ({"prompt_tokens": 3, "total_tokens": 0}, None),
+        ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, None),
         ({"prompt_tokens": -1, "completion_tokens": 2}, None),
         ({"other": 1}, None),
         ({}, None),
@@ -602,6 +676,29 @@ async def test_usage_in_other_places() -> None:
         assert stream.usage == KNOWN
 
 
+@pytest.mark.parametrize("is_stopped", [False, True])
+async def test_counts_of_zero_stand_for_none(is_stopped: bool) -> None:
+    """Ollama sends them with each piece of a completion; the counts come at the end."""
+    zeros = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    counts = {"prompt_tokens": 3, "completion_tokens": 2}
+    pieces = [event({**chunk({"content": c}), "usage": zeros}) for c in "ab"]
+    ends = [chunk(reason="stop", usage=zeros), {"choices": [], "usage": counts}, {"usage": zeros}]
+
+    async def play(stream: SocketStream) -> None:
+        await stream.send(HEAD + chunked(*pieces))
+        if is_stopped:
+            await stream.receive()  # until the client has gone
+        await stream.send(chunked(*map(event, ends), DONE, b""))
+
+    async with wire(play) as server, remote_engine(server.url) as engine:
+        async with engine.stream_text(CHAT) as stream:
+            assert await stream.receive()
+            if is_stopped:
+                stream.stop()
+            await stream.read()
+    assert stream.usage == (None if is_stopped else KNOWN)
+
+
 async def test_of_several_counts_the_last_one_counts() -> None:
     def counts(completion: int) -> dict[str, Any]:
         return {"prompt_tokens": 3, "completion_tokens": completion}
@@ -648,6 +745,14 @@ async def test_logprobs_in_every_form(sent: Any, expected: tuple[float, ...]) ->
         {"type": "error", "message": "boom"},
         {"text": "boom", "error_code": 50001},  # FastChat
         {"detail": "boom"},  # FastAPI
+        {"error": {"message": "boom"}, "message": "boom"},  # LM Studio
+        {"error": {"code": "content_filter", "message": "boom", "innererror": {}}},  # Azure
+        {"error": {"error": "boom"}},
+        {"error": True, "message": "boom"},
+        {"error_code": 336100, "error_msg": "boom"},  # Baidu
+        {"choices": None, "base_resp": {"status_code": 1008, "status_msg": "boom"}},  # MiniMax
+        {"code": 10013, "message": "boom", "sid": "cha0"},  # Spark
+        {"code": "InvalidParameter", "message": "boom", "request_id": "1"},  # DashScope
     ],
 )
 async def test_errors_in_every_form(error: Any) -> None:
@@ -660,6 +765,26 @@ async def test_an_error_in_a_field_of_that_name() -> None:
     error = b'error: {"code":500,"message":"boom","type":"server_error"}\n\n'
     events = [event(chunk({"content": "a"})), error]
     await fails(sends(HEAD + chunked(*events, DONE, b"")), "^boom$")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        b'event: error\ndata: {"code":400,"details":"boom"}\n\n',  # fms-guardrails
+        b'id:1\nevent:error\n:HTTP_STATUS/400\ndata:{"code":"X","message":"boom"}\n\n',  # DashScope
+        b'event: error\ndata: {"error":{"message":"boom"}}\n\n',
+        b'data: {"message":"boom"}\r\nevent: error\r\n\r\n',
+        b"event: error\ndata: boom\n\n",
+    ],
+    ids=["fms-guardrails", "DashScope", "OpenAI", "the name after the data", "text"],
+)
+async def test_an_event_of_that_name_is_an_error(error: bytes) -> None:
+    await fails(sends(HEAD + chunked(event(chunk({"content": "a"})), error, DONE, b"")), "^boom$")
+
+
+async def test_an_event_after_one_that_is_an_error_by_its_name_is_none() -> None:
+    events = EventData(Limits()).feed(b"event: error\n\ndata: 1\n\nevent: x\ndata: 2\n\n")
+    assert list(events) == [b"1", b"2"]
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,13 @@ async def test_text_appears_as_it_is_made(browser: Browser) -> None:
         assert model.calls[-1]["max_new_tokens"] == 1024
 
 
+async def test_a_short_answer_takes_milliseconds(browser: Browser) -> None:
+    async with chatting(browser, ["Hello!"]) as (page, _, _):
+        await page.evaluate("performance.now = () => 1000")
+        await say(page, "first")
+        await expect(figures(page)).to_contain_text("tokens · 1 ms")
+
+
 async def test_the_conversation_is_kept_until_a_new_one(browser: Browser) -> None:
     async with chatting(browser, ["Hello!"]) as (page, model, _):
         await say(page, "first")

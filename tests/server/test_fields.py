@@ -130,7 +130,8 @@ async def test_a_field_that_annotates_takes_anything(path: str) -> None:
 def test_notes_of_openai_s_are_taken_by_the_responses_api_too() -> None:
     for name in ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"):
         ResponsesRequest.model_validate({"input": "Hi", name: "x"})
-    ResponsesRequest.model_validate({"input": "Hi", "prompt_cache_options": {"mode": "explicit"}})
+    for name in ("prompt_cache_options", "client_metadata"):
+        ResponsesRequest.model_validate({"input": "Hi", name: {"mode": "explicit"}})
 
 
 def test_what_clients_only_note_is_known() -> None:
@@ -192,6 +193,7 @@ MESSAGE_BODIES: list[list[dict[str, Any]]] = [
             "content": [
                 {"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}},
                 {"type": "text", "text": "!", "cache_control": None},
+                {"type": "text", "text": "?", "prompt_cache_breakpoint": {"mode": "explicit"}},
             ],
         }
     ],

@@ -34,7 +34,7 @@ VLLM = set(
 )
 
 KINDS: dict[str, type[Strict]] = {"chat": ChatRequest, "text": CompletionRequest}
-COLUMNS = ("field", "in", "OpenAI", "transformers", "vLLM", "anystreamer", "as good as none")
+COLUMNS = ("field", "in", "OpenAI", "transformers", "vLLM", "anystreamer", "same as no value")
 
 
 def rows() -> list[dict[str, str]]:
@@ -50,7 +50,7 @@ def own_columns(name: str) -> dict[str, str]:
         each: kind.model_fields[name] for each, kind in KINDS.items() if name in kind.model_fields
     }
     if not fields:
-        return {"in": "–", "anystreamer": "no", "as good as none": "–"}
+        return {"in": "–", "anystreamer": "no", "same as no value": "–"}
     meant = []
     for kind, field in fields.items():
         does, neutral = "yes", ""
@@ -71,7 +71,7 @@ def own_columns(name: str) -> dict[str, str]:
     neutral = next(iter(neutrals.values()))
     if len(set(neutrals.values()) - {"–"}) > 1:
         neutral = ", ".join(f"{value} ({kind})" for kind, value in neutrals.items())
-    return {"in": ", ".join(kinds), "anystreamer": max(done), "as good as none": neutral}
+    return {"in": ", ".join(kinds), "anystreamer": max(done), "same as no value": neutral}
 
 
 def test_each_field_of_ours_has_a_row_that_is_true() -> None:

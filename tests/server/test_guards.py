@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import anyio
 import httpx
 import pytest
@@ -9,9 +11,10 @@ from anyio import create_task_group
 
 from anystreamer import EngineBusy, open_engine
 from anystreamer.server import create_app
+from anystreamer.server._origins import validate_origins
 from anystreamer.testing import Gate, ScriptedModel
 
-from ..helpers.serving import client_of, serving
+from ..helpers.serving import client_of, error_of, serving
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -58,6 +61,93 @@ async def test_pages_of_sites_that_are_named_may() -> None:
         assert response.status_code == status
         assert response.headers["access-control-allow-origin"] == ORIGIN
         assert "retry-after" in response.headers["access-control-expose-headers"]
+
+
+CLIENTS = (
+    "authorization,content-type,openai-organization,traceparent,x-request-id,x-stainless-arch,"
+    "x-stainless-lang,x-stainless-os,x-stainless-package-version,x-stainless-retry-count,"
+    "x-stainless-runtime,x-stainless-runtime-version,x-stainless-timeout"
+)
+
+
+@pytest.mark.parametrize("origin", [ORIGIN, "null"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+async def test_what_a_browser_asks_first_is_granted(method: str, origin: str) -> None:
+    """For the headers of the official client, and from the Internet to loopback."""
+    preflight = {
+        "origin": origin,
+        "access-control-request-method": method,
+        "access-control-request-headers": CLIENTS,
+        "access-control-request-private-network": "true",
+    }
+    granted = "access-control-allow-"
+    for origins in ([ORIGIN, "null"], ["*"]):
+        response = await ask_with(preflight, "OPTIONS", allow_origins=origins, api_key="key")
+        assert response.status_code == 200
+        assert response.headers[f"{granted}origin"] in (origin, "*")
+        assert method in response.headers[f"{granted}methods"]
+        assert response.headers[f"{granted}headers"] == CLIENTS
+        assert response.headers[f"{granted}private-network"] == "true"
+        assert "Origin" in response.headers["vary"]
+
+
+async def test_pages_can_read_each_error() -> None:
+    model = ScriptedModel(["a"])
+    headers = {"origin": ORIGIN, "authorization": "Bearer key"}
+    statuses: list[int] = []
+
+    async def refused(method: str, path: str, **request: Any) -> None:
+        response = await client.request(method, path, **request)
+        assert response.headers["access-control-allow-origin"] == ORIGIN
+        assert "x-request-id" in response.headers
+        assert "Origin" in response.headers["vary"]
+        error_of(response)
+        statuses.append(response.status_code)
+
+    def fail() -> Any:
+        raise OSError("a secret")
+
+    async with open_engine(model, model.tokenizer) as engine:
+        guards: Any = {"api_key": "key", "allow_origins": [ORIGIN], "allowed_hosts": ["server"]}
+        app = create_app(engine, max_body_bytes=100, **guards)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        client = httpx.AsyncClient(transport=transport, base_url="http://server", headers=headers)
+        await refused("POST", TEXT, json={})
+        await refused("GET", "/v1/models", headers={"host": "attacker.example"})
+        await refused("GET", "/v1/models", headers={"authorization": "Bearer other"})
+        await refused("GET", "/v1/models/other")
+        await refused("GET", "/nothing")
+        await refused("GET", TEXT)
+        await refused("POST", TEXT, json={"prompt": "Hi" * 100})
+        await refused("POST", TEXT, content=b"{}")
+    await refused("POST", TEXT, json={"prompt": "Hi"})  # of an engine that is closed
+    engine.statistics = fail  # type: ignore[method-assign]
+    await refused("GET", "/metrics")
+    await client.aclose()
+    assert statuses == [400, 400, 401, 404, 404, 405, 413, 415, 503, 500]
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("*", "null", "http://localhost:3000", "http://[::1]:8080", "https://a.example:80"),
+        *("chrome-extension://abc", "app://obsidian.md", "tauri://localhost"),
+    ],
+)
+def test_what_browsers_send_can_be_allowed(origin: str) -> None:
+    validate_origins([origin])
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("", "a.example", "https://a.example/", "https://A.example", "https://a.example:443"),
+        *("https://*.a.example", "https://a.example/page", "https://u@a.example", "https://é.fr"),
+    ],
+)
+def test_what_no_browser_sends_is_refused(origin: str) -> None:
+    with pytest.raises(ValueError, match=r"allow_origins: no browser sends .*https://example\.org"):
+        create_app(cast(Any, object()), allow_origins=[ORIGIN, origin])
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,65 @@ async def test_without_tools_there_are_no_calls(more: dict[str, Any]) -> None:
     assert item["content"][0]["text"] == JSON_CALL
 
 
+def namespace(name: str, *tools: Any) -> dict[str, Any]:
+    return {"type": "namespace", "name": name, "description": "Time.", "tools": [*tools]}
+
+
+OFFLINE = {"type": "web_search", "external_web_access": False, "search_context_size": "low"}
+
+
+async def test_a_function_in_a_namespace_is_called_with_it() -> None:
+    """As Codex sends the tools of an MCP server, beside a search that it does not let search."""
+    tools = [OFFLINE, namespace("mcp__clock", *FUNCTIONS), namespace("bell__", *FUNCTIONS)]
+    called = JSON_CALL.replace("wait", "mcp__clock__wait") + JSON_CALL.replace("wait", "bell__wait")
+    says = Saying(called)
+    events, whole = await both(says, {"input": "hi", "tools": tools})
+    found = [(each["namespace"], each["name"]) for each in whole["output"]]
+    assert found == [("mcp__clock", "wait"), ("bell__", "wait")]
+    added = [each["item"] for each in events if each["type"] == "response.output_item.added"]
+    assert [(each["namespace"], each["name"]) for each in added] == found
+    assert [tool["type"] for tool in whole["tools"]] == ["namespace", "namespace"]
+    assert whole["tools"][0]["tools"][0]["name"] == "wait"
+    # What it called goes back, and the model sees it as it called it.
+    call_id = whole["output"][0]["call_id"]
+    output = {**result(call_id, "done"), "namespace": "mcp__clock", "name": "wait"}
+    items = [{"role": "user", "content": "hi"}, *whole["output"][:1], output]
+    await both(says, {"input": items, "tools": tools})
+    assert "<call>mcp__clock__wait{" in says.prompts[-1]
+    assert f"donemcp__clock__wait={call_id}" in says.prompts[-1]
+    offered = [
+        json.loads(line)["name"]
+        for line in says.prompts[-1].replace("<tool>", "\n").splitlines()
+        if line.startswith("{")
+    ]
+    assert offered == ["mcp__clock__wait", "bell__wait"]
+
+
+@pytest.mark.parametrize(
+    ("tools", "place"),
+    [
+        ([namespace("clock", {**FUNCTIONS[0], "name": "wa it"})], "tools[0].tools[0].name"),
+        ([OFFLINE, namespace("a b", *FUNCTIONS)], "tools[1].tools[0].name"),
+        ([namespace("clock", {"type": "custom", "name": "x"})], "tools[0].tools[0].type"),
+        ([namespace("", *FUNCTIONS)], "tools[0].name"),
+        ([namespace("a", *FUNCTIONS), namespace("a__", *FUNCTIONS)], "tools[1].tools[0]"),
+        ([{**OFFLINE, "external_web_access": True}], "tools[0].type"),
+        ([{**OFFLINE, "external_web_access": 0}], "tools[0].type"),
+        ([{**OFFLINE, "index_gated_web_access": True}], "tools[0].index_gated_web_access"),
+        ([{**FUNCTIONS[0], "defer_loading": True}], "tools[0].defer_loading"),
+    ],
+)
+async def test_what_is_wrong_with_a_namespace_or_a_search_has_its_place(
+    tools: list[Any], place: str
+) -> None:
+    async with edge(Saying("Yes.")) as url, client_of(url) as client:
+        response = await client.post(RESPONSES, json={"input": "hi", "tools": tools})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, place)
+        # It can be neither demanded nor found.
+        body = {"input": "hi", "tools": [OFFLINE], "tool_choice": "required"}
+        assert (await client.post(RESPONSES, json=body)).status_code == 400
+
+
 async def test_no_tool_is_called_where_the_choice_is_none() -> None:
     body = {"input": "hi", "tools": FUNCTIONS, "tool_choice": "none"}
     _, whole = await both(Saying("Yes."), body)

@@ -24,7 +24,7 @@ from anystreamer._installing import to_install
 from anystreamer.server import create_app
 from anystreamer.testing import Gate, ScriptedModel
 
-from ..helpers.scripted import until
+from ..helpers.scripted import PATIENCE, until
 from ..helpers.serving import SERVERS, client_of, data_of, edge, error_of, official, serving
 
 pytestmark = [
@@ -746,7 +746,7 @@ def test_whatever_is_sent_is_answered_and_never_with_a_500(backend: str) -> None
     with start_blocking_portal(backend) as portal:
         with portal.wrap_async_context_manager(open_engine(model, model.tokenizer)) as engine:
             with portal.wrap_async_context_manager(serving(create_app(engine))) as url:
-                with httpx.Client(base_url=url, trust_env=False, timeout=10) as client:
+                with httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE) as client:
                     ask()
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,12 @@ from transformers import LogitsProcessor
 
 from anystreamer import TextChunk, TextStream, open_engine
 from anystreamer.server import create_app
-from anystreamer.server._openai_format import TextCompletionBuilder, Token
+from anystreamer.server._openai_format import (
+    ChatCompletionBuilder,
+    CompletionBuilder,
+    TextCompletionBuilder,
+    Token,
+)
 from anystreamer.server._tokens import TokenTexts
 
 from ..helpers import tokenizer_families as families
@@ -247,7 +254,118 @@ def test_a_builder_takes_the_offsets_of_the_tokens() -> None:
     """And not the lengths of chunks: text that is held back has tokens in the chunk before."""
     builder = TextCompletionBuilder("model", includes_usage=False, top=0)
     builder.add_choice()
-    builder.take(0, TextChunk("a"), [Token("a", -1.0, b"a", 0), Token("b", -1.0, b"b", 1)])
-    builder.take(0, TextChunk("bc"), [Token("c", -1.0, b"c", 2)])
-    (choice,) = builder.full_response(["stop"], {})["choices"]
+    builder.keep(0, TextChunk("a"), [Token("a", -1.0, b"a", 0), Token("b", -1.0, b"b", 1)])
+    builder.keep(0, TextChunk("bc"), [Token("c", -1.0, b"c", 2)])
+    (choice,) = json.loads(builder.full_response(["stop"], {}))["choices"]
     assert choice["logprobs"]["text_offset"] == [0, 1, 2]
+
+
+# -- what listing the likeliest tokens costs
+
+TOP = [Token(f"t{number}", -float(number), b"t", 0) for number in range(20)]
+LISTED = Token("t", -1.0, b"t", 0, TOP)
+BUILDERS = [ChatCompletionBuilder, TextCompletionBuilder]
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_stream_keeps_no_tokens_that_it_has_sent(kind: type[CompletionBuilder]) -> None:
+    builder = kind("model", includes_usage=False, top=20)
+    builder.add_choice()
+    builder.chunk(0, TextChunk("t"), [LISTED])
+    tracemalloc.start()
+    try:
+        for _ in range(200):
+            builder.chunk(0, TextChunk("t"), [LISTED])
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 200 * 500  # bytes; the tokens as objects would take 14 times as many
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_the_end_of_a_whole_answer_encodes_no_tokens(
+    kind: type[CompletionBuilder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That would hold the event loop: it is done as they come."""
+    builder = kind("model", includes_usage=False, top=20)
+    for index in range(2):
+        builder.add_choice()
+        for _ in range(50):
+            builder.keep(index, TextChunk("t"), [LISTED])
+        builder.keep(index, None, [LISTED])
+    encoded = 0
+    dumps = json.dumps
+
+    def counted(data: object, **kwargs: Any) -> str:
+        nonlocal encoded
+        text = dumps(data, **kwargs)
+        encoded += len(text)
+        return text
+
+    monkeypatch.setattr(json, "dumps", counted)
+    whole = json.loads(builder.full_response(["stop", "stop"], {}))
+    assert encoded < 1000  # characters
+    for choice in whole["choices"]:
+        lists = [each for each in choice["logprobs"].values() if each is not None]
+        assert [len(each) for each in lists] == [51] * len(lists)
+
+
+async def test_no_part_lists_many_tokens() -> None:
+    """Between two parts other clients get theirs."""
+    model, tokenizer = new_llama(), new_tokenizer()
+    body = {"prompt": "go", "logprobs": 20, "max_tokens": 60, "stream": True, "ignore_eos": True}
+    received = iter([{"type": "http.request", "body": json.dumps(body).encode()}])
+    parts: list[str] = []
+
+    async def receive() -> Any:
+        for message in received:
+            return message
+        await anyio.sleep_forever()
+
+    async def send(message: Any) -> None:
+        if part := message.get("body"):
+            parts.append(part.decode())
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/completions",
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    async with open_engine(model, tokenizer) as engine:
+        await create_app(cast(Any, SlowReader(engine)))(scope, receive, send)
+    listed = []
+    for part in parts:
+        events = [each for each in data_of(part) if each != "[DONE]"]
+        logprobs = [event["choices"][0]["logprobs"] for event in events]
+        listed.append(sum(len(each["tokens"]) for each in logprobs if each is not None))
+    assert sum(listed) == 60
+    assert max(listed) <= 10
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_all_choices_know_the_texts_of_tokens_together(path: str) -> None:
+    model, tokenizer = new_llama(), new_tokenizer()
+    decoded: list[Any] = []
+    decode = tokenizer.decode
+
+    def counted(ids: Any, **kwargs: Any) -> Any:
+        decoded.append(ids)
+        return decode(ids, **kwargs)
+
+    tokenizer.decode = counted
+    is_chat = "chat" in path
+    prompt = {"messages": [{"role": "user", "content": "go"}]} if is_chat else {"prompt": "go"}
+    listing = {"logprobs": True, "top_logprobs": 20} if is_chat else {"logprobs": 20}
+    body = {**prompt, **listing, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    counts = []
+    async with open_engine(model, tokenizer) as engine:
+        async with serving(create_app(engine)) as url, client_of(url) as client:
+            for n in (1, 4):
+                decoded.clear()
+                assert (await client.post(path, json={**body, "n": n})).status_code == 200
+                counts.append(len([each for each in decoded if isinstance(each, list)]))
+    # The first token of each choice is decoded for itself, with those in its place.
+    assert counts[1] < 2 * counts[0]

@@ -93,6 +93,32 @@ async def test_the_official_client_gets_the_call_that_it_asks_for(name: str, bat
                 assert last.finish_reason == "tool_calls"
 
 
+async def test_functions_in_namespaces_are_chosen_with_them() -> None:
+    """Of the Responses API. Chats take names of 64 characters; these are longer together."""
+    family = FAMILIES["llama"]
+    function: Any = {"type": "function", **TOOLS[1]["function"], "name": "go" * 26}
+    spaces = ["mcp__map", "mcp__car__"]
+    tools: Any = [{"type": "namespace", "name": each, "tools": [function]} for each in spaces]
+    async with engine_of(family, "none") as engine, serving(create_app(engine)) as url:
+        async with official(url) as client:
+            ask: Any = client.responses.create
+            for space in spaces:
+                named = {"type": "function", "name": function["name"], "namespace": space}
+                allowed = {"type": "allowed_tools", "mode": "required", "tools": [named]}
+                for choice in (named, allowed):
+                    response = await ask(
+                        model="anystreamer",
+                        input="hi",
+                        tools=tools,
+                        tool_choice=choice,
+                        parallel_tool_calls=False,
+                        max_output_tokens=200,
+                    )
+                    (call,) = response.output
+                    assert (call.namespace, call.name) == (space, function["name"])
+                    jsonschema.validate(json.loads(call.arguments), PARAMETERS["go_to"])
+
+
 async def test_a_loop_of_calls() -> None:
     """Each result goes back, and the next call is another one."""
     family = FAMILIES["qwen coder"]
@@ -352,3 +378,34 @@ async def test_a_server_without_llguidance_says_so(monkeypatch: pytest.MonkeyPat
     assert answer.status_code == 400
     assert "tool_choice= needs llguidance" in answer.json()["error"]["message"]
     assert answer.json()["error"]["param"] == "tool_choice"
+
+
+SAY: Any = [tool("say", {"text": {"type": "string"}}, ["text"], strict=True)]
+SAID = '</tool_call>\n<tool_call>{"name": "wait"}'
+
+
+@pytest.mark.parametrize("choice", ["required", "auto"])
+async def test_an_argument_can_have_the_text_that_ends_a_call(choice: str) -> None:
+    """In a whole answer and in events, of both APIs."""
+    family = FAMILIES["qwen"]
+    call = json.dumps({"name": "say", "arguments": {"text": SAID}})
+    text = f"<tool_call>\n{call}\n</tool_call>"
+    chat: dict[str, Any] = {"messages": MESSAGES, "tools": SAY, "tool_choice": choice}
+    function = {"type": "function", **SAY[0]["function"]}
+    asked: dict[str, Any] = {"input": "hi", "tools": [function], "tool_choice": choice}
+    with Wishing(family, text):
+        async with engine_of(family, "none") as engine, serving(create_app(engine)) as url:
+            async with official(url) as client:
+                for body in (chat, asked):
+                    body |= {"model": "anystreamer", "parallel_tool_calls": False}
+                for stream in (False, True):
+                    message = (await choice_of(client, chat, stream)).message
+                    (called,) = message.tool_calls
+                    assert json.loads(called.function.arguments) == {"text": SAID}
+                    assert not message.content
+                whole: Any = await client.responses.create(**asked)
+                async with client.responses.stream(**asked) as events:
+                    last: Any = await events.get_final_response()
+                for response in (whole, last):
+                    (item,) = response.output
+                    assert json.loads(item.arguments) == {"text": SAID}

@@ -164,6 +164,31 @@ async def test_a_malformed_call_is_sent_as_text() -> None:
     assert reason == "stop"
 
 
+async def test_half_a_surrogate_in_an_argument_can_be_sent_back() -> None:
+    """JSON can write it, and UTF-8 cannot."""
+    said = '<tool_call>{"name": "wait", "arguments": {"why": "a\\ud800b"}}</tool_call>'
+    deltas, reason, message = await both(Saying(said), {"messages": MESSAGES, "tools": TOOLS})
+    (streamed,) = [each for delta in deltas for each in delta.get("tool_calls", ())]
+    (whole,) = message["tool_calls"]
+    for call in (streamed, whole):
+        assert json.loads(call["function"]["arguments"]) == {"why": "a\ufffdb"}
+    assert reason == "tool_calls"
+    answered = {"role": "tool", "tool_call_id": whole["id"], "content": "done"}
+    _, reason, _ = await both(
+        Saying("Well."), {"messages": [*MESSAGES, message, answered], "tools": TOOLS}
+    )
+    assert reason == "stop"
+
+
+async def test_arguments_that_are_not_json_are_text() -> None:
+    """Python's parser takes NaN, and no client does."""
+    said = '<tool_call>{"name": "wait", "arguments": {"seconds": NaN}}</tool_call>'
+    deltas, reason, message = await both(Saying(said), {"messages": MESSAGES, "tools": TOOLS})
+    assert "NaN" in message["content"]
+    assert "".join(delta.get("content") or "" for delta in deltas) == message["content"]
+    assert reason == "stop"
+
+
 @pytest.mark.parametrize("more", [{}, {"tool_choice": "none"}, {"tool_choice": "auto"}])
 async def test_without_tools_there_are_no_calls(more: dict[str, Any]) -> None:
     says = Saying(THOUGHT + JSON_CALL)

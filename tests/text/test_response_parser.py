@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import anyio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LogitsProcessor, PreTrainedTokenizerFast, StoppingCriteria
 
 from anystreamer import FinishReason, TextChunk, stream_batch, stream_text
 from anystreamer._text.response_parser import STREAMED, ResponseParser, validate_template
 
+from ..helpers.call_templates import FAMILIES
 from ..helpers.inside import worker_left
 from ..helpers.tiny_models import CHAT_TEMPLATE, EOS, MARK, Say, TinyProcessor, llama, tokenizer
 
@@ -612,3 +617,101 @@ def test_fields_that_are_joined_or_repeated_are_so_without_the_parsers_message()
 def test_the_streamed_kinds_are_those_of_transformers() -> None:
     parsers = pytest.importorskip("transformers.utils.chat_parsing.content_parsers")
     assert parsers.STREAMABLE_PARSERS == STREAMED
+
+
+# -- markers inside of values
+
+JSON_FAMILIES = [name for name, family in FAMILIES.items() if '{"seconds": 7}' in family.call]
+NEAR_MARKERS = ["</tool_call>", "<tool_call>", "[TOOL_CALLS]", '"', "\\", "}", "]", "\n", "\0", "é"]
+
+
+@pytest.mark.parametrize("name", JSON_FAMILIES)
+@given(data=st.data())
+def test_a_marker_in_an_argument_is_a_part_of_it(name: str, data: st.DataObject) -> None:
+    family = FAMILIES[name]
+    strings = st.lists(st.sampled_from([*family.special, *NEAR_MARKERS]) | st.text(max_size=3))
+    texts = strings.map("".join)
+    arguments = data.draw(st.dictionaries(texts, texts | st.lists(texts | st.integers())))
+    written = json.dumps(arguments, ensure_ascii=data.draw(st.booleans()))
+    times = 2 if family.fields["tool_calls"].get("repeats") else 1
+    text = family.call.replace('{"seconds": 7}', written) * times
+    template = validate_template(family.tokenizer, family.tokenizer, family.template)
+    assert template is not None
+    response = ResponseParser(family.tokenizer, template, (), None)
+    pieces = []
+    for part in parts_of(text, data):
+        pieces += response.feed(part)
+    pieces += response.finish(has_ended=True)
+    called = {"name": "wait", "arguments": arguments}
+    values = [each for piece in pieces for each in in_list(piece.value)]
+    assert [each["function"] for each in values] == [called] * times
+    kept = in_list(response.message["tool_calls"])
+    assert [each["function"] for each in kept] == [called] * times
+
+
+def parts_of(text: str, data: st.DataObject) -> list[str]:
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=8)))
+    return [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
+
+
+def in_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+FRAGMENTS = [
+    *("<think>", "</think>", "<tool_call>", "</tool_call>", "<|im_end|>", "<", ">", "/", " ", "\n"),
+    *('{"name": "wait", "arguments": {"why": "', '"}}', '"', "\\", "x", '{"name": "wait"}'),
+]
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join), st.booleans(), st.data())
+def test_how_an_answer_is_cut_into_pieces_changes_nothing(
+    text: str, has_ended: bool, data: st.DataObject
+) -> None:
+    found = []
+    for parts in ([text], list(text), parts_of(text, data)):
+        response = new_response(QWEN)
+        pieces = []
+        for part in parts:
+            pieces += response.feed(part)
+        pieces += response.finish(has_ended=has_ended)
+        joined: list[Any] = []
+        for piece in pieces:
+            is_more = joined and joined[-1][0] == piece.field and not piece.is_complete
+            if is_more and isinstance(joined[-1][1], str) and not joined[-1][2]:
+                joined[-1][1] += piece.value
+            else:
+                joined.append([piece.field, piece.value, piece.is_complete])
+        found.append((joined, response.message))
+    assert found[0] == found[1] == found[2]
+
+
+OPEN_STRING = '<tool_call>{"name": "wait", "arguments": {"why": "so</tool_call>'
+UNPARSED = {"field": "tool_calls", "value": '{"name": "wait", "arguments": {"why": "so'}
+
+
+@pytest.mark.parametrize("rest", ["Sorry", "\nSorry", ' "Sorry"', "\\\nSorry", f"\n{JSON_CALL}\n"])
+async def test_a_string_that_does_not_end_swallows_nothing(rest: str) -> None:
+    """A call that does not parse with the marker in it has ended there."""
+    async with stream_of(OPEN_STRING + rest, tools=TOOLS) as stream:
+        pieces = told([piece async for piece in stream])
+    following = ("tool_calls", CALLED) if JSON_CALL in rest else ("content", rest.lstrip())
+    assert pieces == [(UNPARSED["field"], UNPARSED["value"]), following]
+
+
+@pytest.mark.parametrize("more", ["", "Sor", '"'])
+@pytest.mark.parametrize("stop", [[], ["</tool_call>"]])
+async def test_a_call_that_is_cut_behind_a_marker_in_a_string_is_none(
+    more: str, stop: list[str]
+) -> None:
+    async with stream_of(OPEN_STRING + more, ends=False, stop=stop) as stream:
+        assert [piece async for piece in stream if piece.field] == []
+    assert stream.message == {"role": "assistant"}
+    assert stream.stop_string == (stop[0] if stop else None)
+
+
+def test_values_that_do_not_parse_inside_of_each_other_do_not_exhaust_the_stack() -> None:
+    response = new_response(QWEN)
+    pieces = response.feed('<tool_call>{\\"<x</tool_call>' * 500 + "\n")
+    pieces += response.finish(has_ended=True)
+    assert len([piece for piece in pieces if piece.field == "tool_calls"]) == 500

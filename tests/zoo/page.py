@@ -22,26 +22,27 @@ transformers lists for making text, the program builds a tiny model: the default
 with random weights. In each mode it compares the model's answers with those of plain `generate()`.
 A test does the same every night, and fails if a class is wrong without an error.
 
-- **`stream_text`**: ids, text, finish reason and usage; also where a stop string, one of
+- **`stream_text`**: ids, text, finish reason and usage; also if a stop string, one of
   `generate()`'s own `stop_strings`, or an end-of-sequence token ends the text.
 - **cancel, `stop()`**: the model makes at most one more step.
-- **`stream_batch`**: each row is what its prompt gives alone, with prompts of one length and of
-  different length.
+- **`stream_batch`**: each row is the same as for its prompt alone, with prompts of the same length
+  and of different length.
 - **engine**: `open_engine(..., batching="none")`, with two requests at once.
 - **continuous batching**: `open_engine(..., batching="continuous")`, with four requests at once.
   See [its page](how-to/continuous-batching.md).
 
-In a cell that is not "yes", an error refuses the model and says what to do instead:
+If a cell is not "yes", the mode raises an error that says what to do instead. The cell has the
+reason:
 
-- "prompts of one length": the model answers a padded prompt wrong, in plain `generate()` too.
-  `stream_batch` tries this before the first padded batch of a model, and refuses prompts of
+- "prompts of one length": the model answers a padded prompt wrongly, in plain `generate()` too.
+  `stream_batch` tests this before the first padded batch of a model, and refuses prompts of
   different length with a `ValueError`.
 - "one prompt alone": the model mixes up the rows of a batch, in plain `generate()` too.
-- "one recording alone": the model goes on with a row after its recording has ended.
+- "one recording alone": the model continues a row after its recording has ended.
 - "it makes audio": the model's tokens are not text.
-- "`generate()` fails": with such a batch, or such an argument, plain `generate()` raises too.
+- "`generate()` fails": with such a batch, or such an argument, plain `generate()` fails too.
 - "one step only": the model makes its whole answer in one step, so there is nothing to stop.
-- All reasons in the last column: use `batching="none"`. "Its generation config" asks for what
+- All reasons in the last column: use `batching="none"`. "Its generation config" has a setting that
   transformers' manager ignores.
 
 """

@@ -69,16 +69,16 @@ def stream_from_thread(
             ``should_stop``, the `GenerationStopped` that ``emit`` raises after a stop ends it.
             Other threads can call both, too, until it has returned. ``emit.many(items)`` delivers
             several items, and ``emit.offer(item)`` returns False after a stop and does not raise.
-            What it returns is the `result` of the stream.
+            Its return value is the `result` of the stream.
         max_buffer_size: ``emit`` waits while this many items have not been received, unless another
             task waits for *limiter*. Unbounded by default.
         limiter: the stream waits for a token of it before the thread starts, and holds the token
             until the thread has ended.
-        on_stop: called once when the stream is stopped, in whichever way, if *produce* has begun
-            and not returned: to end what blocks it. *produce* can register more by
-            ``should_stop.on_stop(callback)``, for what it makes itself, such as a connection. It is
-            called in any thread, the event loop's too, and must not block. What it raises is
-            logged, except for a KeyboardInterrupt.
+        on_stop: a function that ends the wait of *produce* in a driver. It is called once when the
+            stream is stopped, in any way, if *produce* has begun and not returned. *produce* can
+            register more by ``should_stop.on_stop(callback)``, for objects that it makes itself,
+            such as a connection. It is called in any thread, also in the event loop's, and must not
+            block. Its exceptions are logged, except for a KeyboardInterrupt.
         name: of the stream in the log, in messages, and of its thread and its tasks while it runs.
             By default the name of *produce*.
 
@@ -124,8 +124,8 @@ def stream_iterable(
         make_iterable: called in the thread. The iterable that it returns is iterated there, and
             closed there if it has a ``close()``: a generator, a database cursor, a llama.cpp
             completion. The return value of a generator is the `result` of the stream. The standard
-            streams of the process, such as `sys.stdin`, are never closed. What ``close()`` raises
-            is raised from the stream; after a stop it is logged.
+            streams of the process, such as `sys.stdin`, are never closed. The stream raises an
+            exception of ``close()``; after a stop it is only logged.
         max_buffer_size: as for `stream_from_thread`.
         limiter: as for `stream_from_thread`.
         on_stop: as for `stream_from_thread`.

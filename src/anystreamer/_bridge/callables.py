@@ -81,7 +81,7 @@ def check_result(result: object, name: str) -> None:
 
 
 def close_unstarted(result: object) -> None:
-    """Close a coroutine or a generator that nobody is going to use."""
+    """Close a coroutine or a generator that is not going to be used."""
     if issubclass(type(result), (Coroutine, Generator)):
         with suppress(Exception):
             result.close()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Streams that no block keeps in its task: their worker tasks belong to an owner that lives longer.
+"""Streams whose worker task belongs to an owner that lives longer than the task that reads.
 
 Such a stream can be opened in one task and closed in another, in another thread, or be forgotten.
 """

@@ -36,9 +36,9 @@ class Emit(Generic[T]):
         self._producer.emit(item)
 
     def many(self, items: Iterable[T]) -> None:
-        """Deliver several items at once, with a single crossing to the event loop at most.
+        """Deliver several items at once, with at most one crossing to the event loop.
 
-        They can be more than the room in the buffer: it waits after it has added all of them.
+        They can be more than the buffer has space for: it adds all of them, and then waits.
 
         Raises:
             GenerationStopped, RuntimeError: as for a single item.
@@ -48,7 +48,8 @@ class Emit(Generic[T]):
     def offer(self, item: T) -> bool:
         """Deliver an item; after a stop, return False, and raise nothing.
 
-        For callbacks that code in C calls, or a thread that must not end: both lose what is raised.
+        For callbacks that code in C calls, and for threads that must not end: there an exception
+        would be lost.
 
         Raises:
             RuntimeError: as for `__call__`.
@@ -71,11 +72,11 @@ class Stopping:
         return self._producer.should_stop()
 
     def on_stop(self, callback: Callable[[], object]) -> None:
-        """Call a function when the stream is stopped, in whichever way: to end what blocks.
+        """Call a function when the stream is stopped, in any way: to end a wait in a driver.
 
-        It is called once, in any thread, the event loop's too, and must not block: interrupt a
+        It is called once, in any thread, also in the event loop's, and must not block: interrupt a
         connection, kill a process, shut down a socket. If the stop has come already, it is called
-        at once. It is never called after the producer has returned. What it raises is logged,
+        at once. It is never called after the producer has returned. Its exceptions are logged,
         except for a KeyboardInterrupt.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Finds calls that would wait for themselves: of work that has the only turn, for that turn again.
+"""Finds calls that would wait for themselves: work that holds the only turn, and waits for it.
 
 A producer can wait for code in the event loop, by `Stopping.wait_for` or through
 `anystreamer.sync`. If that code needs the turn that the producer has, neither goes on. Which turns
@@ -89,8 +89,8 @@ def check_turn(turn: object, shown: str) -> None:
         return
     if _is_within(wait.task_id):
         raise RuntimeError(
-            f"this call needs {shown}, and what has it waits for this call: it would wait for "
-            "itself. Make the call after the producer or the callback has returned"
+            f"this call needs {shown}, which is held by code that waits for this call: the call "
+            "would wait for itself. Make it after the producer or the callback has returned"
         )
 
 

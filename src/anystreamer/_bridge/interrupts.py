@@ -1,4 +1,4 @@
-"""On asyncio, a second Ctrl-C ends the loop between two callbacks, where it damages nothing.
+"""On asyncio, a second Ctrl-C ends the loop between two callbacks, where it does no harm.
 
 The first Ctrl-C cancels the main task. With each further one, the handler of `asyncio.Runner`
 raises KeyboardInterrupt wherever the main thread is. In asyncio's and anyio's own code this can

@@ -21,7 +21,7 @@ logger = SafeLogger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
-    """Numbers over all streams of this process, in whichever event loop."""
+    """Numbers over all streams of this process, in all event loops."""
 
     waiting: int  #: streams that wait for their turn
     running: int  #: streams whose producer or ``generate()`` runs

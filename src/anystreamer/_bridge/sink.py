@@ -1,4 +1,4 @@
-"""`Sink`, the send half of a stream for all its producers, whichever thread they run in."""
+"""`Sink`, the send half of a stream: for all its producers, in any thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Sink(Generic[T]):
-    """The send half of a stream, for the producer of its items, in whichever thread that runs.
+    """The send half of a stream, for the producer of its items, in any thread.
 
     Made on the loop.
     """

@@ -1,4 +1,4 @@
-"""`Source`: what a stream's items come from, before it is decided which thread makes them."""
+"""`Source`: where the items of a stream come from. Which thread makes them is decided later."""
 
 from __future__ import annotations
 

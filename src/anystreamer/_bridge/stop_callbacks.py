@@ -62,7 +62,7 @@ class StopCallbacks:
             pass
         except KeyboardInterrupt:
             raise
-        except BaseException as exc:  # SystemExit, too: whoever stops the stream must join it
+        except BaseException as exc:  # SystemExit, too: the code that stops it must join it
             logger.warning(
                 "the on_stop callback %s failed: %s",
                 name_of(callback),

@@ -1,4 +1,4 @@
-"""`ThreadCondition`: what a thread has come to, for tasks that wait for it. Of use to tests."""
+"""`ThreadCondition`: a state that a thread reaches, and that tasks can wait for. For tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""transformers' streamer of the same name, on any loop and stoppable."""
+"""`AsyncTextIteratorStreamer` in place of transformers' class: for any loop, with a stop."""
 
 from .drop_in import AsyncTextIteratorStreamer
 

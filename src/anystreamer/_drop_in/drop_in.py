@@ -37,12 +37,14 @@ class AsyncTextIteratorStreamer:
                 ...
 
     Leaving the block, `aclose`, `stop`, or cancelling the scope of an anyio worker thread makes
-    ``generate()`` return within a step. Where the criteria were not passed, the next ``put()``
-    raises to end it: the cancellation in a cancelled anyio worker thread, `GenerationStopped`
-    otherwise. The thread belongs to the caller, and is not waited for; `stream_text` does that.
+    ``generate()`` return within a step. If the criteria were not passed, the next ``put()`` raises
+    an exception to end it: the cancellation in a cancelled anyio worker thread, otherwise
+    `GenerationStopped`. The thread belongs to the caller, and the block does not wait for it;
+    `stream_text` does.
 
-    Where ``generate()`` raises, or never ends the text, the iteration raises RuntimeError, with
-    what ``generate()`` raised as its cause. For that ``generate()`` of transformers is wrapped.
+    If ``generate()`` raises an exception, or never ends the text, the iteration raises
+    RuntimeError, with the exception as its cause. For this, ``generate()`` of transformers is
+    wrapped.
 
     Subclasses can override `put`, `end` and `on_finalized_text`, and use ``text_queue``,
     ``stop_signal``, ``loop``, ``token_cache``, ``print_len`` and ``next_tokens_are_prompt``, as

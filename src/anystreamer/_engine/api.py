@@ -31,36 +31,36 @@ def open_engine(
 ) -> EngineContext:
     """Own a model for a whole application, and serve many requests on it.
 
-    Use it as ``async with open_engine(model, tokenizer) as engine:`` around all that uses it, and
-    ``async with engine.stream_text(prompt) as stream:`` for each request. Leaving the block ends
-    the streams that are open, with `EngineClosed`, and waits for the engine's thread.
+    Use it as ``async with open_engine(model, tokenizer) as engine:`` around all code that uses it,
+    and ``async with engine.stream_text(prompt) as stream:`` for each request. Leaving the block
+    ends the streams that are open, with `EngineClosed`, and waits for the engine's thread.
 
     Args:
         model: a generation model of transformers, in evaluation mode.
         tokenizer: its tokenizer, or a processor that has one.
         batching: ``"none"`` runs one request after the other, each as `stream_text` would, all in
-            one thread. ``"continuous"`` runs many at once, by transformers' continuous batching:
-            more tokens in all, with fewer of ``generate()``'s arguments, for fewer models.
-            ``"auto"`` does both: what continuous batching serves runs at once, and all other
-            requests one by one beside them. A model that continuous batching does not serve has
-            all its requests one by one.
+            one thread. ``"continuous"`` runs many at once, with transformers' continuous batching:
+            more tokens per second, but fewer arguments of ``generate()``, and fewer models.
+            ``"auto"`` does both: requests that continuous batching supports run at once, and all
+            others one by one beside them. If it does not work with the model, all requests run one
+            by one.
         max_waiting: how many requests can wait for their turn; one more raises `EngineBusy`.
             Unlimited by default.
         max_running: how many requests run at once, with continuous batching; 64 by default. With
             ``"auto"`` one more runs beside them.
         continuous_batching_config: transformers' own ``ContinuousBatchingConfig``, in place of one
             whose cache has a suitable size.
-        context_length: how many tokens the model takes, prompt and answer together. None reads it
-            from the model's config. A longer prompt raises ValueError when its block is entered.
+        context_length: token limit of prompt and answer together. None reads it from the model's
+            config. A longer prompt raises ValueError when its block is entered.
         reuse_cache: whether to keep the KV caches of recent conversations, so that the next turn of
-            a conversation computes its new tokens only; `ReuseCache` sets limits. A request that
-            cannot take a cache over runs without one. Continuous batching has a cache of its own,
+            a conversation computes only its new tokens; `ReuseCache` sets limits. A request that
+            cannot use a kept cache runs without one. Continuous batching has a cache of its own,
             which *continuous_batching_config* describes.
 
     Raises:
         TypeError, ValueError: at once, for an argument that cannot work; and when the block is
-            entered, for a model that ``"continuous"`` does not serve correctly. Two short prompts
-            are tried then: together, and each by ``generate()``.
+            entered, if ``"continuous"`` gives wrong answers with this model. Two short prompts are
+            tested then: together, and each by ``generate()``.
         ImportError: transformers is not installed, or too old for ``"continuous"``.
     """
     if batching not in ("none", "continuous", "auto"):
@@ -76,8 +76,9 @@ def open_engine(
     tokenizer_of(tokenizer)
     if batching == "continuous" and reuse_cache is not True:
         raise ValueError(
-            "reuse_cache= needs batching='none' or 'auto': continuous batching shares what prompts "
-            "have in common, unless a continuous_batching_config has allow_block_sharing=False"
+            "reuse_cache= needs batching='none' or 'auto': continuous batching itself shares the "
+            "cache of equal beginnings; continuous_batching_config with allow_block_sharing=False "
+            "turns this off"
         )
     if batching != "none":
         kind = _batching_engine(batching, model, max_running, continuous_batching_config, limits)

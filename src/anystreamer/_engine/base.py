@@ -1,4 +1,4 @@
-"""`Engine`, and what all kinds of engine share beside what `Owner` has: statistics, the model."""
+"""`Engine`, and the base of all engines: statistics and the model. `Owner` has the rest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = SafeLogger()
 
 @runtime_checkable
 class Engine(Protocol):
-    """A model for many tasks: an engine of `open_engine`, or any object that does the same."""
+    """A model for many tasks: an engine of `open_engine`, or an object with the same methods."""
 
     def stream_text(
         self,
@@ -56,9 +56,10 @@ class Engine(Protocol):
         """Generate from one prompt, as `anystreamer.stream_text` does, when its turn has come.
 
         Use it as ``async with engine.stream_text(prompt) as stream:``, in any task of the event
-        loop that the engine was opened in. The block can be held across a ``yield``: it opens no
-        cancel scope. Leaving it, closing the generator that holds it, or collecting that, stops the
-        model. While it waits, `TextStream.queue_position` is how many are before it.
+        loop that the engine was opened in. The block can stay open across a ``yield``: it opens no
+        cancel scope. The model stops if you leave the block, close the generator that holds it, or
+        if this generator is garbage-collected. While the request waits, `TextStream.queue_position`
+        is the number of requests before it.
 
         Raises:
             EngineBusy: when the block is entered, if the queue is full.
@@ -134,6 +135,7 @@ class ThreadEngine(BaseEngine):
         #: how many tokens the model takes, prompt and answer together; None where it is not known
         self.context_length = context_length or max_context_length(model)
         self.encoding: CapacityLimiter  # one at a time, as tokenizers do; each takes a thread
+        self.compiling: CapacityLimiter  # of forms: prompts do not wait for it
 
     def stream_text(self, prompt: Prompt, **arguments: Any) -> StreamContext[TextStream]:
         request = GenerationRequest("stream_text", self.model, self.tokenizer, arguments)
@@ -149,7 +151,7 @@ class ThreadEngine(BaseEngine):
         """Run in the engine's thread until `_is_closed`. Sets `ready`."""
 
     async def open(self) -> None:
-        self.encoding = CapacityLimiter(1)
+        self.encoding, self.compiling = CapacityLimiter(1), CapacityLimiter(1)
         await super().open()
 
     async def _run(self) -> None:

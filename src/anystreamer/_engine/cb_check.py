@@ -1,4 +1,4 @@
-"""Whether a model's answers under continuous batching are those of its own ``generate()``.
+"""Whether a model's answers with continuous batching equal those of its own ``generate()``.
 
 transformers' manager takes any model. Where it does not reach the model's attention, or the model
 does not read the positions that it is given, the text is wrong and nothing fails. So when an engine

@@ -138,8 +138,9 @@ def check_cb_config(config: Any, *, takes_compiled: bool) -> None:
     compiles = ("varlen_compile_config", "decode_compile_config", "default_compile_level")
     if not takes_compiled and any(getattr(config, name, None) for name in compiles):
         raise ValueError(
-            "continuous_batching_config: compiled steps cannot take turns with generate(), as "
-            "batching='auto' needs it; leave out its compile settings, or use batching='continuous'"
+            "continuous_batching_config: with batching='auto' the batch takes turns with "
+            "generate(), and compiled steps cannot; leave out its compile settings, or use "
+            "batching='continuous'"
         )
 
 
@@ -158,7 +159,7 @@ def validate_cb_config(model: Any, max_running: int | None, config: Any) -> Sett
     _validate_model(model)
     if model.device.type == "cpu":
         try:
-            import psutil  # type: ignore[import-untyped]  # noqa: F401
+            import psutil  # noqa: F401
         except ImportError as exc:
             raise ImportError(
                 "batching='continuous' on a CPU needs psutil: pip install psutil"

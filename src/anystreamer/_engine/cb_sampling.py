@@ -128,7 +128,7 @@ class Recorder(StepProcessor):
         self._fail = fail
         self._states: list[Any] = []
         self._is_wanted = False
-        self.latest: Any = None  # of shape (requests, vocabulary); None if nobody wants them
+        self.latest: Any = None  # of shape (requests, vocabulary); None if no request needs them
 
     def prepare(self, states: list[Any]) -> None:
         self._is_wanted = any(self._wants_logprobs(each.request_id) for each in states)
@@ -158,7 +158,7 @@ class _Draw:
         there are requests. Log-probabilities are float32, and stored with their bits as they are.
         """
         probabilities = scores[0].softmax(dim=-1)
-        # One score that is no number, or infinite, makes all probabilities of its row NaN. Drawing
+        # One score that is NaN or infinite makes all probabilities of its row NaN. Drawing
         # from them would be an error for all requests.
         for row in probabilities[:, 0].isnan().nonzero()[:, 0].tolist():
             self._recorder.fail(row)

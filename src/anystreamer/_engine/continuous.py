@@ -26,9 +26,11 @@ from .cb_sampling import sampling_of
 
 __all__ = ["ContinuousBatchingEngine"]
 
-# The drain lets results gather for this long before it takes all that are ready (seconds). Each
-# time that it wakes, the model's thread has to share the interpreter with it.
-DRAIN_INTERVAL = 0.005
+# After a delivery the drain lets results gather, because the model's thread has to share the
+# interpreter with it each time that it wakes. Deliveries take this share of the time at most, but
+# results do not wait for longer than the cap (seconds). The first one after a pause does not wait.
+DELIVERY_SHARE = 0.1
+DRAIN_INTERVAL_AT_MOST = 0.005
 
 # How long the drain waits for a result before it looks for stops and deadlines (seconds).
 RESULT_POLL = 0.01
@@ -182,23 +184,25 @@ class ContinuousBatchingEngine(ThreadEngine):
             if not self.active_requests:
                 self._has_work.wait()
                 self._has_work.clear()
-            elif not self._drain_once(manager) and not manager.is_running():
+            elif took := self._drain_once(manager):
+                sleep(min(took / DELIVERY_SHARE, DRAIN_INTERVAL_AT_MOST))
+            elif not manager.is_running():
                 self._death()
                 break
         self._finish_all()
         if self._died_of is not None:
             from_thread.run_sync(self._on_death, self._died_of)
 
-    def _drain_once(self, manager: Any) -> bool:
-        """Deliver the results that are ready. Returns whether there were any.
+    def _drain_once(self, manager: Any) -> float:
+        """Deliver the results that are ready. Returns the seconds that it took; 0 if none was.
 
         Not within `_drain`: its variables would keep requests alive while it waits for new ones.
         """
-        sleep(DRAIN_INTERVAL)
         # Each has all tokens so far.
         latest = {each.request_id: each for each in take_results(manager, RESULT_POLL)}
+        started = perf_counter()
         self._publish(self._process(latest.values()))
-        return bool(latest)
+        return perf_counter() - started if latest else 0.0
 
     def _process(self, results: Iterable[Any]) -> list[ActiveRequest]:
         """Process results, stops and deadlines. Returns the requests with something to publish."""
@@ -285,6 +289,10 @@ class BatchTask(EngineTask):
         refusal, self._refusal = self._refusal, None
         if refusal is not None:
             return refusal
+        if self._request.form is not None:
+            async with engine.compiling:
+                await run_sync_joined(self._make_score_hooks)
+                await checkpoint()
         self.state.rows = self._rows
         (row,) = self._rows
         try:
@@ -300,11 +308,14 @@ class BatchTask(EngineTask):
             # The keys, and not the form of the prompt, tell of images.
             if reason := inputs_refusal(inputs):
                 self._refusal = new_refusal(reason)
-            else:
-                self._score_hooks = ScoreHooks.of(self._request, self._rows[0])
+            elif self._request.form is None:
+                self._make_score_hooks()
         except BaseException as exc:
             self._failure = wrap_control_flow_exception(exc, self.cancellation)
         self.is_encoded = True
+
+    def _make_score_hooks(self) -> None:
+        self._score_hooks = ScoreHooks.of(self._request, self._rows[0])
 
     def queue_deadline(self) -> tuple[float, str]:
         return self._request.queue_deadline(self.state)

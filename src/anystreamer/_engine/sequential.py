@@ -88,6 +88,7 @@ class RunsAlone(Protocol):
     model: Any
     context_length: int | None
     encoding: CapacityLimiter
+    compiling: CapacityLimiter
     threads: WorkThreads  #: one, for all of these requests
     caches: EngineCaches
     alone: Lane  #: of these requests
@@ -127,12 +128,16 @@ class GenerateTurn:
         async with self._engine.encoding:
             await run_sync_joined(self._encode)
             await checkpoint()
+        if self._call.has_form:
+            async with self._engine.compiling:
+                await run_sync_joined(self._call.compile_form)
+                await checkpoint()
 
     def _encode(self) -> None:
         # The context variables of the caller, with which the task was started. Copied in this
         # thread: on the loop they also contain that the event loop runs in the current thread.
         self._context = copy_context()
-        self._call.prepare(self._engine.context_length)
+        self._call.encode(self._engine.context_length)
 
     def turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
         """Return what to enter to get a turn."""

@@ -9,7 +9,7 @@ __all__ = ["Turns"]
 
 
 class Turns:
-    """A reentrant lock without favourites: it goes to whoever has waited longest.
+    """A reentrant lock without favourites: the thread that has waited longest gets it.
 
     Python's own locks go to any thread, often to the one that has just released it. A loop that
     makes one forward pass after the other would then keep all others waiting.

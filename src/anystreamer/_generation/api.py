@@ -99,11 +99,11 @@ def stream_text(
         tokenizer: its tokenizer, or a processor that has one. Chat messages with pictures or sound
             need the processor.
         prompt: a text, which the answer continues; or chat messages
-            (``{"role": ..., "content": ...}``), which go through the chat template, as
-            `UntrustedMessages` if others have written their text; or `TokenIds`, a text in tokens;
-            or a mapping of model inputs, which goes to ``generate()`` unchanged. An answer to chat
-            messages or to model inputs is a text of its own: if a decoder drops the first space of
-            a text, it drops the answer's.
+            (``{"role": ..., "content": ...}``), to which the chat template is applied
+            (`UntrustedMessages`, if others have written their text); or `TokenIds`, which are a
+            text too; or a mapping of model inputs, which goes to ``generate()`` unchanged. An
+            answer to chat messages or to model inputs is a text of its own: if a decoder drops the
+            first space of a text, it drops the answer's.
         stop: strings that end the text. They, and parts of them, are never in the text. A string
             that is a special token of the tokenizer ends it where the model makes that token.
         timeout: seconds in all, or `Timeouts` for each phase. After it the model stops at the end
@@ -127,25 +127,25 @@ def stream_text(
             `TextStream.message` has all of it. The types of a call's arguments come from *tools*.
             *stop* applies to the whole output of the model, with the
             markers of the template.
-        response_format: the form that the answer keeps to: ``"json"`` for any JSON object, a JSON
-            schema (a dict), a pydantic model class, `Regex`, `Choice` or `Grammar`. Tokens that the
-            form does not allow are never chosen; `TextStream.parsed` is what the answer was parsed
-            into. If *parse_response* separates reasoning, the form begins after it. Beside *tools*
-            an answer is calls or keeps to the form; ``parsed`` is None where it has calls. Needs
+        response_format: the format of the answer: ``"json"`` for any JSON object, a JSON schema (a
+            dict), a pydantic model class, `Regex`, `Choice` or `Grammar`. Tokens that the format
+            does not allow are never chosen. `TextStream.parsed` is the answer as an object. If
+            *parse_response* separates reasoning, the format begins after it. With *tools*, the
+            answer is tool calls (then ``parsed`` is None), or it has this format. Needs
             ``anystreamer[structured]`` and a fast tokenizer.
         tools: functions that the model can call, as OpenAI's API describes them, or as Python
             functions with types and a docstring. They go to the chat template.
         tool_choice: ``"auto"`` (the default) lets the model choose; the arguments of tools that are
-            ``strict`` then keep to their schema. With ``"required"`` the answer is one call or
+            ``strict`` then match their schema. With ``"required"`` the answer is one call or
             more, with ``{"type": "function", "function": {"name": ...}}`` one call of this
-            function, and the arguments keep to the schema. With ``"none"`` no call can begin. How
-            calls are written is read from the response template: that of *parse_response*, or the
-            tokenizer's. What is enforced needs the same as *response_format*.
-        parallel_tool_calls: False lets an answer have one call at the most, which ends it.
-        frequency_penalty: taken off a token's logit once for each time that the answer has it, as
-            OpenAI's API and vLLM do; the prompt's tokens do not count. Negative values favour
-            repetition.
-        presence_penalty: taken off it once if the answer has it at all.
+            function, and the arguments match the schema. With ``"none"`` no call can begin. The
+            response template (of *parse_response*, or of the tokenizer) describes how calls are
+            written. To enforce something needs the same as *response_format*.
+        parallel_tool_calls: if False, an answer has at most one call, and ends after it.
+        frequency_penalty: subtracted from a token's logit once for each time that the answer has
+            this token, as in OpenAI's API and vLLM. The prompt's tokens do not count. Negative
+            values favour repetition.
+        presence_penalty: subtracted once, if the answer has the token at all.
         logit_bias: added to the logits of these token ids, before the penalties. -100 bans a token,
             and 100 makes it practically the only one.
         worker_context: returns a context manager around ``generate()`` in the worker thread, once
@@ -194,8 +194,8 @@ def stream_batch(
     """Generate from several prompts at once, and stream the texts of all rows in one stream.
 
     As `stream_text`, for a list of prompts, ``num_return_sequences``, or both. Shorter prompts are
-    padded on the left, and for an encoder on the right. If the model answers prompts wrong in a
-    batch, the stream raises `ValueError`: it is tried with a few tokens, once for each model.
+    padded on the left, and for an encoder on the right. If the model's answers are wrong in a
+    batch, the stream raises `ValueError`: each model is tested once, with a few tokens.
 
     Each row has its own stop strings, finish reason and usage, and can be stopped alone. A row that
     has ended gives no more text. When all rows have ended, the model stops.

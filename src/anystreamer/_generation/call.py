@@ -78,7 +78,21 @@ class GenerationCall:
             self._fetched = await fetch_media(self._prompts)
 
     def prepare(self, context_length: int | None = None) -> None:
-        """Encode the prompts, in a thread, before the turn. An error fails the block's entry."""
+        """Do all that comes before the turn, in a thread. An error fails the block's entry."""
+        self.encode(context_length)
+        self.compile_form()
+
+    @property
+    def has_form(self) -> bool:
+        """Whether there is something to compile."""
+        return self._request.form is not None
+
+    def compile_form(self) -> None:
+        """Compile what the answer keeps to, in a thread. It can take seconds."""
+        self._request.compile_form(self._state.rows)
+
+    def encode(self, context_length: int | None = None) -> None:
+        """Encode the prompts, in a thread."""
         self._inputs, self._state.rows = self._request.encode(
             self._prompts, context_length, self._fetched
         )

@@ -59,8 +59,8 @@ class FormMask(LogitsProcessor):
         for matcher, ids in zip(self._matchers, step, strict=True):
             if not matcher.advance(ids):
                 raise matcher.failure or ValueError(
-                    f"{self._argument}: other settings or processors left no token that the form "
-                    "allows"
+                    f"{self._argument}: other settings or processors left no token that the "
+                    "format allows"
                 )
 
     def is_complete(self, row: int) -> bool:

@@ -198,12 +198,12 @@ def check_form(argument: str, model: Any, generate_kwargs: Mapping[str, Any]) ->
     for name in ("min_new_tokens", "min_length"):
         if setting(name):
             raise ValueError(
-                f"{name}={setting(name)}: an answer with {argument} ends where its form does; "
-                "leave it out"
+                f"{name}={setting(name)}: with {argument}, an answer ends when its format is "
+                "complete; leave it out"
             )
     if setting("assistant_tokenizer") is not None:
         raise ValueError(
-            f"{argument}: the drafts of a model with another tokenizer can break the form; leave "
+            f"{argument}: the drafts of a model with another tokenizer can break the format; leave "
             "out assistant_tokenizer="
         )
 

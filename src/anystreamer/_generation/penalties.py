@@ -1,4 +1,4 @@
-"""Processors of what ``generate()`` has no argument for: OpenAI's penalties, and a bias of ids.
+"""Processors for settings that ``generate()`` lacks: OpenAI's penalties, and a bias of ids.
 
 As vLLM defines them: the bias is added first, then the penalties are taken off, and then come the
 temperature and the other settings of sampling. The repetition penalty, which is ``generate()``'s

@@ -310,8 +310,15 @@ class GenerationRequest:
         for row in rows:
             # Calls that are required leave no answer to parse.
             row.form = None if isinstance(self.form, ToolForm) else self.options.form
-            self.form_matcher(row)  # raises what is wrong with the form; the second one is a copy
         return encoded, rows
+
+    def compile_form(self, rows: Sequence[Row]) -> None:
+        """Raise what is wrong with the form, as `form_matcher` does. In a worker thread.
+
+        It can take seconds. Those that are made later are copies.
+        """
+        for row in rows:
+            self.form_matcher(row)
 
     def _fit_token_limit(self, rows: Sequence[Row]) -> None:
         limit = self.generate_kwargs.get("max_new_tokens")
@@ -344,6 +351,6 @@ class GenerationRequest:
         )
         if not stop or self._shows_special_tokens or not callable(name_of):
             return {}
-        # By their ids: of a string that is no token at all, some tokenizers have the id of <unk>.
+        # By their ids: for a string that is not a token, some tokenizers have the id of <unk>.
         names = {token_id: name_of(token_id) for token_id in special_ids(self.decoding)}
         return {token_id: name for token_id, name in names.items() if name in stop}

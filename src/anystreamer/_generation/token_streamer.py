@@ -148,7 +148,7 @@ class TokenStreamer:
         return not self.is_over and all(row.is_to_stop for row in self._rows)
 
     def take_from_criteria(self, sequences: Any) -> None:
-        """Take what a criterion sees, of shape ``(B, T)``, beyond what has been taken before."""
+        """Take the new ids among those that a criterion sees, of shape ``(B, T)``."""
         start = self.prompt_length + self.steps
         if hasattr(sequences, "tolist"):
             new = sequences[:, start:].tolist()

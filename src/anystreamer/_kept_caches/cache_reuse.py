@@ -136,7 +136,7 @@ class _Loan:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Taken out: whoever still has the arguments must not hold the cache's memory.
+        # Taken out: code that still has the arguments must not hold the cache's memory.
         cache = self._kwargs.pop("past_key_values")
         if is_kind(exc, torch.OutOfMemoryError):
             self._caches.clear()

@@ -27,7 +27,7 @@ def free_bytes(device: torch.device) -> int:
 
 def _of_system() -> int:
     try:
-        import psutil  # type: ignore[import-untyped]
+        import psutil
     except ImportError:
         try:
             return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -20,9 +20,9 @@ __all__ = ["EngineCaches", "ReuseCache", "validate_reuse_cache"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReuseCache:
-    """What `open_engine` keeps of conversations, so that the next turn does not read them again.
+    """Limits of the KV caches that `open_engine` keeps, so that the next turn can use them.
 
-    Both limits hold. The conversation that was used least recently goes first.
+    Both limits apply. The conversation that was used least recently is dropped first.
 
     Raises:
         TypeError, ValueError: for a limit that cannot work.

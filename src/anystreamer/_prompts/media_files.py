@@ -1,4 +1,4 @@
-"""Decodes pictures and recordings from bytes, within bounds on what a small file can become."""
+"""Decodes pictures and recordings, with limits: a small file can become a large picture."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def validate_prompts(prompts: Any, main_input: str = "input_ids") -> None:
     if not prompts:
         raise ValueError("prompts is empty: there is nothing to continue")
     if all(isinstance(each, Mapping) and "role" in each for each in prompts):
-        raise ValueError("prompts is one list of chat messages: put it in a list of its own")
+        raise ValueError("prompts is one list of chat messages: put it into a list, [messages]")
     for prompt in prompts:
         if isinstance(prompt, Mapping):
             raise TypeError("prompts: pass model inputs as one mapping with a row for each prompt")

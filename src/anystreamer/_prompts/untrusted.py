@@ -37,12 +37,12 @@ class UntrustedMessages(list[Mapping[str, Any]]):
     makes special tokens. This holds for all strings of the messages, of ``tools``, and of
     ``documents`` in ``chat_template_kwargs``. Text without special tokens is encoded as usual.
 
-    A template whose markers are ordinary text (``[INST]`` of Llama 2) has no such protection: no
-    token tells its markers from those that users write.
+    A template whose markers are ordinary text (``[INST]`` of Llama 2) has no such protection: the
+    model cannot tell its markers from the text of users.
 
-    Pictures and recordings can be among the messages. Their files are bounded in size, paths are
-    not read, and addresses are fetched from the hosts of *allow_media_from* only. The token that
-    stands for a picture is text, too, where a user writes it.
+    Messages can have pictures and recordings. Their files are limited in size, paths are not read,
+    and addresses are fetched only from the hosts of *allow_media_from*. If a user writes the token
+    that stands for a picture, it stays text, too.
 
     Args:
         messages: the chat.

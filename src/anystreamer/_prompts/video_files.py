@@ -186,7 +186,7 @@ class VideoFile(Video):
 
 
 def _is_cancelled() -> bool:
-    """Whether nobody waits for the frames any more. The task sees it when the thread returns."""
+    """Whether no task waits for the frames any more. The task sees it when the thread returns."""
     try:
         from_thread.check_cancelled()
     except RuntimeError:  # in a thread that is not anyio's

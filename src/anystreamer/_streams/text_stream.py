@@ -130,17 +130,17 @@ class TextStream(GenerationStream):
     def message(self) -> dict[str, Any] | None:
         """The answer as a chat message to append to the conversation, with ``parse_response``.
 
-        It has all that was generated, whatever ended the generation, but for a value that was cut
-        off or is malformed, such as a tool call. None until the end.
+        It has everything that was generated, also after a stop or an error, except for values that
+        were cut off or are malformed, such as a tool call. None until the end.
         """
         return self._rows[0].message
 
     @property
     def parsed(self) -> Any:
-        """What the answer was parsed into, with ``response_format``.
+        """The answer as an object, with ``response_format``.
 
         An instance of the pydantic model class; the object of a JSON schema or of ``"json"``; the
-        text of a `Regex`, `Choice` or `Grammar`. None until the end, and where the answer was cut:
+        text of a `Regex`, `Choice` or `Grammar`. None until the end, and if the answer was cut off
         by a limit, a stop, a cancelled scope or an error.
 
         Raises:
@@ -223,5 +223,5 @@ class BatchStream(GenerationStream):
 
     @property
     def parsed(self) -> list[Any]:
-        """What each row's answer was parsed into; see `TextStream.parsed`."""
+        """Each row's answer as an object; see `TextStream.parsed`."""
         return [row.parsed for row in self._rows]

@@ -1,4 +1,4 @@
-"""The form of an answer that is calls of tools, or keeps to a form of its own."""
+"""The form of an answer that is either tool calls, or a text of the caller's form."""
 
 from __future__ import annotations
 

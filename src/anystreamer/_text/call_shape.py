@@ -1,4 +1,4 @@
-"""How a response template has a tool call: what opens and closes it, and where its parts stand."""
+"""How a response template writes a tool call: its markers, and the places of its parts."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _shape_of(field: Mapping[str, Any]) -> CallShape:
         raise ValueError("its content is a JSON of its own kind")
     openings = tuple(_openings(field))
     if not openings:
-        raise ValueError("nothing opens it")
+        raise ValueError("it has no opening marker")
     is_list = bool(field.get("transform_each"))
     name, arguments, others = _places(field.get("transform"))
     names = {group.name for opening in openings for group in _groups(opening.rest)}

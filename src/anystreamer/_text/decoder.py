@@ -27,17 +27,17 @@ def text_decoder(
 
     No text ends inside a character, and text that can no longer change is not held back.
 
-    One difference is on purpose. Tokenizers with byte fallback decode a run of byte tokens as a
-    whole: one byte that is invalid, or cut off by `max_new_tokens`, turns all the run's characters
-    into U+FFFD. That is not known before the run has ended, so by default each character is shown
-    once its bytes are there, and only bytes outside of characters become U+FFFD (one each, as in
-    the reference). `hold_byte_runs=True` waits for the run's end instead, and is exact.
+    There is one intended difference. Tokenizers with byte fallback decode a run of byte tokens as a
+    whole: if one byte is invalid, or cut off by `max_new_tokens`, all characters of the run become
+    U+FFFD. This is not known before the run has ended. So by default each character is shown when
+    its bytes are complete, and only bytes outside of characters become U+FFFD (one each, as in the
+    reference). `hold_byte_runs=True` waits for the end of the run instead, and is exact.
 
-    A tokenizer that is known by its `decode` alone (Python-level, or with a `decode` of its own) is
-    decoded through a window of its latest tokens, and the whole is compared at the end. There, a
-    U+FFFD at the end and byte runs are held back until the text goes on, whatever `hold_byte_runs`.
-    Where `decode` changes text that was already shown, that text stays, and each new token adds
-    what it adds to a text by itself: no text is shown twice.
+    If only the `decode` of a tokenizer is known (a Python tokenizer, or one with its own `decode`),
+    the decoder decodes a window of the latest tokens, and compares the whole text at the end. It
+    then always holds back byte runs, and a U+FFFD at the end, until the text continues. If `decode`
+    changes text that was already shown, that text stays, and each new token adds the text that it
+    has by itself: no text is shown twice.
 
     The decoder's `exact` says after `flush` whether the text was the reference's. It is False after
     a run as above, and where a `decode` changed text after it was shown; the latter is also logged,

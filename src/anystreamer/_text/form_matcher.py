@@ -1,4 +1,4 @@
-"""Compiled forms: which tokens an answer can go on with. Needs llguidance."""
+"""Compiled forms: which tokens can come next in an answer. Needs llguidance."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ class _Compiler:
             token_ids = self._tokenizer.tokenize_str(lead)
             if self.matcher(form.within, None).try_consume_tokens(token_ids) == len(token_ids):
                 raise ValueError(
-                    f"{form.argument}: an answer of this form can begin with {lead!r}, as a call "
+                    f"{form.argument}: an answer in this format can begin with {lead!r}, as a call "
                     "does; pass tool_choice='none' or 'required'"
                 )
 

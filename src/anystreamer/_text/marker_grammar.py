@@ -1,4 +1,4 @@
-"""What opens or closes a field, as Lark has it."""
+"""The markers that open and close a field, as a grammar in Lark."""
 
 from __future__ import annotations
 

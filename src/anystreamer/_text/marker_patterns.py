@@ -1,4 +1,4 @@
-"""The expressions of response templates, read so far that a grammar can be made of them."""
+"""Parses the regular expressions of response templates, as far as a grammar needs it."""
 
 from __future__ import annotations
 

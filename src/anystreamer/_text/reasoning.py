@@ -1,4 +1,4 @@
-"""The reasoning that stands before what keeps to a form."""
+"""The reasoning of an answer, before the part that has a form."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ _WHITESPACE = r" ?|\n[ \t]{0,16}"
 def _json_form(schema: Mapping[str, Any], parse: Callable[[str], Any] = json.loads) -> AnswerForm:
     if "type" in schema and "json_schema" in schema:
         raise ValueError(
-            "response_format is the schema itself, not OpenAI's wrapping of it: pass "
+            "response_format takes the schema itself, without OpenAI's wrapper: pass "
             "response_format['json_schema']['schema']"
         )
     try:

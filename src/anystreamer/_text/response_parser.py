@@ -7,6 +7,7 @@ stream needs more than a parser of complete answers, and this module adds it:
   parse, but a call without the others must not be made. Half a marker does not become text either.
 - If a value does not parse although the model closed it, the parser raises. Here its text is
   emitted as it is, and left out of the message; the text after it is parsed as before.
+- A marker in a string of JSON is a part of the string, if the value can be parsed so.
 - Text is emitted without the white space around it that the parser removes at the end, so the
   deltas of a field, joined, are its value.
 """
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .call_shape import marker_of
+from .json_strings import JSONStrings
 from .reasoning import Reasoning
 
 __all__ = [
@@ -105,8 +107,8 @@ def reasoning_markers(
     begin, end = markers["open"], markers["close"]
     if not (begin and end):
         raise ValueError(
-            f"{argument}: the field {name!r} of the response template has no text as `open` "
-            "and `close`, which are needed to know where the form begins"
+            f"{argument}: in the response template, `open` and `close` of the field {name!r} must "
+            "be texts, so that it is known where the reasoning ends and the format begins"
         )
     content = marker_of(fields.get("content", {}), "open") or ""
     anchor = (template or {}).get("start_anchor")
@@ -114,6 +116,15 @@ def reasoning_markers(
     token = begin.partition(">")[0] + ">"
     is_message = content.startswith(token) and isinstance(anchor, str)
     return name, Reasoning(begin, end, content, str(anchor) if is_message else "")
+
+
+@dataclass(slots=True)
+class _Hidden:
+    """The text since the parser was first shown something else: a marker can be one after all."""
+
+    parser: Any  # as it was before
+    length: int  # of the texts of the field, before
+    texts: list[str]  # since then
 
 
 class ResponseParser:
@@ -132,6 +143,8 @@ class ResponseParser:
         self._field_text: list[str] = []  # of that field
         # White space of that field that was not emitted yet; None before its first other text.
         self._spaces: str | None = None
+        self._strings = JSONStrings(self._fields)
+        self._hidden: _Hidden | None = None  # in the value that the text is in
 
         def new_parser(prefix: str) -> Any:
             return tokenizer.get_response_parser(template, prefix=prefix, tools=tools)
@@ -146,6 +159,8 @@ class ResponseParser:
         self._parser = new_parser(prompt if has_anchor else "")
         self._take(self._parser.initial_events, [])  # of the prompt: not emitted
         self._spaces = self._spaces and ""
+        if self._open is not None:  # it is not known whether that is inside a string
+            self._strings.turn_off()
 
     @property
     def open_field(self) -> str | None:
@@ -155,16 +170,46 @@ class ResponseParser:
     def feed(self, text: str) -> list[Delta]:
         """Take more of the answer, and return the deltas that it completes."""
         deltas: list[Delta] = []
+        singly = 0  # characters to take one by one
+        while text:
+            part, escaped = self._strings.take(text[:1] if singly else text, self._open)
+            if self._strings.is_off and self._hidden is not None:
+                text, singly = self._unhide() + text, 0
+                continue
+            if part != escaped and self._hidden is None:
+                self._hidden = _Hidden(copy(self._parser), len(self._field_text), [])
+            if self._feed_part(part, escaped, deltas):
+                text, singly = text[len(part) :], max(singly - 1, 0)
+            else:
+                singly = len(part)
+        return deltas
+
+    def _feed_part(self, part: str, escaped: str, deltas: list[Delta]) -> bool:
+        """Take a part, as it is and as the parser is to see it. Returns False to take it again."""
         before = copy(self._parser)
         try:
-            self._take(self._parser.feed(text), deltas)
+            events = self._parser.feed(escaped)
         except Exception:  # the events before it are lost with it: find the character that raises
-            if len(text) == 1:
-                return self._after_failure(text)
+            if len(part) == 1 and self._hidden is None:
+                self._merge(deltas, self._after_failure(part))
+                return True
             self._parser = before
-            for character in text:
-                self._merge(deltas, self.feed(character))
-        return deltas
+            if len(part) == 1 or self._strings.is_inside:
+                self._strings.turn_off()
+            return False
+        if self._hidden is not None:
+            self._hidden.texts.append(part)
+        self._take(events, deltas)
+        return True
+
+    def _unhide(self) -> str:
+        """Go back to where something was first hidden. Returns the text since, to take as it is."""
+        assert self._hidden is not None
+        hidden, self._hidden = self._hidden, None
+        self._parser = hidden.parser
+        del self._field_text[hidden.length :]
+        self._strings.turn_off()
+        return "".join(hidden.texts)
 
     def finish(
         self, *, has_ended: bool, end_ids: Sequence[int] = (), stop_string: str | None = None
@@ -180,15 +225,24 @@ class ResponseParser:
         deltas: list[Delta] = []
         end = self._tokenizer.decode(end_ids) if end_ids else ""
         if end and self._is_marker(end):
+            if self._strings.is_inside:  # such a token is not a part of a string
+                self._strings.turn_off()
             deltas += self.feed(end)
-        is_in_value = self._is_value(self._open)
         self._is_exact &= has_ended
+        while not self._end(deltas, has_ended=has_ended, stop_string=stop_string or ""):
+            deltas += self.feed(self._unhide())
+        if self._message is None:
+            self._close_text()
+            message = self._closed.items()
+            self._message = {k: v for k, v in message if k in self._defaults or v not in _EMPTY}
+        return deltas
+
+    def _end(self, deltas: list[Delta], *, has_ended: bool, stop_string: str) -> bool:
+        """End the parser. Returns False if the open value does not parse with what was hidden."""
+        is_in_value = self._is_value(self._open)
         try:
             if is_in_value and not has_ended:
-                for event in self._parser.feed((stop_string or "") + _NO_MARKER):
-                    self._take([event], deltas)
-                    if event["type"] == "region_close":
-                        break
+                self._close_value(stop_string, deltas)
             # If the answer was cut, the parser holds back the beginning of a marker, or what looks
             # like one, and it is left out. If a stop string ended it, no marker can have followed.
             elif has_ended or stop_string or "transform" in self._fields.get(self._open or "", ()):
@@ -199,12 +253,27 @@ class ResponseParser:
                 if self._is_exact:
                     self._message = message
         except Exception:
+            if self._hidden is not None:
+                return False
             deltas += self._failed() if is_in_value else []
-        if self._message is None:
-            self._close_text()
-            message = self._closed.items()
-            self._message = {k: v for k, v in message if k in self._defaults or v not in _EMPTY}
-        return deltas
+        return True
+
+    def _close_value(self, stop_string: str, deltas: list[Delta]) -> None:
+        """End an answer that was cut off in a value. It counts if the stop string closes it."""
+        while stop_string:
+            part, escaped = self._strings.take(stop_string, self._open)
+            stop_string = stop_string[len(part) :]
+            if self._take_to_close(escaped, deltas):
+                return
+        self._take_to_close(_NO_MARKER, deltas)
+
+    def _take_to_close(self, text: str, deltas: list[Delta]) -> bool:
+        """Take no more than the end of the value. Returns whether it is in the text."""
+        for event in self._parser.feed(text):
+            self._take([event], deltas)
+            if event["type"] == "region_close":
+                return True
+        return False
 
     @property
     def message(self) -> dict[str, Any]:
@@ -233,15 +302,21 @@ class ResponseParser:
             field = event["field"]
             if event["type"] == "region_open":
                 self._open, self._field_text, self._spaces = field, [], None
+                self._begin_value()
             elif event["type"] == "region_chunk":
                 self._field_text.append(event["text"])
                 text = "" if event["dirty"] else self._strip_incrementally(field, event["text"])
                 self._merge(deltas, [Delta(field, text)] if text else [])
             else:
                 self._open = None
+                self._begin_value()
                 self._close(field, event["value"])
                 if self._is_value(field):
                     deltas.append(Delta(field, event["value"], is_complete=True))
+
+    def _begin_value(self) -> None:
+        self._strings.begin()
+        self._hidden = None
 
     def _merge(self, deltas: list[Delta], new: Iterable[Delta]) -> None:
         for delta in new:
@@ -281,6 +356,7 @@ class ResponseParser:
     def _failed(self) -> list[Delta]:
         """Emit the open value as text: it does not parse."""
         field, self._open, self._is_exact = self._open, None, False
+        self._begin_value()
         return (
             [Delta(field, "".join(self._field_text), is_complete=True)] if field is not None else []
         )

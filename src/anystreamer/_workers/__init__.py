@@ -1,4 +1,4 @@
-"""Who owns threads for an application: the base of engines, and workers for any producer."""
+"""Owners of threads for an application: the base of engines, and workers for any producer."""
 
 from .context import OwnerContext
 from .metrics import Counts, Histogram, TurnMetrics

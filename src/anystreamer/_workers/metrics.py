@@ -1,4 +1,4 @@
-"""`Histogram`, and the times that all who have a queue keep: of the wait, and of the whole."""
+"""`Histogram`, and the times of everything that has a queue: of the wait, and in all."""
 
 from __future__ import annotations
 

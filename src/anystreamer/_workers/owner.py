@@ -1,4 +1,4 @@
-"""Who owns threads for an application: the queue, each stream's block and task, and the end.
+"""`Owner`: owns threads for an application. The queue, each stream's block and task, the end.
 
 Engines and workers derive from `Owner`.
 """

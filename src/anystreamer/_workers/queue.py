@@ -1,4 +1,4 @@
-"""Those that wait for a turn of an engine or a worker, in order of arrival."""
+"""The streams that wait for a turn of an engine or a worker, in order of arrival."""
 
 from __future__ import annotations
 

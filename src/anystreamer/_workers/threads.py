@@ -46,7 +46,7 @@ class WorkThreads:
         check_turn(self, f"the only thread of the {kind}")
 
     def end(self) -> None:
-        """Have each thread return, after what has been put before. On the loop."""
+        """Let each thread end after the functions that were put before. On the loop."""
         for _ in range(self.count):
             self._items.put(None)
 
@@ -112,7 +112,7 @@ class WorkItem:
                 self._has_returned.set()
 
     def take(self) -> bool:
-        """Take it: nobody else can any more. Returns whether it was there. ``pop`` is atomic."""
+        """Take it, for this thread alone. Returns whether it was there. ``pop`` is atomic."""
         try:
             self._tickets.pop()
         except IndexError:

@@ -53,7 +53,7 @@ def open_worker(
     Args:
         threads: how many producers run at once, each in one of these threads, which stay the same.
             With one thread, all producers run in this thread, one after the other: for SQLite
-            connections, COM objects, and whatever else belongs to the thread that made it.
+            connections, COM objects, and other objects that belong to the thread that made them.
         max_waiting: how many streams can wait for their turn; one more raises `EngineBusy`. None
             sets no limit.
         name: of the worker, for messages.
@@ -123,8 +123,9 @@ class Worker:
         """Run a blocking function in a thread of the worker, and stream what it emits.
 
         Use it as ``async with worker.stream_from_thread(produce) as stream:``, in any task. The
-        block can be held across a ``yield``: it opens no cancel scope. Leaving it, closing the
-        generator that holds it, or collecting that, stops the producer.
+        block can stay open across a ``yield``: it opens no cancel scope. The producer stops if you
+        leave the block, close the generator that holds it, or if this generator is
+        garbage-collected.
 
         Args:
             produce: as for `anystreamer.stream_from_thread`. It runs with the context variables of

@@ -10,7 +10,7 @@ import anyio
 
 from .. import Engine, ReuseCache, open_engine
 from .._generation import Seed, UpTo
-from .._load_model import shown_name
+from .._loading import shown_name
 from .._model import max_context_length, uses_torch
 from .common import load_or_fail
 from .terminal import fail
@@ -132,7 +132,8 @@ def only_model_of(base_url: str, api_key: str | None) -> str:
     """
     names = anyio.run(_model_names, base_url, api_key)
     if len(names) != 1:
-        raise ValueError(f"name one of the server's models: {', '.join(names) or 'it lists none'}")
+        listed = f": {', '.join(names)}" if names else ", which does not list them"
+        raise ValueError(f"pass the name of one of the server's models{listed}")
     return names[0]
 
 

@@ -1,4 +1,4 @@
-"""The settings of sampling that a user of the chat can change. The chat page has the same."""
+"""The sampling settings that a user of the chat can change. The chat page has the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands and their options: ``anystreamer demo | chat | serve``, built with typer."""
+"""The commands: ``anystreamer demo | chat | serve``, built with typer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import rich.console  # noqa: F401  # typer runs without it, the commands do not
 import typer
 
+from . import options
 from .common import KEY, Backend, Batching, Server, given, require_installed
 from .connection_limits import ConnectionLimits
 from .demo import run_demo
@@ -21,56 +22,6 @@ __all__ = ["app"]
 app: typer.Typer = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
 )
-
-Model = Annotated[
-    str | None,
-    typer.Argument(
-        help="A folder with a model, or its id on the Hugging Face hub. By default the embedded "
-        "model, which is small and can count."
-    ),
-]
-TrustRemoteCode = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code",
-        help="Run Python code that comes with the model.",
-        rich_help_panel="Model",
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        help="The device for the model, such as cuda:1 or cpu. By default the accelerator, if the "
-        "machine has one.",
-        metavar="NAME",
-        rich_help_panel="Model",
-    ),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(
-        help="The dtype of the weights, such as bfloat16. By default as they are stored.",
-        metavar="NAME",
-        rich_help_panel="Model",
-    ),
-]
-Quantization = Annotated[
-    str | None,
-    typer.Option(
-        help="8bit or 4bit: the weights need less memory. It needs bitsandbytes.",
-        metavar="BITS",
-        rich_help_panel="Model",
-    ),
-]
-ChatTemplate = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE",
-        help="A Jinja chat template instead of the model's own.",
-        rich_help_panel="Model",
-    ),
-]
-EventLoop = Annotated[Backend, typer.Option(help="The event loop.")]
 
 
 def _show_version(is_asked: bool) -> None:
@@ -94,23 +45,15 @@ def anystreamer(
 ) -> None:
     """Cancellation-safe token streams from transformers' generate(), on asyncio and trio.
 
-    All commands work at once, with the embedded model, which comes with the package and is small.
-    Try demo first.
+    Without a MODEL, each command uses a small model that is included. Try demo first.
     """
 
 
 @app.command()
 def demo(
-    prompt: Annotated[
-        str | None, typer.Argument(help="The text to continue. Without it, a tour is shown.")
-    ] = None,
-    backend: Annotated[
-        Backend | None,
-        typer.Option(help="The event loop. By default asyncio. The tour shows both."),
-    ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Token limit of the text.")
-    ] = 20,
+    prompt: options.Prompt = None,
+    backend: options.DemoEventLoop = None,
+    max_new_tokens: options.DemoMaxNewTokens = 20,
 ) -> None:
     """Stream text from the embedded model, which can count."""
     run_demo(prompt, backend, max_new_tokens)
@@ -118,36 +61,17 @@ def demo(
 
 @app.command()
 def chat(
-    model: Model = None,
-    backend: EventLoop = Backend.ASYNCIO,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Token limit of an answer. By default 1024, or the server's own with --base-url.",
-        ),
-    ] = None,
-    system: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="A system message, sent before the conversation."),
-    ] = None,
-    base_url: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Use the model of this OpenAI-compatible server."),
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            help="The API key of that server. Other users of this machine can see the options of a "
-            f"command: it is safer to set {KEY}."
-        ),
-    ] = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    quantization: Quantization = None,
-    chat_template: ChatTemplate = None,
-    trust_remote_code: TrustRemoteCode = False,
+    model: options.Model = None,
+    backend: options.EventLoop = Backend.ASYNCIO,
+    max_new_tokens: options.ChatMaxNewTokens = None,
+    system: options.SystemMessage = None,
+    base_url: options.BaseURL = None,
+    api_key: options.APIKey = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    quantization: options.Quantization = None,
+    chat_template: options.ChatTemplate = None,
+    trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Chat with a model in the terminal.
 
@@ -184,284 +108,45 @@ def chat(
 
 @app.command()
 def serve(
-    model: Model = None,
-    host: Annotated[
-        str,
-        typer.Option(
-            help="The address to listen on.", metavar="ADDRESS", rich_help_panel="Address"
-        ),
-    ] = "127.0.0.1",
-    port: Annotated[
-        int,
-        typer.Option(
-            min=0, max=65535, help="The port. 0 chooses a free one.", rich_help_panel="Address"
-        ),
-    ] = 8000,
-    uds: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH",
-            help="Listen on this Unix domain socket instead.",
-            rich_help_panel="Address",
-        ),
-    ] = None,
-    ssl_certfile: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="Serve HTTPS with this certificate.", rich_help_panel="Address"
-        ),
-    ] = None,
-    ssl_keyfile: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="The certificate's key, if it is in another file.",
-            rich_help_panel="Address",
-        ),
-    ] = None,
-    backend: Annotated[
-        Backend, typer.Option(help="The event loop.", rich_help_panel="Running")
-    ] = Backend.ASYNCIO,
-    server: Annotated[
-        Server | None,
-        typer.Option(
-            help="The HTTP server. By default uvicorn on asyncio, hypercorn on trio.",
-            rich_help_panel="Running",
-        ),
-    ] = None,
-    batching: Annotated[
-        Batching,
-        typer.Option(
-            help="none runs one request at a time. continuous runs many at once. auto does both: "
-            "requests that cannot be batched run one at a time.",
-            rich_help_panel="Engine",
-        ),
-    ] = Batching.AUTO,
-    max_running: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="How many requests run at once, with continuous batching. By default 64.",
-            rich_help_panel="Engine",
-        ),
-    ] = None,
-    max_waiting: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="How many requests can wait. Others get status 503.",
-            rich_help_panel="Engine",
-        ),
-    ] = 100,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar=KEY,
-            help="The key that clients must send. Other users of this machine can see the options "
-            "of a command: it is safer to set the environment variable.",
-            metavar="KEY",
-            rich_help_panel="Access",
-        ),
-    ] = None,
-    insecure: Annotated[
-        bool,
-        typer.Option(
-            "--insecure", help="Listen on a public address without a key.", rich_help_panel="Access"
-        ),
-    ] = False,
-    drain: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            help="After Ctrl-C or SIGTERM, the server accepts requests for this many seconds more. "
-            "GET /health already says that it will end.",
-            metavar="SECONDS",
-            rich_help_panel="Running",
-        ),
-    ] = 0.0,
-    grace: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            help="After --drain, open streams have this many seconds to finish.",
-            metavar="SECONDS",
-            rich_help_panel="Running",
-        ),
-    ] = 10.0,
-    max_body_bytes: Annotated[
-        int,
-        typer.Option(
-            min=1, metavar="N", help="The largest body of a request.", rich_help_panel="Requests"
-        ),
-    ] = 1024 * 1024,
-    max_connections: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="How many connections can be open. Others get status 503.",
-            rich_help_panel="Connections",
-        ),
-    ] = 900,
-    max_head_bytes: Annotated[
-        int,
-        typer.Option(
-            min=1024,
-            metavar="N",
-            help="The largest head of a request.",
-            rich_help_panel="Connections",
-        ),
-    ] = 64 * 1024,
-    head_timeout: Annotated[
-        float,
-        typer.Option(
-            min=1.0,
-            help="A connection is closed if it is idle, or sends a request's head, for more than "
-            "this many seconds.",
-            metavar="SECONDS",
-            rich_help_panel="Connections",
-        ),
-    ] = 10.0,
-    send_timeout: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            help="How many seconds a client can take to receive a part of its answer. 0 means no "
-            "limit.",
-            metavar="SECONDS",
-            rich_help_panel="Connections",
-        ),
-    ] = 30.0,
-    max_unsent_tokens: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="How many tokens can wait for a client that takes nothing.",
-            rich_help_panel="Connections",
-        ),
-    ] = 10_000,
-    max_unsent_bytes: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="How many bytes can wait for a client that takes nothing.",
-            rich_help_panel="Connections",
-        ),
-    ] = 4 * 1024 * 1024,
-    keep_alive: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            help="After this many seconds without text, the server sends a comment, so that no "
-            "proxy closes the connection. 0 turns this off.",
-            metavar="SECONDS",
-            rich_help_panel="Connections",
-        ),
-    ] = 15.0,
-    context_length: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Token limit of prompt and answer together. By default the model's own.",
-            rich_help_panel="Engine",
-        ),
-    ] = None,
-    default_max_tokens: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Token limit of an answer, if the request does not set one.",
-            rich_help_panel="Requests",
-        ),
-    ] = 1024,
-    max_tokens_limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="The highest token limit that a request can set.",
-            rich_help_panel="Requests",
-        ),
-    ] = None,
-    timeout: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            help="How many seconds a request can take, with the time it waits. 0 means no limit.",
-            metavar="SECONDS",
-            rich_help_panel="Requests",
-        ),
-    ] = 600.0,
-    allow_special_tokens: Annotated[
-        bool,
-        typer.Option(
-            "--allow-special-tokens",
-            help="If a message has the text of a special token, it becomes this token. By default "
-            "it stays text.",
-            rich_help_panel="Access",
-        ),
-    ] = False,
-    allow_media_from: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allow-media-from",
-            metavar="HOST",
-            help="Messages can have addresses of pictures and sound on this host. The option can "
-            "be repeated.",
-            rich_help_panel="Access",
-        ),
-    ] = None,
-    allow_origin: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allow-origin",
-            help="Pages of this site can use the server from a browser: https://a.org. The option "
-            "can be repeated.",
-            metavar="URL",
-            rich_help_panel="Access",
-        ),
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allow-host",
-            help="Requests can use this host name too. By default, a server on loopback accepts "
-            "only its own names. The option can be repeated.",
-            metavar="HOST",
-            rich_help_panel="Access",
-        ),
-    ] = None,
-    served_model_name: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--served-model-name",
-            metavar="NAME",
-            help="The model's name in requests and responses. If the option is repeated, the other "
-            "names are aliases in requests.",
-            rich_help_panel="Address",
-        ),
-    ] = None,
-    log_level: Annotated[
-        LogLevel,
-        typer.Option(help="The lowest level of what the server logs.", rich_help_panel="Running"),
-    ] = LogLevel.WARNING,
-    request_log: Annotated[
-        RequestLogFormat,
-        typer.Option(
-            help="Log each request, as text or as one line of JSON.", rich_help_panel="Running"
-        ),
-    ] = RequestLogFormat.OFF,
-    device: Device = None,
-    dtype: Dtype = None,
-    quantization: Quantization = None,
-    chat_template: ChatTemplate = None,
-    trust_remote_code: TrustRemoteCode = False,
+    model: options.Model = None,
+    host: options.Host = "127.0.0.1",
+    port: options.Port = 8000,
+    uds: options.UnixSocket = None,
+    ssl_certfile: options.CertificateFile = None,
+    ssl_keyfile: options.KeyFile = None,
+    backend: options.ServerEventLoop = Backend.ASYNCIO,
+    server: options.HTTPServer = None,
+    batching: options.BatchingMode = Batching.AUTO,
+    max_running: options.MaxRunning = None,
+    max_waiting: options.MaxWaiting = 100,
+    api_key: options.ServedKey = None,
+    insecure: options.Insecure = False,
+    drain: options.DrainTime = 0.0,
+    grace: options.GraceTime = 10.0,
+    max_body_bytes: options.MaxBodyBytes = 1024 * 1024,
+    max_connections: options.MaxConnections = 900,
+    max_head_bytes: options.MaxHeadBytes = 64 * 1024,
+    head_timeout: options.HeadTimeout = 10.0,
+    send_timeout: options.SendTimeout = 30.0,
+    max_unsent_tokens: options.MaxUnsentTokens = 10_000,
+    max_unsent_bytes: options.MaxUnsentBytes = 4 * 1024 * 1024,
+    keep_alive: options.KeepAlive = 15.0,
+    context_length: options.ContextLength = None,
+    default_max_tokens: options.DefaultMaxTokens = 1024,
+    max_tokens_limit: options.MaxTokensLimit = None,
+    timeout: options.RequestTimeout = 600.0,
+    allow_special_tokens: options.AllowSpecialTokens = False,
+    allow_media_from: options.AllowMediaFrom = None,
+    allow_origin: options.AllowOrigin = None,
+    allow_host: options.AllowHost = None,
+    served_model_name: options.ServedModelName = None,
+    log_level: options.LowestLogLevel = LogLevel.WARNING,
+    request_log: options.RequestLog = RequestLogFormat.OFF,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    quantization: options.Quantization = None,
+    chat_template: options.ChatTemplate = None,
+    trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Serve a model through an OpenAI-compatible API.
 

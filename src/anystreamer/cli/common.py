@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from .._installing import to_install
-from .._load_model import load_model
+from .._loading import load_model
 from .terminal import fail
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The limits of a server's connections, and what a connection above their number gets."""
+"""The limits of a server's connections, and the answer to a connection above their number."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ class _Limits(_TCPServer):  # type: ignore[misc]
 
     @abstractmethod
     async def _abort(self) -> None:
-        """Close at once, without what has not been sent."""
+        """Close at once, and drop the data that was not sent."""
 
     async def run(self) -> None:
         if self.config.open_connections >= self.config.connection_limits.max_connections:

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 
 from .. import open_engine
-from .._load_model import placement, shown_name
+from .._loading import placement, shown_name
 from .common import INSTALL_SERVER, Backend, Batching, Server, load_or_fail, require_installed
 from .connection_limits import ConnectionLimits
 from .listening import Certificate, listening, listening_on_path, url_of

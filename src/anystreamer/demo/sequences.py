@@ -155,7 +155,7 @@ def is_held_out(kind: Kind, start: int, length: int = 0) -> bool:
 
 
 def held_out_questions(bare: int = 15, chats: int = 80, seed: int = 0) -> list[Question]:
-    """At most so many bare texts and chats of every kind, none of them trained on."""
+    """At most this many bare texts and chats of every kind, none of them trained on."""
     rng = random.Random(seed)
     questions = []
     for kind in KINDS:

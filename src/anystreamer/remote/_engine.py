@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager, aclosing
 from time import perf_counter
@@ -17,15 +18,14 @@ from .._errors import EngineBusy, GenerationTimeout, is_kind
 from .._prompts import Prompt
 from .._streams import GenerationSpan, GenerationState, TextStream, queue_deadline
 from ._errors import request_error
-from ._http import address_of, content_encoding, guard, httpx, new_client
+from ._http import basic_authorization, guard, httpx, new_client
 from ._limits import Limits
 from ._reader import ResponseReader
+from ._refusals import refusal
 from ._request import NAME, RemoteRequest
 from ._response import RemoteRow, ResponseParser
 
 __all__ = ["open_remote_engine"]
-
-EVENT_STREAM = "text/event-stream"
 
 
 def open_remote_engine(
@@ -43,16 +43,17 @@ def open_remote_engine(
     The server is any that has OpenAI's API: vLLM, SGLang, TGI, ``transformers serve``,
     ``anystreamer serve``. Use it as ``async with open_remote_engine(url, name) as engine:``, and
     ``async with engine.stream_text(prompt) as stream:`` for each request. A `str` goes to
-    ``/completions``, chat messages to ``/chat/completions``. Whatever stops the stream closes its
-    connection: then the server stops, too.
+    ``/completions``, chat messages to ``/chat/completions``. A stop of the stream, in any way,
+    closes its connection: then the server stops, too.
 
-    docs/remote.md has a table of how ``generate()``'s arguments are sent; other arguments are
-    refused by name. ``extra_body=`` takes what a server has beside OpenAI's API, as it is sent.
+    docs/remote.md has a table of how ``generate()``'s arguments are sent. Other arguments raise an
+    error that names them. ``extra_body=`` is sent unchanged: use it for fields that a server has in
+    addition to OpenAI's API.
 
     Differences: tokens have no ids here (``token_ids`` and ``prompt_token_ids`` are empty), and
-    ``usage`` is what the server counted: None where it sent no counts, as after a stop. ``output``
-    is None. In the engine's statistics tokens count once the server has sent their number, and
-    ``between_tokens`` is from one chunk to the next.
+    ``usage`` has the server's counts. It is None if the server sent none, for example after a stop.
+    ``output`` is None. The engine's statistics count tokens when the server has sent their number,
+    and ``between_tokens`` is the time from one chunk to the next.
 
     Args:
         base_url: of the API, usually with ``/v1`` at its end, which is added to a URL without a
@@ -60,14 +61,14 @@ def open_remote_engine(
         model: the name that the server has for the model.
         api_key: sent as ``Authorization: Bearer ...``; nothing is sent if it is None. A key or
             headers that the environment has for OpenAI's client are not sent.
-        max_retries: how often a request is sent again that was refused for now, or got no answer:
-            after the seconds of the server's ``Retry-After``, or a growing pause. It is never sent
-            again once its answer has begun.
+        max_retries: how often a request is repeated if the server is busy, or the connection fails:
+            after the seconds of the server's ``Retry-After``, or a growing pause. It is never
+            repeated after its answer has begun.
         max_event_size: bytes of one event of an answer, and characters of the arguments of all its
             tool calls; `math.inf` for no limit.
         max_answer_size: bytes that an answer can take in memory: its characters, 128 for each piece
             of text that the server sends, and 32 for each log-probability. The default is enough
-            for 250,000 tokens. What is larger raises `openai.APIError`, after the text before it.
+            for 250,000 tokens. A larger answer raises `openai.APIError`, after the text before it.
         client_options: further arguments for `openai.AsyncOpenAI`: ``default_headers``,
             ``http_client``, ``timeout`` (of one attempt to connect, read or write), ...
 
@@ -84,6 +85,9 @@ def open_remote_engine(
     is_open = api_key is None and "authorization" not in names
     headers: dict[str, Any] = {"Authorization": openai.omit} if is_open else {}
     headers["Accept-Encoding"] = "identity"  # a small answer could become one of any size
+    if url.userinfo:  # the client would log it with the address
+        headers["Authorization"] = basic_authorization(url)
+        url = url.copy_with(userinfo=b"")
     options = {
         "base_url": url,
         "api_key": api_key or "none",
@@ -112,10 +116,15 @@ def _url_of(base_url: str) -> httpx.URL:
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as exc:
-        raise ValueError(f"base_url must be an http(s) URL, got {base_url!r}: {exc}") from exc
+        raise ValueError(f"base_url must be an http(s) URL, got {_shown(base_url)}: {exc}") from exc
     if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError(f"base_url must begin with http:// or https://, got {base_url!r}")
+        raise ValueError(f"base_url must begin with http:// or https://, got {_shown(base_url)}")
     return url.copy_with(path="/v1") if url.path in ("", "/") else url
+
+
+def _shown(base_url: str) -> str:
+    """A URL for a message, without the password that it can have."""
+    return repr(re.sub(r"(?<=:)[^:/@]*(?=@)", "[hidden]", base_url))
 
 
 class _RemoteContext(EngineContext):
@@ -173,21 +182,6 @@ def _new_state(request: RemoteRequest) -> GenerationState:
     return GenerationState(request.options.max_buffer_size, span=span)
 
 
-def _refusal(response: httpx.Response) -> str | None:
-    """Why a response cannot be an answer, to go into a message; None if it can."""
-    address = address_of(response.url)
-    if encoding := content_encoding(response):
-        return (
-            f"{address} must answer without content-encoding, as it was asked to, got "
-            f"{encoding[:60]}: let the server, or the proxy before it, not compress event streams"
-        )
-    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != EVENT_STREAM:
-        got = media_type[:60] or "no content-type"
-        return f"{address} must answer with {EVENT_STREAM}, got {got}: check base_url"
-    return None
-
-
 class _Task(EngineTask):
     """A request's task: sends it, and reads the answer. It counts as queued until the headers."""
 
@@ -227,11 +221,10 @@ class _Task(EngineTask):
             except Exception as exc:
                 failure = request_error(exc)
                 raise failure from failure.__cause__
+            if (wrong := await refusal(self._response)) is not None:
+                raise wrong
         if waiting.cancelled_caught:
             raise GenerationTimeout(phase)
-        if wrong := _refusal(self._response):
-            await self._response.aclose()
-            raise openai.APIResponseValidationError(self._response, None, message=wrong)
 
     def turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
         return aclosing(self._response), self.ticket

@@ -9,9 +9,11 @@ import openai
 
 from .._errors import EngineBusy, GenerationTimeout, is_kind, message_of, reason_of
 from .._streams import PHASES
+from ._bodies import message_of_body
 from ._http import httpx, is_of_connection, is_timeout, retry_after
 from ._limits import LimitExceeded
 from ._response import InvalidEvent
+from ._secrets import without_secrets
 from ._shapes import ServerError
 
 __all__ = ["answer_error", "connection_error", "connection_lost", "request_error"]
@@ -27,6 +29,7 @@ def request_error(exc: Exception) -> Exception:
         return exc  # raised by other code, such as a transport of the caller's
     match exc:
         case openai.APIStatusError():
+            exc = _with_message(exc)
             if exc.status_code in BUSY and exc.code not in NOT_BUSY:
                 return _because_of(exc, EngineBusy(None, retry_after(exc.response.headers)))
             return _because_of(exc, _late(exc.body) or exc)
@@ -56,12 +59,12 @@ def answer_error(exc: Exception, request: httpx.Request) -> Exception:
     """The public error for what was raised while an answer was parsed."""
     if not is_kind(exc, (ServerError, InvalidEvent, LimitExceeded)):
         return exc
-    match exc:
-        case ServerError():
-            return _because_of(exc, _late(exc.error) or _api_error(str(exc), request, exc.error))
-        case InvalidEvent() | LimitExceeded():
-            return _because_of(exc, _api_error(str(exc), request, None))
-    return exc
+    error = exc.error if isinstance(exc, ServerError) else None
+    if (late := _late(error)) is not None:
+        return _because_of(exc, late)
+    if _has_secret(exc, error, request):  # neither the cause nor the body may show it
+        return _api_error(without_secrets(str(exc), request), request, None)
+    return _because_of(exc, _api_error(str(exc), request, error))
 
 
 def connection_lost(request: httpx.Request, message: str | None = None) -> Exception:
@@ -72,10 +75,29 @@ def connection_lost(request: httpx.Request, message: str | None = None) -> Excep
     )
 
 
+def _with_message(exc: openai.APIStatusError) -> openai.APIStatusError:
+    """The same error with the status and what the server says: the client has only some of it."""
+    if not exc.response.is_stream_consumed:
+        return exc
+    status = f"Error code: {exc.status_code}"
+    message = message_of_body(exc.response.content)
+    if not message or (str(exc).startswith(status) and message in str(exc)):
+        return exc
+    return type(exc)(f"{status} - {message}", response=exc.response, body=exc.body)
+
+
 def _because_of(exc: Exception, failure: Exception) -> Exception:
     if failure is not exc:
         failure.__cause__ = exc
     return failure
+
+
+def _has_secret(exc: Exception, error: Any, request: httpx.Request) -> bool:
+    try:
+        shown = f"{exc} {error!r}"
+    except RecursionError:  # nobody can show it
+        shown = str(exc)
+    return without_secrets(shown, request) != shown
 
 
 def _api_error(message: str, request: httpx.Request, body: Any) -> openai.APIError:

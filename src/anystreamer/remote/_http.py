@@ -1,16 +1,18 @@
-"""The HTTP client that openai's is made of: which library it is of, and what it may not do.
+"""The HTTP client that openai's client uses: which library it is from, and what it must not do.
 
 openai 3 is made of httpx2, and takes a client of httpx, too. openai 2 is made of httpx.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
@@ -26,18 +28,21 @@ from anyio import (
 
 from .._errors import is_kind
 from .._reporting import SafeLogger
+from ._secrets import without_secrets
 
 if TYPE_CHECKING:
     import httpx2 as httpx
 
 __all__ = [
     "address_of",
+    "basic_authorization",
     "content_encoding",
     "guard",
     "httpx",
     "is_of_connection",
     "is_timeout",
     "new_client",
+    "read_start",
     "retry_after",
 ]
 
@@ -87,6 +92,12 @@ def address_of(url: httpx.URL) -> str:
     return str(url.copy_with(userinfo=b"", query=None, fragment=None))
 
 
+def basic_authorization(url: httpx.URL) -> str:
+    """The header that stands for the user and the password of a URL."""
+    token = base64.b64encode(f"{url.username}:{url.password}".encode()).decode()
+    return f"Basic {token}"
+
+
 def content_encoding(response: httpx.Response) -> str:
     """How a body is compressed; empty if it is not. It was not to be: see `new_client`."""
     encoding = response.headers.get("content-encoding", "").strip().lower()
@@ -94,8 +105,15 @@ def content_encoding(response: httpx.Response) -> str:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds of a ``Retry-After``: a number, or a date. None if it is neither."""
+    """The seconds of a ``Retry-After``: a number, or a date. None if it is neither.
+
+    Azure, and OpenAI, send milliseconds as well, which the client prefers.
+    """
     value = headers.get("retry-after", "")
+    with suppress(ValueError):
+        milliseconds = float(headers.get("retry-after-ms", ""))
+        if math.isfinite(milliseconds):
+            return max(0.0, milliseconds / 1000)
     try:
         seconds = float(value)
     except ValueError:
@@ -137,7 +155,7 @@ async def _limit_error(response: httpx.Response) -> None:
     elif encoding := content_encoding(response):
         body = _message(f"the error's body has content-encoding {encoding[:60]}: it was not read")
     else:
-        body = await _read_start(response)
+        body = await read_start(response, ERROR_TIMEOUT)
         if _depth(body) > ERROR_DEPTH:
             body = _message(f"the error's body is nested more than {ERROR_DEPTH} levels deep")
     await _close(response)
@@ -145,10 +163,12 @@ async def _limit_error(response: httpx.Response) -> None:
     if retry_after(headers) is None:
         headers.pop("retry-after", None)
     response.encoding = "utf-8"  # what the server names can be a decompressor
+    text = body.decode(errors="surrogateescape")
+    body = without_secrets(text, response.request).encode(errors="surrogateescape")
     response.stream = _library_of(type(response)).ByteStream(body)
 
 
-async def _read_start(response: httpx.Response) -> bytes:
+async def read_start(response: httpx.Response, seconds: float) -> bytes:
     """Read the body to its end, to a limit, to a deadline, or until the connection breaks.
 
     See `ResponseReader` for why the loop is not left.
@@ -156,7 +176,7 @@ async def _read_start(response: httpx.Response) -> bytes:
     body = bytearray()
     stream: Any = response.stream
     try:
-        with CancelScope(deadline=current_time() + ERROR_TIMEOUT) as scope:
+        with CancelScope(deadline=current_time() + seconds) as scope:
             async for part in stream:
                 body += part[: ERROR_SIZE - len(body)]
                 if len(body) == ERROR_SIZE:

@@ -26,6 +26,9 @@ logger = SafeLogger()
 # finish reason, because the usage comes later (seconds). Both usually follow at once.
 DRAIN = 0.1
 USAGE_TIMEOUT = 1.0
+# The same after a finish reason that came with text. Some servers send one with each piece of text,
+# and the next piece can take long.
+MORE_TEXT_TIMEOUT = 10.0
 # Parts of the body are parsed in parts of this many bytes: small events take milliseconds then.
 PART_SIZE = 8192
 
@@ -109,7 +112,7 @@ class ResponseReader:
             self._is_over = self._is_over or parser.is_done
             self._end_within(DRAIN)
         elif parser.ended is not None:
-            self._end_within(USAGE_TIMEOUT)
+            self._end_within(MORE_TEXT_TIMEOUT if parser.ended_with_text else USAGE_TIMEOUT)
         elif has_more:
             self._go_on()
 
@@ -146,9 +149,9 @@ class ResponseReader:
             self._scope.deadline = current_time() + seconds
 
     def _end_within(self, seconds: float) -> None:
-        if not self._is_ending or self._is_over:
-            self._is_ending = True
-            self._scope.deadline = current_time() + seconds
+        deadline = current_time() + seconds
+        self._scope.deadline = min(deadline, self._scope.deadline) if self._is_ending else deadline
+        self._is_ending = True
 
     def _leave(self) -> None:
         """Close the connection."""

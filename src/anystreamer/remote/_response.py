@@ -90,6 +90,7 @@ class ResponseParser:
         self._has_delta = False
         self._reason: FinishReason | None = None  # the server's, or a stop string found here
         self._reasons_are_early = False
+        self.ended_with_text = False  #: the reason came with text: more can follow
         self._body_ended = False
 
     @property
@@ -115,10 +116,12 @@ class ResponseParser:
         data = data.strip()
         if data == DONE:
             self.is_done = True
-        if data in (b"", DONE):
+        if data in (b"", DONE) or data.startswith(b":"):  # a comment as data (Vertex)
             return
         if data.count(b",") > self._limits.max_values:
-            raise self._limits.exceeded("max_event_size", "what an event of the answer has")
+            raise self._limits.exceeded(
+                "max_event_size", "the number of values in an event of the answer"
+            )
         try:
             event = json.loads(data)
             if (error := error_in(event)) is not None:
@@ -127,8 +130,9 @@ class ResponseParser:
             has_usage, usage = usage_in(event)
             if has_usage:
                 self._row.server_usage = usage
+                self.ended_with_text = False  # unless this event has text
             # A server can send several answers in place of one.
-            deltas = [each for each in choices_of(event) if each.get("index") in (None, 0)]
+            deltas = [each for each in choices_of(event) if each.get("index") in (None, 0, "0")]
             if len(deltas) > MAX_DELTAS:
                 raise LimitExceeded(f"an event has more than {MAX_DELTAS} deltas of one choice")
             for choice in deltas:
@@ -203,7 +207,7 @@ class ResponseParser:
             yield from self._held_back(elapsed)
             self._tool_calls.feed(calls)
         if reason is not None and not self.has_enough:
-            self._end(reason, choice)
+            self._end(reason, choice, has_more=bool(texts or calls))
 
     def _add_size(self, size: int) -> None:
         self._size += size
@@ -219,15 +223,19 @@ class ResponseParser:
         # The whole answer as one message. At the end of deltas it repeats them (MiniMax).
         return choice.get("message") or delta
 
-    def _end(self, reason: Any, choice: Mapping[str, Any]) -> None:
-        self._reason = finish_reason_of(reason)
+    def _end(self, reason: Any, choice: Mapping[str, Any], *, has_more: bool) -> None:
+        found = finish_reason_of(reason)
         # vLLM (and ours), or SGLang. Ids end a sequence there.
-        matched = choice.get("stop_reason") or choice.get("matched_stop")
-        if reason == "stop" and isinstance(matched, str):
-            self._reason = FinishReason.STOP_STRING
-            self._row.matched_stop_string = matched
-        elif self._reason is FinishReason.STOP_STRING and len(self._stop) == 1:
-            self._row.matched_stop_string = self._stop[0]
+        sent = choice.get("stop_reason") or choice.get("matched_stop")
+        matched = sent if reason == "stop" and isinstance(sent, str) else None
+        if matched is not None:
+            found = FinishReason.STOP_STRING
+        elif found is FinishReason.STOP_STRING and len(self._stop) == 1:
+            matched = self._stop[0]
+        # Proxies end each answer with "stop", also one that the server has cut.
+        if has_more or self._reason is None or found is not FinishReason.EOS:
+            self._reason, self._row.matched_stop_string = found, matched
+        self.ended_with_text = has_more
 
     def _text(self, field: str, text: str, elapsed: float) -> list[TextChunk]:
         chunks = [] if field == self._field else self._held_back(elapsed)

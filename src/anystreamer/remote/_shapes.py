@@ -13,9 +13,11 @@ from .._streams import FinishReason, Usage
 from ._limits import MAX_ITEMS, LimitExceeded
 
 __all__ = [
+    "MAX_MESSAGE",
     "ServerError",
     "choices_of",
     "error_in",
+    "error_message",
     "finish_reason_of",
     "has_reason",
     "items",
@@ -31,10 +33,8 @@ class ServerError(Exception):
     """The server reports an error, in place of an answer or in the middle of one."""
 
     def __init__(self, error: Any) -> None:
-        message = error
-        if isinstance(error, Mapping):
-            message = next((error[name] for name in _MESSAGE_NAMES if error.get(name)), None)
-        super().__init__(str(message or "the server reports that it failed, without a reason"))
+        message = error_message(error)
+        super().__init__(message or "the server reports that it failed, without a reason")
         self.error = error
 
 
@@ -51,19 +51,56 @@ def items(sent: Any) -> Sequence[Any]:
 
 # -- errors
 
-_MESSAGE_NAMES = ("message", "detail", "text")
+# Where errors have their message. Some have another error in it.
+_MESSAGE_NAMES = (
+    "message",
+    "detail",
+    "details",  # the gateway of fms-guardrails
+    "text",
+    "error",
+    "error_msg",  # Baidu
+    "status_msg",  # MiniMax
+    "msg",
+)
+# As much of a message as is kept (characters).
+MAX_MESSAGE = 4000
+# What stands for success where servers have a code in each event.
+_NO_ERROR = ("", "0", "200", "none", "ok", "success")
+
+
+def error_message(error: Any) -> str:
+    """What an error says; empty if that is nothing."""
+    if not isinstance(error, Mapping):
+        return "" if isinstance(error, bool) else str(error)[:MAX_MESSAGE]
+    inner = next((error[name] for name in _MESSAGE_NAMES if error.get(name)), "")
+    return error_message(inner) or ("" if inner is True else str(inner)[:MAX_MESSAGE])
 
 
 def error_in(event: Mapping[str, Any]) -> Any:
     """The error that an event reports; None if it does not."""
     if error := event.get("error"):
-        return error
+        return event if error is True else error
     is_error = "error" in (event.get("object"), event.get("type"))  # vLLM before 0.10, SGLang
     if is_error or event.get("error_code"):  # FastChat
         return event
     if event.get("choices") is None:
-        return event if event.get("detail") else None  # FastAPI
+        return _error_without_choices(event)
     return next(filter(None, (choice.get("error") for choice in choices_of(event))), None)
+
+
+def _error_without_choices(event: Mapping[str, Any]) -> Any:
+    if event.get("detail"):  # FastAPI
+        return event
+    status = event.get("base_resp")  # MiniMax
+    if isinstance(status, Mapping) and _is_failure(status.get("status_code")):
+        return status
+    # DashScope, Spark
+    is_failure = _is_failure(event.get("code")) and isinstance(event.get("message"), str)
+    return event if is_failure else None
+
+
+def _is_failure(code: Any) -> bool:
+    return str(code).lower() not in _NO_ERROR
 
 
 # -- choices
@@ -145,7 +182,10 @@ def usage_in(event: Mapping[str, Any]) -> tuple[bool, Usage | None]:
         *(choice.get("usage") for choice in choices_of(event)),  # Moonshot
     ]
     usage = next((each for each in places if each), None)
-    return usage is not None, _usage(usage)
+    counts = _usage(usage)
+    if counts is not None and not (counts.prompt_tokens or counts.completion_tokens):
+        return False, None  # Ollama, in each event before the counts are known
+    return usage is not None, counts
 
 
 def _usage(sent: Any) -> Usage | None:
@@ -235,16 +275,22 @@ _FAILURES = (
 _NO_REASON = ("", "null", "none", "not_finished", "finish_reason_unspecified")
 
 
+def _reason_name(word: Any) -> str:
+    if isinstance(word, Mapping):  # older SGLang
+        word = word.get("type")
+    return str(word).lower()
+
+
 def has_reason(word: Any) -> bool:
     """Whether a finish reason is one, and does not stand for "not yet"."""
-    return word is not None and str(word).lower() not in _NO_REASON
+    return bool(word) and _reason_name(word) not in _NO_REASON
 
 
 def finish_reason_of(word: Any) -> FinishReason:
     """What a server's finish reason is here. Raises ServerError if the answer is not complete."""
-    name = str(word).lower()
+    name = _reason_name(word)
     if name in _FAILURES:
-        raise ServerError(f"the server ended its answer with finish_reason={word!r}")
+        raise ServerError(f"the server ended its answer with finish_reason={word!r:.200}")
     if name not in _REASONS and name not in _MODEL_ENDED:
         logger.debug("a server's finish_reason %r is not known: it counts as 'stop'", word)
     return _REASONS.get(name, FinishReason.EOS)

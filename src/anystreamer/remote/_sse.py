@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 from ._limits import Limits
@@ -14,10 +15,11 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 class EventData:
     """Takes the bytes of an event stream and yields the ``data`` of its events, as bytes.
 
-    Lines are joined before anything is decoded, so that no character is ever cut. Names, ids and
-    comments are ignored: servers that stream text put nothing into them. An event without an empty
-    line at its end is dropped, as the standard demands. A field named ``error`` becomes an event
-    with an error: llama.cpp sent its errors so until 2025.
+    Lines are joined before anything is decoded, so that no character is ever cut. Ids, comments and
+    most names are ignored: servers that stream text put nothing into them. An event without an
+    empty line at its end is dropped, as the standard demands. An event whose name is ``error``, and
+    a field of that name, become an event with an error: DashScope and others send their errors so,
+    and llama.cpp did until 2025.
 
     https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
     """
@@ -29,6 +31,7 @@ class EventData:
         self._after_cr = False  # the line has ended: a line feed that comes now belongs to its end
         self._data: list[bytes] = []  # of the event that has not ended
         self._size = 0  # of the lines with this data
+        self._is_error = False  # by the name of this event
 
     def feed(self, part: bytes) -> Iterator[bytes]:
         """Take more bytes, and yield the data of each event that they end.
@@ -64,11 +67,33 @@ class EventData:
             self._add(line, line[5:].removeprefix(b" "))
         elif line.startswith(b"error:"):
             self._add(line, b'{"error":%s}' % line[6:])
-        elif not line and self._data:
-            data, self._data, self._size = b"\n".join(self._data), [], 0
-            return data
+        elif line.startswith(b"event:"):
+            self._is_error = line[6:].strip() == b"error"
+        elif not line:
+            return self._end_event()
         return None
+
+    def _end_event(self) -> bytes | None:
+        data, self._data, self._size = self._data, [], 0
+        is_error, self._is_error = self._is_error, False
+        if not data:
+            return None
+        joined = b"\n".join(data)
+        # If it has too many values, nothing may parse it.
+        is_parsed = is_error and joined.count(b",") <= self._limits.max_values
+        return _as_error(joined) if is_parsed else joined
 
     def _add(self, line: bytes, data: bytes) -> None:
         self._data.append(data)
         self._size += len(line) + 1  # also of empty ones, which take memory, too
+
+
+def _as_error(data: bytes) -> bytes:
+    """The data of an event that is named ``error``, as OpenAI's API has errors in events."""
+    try:
+        error = json.loads(data)
+    except (ValueError, RecursionError):
+        error = data.decode(errors="replace").strip()
+    if isinstance(error, dict):
+        error = error.get("error") or error
+    return json.dumps({"error": error or True}).encode()

@@ -80,7 +80,7 @@ class ToolCalls:
         self._values += arguments.count(",")
         limits = self._limits
         if self._size > limits.max_event_size or self._values > limits.max_values:
-            raise limits.exceeded("max_event_size", "what the answer's tool calls have")
+            raise limits.exceeded("max_event_size", "the content of the answer's tool calls")
 
     def finish(self, *, is_cut: bool) -> list[dict[str, Any] | str]:
         """Return the calls, in the order in which they began. A malformed call is its text.

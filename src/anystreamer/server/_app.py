@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -26,19 +25,20 @@ from ._body_sender import SendLimits
 from ._chat_page import page_routes
 from ._completion_response import CompletionResponse, Limits
 from ._errors import APIError
+from ._failures import Failures
 from ._model_names import ModelNames
 from ._observing import (
-    HEADER,
     Metrics,
     RequestIds,
     RequestLog,
     RequestSpans,
     note_end,
-    request_id_of,
 )
 from ._openai_format import ChatCompletionBuilder, CompletionBuilder, TextCompletionBuilder
+from ._origins import cross_origin, validate_origins
 from ._request_body import BodyParser, RequestT
 from ._request_models import ChatRequest, CompletionRequest, TextRequest
+from ._request_target import AbsoluteTargets
 from ._responses_api import ResponseBuilder, ResponsesRequest, ResponsesResponse
 
 __all__ = ["create_app"]
@@ -74,16 +74,18 @@ def create_app(
 
     It has ``POST /v1/chat/completions``, ``POST /v1/completions``, ``POST /v1/responses``,
     ``GET /v1/models``, ``GET /health`` and ``GET /metrics``, and at ``/`` a page to chat with the
-    model. It can be mounted in another application of Starlette or FastAPI. A client that
-    disconnects stops the model, or leaves the queue. A parameter that is not supported is refused
-    by name. ``app.state.metrics`` is the registry of prometheus_client that ``/metrics`` shows.
+    model. It can be mounted in another application of Starlette or FastAPI. If a client
+    disconnects, the model stops, or the request leaves the queue. A field that is not supported
+    gets an error that names it. ``app.state.metrics`` is the registry of prometheus_client that
+    ``/metrics`` shows.
 
     Args:
         engine: an engine from `open_engine`, opened in the event loop that the server runs in.
         model_name: the model's name in requests and responses. A request for another one is
             refused with status 404; one that names no model gets this one.
-        aliases: more names that requests can use for it. By default ``"dummy"``, which the client
-            of huggingface_hub sends where it has only an address; it is not in the list of models.
+        aliases: more names that requests can use for it. By default ``"dummy"``, which
+            huggingface_hub's client sends if it knows only an address. The list of models does not
+            have this name.
         api_key: the key that clients must send as ``Authorization: Bearer ...``, except for
             ``/health`` and the page, which asks its user for it. None needs no key.
         max_body_bytes: size limit of a request's body.
@@ -103,17 +105,18 @@ def create_app(
         timeout: for each request, as in `Engine.stream_text`.
         allow_special_tokens: encode special tokens in the text of messages and tools as special
             tokens. By default they are ordinary text there, so that no text can begin a message of
-            another role: see `UntrustedMessages`. The prompt of ``/v1/completions`` is what the
-            model gets, special tokens included, in both cases.
+            another role: see `UntrustedMessages`. In the prompt of ``/v1/completions``, special
+            tokens are always special tokens.
         allow_media_from: hosts that pictures and recordings in messages are fetched from, as in
-            `UntrustedMessages`. By default clients have to send the files themselves, in base64: a
-            server that fetches whatever address it is sent reaches what its clients cannot. Set
-            *max_body_bytes* to what such files need.
+            `UntrustedMessages`. By default clients have to send the files themselves, in base64: if
+            a server fetches any address, a client can reach machines that only the server can
+            reach. Set *max_body_bytes* to the size of such files.
         allow_origins: sites whose pages can use the application from a browser, such as
-            ``https://example.org``; ``*`` allows all. By default none can.
+            ``https://example.org``; ``*`` allows all, and ``null`` pages that are files. By default
+            none can.
         allowed_hosts: host names that requests can use, without ports. Set them if the server is on
-            loopback: any site can give a name of its own the address of loopback, and the browser
-            then lets its pages send requests. None allows all.
+            loopback: any site can point its own host name to the address of loopback, and the
+            browser then lets its pages send requests. None allows all.
         page: whether to serve the chat page.
 
     Raises:
@@ -142,6 +145,7 @@ def create_app(
     ):
         if isinstance(names, str):
             raise TypeError(f"{name} must be a list of strings, got {names!r}")
+    validate_origins(allow_origins)
     validate_timeouts(timeout)
     limits = Limits(
         default_max_tokens=default_max_tokens,
@@ -179,7 +183,6 @@ def create_app(
         exception_handlers={
             APIError: _api_error,
             HTTPException: _http_exception,
-            Exception: _failed,
         },
     )
     app.state.metrics = endpoints.metrics_registry
@@ -189,19 +192,13 @@ def create_app(
 def _middleware(
     allow_origins: Sequence[str], allowed_hosts: Sequence[str] | None
 ) -> list[Middleware]:
-    middleware = [Middleware(RequestIds), Middleware(RequestLog)]
+    middleware = [Middleware(AbsoluteTargets), Middleware(RequestIds), Middleware(RequestLog)]
+    if allow_origins:
+        middleware.append(cross_origin(allow_origins))
+    # Inside of it are those that answer themselves: pages of other sites can read their errors.
+    middleware.append(Middleware(Failures))
     if allowed_hosts is not None:
         middleware.append(Middleware(AllowedHosts, allowed_hosts=allowed_hosts))
-    if allow_origins:
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=allow_origins,
-                allow_methods=["GET", "POST"],
-                allow_headers=["*"],  # the official client sends headers of its own from a browser
-                expose_headers=["retry-after", HEADER],
-            )
-        )
     return middleware
 
 
@@ -240,7 +237,9 @@ class _Endpoints:
 
     async def responses(self, request: Request) -> Response:
         def new_response(asked: ResponsesRequest, on_end: OnEnd) -> Response:
-            builder = ResponseBuilder(self._names.main, asked.settings, streams=asked.streams)
+            builder = ResponseBuilder(
+                self._names.main, asked.settings, streams=asked.streams, offered=asked.offered
+            )
             return ResponsesResponse(self._engine, asked, builder, self._limits, on_end)
 
         return await self._answer(request, "responses", ResponsesRequest, new_response)
@@ -394,11 +393,3 @@ async def _http_exception(request: Request, exc: Exception) -> Response:
     """Starlette's own errors, such as an unknown path, as an error object."""
     assert isinstance(exc, HTTPException)
     return APIError(exc.detail, status=exc.status_code, headers=exc.headers).response()
-
-
-async def _failed(request: Request, exc: Exception) -> Response:
-    # Starlette sends it from outside of the middleware.
-    headers = {HEADER: request_id_of(request.scope)}
-    return APIError(
-        "the server failed", status=500, type="server_error", headers=headers
-    ).response()

@@ -27,7 +27,7 @@ EVENT_STREAM = "text/event-stream"
 ERROR_SEND_TIMEOUT = 1.0
 
 # Neither caches nor proxies may hold back parts of a response. A proxy that compresses responses
-# would collect parts until it has enough of them, but it leaves alone what has an encoding.
+# collects parts until it has enough of them. It does not do so if a response has an encoding.
 STREAM_HEADERS = {
     "cache-control": "no-cache",
     "x-accel-buffering": "no",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 from anyio import Event, create_task_group, move_on_after, sleep
 from starlette.types import Message, Send
@@ -112,8 +113,16 @@ class BodySender:
         finally:
             self._release()
 
+    async def fail(self, error: Exception) -> None:
+        """Let every middleware fail that would end the body as if it were whole.
+
+        Starlette's ``BaseHTTPMiddleware`` does, before it raises the application's error.
+        """
+        with suppress(Exception):
+            await self._send(_body(_Unsendable.because_of(error), more_body=True))
+
     async def _begin(self) -> None:
-        """Wait until no other task sends. Where none does, this is no checkpoint.
+        """Wait until no other task sends. If none does, this is not a checkpoint.
 
         So it costs no turn of the event loop for each part. anyio's `Lock` would look up the
         current task for each. `ReadyItems` says where the checkpoints are.
@@ -199,6 +208,27 @@ class BodySender:
             _exceeds(unsent_tokens(), limits.max_unsent_tokens)
             or _exceeds(self._unsent_bytes, limits.max_unsent_bytes)
         )
+
+
+class _Unsendable(bytes):
+    """A part of a body which middlewares pass on, and which raises an error where it is sent."""
+
+    _error: Exception
+
+    @classmethod
+    def because_of(cls, error: Exception) -> Self:
+        part = cls(b" ")  # servers leave out an empty one
+        part._error = error
+        return part
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        raise self._error
+
+    def __bytes__(self) -> bytes:
+        raise self._error
 
 
 def _exceeds(number: int, limit: int | None) -> bool:

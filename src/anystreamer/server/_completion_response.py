@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
+from anyio.lowlevel import checkpoint
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .._engine import Engine
@@ -31,9 +33,13 @@ from ._open_streams import OpenStreams
 from ._openai_format import DONE, CompletionBuilder, Token, event, usage_of
 from ._request_models import TextRequest
 from ._stream_response import ReadyItems, StreamResponse, unread_tokens
-from ._tokens import TokenTexts
+from ._tokens import KnownTokens, TokenTexts
 
 __all__ = ["CompletionResponse", "EngineResponse", "Limits"]
+
+# How many entries are listed at once, those of the likeliest tokens included. It takes 5 ms or so,
+# in which nothing else is sent.
+ENTRIES_AT_ONCE = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +88,7 @@ class EngineResponse(StreamResponse):
         self._on_end = on_end
         self._choices: list[TextStream] = []
         self._token_texts: list[TokenTexts] = []  # of each choice, if log-probabilities are sent
+        self._known_tokens: KnownTokens = {}  # all choices list much the same ones
         self._echoes: dict[int, Echo] = {}  # by choice, until they have been sent
         _, asked = request.token_limit
         self._is_prompt_only = asked == 0  # the answers are left out
@@ -186,6 +193,7 @@ class EngineResponse(StreamResponse):
             getattr(self._engine, "tokenizer", None),
             stream.prompt_token_ids if is_continued else (),
             skip_special_tokens=self._skips_special_tokens,
+            known=self._known_tokens,
         )
 
     @property
@@ -222,7 +230,20 @@ class EngineResponse(StreamResponse):
     def _unsent_tokens(self) -> int:
         return sum(map(unread_tokens, self._choices))
 
-    def _tokens(self, index: int, chunk: TextChunk | None) -> Sequence[Token]:
+    def _listed(
+        self, chunk: TextChunk, tokens: Iterable[Token]
+    ) -> Iterator[tuple[TextChunk | None, Sequence[Token]]]:
+        """A chunk with the first of its tokens, and then the others: a few at once.
+
+        The chunk of a slow client, and the prompt, can have thousands.
+        """
+        most = max(1, ENTRIES_AT_ONCE // (1 + (self._request.top_logprobs_asked or 0)))
+        rest = iter(tokens)
+        yield chunk, list(islice(rest, most))
+        while more := list(islice(rest, most)):
+            yield None, more
+
+    def _tokens(self, index: int, chunk: TextChunk | None) -> Iterable[Token]:
         """The tokens to list: as in vLLM each that counts in the usage, also those without text."""
         if not self._token_texts or chunk is None:
             return ()
@@ -284,26 +305,40 @@ class CompletionResponse(EngineResponse):
         # No event before the first text: an error can still have a status, with which clients know
         # whether to try again. And they measure the time to the first chunk.
         async for chunks in ReadyItems(stream):
-            events = [self._builder.chunk(*each) for each in self._parts(index, chunks)]
-            await sender.send("".join(events))
-        events = [self._builder.chunk(*each) for each in self._parts(index, ())]
+            await self._send_parts(sender, index, chunks)
+        if index in self._echoes:  # nothing has come after the prompt
+            await self._send_parts(sender, index, ())
         end = self._end_of(stream)
-        tokens = self._tokens(index, end)
+        tokens = list(self._tokens(index, end))
         self._builder.count(index, 0 if end is None else len(end.token_ids))
         last = self._builder.last(index, self._reason(stream), stream.stop_string, tokens)
-        await sender.send("".join([*events, last]))
+        await sender.send(last)
+
+    async def _send_parts(
+        self, sender: BodySender, index: int, chunks: Sequence[TextChunk]
+    ) -> None:
+        parts = self._parts(index, chunks)
+        if not self._token_texts:
+            return await sender.send("".join([self._builder.chunk(*each) for each in parts]))
+        for part in parts:
+            await sender.send(self._builder.chunk(*part))
+            await checkpoint()
 
     async def _collect(self, index: int, stream: TextStream) -> None:
         async for chunks in ReadyItems(stream):
-            for each in self._parts(index, chunks):
-                self._builder.take(*each)
-        for each in self._parts(index, ()):
-            self._builder.take(*each)
-        self._builder.take_end(index, self._tokens(index, self._end_of(stream)))
+            await self._keep_parts(index, chunks)
+        await self._keep_parts(index, ())
+        self._builder.keep(index, None, list(self._tokens(index, self._end_of(stream))))
+
+    async def _keep_parts(self, index: int, chunks: Sequence[TextChunk]) -> None:
+        for part in self._parts(index, chunks):
+            self._builder.keep(*part)
+            if self._token_texts:
+                await checkpoint()
 
     def _parts(
         self, index: int, chunks: Sequence[TextChunk]
-    ) -> Iterator[tuple[int, TextChunk, Sequence[Token]]]:
+    ) -> Iterator[tuple[int, TextChunk | None, Sequence[Token]]]:
         """What the builder takes of chunks: before the first one comes the prompt, if it is echoed.
 
         Not earlier: the prompt has been scored when the answer begins.
@@ -312,10 +347,13 @@ class CompletionResponse(EngineResponse):
             stream = self._choices[index]
             texts = self._token_texts
             tokens = echo.tokens(stream, texts[index]) if texts else ()
-            yield index, echo.chunk(stream, skip_special_tokens=self._skips_special_tokens), tokens
+            prompt = echo.chunk(stream, skip_special_tokens=self._skips_special_tokens)
+            for part in self._listed(prompt, tokens):
+                yield index, *part
         for chunk in () if self._is_prompt_only else chunks:
             self._builder.count(index, len(chunk.token_ids))
-            yield index, chunk, self._tokens(index, chunk)
+            for part in self._listed(chunk, self._tokens(index, chunk)):
+                yield index, *part
 
     def _end_of(self, stream: TextStream) -> TextChunk | None:
         return None if self._is_prompt_only else stream.textless_end
@@ -328,7 +366,8 @@ class CompletionResponse(EngineResponse):
         if self._request.stream:
             return (self._builder.usage(usage) if self._request.includes_usage else "") + DONE
         reasons = [self._reason(stream) for stream in self._choices]
-        return JSONResponse(self._builder.full_response(reasons, usage))
+        whole = self._builder.full_response(reasons, usage)
+        return Response(whole, media_type="application/json")
 
     def _error_end(self, error: APIError) -> str:
         return event(error.object) + DONE

@@ -1,8 +1,8 @@
-"""A prompt that its answers begin with: what ``echo`` asks for."""
+"""``echo``: answers that begin with their prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from .._model import is_encoder_decoder, uses_torch
@@ -52,7 +52,7 @@ class Echo:
         assert isinstance(text, str)
         return TextChunk(text, stream.prompt_token_ids)
 
-    def tokens(self, stream: TextStream, texts: TokenTexts) -> Sequence[Token]:
+    def tokens(self, stream: TextStream, texts: TokenTexts) -> Iterable[Token]:
         """The tokens of the prompt, once the answer has begun. None where none are listed.
 
         Raises:

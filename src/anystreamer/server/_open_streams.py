@@ -1,4 +1,4 @@
-"""`OpenStreams`: the streams of a response, which are left together, whatever ends them."""
+"""`OpenStreams`: the streams of a response, which are closed together, however they end."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from abc import ABC, abstractmethod
@@ -18,6 +19,7 @@ __all__ = [
     "CompletionBuilder",
     "TextCompletionBuilder",
     "Token",
+    "as_json",
     "event",
     "field_of",
     "logprob_entry",
@@ -29,13 +31,20 @@ MIN_LOGPROB = -9999.0
 
 DONE = "data: [DONE]\n\n"
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 # Names that response templates give to the reasoning.
 REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
+def as_json(data: object) -> str:
+    """JSON that escapes line breaks and lone surrogates."""
+    return json.dumps(data, separators=(",", ":"))
+
+
 def event(data: object) -> str:
-    """An event with JSON, which escapes line breaks and lone surrogates."""
-    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
+    """An event with JSON."""
+    return f"data: {as_json(data)}\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +66,44 @@ class ChoiceBuilder(ABC):
 
     def __init__(self, top: int | None) -> None:
         self._top = top
-        self.logprobs = None if top is None else self._logprobs(())
+        # For a whole response: each value as JSON, since all at the end would hold the event loop.
+        self._kept: dict[str, list[str] | None] | None = None
+        if top is not None:
+            self._kept = {
+                name: None if values is None else [] for name, values in self._logprobs(()).items()
+            }
 
     def take(self, chunk: TextChunk, tokens: Sequence[Token]) -> dict[str, Any]:
         """Take a chunk and its tokens. Returns both as a part of an event."""
-        return {**self._delta(chunk), "logprobs": self._take_tokens(tokens)}
+        logprobs = None if self._kept is None else self._logprobs(tokens)
+        return {**self._delta(chunk), "logprobs": logprobs}
 
-    def take_end(self, tokens: Sequence[Token]) -> dict[str, Any]:
-        """Take the tokens after the last chunk. Returns the part of the last event."""
-        logprobs = self._take_tokens(tokens) if tokens else None
+    def take_tokens(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        """Take tokens without a text. Returns the part of an event."""
+        logprobs = self._logprobs(tokens) if tokens and self._kept is not None else None
         return {**self.empty_delta, "logprobs": logprobs}
 
-    def _take_tokens(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
-        if self.logprobs is None:
-            return None
-        logprobs = self._logprobs(tokens)
-        for name, values in logprobs.items():
-            if values is not None:
-                self.logprobs[name] += values
-        return logprobs
+    def keep(self, chunk: TextChunk | None, tokens: Sequence[Token]) -> None:
+        """Take a chunk, or only tokens, for a whole response."""
+        if chunk is not None:
+            self.take_text(chunk)
+        if self._kept is None or not tokens:
+            return
+        for name, values in self._logprobs(tokens).items():
+            kept = self._kept[name]
+            if kept is not None:
+                kept += map(as_json, values)
+
+    @property
+    def kept_logprobs(self) -> str:
+        """All tokens that were kept, as JSON."""
+        if self._kept is None:
+            return "null"
+        lists = {
+            name: "null" if values is None else f"[{','.join(values)}]"
+            for name, values in self._kept.items()
+        }
+        return "{" + ",".join(f'"{name}":{values}' for name, values in lists.items()) + "}"
 
     def first_delta(self, delta: dict[str, Any]) -> dict[str, Any] | None:
         """What an event of its own has, before the event of the first *delta*."""
@@ -272,9 +300,11 @@ class CompletionBuilder:
 
     # -- in chunks
 
-    def chunk(self, index: int, chunk: TextChunk, tokens: Sequence[Token]) -> str:
-        """Events with a chunk of a choice, and its tokens."""
+    def chunk(self, index: int, chunk: TextChunk | None, tokens: Sequence[Token]) -> str:
+        """Events with a chunk of a choice, and its tokens; or with more of its tokens only."""
         choice = self._choices[index]
+        if chunk is None:
+            return self._events(index, choice.take_tokens(tokens), None)
         is_usual = self._top is None and self._running_usage is None
         if not is_usual or index not in self._begun:
             return self._events(index, choice.take(chunk, tokens), None)
@@ -302,7 +332,7 @@ class CompletionBuilder:
         They name the stop string that ended it, as vLLM's do.
         """
         choice = self._choices[index]
-        delta = choice.take_end(tokens)
+        delta = choice.take_tokens(tokens)
         if stop_string is not None:
             delta["stop_reason"] = stop_string
         return self._events(index, delta, choice.reason(finish_reason))
@@ -331,28 +361,29 @@ class CompletionBuilder:
 
     # -- whole
 
-    def take(self, index: int, chunk: TextChunk, tokens: Sequence[Token]) -> None:
-        """Keep a chunk of a choice, and its tokens."""
-        self._choices[index].take(chunk, tokens)
+    def keep(self, index: int, chunk: TextChunk | None, tokens: Sequence[Token]) -> None:
+        """Keep a chunk of a choice, and its tokens; or more of its tokens only."""
+        self._choices[index].keep(chunk, tokens)
 
-    def take_end(self, index: int, tokens: Sequence[Token]) -> None:
-        """Keep the tokens after the last chunk of a choice."""
-        self._choices[index].take_end(tokens)
-
-    def full_response(self, finish_reasons: Sequence[str], usage: dict[str, Any]) -> dict[str, Any]:
-        """The response, with all chunks that were taken."""
+    def full_response(self, finish_reasons: Sequence[str], usage: dict[str, Any]) -> str:
+        """The response with all chunks that were kept, as JSON."""
+        mark = secrets.token_hex(16)  # no text has it
         choices = [
             {
                 "index": index,
                 **choice.message,
-                "logprobs": choice.logprobs,
+                "logprobs": mark,
                 "finish_reason": choice.reason(reason),
             }
             for index, (choice, reason) in enumerate(
                 zip(self._choices, finish_reasons, strict=True)
             )
         ]
-        return self._with({"choices": choices, "usage": usage}, self.name)
+        whole = as_json(self._with({"choices": choices, "usage": usage}, self.name))
+        before, *after = whole.split(f'"{mark}"')
+        return before + "".join(
+            choice.kept_logprobs + part for choice, part in zip(self._choices, after, strict=True)
+        )
 
 
 class ChatCompletionBuilder(CompletionBuilder):
@@ -416,15 +447,28 @@ def _call(value: Any) -> dict[str, Any] | None:
     name = function.get("name")
     if not isinstance(name, str) or not name:
         return None
-    arguments = function.get("arguments")
-    if not isinstance(arguments, str):
-        arguments = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
+    try:
+        arguments = _arguments(function.get("arguments"))
+    except ValueError:  # NaN, which Python's parser of JSON takes, and others do not
+        return None
     own_id = value.get("id")  # some models number their calls, and refer to them by it
     return {
         "id": own_id if own_id and isinstance(own_id, str) else f"call_{secrets.token_hex(12)}",
         "type": "function",
         "function": {"name": name, "arguments": arguments},
     }
+
+
+def _arguments(value: Any) -> str:
+    """The arguments of a call, as JSON that clients can parse and send back.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not isinstance(value, str):
+        value = json.dumps({} if value is None else value, ensure_ascii=False, allow_nan=False)
+    # Half a pair of surrogates, which a model can write as an escape, would be refused then.
+    return _SURROGATE.sub("\ufffd", value)
 
 
 def logprob_entry(token: Token) -> dict[str, Any]:
@@ -434,4 +478,6 @@ def logprob_entry(token: Token) -> dict[str, Any]:
 
 
 def _logprob(token: Token) -> float | None:
-    return None if token.logprob is None else max(token.logprob, MIN_LOGPROB)
+    if token.logprob is None:
+        return None
+    return token.logprob if token.logprob > MIN_LOGPROB else MIN_LOGPROB  # also for what is NaN

@@ -151,6 +151,10 @@ class StreamResponse(Response, ABC):
         except ClientStalled:
             raise
         except Exception as exc:
+            if sender.is_open and not self._ends_with_error:
+                with move_on_after(self._send_limits.timeout):
+                    await sender.fail(exc)
+                raise
             return self._error_of(exc, sender)
         return None
 
@@ -167,8 +171,6 @@ class StreamResponse(Response, ABC):
             await self._error_response(error)(scope, receive, sender)
 
     def _error_of(self, exc: Exception, sender: BodySender) -> APIError:
-        if sender.is_open and not self._ends_with_error:
-            raise exc
         if is_kind(exc, APIError):
             return exc
         if (error := engine_error(exc)) is not None:

@@ -48,11 +48,12 @@ class TextStreamResponse(StreamResponse):
     engine's queue.
 
     Args:
-        engine_stream: a function that returns ``engine.stream_text(...)``; or that itself, not
-            opened yet. Any other stream of str works too, such as ``stream_iterable(...)``: it has
-            no finish reason and no usage. Prefer the function: it is called when the response is
-            sent, and what ``stream_text`` refuses at once, such as an empty prompt, is then a 400
-            as well. Without it your route raises that error, which is a 500.
+        engine_stream: a function that returns ``engine.stream_text(...)``; or the return value
+            itself, not opened yet. Any other stream of str works too, such as
+            ``stream_iterable(...)``: it has no finish reason and no usage. Prefer the function: it
+            is called when the response is sent, so if ``stream_text`` refuses an argument at once,
+            such as an empty prompt, the status is 400. Without it your route raises that error, and
+            the status is 500.
         format: ``"text"`` sends the text as it is; if the model fails after the first text, the
             connection is cut. ``"sse"`` sends events for ``EventSource`` and similar clients: each
             chunk as ``data: {"text": "..."}``, and last ``event: end`` with the finish reason and

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,10 @@ from .._streams import Logprob, TextChunk
 from .._text import ContinuationDecoder, TokenBytes, special_ids, text_decoder
 from ._openai_format import Token
 
-__all__ = ["TokenTexts"]
+__all__ = ["KnownTokens", "TokenTexts"]
+
+#: The texts and the bytes of tokens, by their ids, where they are not the first of a text.
+KnownTokens = dict[int, tuple[str, bytes | None]]
 
 
 class TokenTexts:
@@ -21,6 +24,7 @@ class TokenTexts:
         tokenizer: of the engine.
         continued_ids: the tokens of the prompt, if the text goes on from it.
         skip_special_tokens: whether the text is without them.
+        known: what is known of the tokenizer, by several of these.
     """
 
     def __init__(
@@ -29,11 +33,12 @@ class TokenTexts:
         continued_ids: Sequence[int] = (),
         *,
         skip_special_tokens: bool = True,
+        known: KnownTokens | None = None,
     ) -> None:
         self._tokenizer = tokenizer_of(tokenizer)
         self._bytes = TokenBytes(self._tokenizer)
         self._special_ids = special_ids(self._tokenizer)
-        self._known: dict[int, tuple[str, bytes | None]] = {}  # of tokens that are not the first
+        self._known: KnownTokens = {} if known is None else known
         self._is_first = all(token_id in self._special_ids for token_id in continued_ids)
         new_decoder = partial(
             text_decoder, self._tokenizer, skip_special_tokens=skip_special_tokens
@@ -41,17 +46,16 @@ class TokenTexts:
         self._decoder = ContinuationDecoder(new_decoder, continued_ids)
         self._length = 0  # of the text that the tokens so far have made final
 
-    def of(self, chunk: TextChunk) -> list[Token]:
-        """The tokens of a chunk."""
+    def of(self, chunk: TextChunk) -> Iterator[Token]:
+        """The tokens of a chunk, each made when it is wanted."""
         assert chunk.logprobs is not None
         assert chunk.top_logprobs is not None
-        each = zip(chunk.token_ids, chunk.logprobs, chunk.top_logprobs, strict=True)
-        return [self._next(*one) for one in each]
+        return map(self._next, chunk.token_ids, chunk.logprobs, chunk.top_logprobs)
 
-    def of_prompt(self, token_ids: Sequence[int], logprobs: Sequence[Logprob]) -> list[Token]:
+    def of_prompt(self, token_ids: Sequence[int], logprobs: Sequence[Logprob]) -> Iterator[Token]:
         """The tokens of a prompt that the text begins with; nothing predicts the first one."""
         pairs: list[tuple[float | None, Sequence[tuple[int, float]]]] = [(None, ()), *logprobs]
-        return [self._next(each, *pair) for each, pair in zip(token_ids, pairs, strict=True)]
+        return (self._next(each, *pair) for each, pair in zip(token_ids, pairs, strict=True))
 
     def _next(
         self, token_id: int, logprob: float | None, top: Sequence[tuple[int, float]]

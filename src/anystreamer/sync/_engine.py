@@ -50,9 +50,9 @@ class SyncEngine:
 
 
 class OwnedSyncEngine(Owned[Engine], SyncEngine):
-    """An engine of its own, for ``with``; or for `open`, and `close` when you need it no more.
+    """An engine of its own, for ``with``, or for `open` and later `close`.
 
-    An engine that is forgotten closes by itself.
+    If you drop it without closing it, it closes by itself.
     """
 
     def __init__(self, context: EngineContext) -> None:

@@ -58,7 +58,7 @@ class Owned(Generic[ShownT]):
             threads = None if shown is None else self._threads_of(shown)
             if threads is not None and threads.include_this_one:
                 raise RuntimeError(
-                    f"this is a thread of what {self._name}() has opened: close() would wait for "
+                    f"close() was called in a thread that {self._name}() owns: it would wait for "
                     "itself. Call it after the producer or the callback has returned"
                 )
             with contextlib.suppress(LoopGone):  # and with it what was open there

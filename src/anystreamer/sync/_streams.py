@@ -65,7 +65,7 @@ class SyncStream(Generic[StreamT, T]):
         self._context: StreamContext[StreamT] | None = None
         self._opened: StreamT | None = None
         self._lock = threading.Lock()
-        self._closed: Future[None] | None = None  # once somebody closes it
+        self._closed: Future[None] | None = None  # set when it is being closed
         self._was_read_to_its_end = False
         self._was_stopped = False  # a loop over what is left can then find nothing
         # Items that an exception which struck a thread has kept from it, as a Ctrl-C can.
@@ -87,7 +87,7 @@ class SyncStream(Generic[StreamT, T]):
 
         try:
             self._opened = self._call(enter, "leave")
-        except BaseException:  # a Ctrl-C ends this wait alone: nobody will leave the block
+        except BaseException:  # a Ctrl-C ends only this wait, and no __exit__ will follow
             is_wanted = False  # first: either we see the task, or the loop sees this
             if context.task is not None:
                 context.task.state.abandon()

@@ -148,9 +148,9 @@ class SyncWorker:
 
 
 class OwnedSyncWorker(Owned[Worker], SyncWorker):
-    """A worker of its own, for ``with``; or for `open`, and `close` when you need it no more.
+    """A worker of its own, for ``with``, or for `open` and later `close`.
 
-    A worker that is forgotten closes by itself.
+    If you drop it without closing it, it closes by itself.
     """
 
     def __init__(self, context: WorkerContext) -> None:

@@ -20,7 +20,7 @@ class Gate:
     """Holds a scripted model, or a fake engine of yours, until the test lets it pass.
 
     The producer waits at it in its thread. The test waits for that, and lets it pass, in any event
-    loop or any thread. No clock of an event loop has a part in it: a test can stop its clock.
+    loop or any thread. It does not use the clock of an event loop: a test can stop this clock.
 
     Args:
         timeout: seconds that a thread waits at most. If a test fails between two gates, the end of

@@ -20,11 +20,11 @@ POLL = 0.001
 
 @contextmanager
 def no_worker_left(*, timeout: float = 2.0) -> Iterator[None]:
-    """Fail where a stream that was opened inside has a worker that goes on after it.
+    """Fail if a stream that was opened inside has a worker that still runs at the end.
 
     Use it as ``with no_worker_left():`` around a test, or as a fixture of
-    `anystreamer.pytest_plugin`. A worker is left if the block of its stream was not, or if a
-    generator that holds the block was neither finished nor closed. It is then stopped, so that
+    `anystreamer.pytest_plugin`. A worker still runs if the block of its stream is still open, or if
+    a generator that holds the block was neither finished nor closed. It is then stopped, so that
     other tests and the end of the program do not wait for it.
 
     Args:

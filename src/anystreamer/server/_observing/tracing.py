@@ -38,7 +38,7 @@ def trace_id_of(scope: Scope) -> str | None:
     if (own := _current_trace_id()) is not None:
         return own
     sent = [value for name, value in scope["headers"] if name.lower() == b"traceparent"]
-    if len(sent) != 1:  # which of several counts, nobody could say
+    if len(sent) != 1:  # with several, it is not known which one counts
         return None
     found = _TRACEPARENT.fullmatch(sent[0].decode("latin-1").strip())
     if found is None or (found["version"] == "00" and found["more"]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,10 +13,15 @@ from ..._streams import TextChunk, Usage
 from .._errors import APIError
 from .._openai_format import Token, field_of, logprob_entry
 from .input import REASONING_PREFIX
+from .tools import Offered
 
 __all__ = ["ResponseBuilder"]
 
 Status = Literal["in_progress", "completed", "incomplete"]
+
+
+class Encoded(str):
+    """JSON: a part of several events, which is encoded once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +33,18 @@ class Kind:
     text: str  # events with text
     part: str  # the type of its part
 
-    def new_part(self, text: str, logprobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def new_part(self, text: str, logprobs: Encoded) -> Encoded:
         """The part that has all of the item's text."""
         part: dict[str, Any] = {"type": self.part, "text": text}
-        return part if self is REASONING else {**part, "annotations": [], "logprobs": logprobs}
+        own = {} if self is REASONING else {"annotations": [], "logprobs": logprobs}
+        return _object({**part, **own})
 
-    def new_item(self, id: str, status: Status, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    def new_item(self, id: str, status: Status, parts: Sequence[Encoded]) -> Encoded:
         """The item."""
-        item: dict[str, Any] = {"id": id, "type": self.name, "status": status, "content": parts}
+        item = {"id": id, "type": self.name, "status": status, "content": _array(parts)}
         if self is REASONING:
-            return {**item, "summary": [], "encrypted_content": None}
-        return {**item, "role": "assistant"}
+            return _object({**item, "summary": [], "encrypted_content": None})
+        return _object({**item, "role": "assistant"})
 
 
 MESSAGE = Kind("message", "msg", "response.output_text", "output_text")
@@ -55,7 +61,7 @@ class TextItem:
         self.kind = kind
         self.id = f"{kind.prefix}_{secrets.token_hex(24)}"
         self._texts: list[str] = []
-        self._logprobs: list[dict[str, Any]] = []
+        self._logprobs: list[Encoded] = []
         self.at_item = {"output_index": output_index}
         self.at_part = {"item_id": self.id, **self.at_item, "content_index": 0}
         # All of an event with text but the text, the number and the tokens.
@@ -65,7 +71,7 @@ class TextItem:
     @property
     def logprobs(self) -> dict[str, Any]:
         """A field of its last event."""
-        return {} if self.kind is REASONING else {"logprobs": self._logprobs}
+        return {} if self.kind is REASONING else {"logprobs": _array(self._logprobs)}
 
     @property
     def text(self) -> str:
@@ -73,32 +79,32 @@ class TextItem:
         return "".join(self._texts)
 
     @property
-    def part(self) -> dict[str, Any]:
+    def part(self) -> Encoded:
         """The part that has its text."""
-        return self.kind.new_part(self.text, self._logprobs)
+        return self.kind.new_part(self.text, _array(self._logprobs))
 
-    def as_object(self, status: Status) -> dict[str, Any]:
+    def as_object(self, status: Status) -> Encoded:
         """The item."""
         parts = [] if status == "in_progress" else [self.part]
         return self.kind.new_item(self.id, status, parts)
 
-    def take(self, text: str, tokens: Sequence[Token]) -> list[dict[str, Any]]:
+    def take(self, text: str, tokens: Sequence[Token]) -> Sequence[Encoded]:
         """Take more text. Returns its tokens as they are listed."""
         self._texts.append(text)
         if not tokens or self.kind is REASONING:
             return []
         logprobs = [
-            {**_listed(token), "top_logprobs": [_listed(each) for each in token.top]}
+            _object({**_listed(token), "top_logprobs": [_listed(each) for each in token.top]})
             for token in tokens
         ]
         self._logprobs += logprobs
         return logprobs
 
-    def delta(self, number: int, text: str, logprobs: Sequence[Mapping[str, Any]]) -> str:
+    def delta(self, number: int, text: str, logprobs: Sequence[Encoded]) -> str:
         """The event with more text."""
         listed = ""
         if self.kind is MESSAGE:
-            listed = f',"logprobs":{_json(logprobs)}' if logprobs else ',"logprobs":[]'
+            listed = f',"logprobs":{_array(logprobs)}'
         return f'{self._head},"sequence_number":{number},"delta":{json.dumps(text)}{listed}}}\n\n'
 
 
@@ -110,16 +116,20 @@ class ResponseBuilder:
         settings: what the response repeats of its request: an object, as JSON. All events with the
             response have it, so it is encoded once.
         streams: whether the response is sent in events. If not, all events are empty strings.
+        offered: the functions that the model can call.
     """
 
-    def __init__(self, model: str, settings: str, *, streams: bool) -> None:
+    def __init__(
+        self, model: str, settings: str, *, streams: bool, offered: Iterable[Offered] = ()
+    ) -> None:
         self._id = f"resp_{secrets.token_hex(24)}"
         self._created = int(time.time())
         self._model = model
         self._settings = settings
         self._streams = streams
+        self._offered = {each.name_in_chat: each for each in offered}
         self._number = 0  # of the next event
-        self._output: list[dict[str, Any]] = []  # items that are finished
+        self._output: list[Encoded] = []  # items that are finished
         self._item: TextItem | None = None  # the one that is not
         self._reasoning_tokens = 0
         self._is_cut = False
@@ -131,8 +141,11 @@ class ResponseBuilder:
 
     # -- in events
 
-    def take(self, chunk: TextChunk, tokens: Sequence[Token]) -> str:
-        """Take a chunk and its tokens. Returns its events."""
+    def take(self, chunk: TextChunk | None, tokens: Sequence[Token]) -> str:
+        """Take a chunk and its tokens, or more of its tokens only. Returns its events."""
+        if chunk is None:
+            is_listed = self._item is not None and self._item.kind is MESSAGE
+            return self._text("", tokens) if is_listed else ""
         field, text = field_of(chunk)
         if field == "reasoning_content":
             self._reasoning_tokens += len(chunk.token_ids)
@@ -171,7 +184,7 @@ class ResponseBuilder:
             "code": "invalid_prompt" if is_about_request else "server_error",
             "message": said["message"],
         }
-        response = self._response("failed", error=shown, output=self._output)
+        response = self._response("failed", error=shown, output=_array(self._output))
         told = {"code": said["code"], "message": said["message"], "param": said["param"]}
         return (
             opening
@@ -192,7 +205,9 @@ class ResponseBuilder:
         self._item = item = TextItem(kind, len(self._output))
         return self._event(
             "response.output_item.added", **item.at_item, item=item.as_object("in_progress")
-        ) + self._event("response.content_part.added", **item.at_part, part=kind.new_part("", []))
+        ) + self._event(
+            "response.content_part.added", **item.at_part, part=kind.new_part("", _array(()))
+        )
 
     def _text(self, text: str, tokens: Sequence[Token]) -> str:
         assert self._item is not None
@@ -214,18 +229,19 @@ class ResponseBuilder:
         )
 
     def _call(self, id: str, function: Mapping[str, str]) -> str:
+        called = self._offered.get(function["name"])
         item = {
             "id": f"fc_{secrets.token_hex(24)}",
             "type": "function_call",
             "call_id": id,
-            "name": function["name"],
+            **({"name": function["name"]} if called is None else called.as_called),
         }
         at_item = {"output_index": len(self._output)}
         at_arguments = {"item_id": item["id"], **at_item}
         arguments = function["arguments"]
         started = {**item, "arguments": "", "status": "in_progress"}
         done = {**item, "arguments": arguments, "status": "completed"}
-        self._output.append(done)
+        self._output.append(_object(done))
         events = "response.function_call_arguments"
         return (
             self._event("response.output_item.added", **at_item, item=started)
@@ -239,7 +255,7 @@ class ResponseBuilder:
             return ""
         data = {"type": type, "sequence_number": self._number, **fields}
         self._number += 1
-        return f"event: {type}\ndata: {_json(data)}\n\n"
+        return f"event: {type}\ndata: {_object(data)}\n\n"
 
     def _response_event(self, type: str, response: str) -> str:
         head = _json({"type": type, "sequence_number": self._number})
@@ -250,7 +266,7 @@ class ResponseBuilder:
 
     def full_response(self, usage: Usage | None) -> str:
         """The response as JSON, when its end has been taken."""
-        more = {"output": self._output, "usage": usage and self._usage(usage)}
+        more = {"output": _array(self._output), "usage": usage and self._usage(usage)}
         if self._is_cut:
             reason = {"reason": "max_output_tokens"}
             return self._response("incomplete", incomplete_details=reason, **more)
@@ -270,7 +286,7 @@ class ResponseBuilder:
             "usage": None,
             **more,
         }
-        return f"{_json(own)[:-1]},{self._settings[1:]}"
+        return f"{_object(own)[:-1]},{self._settings[1:]}"
 
     def _usage(self, usage: Usage) -> dict[str, Any]:
         return {
@@ -289,3 +305,15 @@ def _listed(token: Token) -> dict[str, Any]:
 
 def _json(data: object) -> str:
     return json.dumps(data, separators=(",", ":"))
+
+
+def _object(fields: Mapping[str, Any]) -> Encoded:
+    pairs = (
+        f'"{name}":{value if isinstance(value, Encoded) else _json(value)}'
+        for name, value in fields.items()
+    )
+    return Encoded(f"{{{','.join(pairs)}}}")
+
+
+def _array(items: Iterable[Encoded]) -> Encoded:
+    return Encoded(f"[{','.join(items)}]")

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from .._fields import Strict, chosen_by
+from .._fields import Fixed, Strict, chosen_by
 from .._message_models import MAX_PARTS
+from .tools import name_in_chat
 
 __all__ = ["REASONING_PREFIX", "Conversation", "Item"]
 
@@ -127,13 +128,14 @@ class CallItem(_Item):
     call_id: str
     name: str
     arguments: str
-    namespace: None = None
+    namespace: str | None = None
     caller: Any = None
     parsed_arguments: Any = None  # added by the official client
+    is_async: Annotated[None, Fixed(False)] = Field(None, alias="async")
 
     def as_chat(self) -> dict[str, Any]:
         """The call in a chat request."""
-        function = {"name": self.name, "arguments": self.arguments}
+        function = {"name": name_in_chat(self.name, self.namespace), "arguments": self.arguments}
         return {"id": self.call_id, "type": "function", "function": function}
 
 
@@ -144,7 +146,7 @@ class CallOutputItem(_Item):
     call_id: str
     output: Content
     name: str | None = None
-    namespace: None = None
+    namespace: str | None = None
     caller: Any = None
 
 
@@ -236,7 +238,7 @@ class Conversation:
             self._add_item(item, f"input[{number}]")
 
     def place_of(self, param: str) -> str:
-        """The place in the request of what has the place *param* in the chat request."""
+        """Where the field *param* of the chat request stands in this request."""
         place, rest = param, ""
         while place and place not in self._places:
             place, _, last = place.rpartition(".")

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, Tag, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, Tag, model_validator
 
 from .._errors import APIError
-from .._fields import Strict, chosen_by
+from .._fields import Annotates, Fixed, Strict, chosen_by
 from .._message_models import JSONSchema
 from .._request_body import validated
 from .._request_models import MAX_MESSAGES, ChatRequest, Effort
 from .input import Conversation, Item
+from .tools import (
+    MAX_TOOLS,
+    AllowedTools,
+    NamedFunction,
+    Offered,
+    OfflineSearch,
+    Tool,
+    offered_tools,
+)
 
 __all__ = ["ResponsesRequest"]
 
 MAX_METADATA = 16
-MAX_TOOLS = 128
 LOGPROBS = "message.output_text.logprobs"
 
 # What needs stored responses, with what to send instead.
 _INSTEAD = {
-    "previous_response_id": "send the whole conversation in input",
-    "conversation": "send the whole conversation in input",
+    "previous_response_id": "send the whole conversation in input, as clients do with store=false",
+    "conversation": "send the whole conversation in input, as clients do with store=false",
     "prompt": "send instructions and input",
     "background": "leave it out, or send false",
 }
@@ -61,48 +67,6 @@ _NAMES = {
     "response_format": "text.format",
 }
 _CHAT_NAME = re.compile(rf"\b({'|'.join(map(re.escape, _NAMES))})\b")
-
-
-def _function_type(kind: object) -> object:
-    if isinstance(kind, str) and kind != "function":
-        raise PydanticCustomError(
-            "no_function",
-            "{kind} is not supported: the tools of this server are of the type function",
-            {"kind": kind[:100]},
-        )
-    return kind
-
-
-FunctionType = Annotated[Literal["function"], BeforeValidator(_function_type)]
-
-
-class FunctionTool(Strict):
-    """A function that the model can call."""
-
-    type: FunctionType
-    name: str
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-    def as_chat(self) -> dict[str, Any]:
-        """The tool in a chat request."""
-        return {"type": self.type, "function": self.model_dump(exclude={"type"})}
-
-
-class NamedFunction(Strict):
-    """A function, by its name."""
-
-    type: FunctionType
-    name: str
-
-
-class AllowedTools(Strict):
-    """Some of the request's tools: the model can call no others."""
-
-    type: Literal["allowed_tools"]
-    mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedFunction], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
 
 
 class TextFormat(Strict):
@@ -145,6 +109,9 @@ class Reasoning(Strict):
     effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None  # its older name
+    # The chat template decides which reasoning it repeats.
+    context: Annotated[None, Fixed("auto")] = None
+    mode: Annotated[None, Fixed("standard")] = None
 
 
 class StreamOptions(Strict):
@@ -172,7 +139,7 @@ class ResponsesRequest(Strict):
     input: str | Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     instructions: str | None = None
     max_output_tokens: Any = None
-    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedFunction | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
@@ -202,6 +169,7 @@ class ResponsesRequest(Strict):
     store: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
     metadata: Annotated[Metadata, Field(max_length=MAX_METADATA)] | None = None
+    client_metadata: Annotated[Any, Annotates()] = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -262,34 +230,36 @@ class ResponsesRequest(Strict):
     def _conversation(self) -> Conversation:
         return Conversation(self.instructions, self.input)
 
-    @property
-    def _tools_in_chat(self) -> dict[str, Any]:
-        choice, tools = self.tool_choice, list(self.tools or ())
-        if isinstance(choice, AllowedTools):
-            tools, choice = self._allowed(choice.tools), choice.mode
-        if isinstance(choice, NamedFunction):
-            choice_in_chat: Any = {"type": choice.type, "function": {"name": choice.name}}
-        else:
-            choice_in_chat = choice
-        if not tools:
-            # Without tools there is nothing to choose, and some clients say so.
-            return {} if choice in (None, "auto", "none") else {"tool_choice": choice_in_chat}
-        return {
-            "tools": [tool.as_chat() for tool in tools],
-            "tool_choice": choice_in_chat,
-            "parallel_tool_calls": self.parallel_tool_calls,
-        }
-
-    def _allowed(self, functions: Sequence[NamedFunction]) -> list[FunctionTool]:
-        names = {function.name for function in functions}
-        allowed = [tool for tool in self.tools or () if tool.name in names]
-        if missing := names - {tool.name for tool in allowed}:
+    @cached_property
+    def offered(self) -> list[Offered]:
+        """The functions that the model can call."""
+        offered = offered_tools(self.tools or ())
+        if not isinstance(self.tool_choice, AllowedTools):
+            return offered
+        names = {function.name_in_chat for function in self.tool_choice.tools}
+        if missing := names - {each.name_in_chat for each in offered}:
             raise APIError(
                 f"tool_choice: there is no tool {min(missing)[:100]!r}",
                 param="tool_choice",
                 code="invalid_value",
             )
-        return allowed
+        return [each for each in offered if each.name_in_chat in names]
+
+    @property
+    def _tools_in_chat(self) -> dict[str, Any]:
+        choice: Any = self.tool_choice
+        if isinstance(choice, AllowedTools):
+            choice = choice.mode
+        elif isinstance(choice, NamedFunction):
+            choice = {"type": choice.type, "function": {"name": choice.name_in_chat}}
+        if not self.offered:
+            # Without tools there is nothing to choose, and some clients say so.
+            return {} if choice in (None, "auto", "none") else {"tool_choice": choice}
+        return {
+            "tools": [tool.as_chat() for tool in self.offered],
+            "tool_choice": choice,
+            "parallel_tool_calls": self.parallel_tool_calls,
+        }
 
     @property
     def _format(self) -> TextFormat | SchemaFormat | None:
@@ -305,7 +275,7 @@ class ResponsesRequest(Strict):
         param = own["param"]
         if param is None:
             return error
-        place = self._conversation.place_of(param)
+        place = self._place_of(param)
         message = own["message"].replace(param, place)
         return APIError(
             _CHAT_NAME.sub(lambda match: _NAMES[match[0]], message),
@@ -315,6 +285,13 @@ class ResponsesRequest(Strict):
             type=own["type"],
             headers=error.headers,
         )
+
+    def _place_of(self, param: str) -> str:
+        """The place in the request of what has the place *param* in the chat request."""
+        for number, each in enumerate(self.offered):
+            if param.startswith(f"tools[{number}]"):
+                return param.replace(f"tools[{number}]", each.place, 1).replace(".function.", ".")
+        return self._conversation.place_of(param)
 
     # -- for the response
 
@@ -347,10 +324,14 @@ class ResponsesRequest(Strict):
                 "format": (text.format or TextFormat(type="text")).model_dump(by_alias=True),
                 "verbosity": text.verbosity,
             },
-            "tool_choice": choice.model_dump()
+            "tool_choice": choice.model_dump(exclude_none=True)
             if isinstance(choice, NamedFunction | AllowedTools)
             else choice or "auto",
-            "tools": [tool.model_dump() for tool in self.tools or ()],
+            "tools": [
+                tool.as_response()
+                for tool in self.tools or ()
+                if not isinstance(tool, OfflineSearch)
+            ],
             "top_logprobs": self.top_logprobs or 0,
             "top_p": self.top_p,
             "truncation": self.truncation or "disabled",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+from anyio.lowlevel import checkpoint
 from starlette.responses import Response
 
 from ..._engine import Engine
-from ..._streams import TextStream
+from ..._streams import TextChunk, TextStream
 from .._body_sender import BodySender
 from .._completion_response import EngineResponse, Limits
 from .._errors import APIError
+from .._openai_format import Token
 from .._stream_response import ReadyItems
 from .format import ResponseBuilder
 from .request import ResponsesRequest
@@ -44,19 +46,31 @@ class ResponsesResponse(EngineResponse):
     async def _send_events(self, sender: BodySender, stream: TextStream) -> None:
         # As for chats, no event before the first text: an error can still have a status.
         async for chunks in ReadyItems(stream):
-            events = [self._builder.take(chunk, self._tokens(0, chunk)) for chunk in chunks]
-            if part := "".join(events):
-                await sender.send(part)
+            if self._token_texts:
+                for part in self._parts(chunks):
+                    if event := self._builder.take(*part):
+                        await sender.send(event)
+                    await checkpoint()
+            elif events := "".join([self._builder.take(*part) for part in self._parts(chunks)]):
+                await sender.send(events)
         await sender.send(self._end_of(stream))
 
     async def _collect(self, stream: TextStream) -> None:
         async for chunks in ReadyItems(stream):
-            for chunk in chunks:
-                self._builder.take(chunk, self._tokens(0, chunk))
+            for part in self._parts(chunks):
+                self._builder.take(*part)
+                if self._token_texts:
+                    await checkpoint()
         self._end_of(stream)
 
+    def _parts(
+        self, chunks: Sequence[TextChunk]
+    ) -> Iterator[tuple[TextChunk | None, Sequence[Token]]]:
+        for chunk in chunks:
+            yield from self._listed(chunk, self._tokens(0, chunk))
+
     def _end_of(self, stream: TextStream) -> str:
-        tokens = self._tokens(0, stream.textless_end)
+        tokens = list(self._tokens(0, stream.textless_end))
         return self._builder.take_end(self._reason(stream), tokens)
 
     def _end(self) -> str | Response:

@@ -281,11 +281,11 @@ class Clock {
   }
 
   figures() {
-    const seconds = (performance.now() - this.#begun) / 1000;
+    const took = duration(performance.now() - this.#begun);
     // A chunk has one token, or several.
     const count =
       this.#tokens === null ? `at least ${tokens(this.#chunks)}` : tokens(this.#tokens);
-    return [count, `${seconds.toFixed(1)} s`, ...this.#rate()];
+    return [count, took, ...this.#rate()];
   }
 
   /** Tokens per second, from the first one on. */
@@ -300,6 +300,9 @@ class Clock {
 }
 
 const tokens = (number) => `${number.toLocaleString("en")} token${number === 1 ? "" : "s"}`;
+
+/** A time in seconds; a short one in milliseconds, because it would be 0.0 s. */
+const duration = (ms) => (ms < 100 ? `${Math.ceil(ms) || 1} ms` : `${(ms / 1000).toFixed(1)} s`);
 
 /** Stay at the end while *change* makes it grow, unless the user has scrolled away. */
 function keepingEndInSight(change) {

@@ -1,4 +1,4 @@
-"""Which class of transformers loads a model, and which one loads what encodes its prompts."""
+"""Which class of transformers loads a model, and which loads its tokenizer or processor."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from anyio import CancelScope
 from anystreamer import open_engine, stream_from_thread, sync
 from anystreamer.testing import Gate, ScriptedModel, no_worker_left
 
-from .helpers.scripted import Scripted, until
-from .helpers.ways_out import BodyError, WayOut, each_way_out
+from ..helpers.scripted import Scripted, until
+from ..helpers.ways_out import BodyError, WayOut, each_way_out
 
 
 @each_way_out

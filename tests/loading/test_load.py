@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import QuantoConfig
 
-from anystreamer import _load_model, load_model, stream_text
-from anystreamer._load_model import placement
+from anystreamer import load_model, stream_text
+from anystreamer._loading import load, placement
 from anystreamer.demo import load_demo
 
 pytestmark = pytest.mark.torch
@@ -35,7 +35,7 @@ def with_accelerate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     if is_used:
         pytest.importorskip("accelerate")
     else:
-        monkeypatch.setattr(_load_model, "find_spec", without("accelerate"))
+        monkeypatch.setattr(load, "find_spec", without("accelerate"))
     return is_used
 
 
@@ -125,7 +125,7 @@ def test_quantization_says_what_it_needs(
     def found(name: str) -> object:
         return None if name == package else object()
 
-    monkeypatch.setattr(_load_model, "find_spec", found)
+    monkeypatch.setattr(load, "find_spec", found)
     with pytest.raises(ImportError, match=f"needs {package}: pip install"):
         load_model(folder, quantization="4bit")
 

@@ -16,8 +16,8 @@ from anyio import CancelScope
 from anystreamer import FinishReason, open_engine, stream_from_thread, stream_text, sync
 from anystreamer.testing import Gate, ScriptedModel
 
-from .helpers.scripted import PATIENCE, Native, Scripted, each_native_loop, until
-from .helpers.ways_out import WAYS_OUT, BodyError, WayOut, each_of, reaching_the_end, stopped
+from ..helpers.scripted import PATIENCE, Native, Scripted, each_native_loop, until
+from ..helpers.ways_out import WAYS_OUT, BodyError, WayOut, each_of, reaching_the_end, stopped
 
 
 class Engine:
@@ -28,10 +28,10 @@ class Engine:
         self.length = length
         self.can_be_interrupted = can_be_interrupted
         self.items = 0
-        self.running = False
+        self.begun = self.running = False
 
     def __call__(self, emit: Any, should_stop: Any) -> None:
-        self.running = True
+        self.begun = self.running = True
         try:
             for item in range(self.length):
                 if not self.gate.wait(should_stop if self.can_be_interrupted else None):
@@ -156,7 +156,7 @@ async def test_a_test_that_fails_between_two_gates_ends() -> None:
     engine = Engine(Gate(timeout=0.05), can_be_interrupted=False)
     with pytest.raises(AssertionError, match="the test's") as caught:
         async with stream_from_thread(engine):
-            await engine.gate.reached()
+            await until(lambda: engine.begun)  # it may have waited long enough meanwhile
             raise AssertionError("the test's")
     assert "the test has not opened the gate within 0.05 s" in caught.value.__notes__[0]
     assert not engine.running

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import subprocess
 import sys
@@ -197,6 +198,15 @@ def test_it_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=60)
 
 
+def test_a_long_script_is_no_work_for_the_garbage_collector() -> None:
+    """Tests make models with scripts that have no end, as good as: many of them."""
+    gc.collect()
+    before = len(gc.get_objects())
+    model = ScriptedModel(["a"] * 10_000)
+    assert len(gc.get_objects()) - before < 100
+    assert model.steps == 0
+
+
 # -- the fixture
 
 
@@ -239,7 +249,7 @@ def test_the_fixture_fails_a_test_that_leaves_a_model_generating(tmp_path: Path)
 
 def test_the_page_works_from_its_first_line(tmp_path: Path) -> None:
     """In a folder that has nothing but the two files of the page."""
-    page = (Path(__file__).parents[1] / "docs/how-to/testing.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/how-to/testing.md").read_text(encoding="utf-8")
     files = re.findall(r'^```python title="([^"]+)"\n(.*?)^```', page, re.DOTALL | re.MULTILINE)
     assert [name for name, _ in files] == ["conftest.py", "test_answers.py"]
     for name, text in files:

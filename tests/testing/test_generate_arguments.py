@@ -13,9 +13,9 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils.generic import TransformersKwargs
 
-from anystreamer._generate_arguments import NAMES
 from anystreamer.demo import load_demo
 from anystreamer.testing import ScriptedModel
+from anystreamer.testing._generate_arguments import NAMES
 
 pytestmark = [
     pytest.mark.torch,

@@ -24,9 +24,9 @@ import anystreamer
 from anystreamer import Emit, Ending, GenerationStopped, Stopping, sync
 from anystreamer.sync import SyncThreadStream, stream_from_thread, stream_iterable
 
-from .helpers.inside import async_stream_of, is_receiving, state_of, worker_left
-from .helpers.logged import logged_by_us
-from .helpers.scripted import PATIENCE, PROGRAM_PATIENCE, Scripted
+from ..helpers.inside import async_stream_of, is_receiving, state_of, worker_left
+from ..helpers.logged import logged_by_us
+from ..helpers.scripted import PATIENCE, PROGRAM_PATIENCE, Scripted
 
 
 def until(condition: Callable[[], object]) -> None:

@@ -17,13 +17,13 @@ import transformers
 from transformers import CONFIG_MAPPING
 
 from anystreamer import load_model, open_engine, stream_text
-from anystreamer._model_class import classes_for
+from anystreamer._loading.model_class import classes_for
 from anystreamer.server import create_app
 
-from .helpers.serving import client_of, serving
-from .helpers.tiny_models import llama, t5, tokenizer
-from .helpers.tiny_processors import kind_named, picture, png
-from .prompts.test_media import asking, part_of, plain
+from ..helpers.serving import client_of, serving
+from ..helpers.tiny_models import llama, t5, tokenizer
+from ..helpers.tiny_processors import kind_named, picture, png
+from ..prompts.test_media import asking, part_of, plain
 
 pytestmark = [
     pytest.mark.torch,

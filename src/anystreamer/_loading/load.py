@@ -1,4 +1,4 @@
-"""Loads a model and what encodes its prompts, from a folder or from the hub, onto a device."""
+"""Loads a model and its tokenizer or processor, from a folder or from the hub, onto a device."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ._errors import logger
-from ._installing import to_install
-from ._model_class import Classes, classes_for
-from ._prompts import note_missing_processor
+from .._errors import logger
+from .._installing import to_install
+from .._prompts import note_missing_processor
 
 if TYPE_CHECKING:
     import torch
+
+    from .model_class import Classes
 
 __all__ = ["EMBEDDED", "load_model", "placement", "shown_name"]
 
@@ -51,7 +52,7 @@ def load_model(
         trust_remote_code: run Python code that comes with the model.
 
     Returns:
-        The model, in evaluation mode, and its tokenizer. For a model that sees or hears: its
+        The model, in evaluation mode, and its tokenizer. For a model with image or audio input: its
         processor, which `stream_text` takes in the tokenizer's place.
 
     Raises:
@@ -85,7 +86,7 @@ def load_model(
 
 
 def _embedded(where: Any, dtype: Any) -> tuple[Any, Any]:
-    from .demo import load_demo
+    from ..demo import load_demo
 
     model: Any
     model, tokenizer = load_demo()
@@ -117,6 +118,8 @@ def _pretrained(
 def _classes_and_tokenizer(name: str, trusts_code: bool) -> tuple[Classes, Any]:
     """The classes that load a model, and its tokenizer or its processor."""
     from transformers import AutoConfig
+
+    from .model_class import classes_for
 
     config = AutoConfig.from_pretrained(name, trust_remote_code=trusts_code)
     classes = classes_for(config)

@@ -22,8 +22,8 @@ from anystreamer import EngineBusy, EngineClosed, FinishReason, sync
 from anystreamer.sync import SyncEngine, open_engine, stream_batch, stream_text
 from anystreamer.testing import Gate, ScriptedModel
 
-from .helpers.inside import async_stream_of, is_receiving, stands_before, worker_left
-from .helpers.scripted import PROGRAM_PATIENCE
+from ..helpers.inside import async_stream_of, is_receiving, stands_before, worker_left
+from ..helpers.scripted import PROGRAM_PATIENCE
 
 PATIENCE = 30.0
 
@@ -406,7 +406,7 @@ def test_a_process_with_an_open_stream_ends_by_itself(ending: str) -> None:
         "import sys\n"
         "from anystreamer.sync import stream_text\n"
         "from anystreamer.testing import ScriptedModel\n"
-        "model = ScriptedModel(['word '] * 1_000_000, delay=0.001)\n"
+        "model = ScriptedModel(['word '] * 100_000, delay=0.001)\n"
         "stream = stream_text(model, model.tokenizer, 'hi').__enter__()\n"
         "print(next(stream), flush=True)\n" + ending
     )
@@ -493,7 +493,7 @@ def test_a_process_with_an_open_engine_ends_by_itself() -> None:
     program = (
         "from anystreamer.sync import open_engine\n"
         "from anystreamer.testing import ScriptedModel\n"
-        "model = ScriptedModel(['word '] * 1_000_000, delay=0.001)\n"
+        "model = ScriptedModel(['word '] * 100_000, delay=0.001)\n"
         "engine = open_engine(model, model.tokenizer).__enter__()\n"
         "stream = engine.stream_text('hi').__enter__()\n"
         "print(next(stream), flush=True)\n"

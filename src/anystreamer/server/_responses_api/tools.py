@@ -1,0 +1,204 @@
+"""The tools of OpenAI's Responses API, and the functions of a chat request that they become."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
+
+from .._errors import APIError
+from .._fields import Annotates, Fixed, Strict
+
+__all__ = [
+    "MAX_TOOLS",
+    "AllowedTools",
+    "NamedFunction",
+    "Offered",
+    "OfflineSearch",
+    "Tool",
+    "name_in_chat",
+    "offered_tools",
+]
+
+MAX_TOOLS = 128
+MAX_NAME = 64  # of a function in a chat request
+
+
+def _function_type(kind: object) -> object:
+    if isinstance(kind, str) and kind != "function":
+        raise PydanticCustomError(
+            "no_function",
+            "{kind} is not supported: the tools of this server are of the type function",
+            {"kind": kind[:100]},
+        )
+    return kind
+
+
+FunctionType = Annotated[Literal["function"], BeforeValidator(_function_type)]
+
+
+class FunctionTool(Strict):
+    """A function that the model can call."""
+
+    type: FunctionType
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+    output_schema: Annotated[Any, Annotates()] = None
+    allowed_callers: Annotated[None, Fixed(["direct"])] = None
+    defer_loading: Annotated[None, Fixed(False)] = None
+    is_async: Annotated[None, Fixed(False)] = Field(None, alias="async")
+
+    def as_chat(self, name: str) -> dict[str, Any]:
+        """The tool in a chat request.
+
+        Args:
+            name: of the function there.
+        """
+        told = self.model_dump(include={"description", "parameters", "strict"})
+        return {"type": self.type, "function": {"name": name, **told}}
+
+    def as_response(self) -> dict[str, Any]:
+        """The tool as a response repeats it."""
+        return self.model_dump(include={"type", "name", "description", "parameters", "strict"})
+
+
+class NamespaceTool(Strict):
+    """Functions under one name, as Codex sends those of an MCP server."""
+
+    type: Literal["namespace"]
+    name: Annotated[str, Field(min_length=1)]
+    # For the reader of many namespaces: a chat template has no place for it.
+    description: str = ""
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)]
+
+    def as_response(self) -> dict[str, Any]:
+        """The tools as a response repeats them."""
+        tools = [tool.as_response() for tool in self.tools]
+        return {
+            "type": self.type,
+            "name": self.name,
+            "description": self.description,
+            "tools": tools,
+        }
+
+
+class OfflineSearch(Strict):
+    """A search of the web that may not access the web, as Codex sends it by default.
+
+    There is nothing that it could find here, so it is as good as no tool.
+    """
+
+    type: Literal["web_search"]
+    external_web_access: Literal[False]
+    filters: Annotated[Any, Annotates()] = None
+    user_location: Annotated[Any, Annotates()] = None
+    search_context_size: Annotated[Any, Annotates()] = None
+    search_content_types: Annotated[Any, Annotates()] = None
+
+
+def _tag_of(tool: Any) -> str:
+    if not isinstance(tool, dict):
+        return type(tool).__name__
+    kind, may_search = tool.get("type"), tool.get("external_web_access")
+    if kind == "web_search" and may_search is False:
+        return "OfflineSearch"
+    return "NamespaceTool" if kind == "namespace" else "FunctionTool"
+
+
+Tool = Annotated[
+    Annotated[FunctionTool, Tag("FunctionTool")]
+    | Annotated[NamespaceTool, Tag("NamespaceTool")]
+    | Annotated[OfflineSearch, Tag("OfflineSearch")],
+    Discriminator(_tag_of),
+]
+
+
+class NamedFunction(Strict):
+    """A function, by its name."""
+
+    type: FunctionType
+    name: str
+    namespace: str | None = None
+
+    @property
+    def name_in_chat(self) -> str:
+        """What the chat request calls it."""
+        return name_in_chat(self.name, self.namespace)
+
+
+class AllowedTools(Strict):
+    """Some of the request's tools: the model can call no others."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedFunction], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A function that is offered to the model."""
+
+    function: FunctionTool
+    namespace: str | None
+    place: str  #: in the request, such as ``tools[1].tools[0]``
+
+    @property
+    def name_in_chat(self) -> str:
+        """What the chat request calls it."""
+        return name_in_chat(self.function.name, self.namespace)
+
+    def as_chat(self) -> dict[str, Any]:
+        """The tool in the chat request."""
+        return self.function.as_chat(self.name_in_chat)
+
+    @property
+    def as_called(self) -> dict[str, str]:
+        """The fields of a call that say which function it is."""
+        namespace = {} if self.namespace is None else {"namespace": self.namespace}
+        return {"name": self.function.name, **namespace}
+
+
+def name_in_chat(name: str, namespace: str | None) -> str:
+    """What a chat request calls a function: chats have no namespaces, and names must differ."""
+    if namespace is None:
+        return name
+    joined = f"{namespace.removesuffix('__')}__{name}"
+    if len(joined) <= MAX_NAME:
+        return joined
+    # Its end says the most. Those that end alike differ in the hash.
+    digest = sha256(joined.encode()).hexdigest()[:8]
+    return f"{digest}_{joined[len(digest) + 1 - MAX_NAME :]}"
+
+
+def offered_tools(tools: Sequence[Any]) -> list[Offered]:
+    """The functions among the tools of a request.
+
+    Raises:
+        APIError: a chat would call two of them by the same name.
+    """
+    offered = []
+    for number, tool in enumerate(tools):
+        place = f"tools[{number}]"
+        if isinstance(tool, FunctionTool):
+            offered.append(Offered(tool, None, place))
+        elif isinstance(tool, NamespaceTool):
+            offered += [
+                Offered(function, tool.name, f"{place}.tools[{inner}]")
+                for inner, function in enumerate(tool.tools)
+            ]
+    by_name: dict[str, Offered] = {}
+    for each in offered:
+        first = by_name.setdefault(each.name_in_chat, each)
+        if first.as_called != each.as_called:
+            raise APIError(
+                f"{each.place}: the model would call it {each.name_in_chat!r}, as {first.place}",
+                param=each.place,
+                code="invalid_value",
+            )
+    return offered

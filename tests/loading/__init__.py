@@ -1,0 +1,1 @@
+"""Tests of loading a model by its name."""

@@ -1,0 +1,1 @@
+"""Tests of the same without an event loop."""

@@ -1,0 +1,1 @@
+"""Tests of what `anystreamer.testing` gives to the tests of applications."""
