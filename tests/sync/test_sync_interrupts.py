@@ -18,8 +18,8 @@ import pytest
 from anystreamer import sync
 from anystreamer.testing import ScriptedModel
 
-from .helpers.inside import waits_for_a_call
-from .helpers.scripted import PATIENCE, Latch
+from ..helpers.inside import waits_for_a_call
+from ..helpers.scripted import PATIENCE, Latch
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no such signal")
 
