@@ -223,7 +223,7 @@ STRUCK_AT_ANY_CALL = """
         os.path.join(os.path.dirname(anystreamer.__file__), each, "")
         for each in ("_bridge", "_engine", "_workers")
     )
-    model = ScriptedModel(["a"] * 1_000_000, delay=0.0005)
+    model = ScriptedModel(["a"] * 200_000, delay=0.0005)
 
     def produce(emit, should_stop):
         emit("first")

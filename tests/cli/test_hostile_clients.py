@@ -187,7 +187,7 @@ async def attack_and_ask(url: str, engine: Engine, answers: int) -> None:
 @pytest.mark.parametrize(
     "answers",
     [
-        pytest.param(5, marks=pytest.mark.timeout(400)),
+        pytest.param(3, marks=pytest.mark.timeout(400)),
         pytest.param(1000, marks=[pytest.mark.nightly, pytest.mark.timeout(3600)]),
     ],
 )

@@ -19,14 +19,22 @@ _ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 _END = "<|end|>"
 # Each begins an answer of its kind. The template chooses one by the latest message.
 _COUNTS, _CALLS, _TICKS = "<|counts|>", "<|calls|>", "<|ticks|>"
+_CALLS_PLUGIN = "<|calls plugin|>"
 _WORDS = [
     word if word == "one" else f", {word}"
     for word in "one two three four five six seven eight nine ten".split()
 ]
 # Its first token is none that a form of other tools can begin with.
 _CALL = ['<tool_call>{"name": "get_weather", "arguments": ', '{"city": "Paris"}}', "</tool_call>"]
+# The function of a plugin, as Semantic Kernel names it.
+_PLUGIN_CALL = [_CALL[0].replace("get_weather", "get-weather"), *_CALL[1:]]
 _TICK = " tick"
-_CHAINS = [[_COUNTS, *_WORDS, _END], [_CALLS, *_CALL, _END], [_TICKS, _TICK, _TICK]]
+_CHAINS = [
+    [_COUNTS, *_WORDS, _END],
+    [_CALLS, *_CALL, _END],
+    [_CALLS_PLUGIN, *_PLUGIN_CALL[:2]],
+    [_TICKS, _TICK, _TICK],
+]
 # What the model prefers where its chain has nothing, or the form forbids it: what ends a string, an
 # object, a list or a number, and an object before a call. White space would never end.
 _PREFERRED = '"}],:0123456789{'
@@ -40,14 +48,15 @@ _CHAT_TEMPLATE = """
 {%- if add_generation_prompt %}
     {%- set latest = messages[-1] %}
     {%- if "for ever" in (latest.content or "") %}{{ "<|ticks|>" }}
-    {%- elif tools and latest.role == "user" and "weather" in latest.content %}{{ "<|calls|>" }}
+    {%- elif tools and latest.role == "user" and "weather" in latest.content %}
+        {{- "<|calls plugin|>" if tools[0].function.name == "get-weather" else "<|calls|>" }}
     {%- else %}{{ "<|counts|>" }}{% endif %}
 {%- endif %}
 """
 
 _RESPONSE_TEMPLATE = {
     "defaults": {"role": "assistant"},
-    "start_anchor_pattern": r"<\|(?:counts|calls|ticks)\|>",
+    "start_anchor_pattern": r"<\|(?:counts|calls|calls plugin|ticks)\|>",
     "fields": {
         "tool_calls": {
             "open": "<tool_call>",
@@ -73,8 +82,9 @@ def _new_tokenizer() -> Any:
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([_END, _COUNTS, _CALLS, _TICKS])
-    backend.add_tokens([AddedToken(text, normalized=False) for text in (*_WORDS, *_CALL, _TICK)])
+    backend.add_special_tokens([_END, _COUNTS, _CALLS, _CALLS_PLUGIN, _TICKS])
+    texts = (*_WORDS, *_CALL, _PLUGIN_CALL[0], _TICK)
+    backend.add_tokens([AddedToken(text, normalized=False) for text in texts])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=_END,

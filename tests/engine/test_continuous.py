@@ -465,7 +465,7 @@ async def test_what_does_not_fit_is_refused_and_the_others_undisturbed(
 
 @pytest.mark.heavy
 @pytest.mark.slow
-@pytest.mark.parametrize("blocks", [8, 9, 12])
+@pytest.mark.parametrize("blocks", [8, pytest.param(9, marks=pytest.mark.variant), 12])
 async def test_a_cache_too_small_for_all_makes_some_wait(blocks: int) -> None:
     """The manager takes pages from one for another, and computes what it had again."""
     told: dict[str, Any] = {}

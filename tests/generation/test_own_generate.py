@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
+import anyio
 import pytest
 from transformers import EosTokenCriteria
 
 from anystreamer import FinishReason, stream_text
 
+from ..helpers.scripted import PATIENCE
 from ..helpers.tiny_models import Say, generated, ids_of, llama, steps_of, tokenizer
 
 pytestmark = pytest.mark.torch
@@ -41,6 +45,45 @@ class WithoutIds(Wrapped):
     def generate(self, **kwargs: Any) -> object:
         self._model.generate(**kwargs)
         return self._output
+
+
+class LeavesThread(Wrapped):
+    """Its generate() returns while a thread of it goes on to put a token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread: threading.Thread | None = None
+        self.goes_on = threading.Event()
+        self.errors: list[BaseException] = []
+
+    def generate(self, *, input_ids: Any, streamer: Any, **kwargs: Any) -> None:
+        streamer.put(input_ids)
+        streamer.put(ids_of("a"))
+        self.thread = threading.Thread(target=self._put_late, args=(streamer.put,))
+        self.thread.start()
+
+    def _put_late(self, put: Callable[[Any], None]) -> None:
+        assert self.goes_on.wait(PATIENCE)
+        try:
+            put(ids_of("b"))
+        except BaseException as exc:
+            self.errors.append(exc)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_token_of_a_thread_that_outlives_the_stream_is_dropped(backend: str) -> None:
+    """It does not call into an event loop that has ended."""
+    model = LeavesThread()
+
+    async def main() -> str:
+        async with stream_text(model, tokenizer(), "hi") as stream:
+            return await stream.read()
+
+    text = anyio.run(main, backend=backend)
+    model.goes_on.set()
+    assert model.thread is not None
+    model.thread.join()
+    assert (text, model.errors) == ("a", [])
 
 
 async def test_a_stop_ends_a_model_that_drops_the_criteria() -> None:

@@ -111,7 +111,7 @@ def run_child(loop: str, owner: int, report: int) -> None:
         else:
             without_a_loop()
     finally:
-        # Without a loop, a second Ctrl-C ends the wait for the model, which is being stopped.
+        # Without a loop, one that strikes while a stream opens stops the model, and does not wait.
         if owner < len(OWNERS) and (inside or model.is_generating):
             os.write(report, b"running")
 

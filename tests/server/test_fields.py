@@ -193,6 +193,7 @@ MESSAGE_BODIES: list[list[dict[str, Any]]] = [
             "content": [
                 {"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}},
                 {"type": "text", "text": "!", "cache_control": None},
+                {"type": "text", "text": "?", "prompt_cache_breakpoint": {"mode": "explicit"}},
             ],
         }
     ],

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Literal, cast
 
 import httpx
 import pytest
+from anyio import create_task_group
 from fastapi import BackgroundTasks, Depends, FastAPI, Request, Response
 from litestar import Litestar, get
 from litestar.config.compression import CompressionConfig
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 from litestar.types import ASGIApp
+from quart_trio import QuartTrio
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.middleware.gzip import GZipMiddleware
 
-from anystreamer import Engine, open_engine
+from anystreamer import Engine, EngineBusy, open_engine
 from anystreamer.server import TextStreamResponse
 from anystreamer.testing import Gate, ScriptedModel
 
@@ -173,3 +175,67 @@ async def test_an_error_after_text_is_an_event_or_cuts_the_text(
         with pytest.raises(httpx.RemoteProtocolError):
             await client.get("/inner/text")
         await until(lambda: log.count("closed") == 2)
+
+
+# -- Quart-Trio, whose route opens the stream, as its page has it
+
+
+def of_quart_trio(engine: Engine) -> QuartTrio:
+    app = QuartTrio("quart")
+
+    @app.get("/more")
+    async def more() -> AsyncIterator[str]:
+        stack = AsyncExitStack()
+        stream = await stack.enter_async_context(engine.stream_text("Hi"))
+
+        async def chunks() -> AsyncIterator[str]:
+            async with stack:
+                async for chunk in stream:
+                    yield chunk
+
+        return chunks()
+
+    @app.errorhandler(EngineBusy)
+    async def busy(error: EngineBusy) -> tuple[str, int]:
+        return str(error), 503
+
+    return app
+
+
+on_trio = pytest.mark.parametrize("anyio_backend", [pytest.param(("trio", {}), id="trio")])
+
+
+@on_trio
+async def test_quart_trio_answers_for_a_busy_engine() -> None:
+    gate = Gate()
+    model = ScriptedModel([gate, "a"])
+    async with open_engine(model, model.tokenizer, max_waiting=0) as engine:
+        async with serving(of_quart_trio(engine)) as url, client_of(url) as client:
+            async with create_task_group() as tasks:
+                tasks.start_soon(client.get, "/more")
+                await gate.reached()
+                assert (await client.get("/more")).status_code == 503
+                gate.open()
+            assert (await client.get("/more")).text == "a"
+
+
+@on_trio
+@pytest.mark.parametrize("when", ["at once", "after text"])
+async def test_who_leaves_quart_trio_stops_the_model(when: str) -> None:
+    model = ScriptedModel(ENDLESS, delay=0.001)
+    async with open_engine(model, model.tokenizer) as engine:
+        async with serving(of_quart_trio(engine)) as url, client_of(url) as client:
+            for _ in range(5):
+                async with client.stream("GET", "/more") as response:
+                    if when == "after text":
+                        await anext(response.aiter_text())
+                await until(lambda: not (model.is_generating or engine.statistics().running))
+
+
+@on_trio
+async def test_quart_trio_cuts_off_a_text_whose_model_fails() -> None:
+    model = ScriptedModel(["one ", OSError("a secret")])
+    async with open_engine(model, model.tokenizer) as engine:
+        async with serving(of_quart_trio(engine)) as url, client_of(url) as client:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await client.get("/more")

@@ -95,7 +95,7 @@ async def test_what_a_browser_asks_first_is_granted(method: str, origin: str) ->
 async def test_pages_can_read_each_error() -> None:
     model = ScriptedModel(["a"])
     headers = {"origin": ORIGIN, "authorization": "Bearer key"}
-    statuses = []
+    statuses: list[int] = []
 
     async def refused(method: str, path: str, **request: Any) -> None:
         response = await client.request(method, path, **request)

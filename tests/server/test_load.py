@@ -28,7 +28,7 @@ from anystreamer.server import create_app
 from ..conftest import installed
 from ..helpers.levels import Level
 from ..helpers.scripted import until
-from ..helpers.serving import SERVERS, client_of, data_of, limited_serving
+from ..helpers.serving import client_of, data_of, limited_serving
 
 pytestmark = [
     pytest.mark.torch,
@@ -275,6 +275,13 @@ def passes() -> Iterator[list[object]]:
         hook.remove()
 
 
+# By day the usual one of each loop. hypercorn on asyncio has the code of hypercorn on trio, but for
+# its sockets.
+each_server = pytest.mark.parametrize(
+    "server", [pytest.param("", id="usual"), pytest.param("hypercorn", marks=pytest.mark.variant)]
+)
+
+
 @asynccontextmanager
 async def load_of(
     batching: Any, server: str = "", max_waiting: int | None = None
@@ -298,7 +305,7 @@ def nothing_fails_in_the_server(caplog: pytest.LogCaptureFixture) -> Iterator[No
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("server", SERVERS)
+@each_server
 @pytest.mark.parametrize("batching", BATCHING)
 async def test_who_stays_is_answered_and_who_leaves_is_gone(batching: str, server: str) -> None:
     async with load_of(batching, server) as load:
@@ -310,7 +317,7 @@ async def test_who_stays_is_answered_and_who_leaves_is_gone(batching: str, serve
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("server", SERVERS)
+@each_server
 @pytest.mark.parametrize("batching", BATCHING)
 async def test_only_clients_that_find_no_room_get_an_error(batching: str, server: str) -> None:
     async with load_of(batching, server, max_waiting=10) as load:

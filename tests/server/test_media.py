@@ -106,6 +106,42 @@ async def test_the_official_client(name: str) -> None:
             assert await answer(client, messages, stream=stream) == with_system
 
 
+async def test_a_picture_that_a_tool_has_made() -> None:
+    """As Codex and openai-agents send it in the Responses API, and in chats as vLLM takes it."""
+    kind = kind_named("llava")
+    function = {"name": "look", "arguments": "{}"}
+    call = {"id": "call_1", "type": "function", "function": function}
+    said = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+    calling = {"role": "assistant", "content": [{"type": "text", "text": ""}]}
+    given = [{"type": "text", "text": "b"}, {"type": "image", "image": picture(2)}]
+    expected = text_of(kind, [*said, calling, {"role": "tool", "content": given}])
+    sent = image_url(png(picture(2)))
+    called = {"role": "assistant", "content": None, "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "call_1", "content": [given[0], sent]}
+    items: Any = [
+        *({**each, "content": "a"} for each in said),
+        {"type": "function_call", "call_id": "call_1", **function},
+        {
+            "type": "function_call_output",
+            "call_id": "call_1",
+            "output": [
+                {"type": "input_text", "text": "b"},
+                {
+                    "type": "input_image",
+                    "image_url": sent["image_url"]["url"],
+                    "detail": "original",
+                },
+            ],
+        },
+    ]
+    async with edge(kind.model, kind.processor) as url, official(url) as client:
+        assert await answer(client, [*said, called, result], stream=False) == expected
+        response = await client.responses.create(
+            model="anystreamer", input=items, max_output_tokens=16, temperature=0
+        )
+        assert response.output_text.startswith(expected)
+
+
 def address_part(kind: str, data: bytes) -> dict[str, Any]:
     """As vLLM takes files of each kind."""
     return {"type": kind, kind: {"url": f"data:{kind};base64,{base64_of(data)}"}}

@@ -22,6 +22,7 @@ from transformers import ContinuousBatchingConfig
 from anystreamer import Engine, TextChunk, open_engine
 from anystreamer.demo import load_demo
 from anystreamer.server import TextStreamResponse, create_app
+from anystreamer.server._openai_format import Token
 from anystreamer.server._tokens import TokenTexts
 
 from ..helpers.scripted import until
@@ -212,7 +213,7 @@ def test_the_texts_of_tokens_are_the_text(kind: str) -> None:
     ids = tokenizer.encode("the cat and the dog", add_special_tokens=False)
     assert len(ids) > 2
     texts = TokenTexts(tokenizer)
-    said = []
+    said: list[Token] = []
     for token_id in ids:
         piece = TextChunk("", [token_id], logprobs=[-1.0], top_logprobs=[((ids[-1], -2.0),)])
         said += texts.of(piece)

@@ -234,6 +234,7 @@ async def test_the_engine_is_asked_for_what_the_client_asks_for() -> None:
             "background": False,
             "previous_response_id": None,
             "include": None,
+            "reasoning": {"context": "auto", "mode": "standard"},
         },
         {"input": [{"role": "developer", "content": parts}], "instructions": "So:"},
     ]
@@ -298,6 +299,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
     ({"reasoning": {"effort": "huge"}}, "reasoning.effort"),
     ({"reasoning": {"other": 1}}, "reasoning.other"),
+    ({"reasoning": {"context": "all_turns"}}, "reasoning.context"),
+    ({"reasoning": {"mode": "pro"}}, "reasoning.mode"),
     ({"text": {"verbosity": "loud"}}, "text.verbosity"),
     ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
@@ -329,6 +332,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (inputs({"type": 1}), "input[1].type"),
     (inputs({**CALLED, "arguments": "{"}), "input[1].arguments"),
     (inputs(CALLED, {**CALLED, "arguments": "[]"}), "input[2].arguments"),
+    (inputs({**CALLED, "async": True}), "input[1].async"),
     (inputs({**CALLED, "arguments": {}}), "input[1].arguments"),
     (inputs({**CALLED, "call_id": None}), "input[1].call_id"),
     (inputs({"type": "function_call_output", "output": ""}), "input[1].call_id"),
@@ -337,6 +341,17 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (part(type="input_file", file_id="file_1"), "input[1].content[1].type"),
     (part(type="input_image", file_id="file_1"), "input[1].content[1]"),
     (part(type="input_image", image_url="data:image/png;base64,AA=="), "input"),  # it sees none
+    (
+        inputs(
+            CALLED,
+            {
+                "type": "function_call_output",
+                "call_id": "call_1",
+                "output": [{"type": "input_image", "image_url": "data:image/png;base64,AA=="}],
+            },
+        ),
+        "input",
+    ),
     (part(type="input_audio", input_audio={"data": "AA==", "format": "wav"}), "input"),
     (part(type="text", text=""), "input[1].content[1].type"),
     (part(type="input_text", text=1), "input[1].content[1].text"),

@@ -390,9 +390,9 @@ async def test_an_argument_can_have_the_text_that_ends_a_call(choice: str) -> No
     family = FAMILIES["qwen"]
     call = json.dumps({"name": "say", "arguments": {"text": SAID}})
     text = f"<tool_call>\n{call}\n</tool_call>"
-    chat = {"messages": MESSAGES, "tools": SAY, "tool_choice": choice}
+    chat: dict[str, Any] = {"messages": MESSAGES, "tools": SAY, "tool_choice": choice}
     function = {"type": "function", **SAY[0]["function"]}
-    asked = {"input": "hi", "tools": [function], "tool_choice": choice}
+    asked: dict[str, Any] = {"input": "hi", "tools": [function], "tool_choice": choice}
     with Wishing(family, text):
         async with engine_of(family, "none") as engine, serving(create_app(engine)) as url:
             async with official(url) as client:
@@ -400,11 +400,11 @@ async def test_an_argument_can_have_the_text_that_ends_a_call(choice: str) -> No
                     body |= {"model": "anystreamer", "parallel_tool_calls": False}
                 for stream in (False, True):
                     message = (await choice_of(client, chat, stream)).message
-                    (called,) = message.tool_calls or ()
+                    (called,) = message.tool_calls
                     assert json.loads(called.function.arguments) == {"text": SAID}
                     assert not message.content
-                whole: Any = await client.responses.create(**asked)  # type: ignore[call-overload]
-                async with client.responses.stream(**asked) as events:  # type: ignore[arg-type]
+                whole: Any = await client.responses.create(**asked)
+                async with client.responses.stream(**asked) as events:
                     last: Any = await events.get_final_response()
                 for response in (whole, last):
                     (item,) = response.output

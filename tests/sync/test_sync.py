@@ -406,7 +406,7 @@ def test_a_process_with_an_open_stream_ends_by_itself(ending: str) -> None:
         "import sys\n"
         "from anystreamer.sync import stream_text\n"
         "from anystreamer.testing import ScriptedModel\n"
-        "model = ScriptedModel(['word '] * 1_000_000, delay=0.001)\n"
+        "model = ScriptedModel(['word '] * 100_000, delay=0.001)\n"
         "stream = stream_text(model, model.tokenizer, 'hi').__enter__()\n"
         "print(next(stream), flush=True)\n" + ending
     )
@@ -493,7 +493,7 @@ def test_a_process_with_an_open_engine_ends_by_itself() -> None:
     program = (
         "from anystreamer.sync import open_engine\n"
         "from anystreamer.testing import ScriptedModel\n"
-        "model = ScriptedModel(['word '] * 1_000_000, delay=0.001)\n"
+        "model = ScriptedModel(['word '] * 100_000, delay=0.001)\n"
         "engine = open_engine(model, model.tokenizer).__enter__()\n"
         "stream = engine.stream_text('hi').__enter__()\n"
         "print(next(stream), flush=True)\n"

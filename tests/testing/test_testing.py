@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import subprocess
 import sys
@@ -195,6 +196,15 @@ def test_it_needs_no_torch() -> None:
         "assert not {'torch', 'transformers'} & sys.modules.keys()\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=60)
+
+
+def test_a_long_script_is_no_work_for_the_garbage_collector() -> None:
+    """Tests make models with scripts that have no end, as good as: many of them."""
+    gc.collect()
+    before = len(gc.get_objects())
+    model = ScriptedModel(["a"] * 10_000)
+    assert len(gc.get_objects()) - before < 100
+    assert model.steps == 0
 
 
 # -- the fixture

@@ -402,6 +402,7 @@ def test_the_window_shows_ordinary_text_at_once(name: str, data: st.DataObject) 
 
 
 @every_family
+@settings(max_examples=max(10, settings().max_examples // 10))  # it follows from the test above
 @given(data=st.data())
 def test_no_piece_ends_inside_a_character(name: str, data: st.DataObject) -> None:
     """After every id the text shown is a beginning of the final one, U+FFFD included."""

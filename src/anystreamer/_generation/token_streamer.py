@@ -81,6 +81,8 @@ class TokenStreamer:
             GenerationStopped: for the prompt of a window that is no longer wanted; or nothing more
                 is wanted of a model that does not call stopping criteria.
         """
+        if self._is_finished and not self.is_over:  # from a thread that generate() has left behind
+            return
         if self.is_over:
             if (deadlines := self._state.clock.deadlines) is not None:  # the model still works
                 deadlines.token_made(self._producer.busy_clock())

@@ -27,6 +27,7 @@ class TextPart(_Strict):
     type: Literal["text"]
     text: str
     cache_control: Annotated[Any, Annotates()] = None
+    prompt_cache_breakpoint: Annotated[Any, Annotates()] = None
 
 
 Content = str | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
@@ -36,7 +37,8 @@ class ImageURL(_Strict):
     """Where a picture is: in a data URL, or at an address."""
 
     url: Annotated[str, Field(min_length=1)]
-    detail: Literal["auto", "low", "high"] | None = None  # the processor chooses the size
+    # The processor chooses the size.
+    detail: Literal["auto", "low", "high", "original"] | None = None
 
 
 def _as_object(url: Any) -> Any:
@@ -49,6 +51,7 @@ class ImagePart(_Strict):
     type: Literal["image_url"]
     image_url: Annotated[ImageURL, BeforeValidator(_as_object)]
     cache_control: Annotated[Any, Annotates()] = None
+    prompt_cache_breakpoint: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The part in OpenAI's shape, which engines take."""
@@ -68,6 +71,7 @@ class AudioPart(_Strict):
     type: Literal["input_audio"]
     input_audio: InputAudio
     cache_control: Annotated[Any, Annotates()] = None
+    prompt_cache_breakpoint: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The part in OpenAI's shape, which engines take."""
@@ -87,6 +91,7 @@ class AudioURLPart(_Strict):
     type: Literal["audio_url"]
     audio_url: Annotated[FileURL, BeforeValidator(_as_object)]
     cache_control: Annotated[Any, Annotates()] = None
+    prompt_cache_breakpoint: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The part in vLLM's shape, which engines take."""
@@ -99,6 +104,7 @@ class VideoPart(_Strict):
     type: Literal["video_url"]
     video_url: Annotated[FileURL, BeforeValidator(_as_object)]
     cache_control: Annotated[Any, Annotates()] = None
+    prompt_cache_breakpoint: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The part in vLLM's shape, which engines take."""
@@ -240,19 +246,19 @@ class AssistantMessage(_Strict):
 
 
 class ToolMessage(_Strict):
-    """The result of a tool call."""
+    """The result of a tool call, which can be a picture: vLLM and the Responses API take it too."""
 
     role: Literal["tool"]
-    content: Content
+    content: UserContent
     tool_call_id: str
     name: str | None = None  # of the function
     cache_control: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The message in the form that chat templates take."""
-        text = _text_of(self.content)
+        content = _user_content(self.content)
         name = {} if self.name is None else {"name": self.name}
-        return {"role": self.role, "tool_call_id": self.tool_call_id, "content": text, **name}
+        return {"role": self.role, "tool_call_id": self.tool_call_id, "content": content, **name}
 
 
 _MESSAGES = {"assistant": "AssistantMessage", "tool": "ToolMessage", "user": "UserMessage"}

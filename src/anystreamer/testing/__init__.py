@@ -123,11 +123,10 @@ class ScriptedModel:
         self.is_generating: bool = False  #: whether a call of ``generate()`` has not returned yet
         self._prefill = prefill
         self._delay = delay
-        self._script: list[_Play] = []
         self._gates: list[Gate] = []
-        for item in script:
-            self._script.append(self._play_of(item))
-        self._script.append(partial(self._step, _EOS))
+        # Ids and calls. A script can have 100,000 tokens: an id costs next to nothing.
+        self._script: list[_Play] = [self._play_of(item) for item in script]
+        self._script.append(_EOS)
 
     def generate(
         self,
@@ -156,14 +155,16 @@ class ScriptedModel:
                 streamer.put([sequence])
             sleep(self._prefill)
             for play in self._script:
-                token_id = play()
-                if token_id is None:
+                if not isinstance(play, int):
+                    play()
                     continue
-                sequence.append(token_id)
+                sleep(self._delay)
+                self.steps += 1
+                sequence.append(play)
                 # All of them, and before put(), as transformers does.
                 should_stop = [criterion([sequence], None) for criterion in stopping_criteria]
                 if streamer is not None:
-                    streamer.put([token_id])
+                    streamer.put([play])
                 if any(should_stop) or len(sequence) >= end:
                     break
             if streamer is not None:
@@ -179,27 +180,19 @@ class ScriptedModel:
 
     def _play_of(self, item: str | float | Gate | BaseException) -> _Play:
         # By the type: an exception can refuse isinstance(), which asks for its `__class__`.
+        if issubclass(type(item), str):
+            return self.tokenizer.add(cast("str", item))
         if issubclass(type(item), BaseException):
             return partial(_fail, cast("BaseException", item))
-        if isinstance(item, str):
-            return partial(self._step, self.tokenizer.add(item))
         if isinstance(item, Gate):
             self._gates.append(item)
-            return partial(_pause, item.wait)
+            return item.wait
         _check_seconds("a pause in a script", item)
-        return partial(_pause, partial(sleep, cast("float", item)))
-
-    def _step(self, token_id: int) -> int:
-        sleep(self._delay)
-        self.steps += 1
-        return token_id
+        return partial(sleep, cast("float", item))
 
 
-_Play = Callable[[], int | None]
-
-
-def _pause(wait: Callable[[], object]) -> None:
-    wait()
+# The id of a token, or a call that waits or raises.
+_Play = int | Callable[[], object]
 
 
 def _fail(error: BaseException) -> NoReturn:

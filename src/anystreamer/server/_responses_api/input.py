@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from .._fields import Strict, chosen_by
+from .._fields import Fixed, Strict, chosen_by
 from .._message_models import MAX_PARTS
 from .tools import name_in_chat
 
@@ -131,6 +131,7 @@ class CallItem(_Item):
     namespace: str | None = None
     caller: Any = None
     parsed_arguments: Any = None  # added by the official client
+    is_async: Annotated[None, Fixed(False)] = Field(None, alias="async")
 
     def as_chat(self) -> dict[str, Any]:
         """The call in a chat request."""

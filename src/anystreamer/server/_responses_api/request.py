@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag, model_validator
 
 from .._errors import APIError
-from .._fields import Annotates, Strict, chosen_by
+from .._fields import Annotates, Fixed, Strict, chosen_by
 from .._message_models import JSONSchema
 from .._request_body import validated
 from .._request_models import MAX_MESSAGES, ChatRequest, Effort
@@ -32,8 +32,8 @@ LOGPROBS = "message.output_text.logprobs"
 
 # What needs stored responses, with what to send instead.
 _INSTEAD = {
-    "previous_response_id": "send the whole conversation in input",
-    "conversation": "send the whole conversation in input",
+    "previous_response_id": "send the whole conversation in input, as clients do with store=false",
+    "conversation": "send the whole conversation in input, as clients do with store=false",
     "prompt": "send instructions and input",
     "background": "leave it out, or send false",
 }
@@ -109,6 +109,9 @@ class Reasoning(Strict):
     effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None  # its older name
+    # The chat template decides which reasoning it repeats.
+    context: Annotated[None, Fixed("auto")] = None
+    mode: Annotated[None, Fixed("standard")] = None
 
 
 class StreamOptions(Strict):
