@@ -236,7 +236,7 @@ def test_the_first_process_of_a_container_ends_while_it_loads(tmp_path: Path) ->
     assert not (tmp_path / "socket").exists()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no signals, and no such sockets")
+@pytest.mark.skipif(sys.platform != "linux", reason="its process is found in /proc")
 @pytest.mark.parametrize("options", ["", pytest.param("--backend trio", marks=pytest.mark.variant)])
 def test_it_serves_without_streams_a_home_or_a_reader(options: str, tmp_path: Path) -> None:
     """As from a script that closes them. Its terminal's end ends it in order."""
