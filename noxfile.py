@@ -108,6 +108,11 @@ def install_all(session: nox.Session) -> None:
 # For pytest's `-m`: what runs by day and at night with the other Pythons and the oldest releases.
 DAY = "not (nightly or variant or slow or uvloop or trio)"
 NIGHT = "not nightly and (variant or slow or uvloop or trio)"
+# What takes hours at night, in two sessions, so that each fits into a job of the workflow.
+LONG = "nightly"
+EXAMPLES = "hypothesis and not (nightly or variant)"
+# The long tests of these files are a session of their own: `soak`.
+SOAKED = ("tests/engine/test_soak.py", "tests/bridge/test_teardown.py")
 # A Python or a release does not differ by what Hypothesis thinks of.
 FEW_EXAMPLES = {"HYPOTHESIS_PROFILE": "quick"}
 
@@ -352,12 +357,26 @@ def night_with_frameworks(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON, tags=["night"])
 def nightly(session: nox.Session) -> None:
-    """What takes too long for every change: many more Hypothesis examples, and the long tests."""
+    """The long tests, one at a time, for some measure memory. `soak` has those of two files."""
     install_all(session)
     session.run(
         "pytest",
-        "-m",
-        "nightly or hypothesis",
+        *("-m", LONG),
+        "--timeout=3600",
+        NO_LIMIT,
+        *(session.posargs or (f"--ignore={name}" for name in SOAKED)),
+        env=ENV | {"HYPOTHESIS_PROFILE": "nightly"},
+    )
+
+
+@nox.session(python=PYTHON, tags=["night"])
+def night_of_examples(session: nox.Session) -> None:
+    """Many more examples for each test of Hypothesis."""
+    install_all(session)
+    session.run(
+        "pytest",
+        *SIDE_BY_SIDE,
+        *("-m", EXAMPLES),
         "--timeout=3600",
         NO_LIMIT,
         *session.posargs,
@@ -385,12 +404,28 @@ def tests_of_the_newest(session: nox.Session) -> None:
     session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=ENV)
 
 
+# One built for another torch fails when it is imported.
+TRY_TORCHVISION = """
+import torch
+try:
+    import torchvision
+except Exception as exc:
+    print(f"torch {torch.__version__}:", str(exc).splitlines()[0])
+"""
+
+
 @nox.session(python=PYTHON, tags=["night"])
 def night_with_videos(session: nox.Session) -> None:
     """Videos in chats, and models whose processors need torchvision."""
     install_all(session)
     install(session, *CONSTRAINTS, "--group", "videos")
-    session.run("python", "-c", "import torchvision")  # it has to be built for this torch
+    problem = str(session.run("python", "-c", TRY_TORCHVISION, silent=True) or "").strip()
+    if problem:
+        session.error(
+            f"torchvision does not work with this torch ({problem}). Both have to come from the "
+            "same place. A torch with +cpu in its version is from PyTorch's own index: add it, by "
+            "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, or take both from PyPI"
+        )
     names = ("prompts", "server/test_media.py", "loading/test_model_class.py")
     session.run(
         "pytest",
@@ -423,7 +458,7 @@ def soak(session: nox.Session) -> None:
         "nightly",
         "-rP",  # the figures
         NO_LIMIT,
-        *(session.posargs or ("tests/engine/test_soak.py", "tests/bridge/test_teardown.py")),
+        *(session.posargs or SOAKED),
         env=ENV,
     )
 

@@ -4,7 +4,9 @@ what is not.
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -274,12 +276,29 @@ async def test_what_is_too_much_gets_503_at_once(
         assert (await client.post(TEXT, json=question(0, 3))).status_code == 200
 
 
-async def test_a_response_has_one_id(cluster: Cluster, replicas: dict[str, dict[str, Any]]) -> None:
+async def test_a_response_has_the_id_that_is_in_the_log_of_its_replica(
+    cluster: Cluster, replicas: dict[str, dict[str, Any]]
+) -> None:
     async with cluster.client() as client:
-        for headers in ({}, {"x-request-id": "mine"}):
+        for headers in ({}, {"x-request-id": "of-the-client"}):
             response = await client.post(TEXT, json=question(0, SHORT), headers=headers)
             (found,) = response.headers.get_list("x-request-id")
             assert len(found) > 20 or found == headers["x-request-id"]
+            record = await logged(cluster, found)
+            assert (record["method"], record["path"], record["status"]) == ("POST", TEXT, 200)
+            assert record["completion_tokens"] == SHORT
+
+
+async def logged(cluster: Cluster, request_id: str) -> dict[str, Any]:
+    """The record of a request in the log of its replica. Ray keeps one of each worker."""
+    with anyio.fail_after(PATIENCE):
+        while True:
+            for path in Path(cluster.folder).glob("ray/session_2*/logs/worker-*.err"):
+                for line in path.read_text(errors="replace").splitlines():
+                    if request_id in line:
+                        record: dict[str, Any] = json.loads(line)
+                        return record
+            await anyio.sleep(0.1)
 
 
 async def test_prometheus_gets_the_metrics_of_each_replica(
@@ -342,11 +361,97 @@ async def test_replicas_come_and_go_with_the_load(cluster: Cluster) -> None:
 async def test_a_killed_replica_takes_its_own_streams_with_it(
     cluster: Cluster, replicas: dict[str, dict[str, Any]], reference: dict[str, str]
 ) -> None:
+    """And nothing of a request that waits: another replica takes it."""
+    waiting: list[httpx.Response] = []
+
+    async def wait_in_line() -> None:
+        waiting.append(await client.post(TEXT, json=question(2, SHORT)))
+
     async with cluster.client() as client, one_of_each(client) as streams:
         killed, other = streams
-        os.kill(replicas[killed]["pid"], signal.SIGKILL)
-        await check_what_is_left(client, streams[killed], streams[other], reference)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait_in_line)
+            await anyio.sleep(0.2)  # it is in the line now, or comes to it later
+            os.kill(replicas[killed]["pid"], signal.SIGKILL)
+            await check_what_is_left(client, streams[killed], streams[other], reference)
+        (response,) = waiting
+        assert response.status_code == 200
+        assert response.headers["x-replica"] != killed
+        text = response.json()["choices"][0]["text"]
+        assert reference[question(2, SHORT)["prompt"]].startswith(text)
     cluster.do("replicas", number=2)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+async def test_a_replica_is_killed_at_any_moment(
+    cluster: Cluster, reference: dict[str, str]
+) -> None:
+    """Each answer is right, is cut off, or is an error that says so. Then all is whole again."""
+    outcomes: list[str] = []
+
+    async def ask(number: int) -> None:
+        body = question(number % 2, LONG, stream=number % 3 > 0)
+        text = ""
+        try:
+            async with client.stream("POST", TEXT, json=body) as response:
+                async for part in response.aiter_text():
+                    text += part
+        except httpx.RemoteProtocolError:
+            assert "[DONE]" not in text
+            outcomes.append("cut off")
+            return
+        if response.status_code != 200:
+            assert response.status_code == 500
+            assert "the replica has died" in json.loads(text)["error"]["message"]
+            outcomes.append("error")
+            return
+        if body["stream"]:
+            *events, done = data_of(text)
+            assert done == "[DONE]"
+            text = "".join(choice["text"] for each in events for choice in each["choices"])
+        else:
+            text = json.loads(text)["choices"][0]["text"]
+        assert text == reference[body["prompt"]]
+        outcomes.append("whole")
+
+    seed = random.randrange(1000)
+    print("seed", seed)
+    rng = random.Random(seed)
+    for _ in range(20):
+        replicas = await anyio.to_thread.run_sync(lambda: cluster.do("replicas", number=2))
+        async with cluster.client() as client:
+            async with anyio.create_task_group() as tasks:
+                for number in range(6):
+                    tasks.start_soon(ask, number)
+                await anyio.sleep(rng.random() * 4)
+                os.kill(rng.choice(replicas)["pid"], signal.SIGKILL)
+    assert {*outcomes} == {"whole", "cut off", "error"}
+    cluster.do("replicas", number=2)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("state", ["STARTING", "STOPPING"])
+async def test_a_replica_is_killed_while_it_starts_or_leaves(
+    state: str, cluster: Cluster, replicas: dict[str, dict[str, Any]], reference: dict[str, str]
+) -> None:
+    """The streams of one that leaves are cut off then. Serve starts another one, for each."""
+    async with cluster.client() as client, one_of_each(client) as streams:
+        if state == "STARTING":
+            os.kill(next(iter(replicas.values()))["pid"], signal.SIGKILL)
+        else:
+            await anyio.to_thread.run_sync(lambda: cluster.do("redeploy"))
+        found = await anyio.to_thread.run_sync(lambda: cluster.do("in_state", state=state))
+        os.kill(found["pid"], signal.SIGKILL)
+        for name, stream in streams.items():
+            if name in (found["replica_id"], next(iter(replicas)) * (state == "STARTING")):
+                with pytest.raises(httpx.RemoteProtocolError):
+                    await stream.read()
+            else:
+                await stream.read()
+                assert stream.text == reference[stream.prompt]
+        await anyio.to_thread.run_sync(lambda: cluster.do("replicas", number=2))
+        assert (await client.post(TEXT, json=question(0, 3))).status_code == 200
 
 
 async def test_a_killed_node_takes_its_own_streams_with_it(
@@ -415,6 +520,10 @@ def test_settings_say_what_they_do_not_know(monkeypatch: pytest.MonkeyPatch) -> 
         {"batching": "some"},
         {"max_waiting": "0"},  # which Serve does not have
         {"max_running": "8", "batching": "none"},
+        {"request_log": "yaml"},
+        {"allowed_hosts": ["a.org:8000"]},
+        {"allow_origins": ["https://a.org/"]},
+        {"allow_media_from": ["https://a.org"]},
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Settings.model_validate(wrong)
@@ -469,7 +578,20 @@ async def test_responses_of_replicas_pass_as_they_are(response: Response) -> Non
     assert got.headers.raw == response.raw_headers
 
 
-async def through_the_proxy(response: Response) -> httpx.Response:
+async def test_a_request_that_serve_does_not_answer_gets_an_error_object() -> None:
+    """As it does when a replica has died. The server would send a line of its own."""
+
+    async def silent(*_: object) -> None:
+        pass
+
+    got = await through_the_proxy(silent)
+    assert got.status_code == 500
+    error = got.json()["error"]
+    assert error["message"] == "the replica has died before it answered: send the request again"
+    assert (error["type"], error["code"]) == ("server_error", None)
+
+
+async def through_the_proxy(response: Any) -> httpx.Response:
     (middleware,) = error_objects()
     app: Any = middleware.cls(response, *middleware.args, **middleware.kwargs)
     transport = httpx.ASGITransport(app)

@@ -7,6 +7,7 @@ serve run anystreamer.ray:app model=Qwen/Qwen3-0.6B max_running=32
 
 import json
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -30,9 +31,11 @@ except ImportError as _missing:
         f"anystreamer.ray needs Ray Serve ({_missing}): {_to_install('ray')}"
     ) from _missing
 
-from . import Engine, open_engine
+from . import Engine, UntrustedMessages, open_engine
 from ._asgi_extensions import CANCELS_ON_DISCONNECT
 from ._loading import load_model, shown_name
+from ._logs import LogLevel, RequestLogFormat, write_logs
+from ._site_names import validate_allowed_hosts, validate_origins
 from .server import create_app
 
 __all__ = ["Settings", "app", "application", "error_objects"]
@@ -45,6 +48,9 @@ _RETRY_AFTER = 1
 _METRICS_INTERVAL = 5.0
 # More of an error than this is not read (bytes).
 _MAX_ERROR = 64 * 1024
+# Of a request whose replica has died before it answered: Serve sends nothing then.
+_DIED: Message = {"type": "http.response.start", "status": 500, "headers": []}
+_DIED_TEXT = b"the replica has died before it answered: send the request again"
 
 
 class Settings(BaseModel, extra="forbid"):
@@ -101,10 +107,16 @@ class Settings(BaseModel, extra="forbid"):
     quantization: Literal["8bit", "4bit"] | None = None  #: of its weights, as there
     chat_template: str | None = None  #: a template, or a file with one, in place of the model's own
     trust_remote_code: bool = False  #: run Python code that comes with the model
+    #: the lowest level of what a replica logs
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    request_log: Literal["off", "text", "json"] = "off"  #: log each request, as text or as JSON
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
         """Refuse at once what each replica would refuse later."""
+        validate_origins(self.allow_origins)
+        validate_allowed_hosts(self.allowed_hosts)
+        UntrustedMessages(allow_media_from=self.allow_media_from)
         if self.batching == "none" and self.max_running not in (None, 1):
             raise ValueError(
                 f"max_running={self.max_running} needs batching=auto or continuous: without it one "
@@ -135,6 +147,11 @@ class _Replica:
     async def _serving(self, outer: Starlette) -> AsyncIterator[None]:
         """Runs in a task of its own, from before the replica's first request to after its last."""
         settings = self._settings
+        write_logs(
+            LogLevel(settings.log_level),
+            RequestLogFormat(settings.request_log),
+            sys.__stderr__,  # Serve puts lines of its own log around what goes to the other
+        )
         model, tokenizer = await to_thread.run_sync(
             partial(
                 load_model,
@@ -268,7 +285,8 @@ async def _export_metrics(registry: Any) -> None:
 def error_objects() -> list[Middleware]:
     """Let Serve's proxies send OpenAI's error object where they refuse a request themselves.
 
-    They refuse one when their queue is full, or when no replica runs. To turn this on, set the
+    They refuse one when their queue is full, when no replica runs, or when its replica has died
+    before it answered. To turn this on, set the
     environment variable ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` to
     ``anystreamer.ray:error_objects`` where Ray is started, on each node with a proxy. Responses of
     replicas are left as they are.
@@ -287,9 +305,11 @@ class _ErrorObjects:
             return await self._app(scope, receive, send)
         head: Message | None = None  # of an error of the proxy's own
         text = b""
+        has_begun = False
 
         async def changed(message: Message) -> None:
-            nonlocal head, text
+            nonlocal head, text, has_begun
+            has_begun = True
             if message["type"] == "http.response.start" and _is_of_proxy(message):
                 head = message
             elif head is None:
@@ -300,6 +320,8 @@ class _ErrorObjects:
                     await _error_object(head, text)(scope, receive, send)
 
         await self._app(scope, receive, changed)
+        if not has_begun:  # else its server would send a line of its own
+            await _error_object(_DIED, _DIED_TEXT)(scope, receive, send)
 
 
 def _is_of_proxy(head: Message) -> bool:

@@ -22,7 +22,7 @@ pytest.importorskip("typer")
 
 from anystreamer._errors import PromptTooLong
 from anystreamer.cli.chat import PARSER, _explained, _final_length
-from anystreamer.cli.chat_commands import Commands, Conversation
+from anystreamer.cli.chat_commands import Commands, Content, Conversation
 from anystreamer.cli.chat_settings import changed
 
 if sys.platform == "win32":
@@ -246,7 +246,7 @@ def test_an_answer_that_fails_does_not_take_the_place_of_the_last() -> None:
     """Nor do settings count that the model does not get."""
     conversation = Conversation(None)
 
-    def ask(question: str) -> None:
+    def ask(question: Content) -> None:
         assert conversation.asking(question) == [{"role": "user", "content": "q"}]
 
     conversation.add("q", "a")

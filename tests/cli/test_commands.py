@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+import anystreamer.demo
 from anystreamer.cli.commands import app
 
 from ..helpers.scripted import PROGRAM_PATIENCE, PROGRAM_TIMEOUT
@@ -185,6 +188,71 @@ def test_usage_error(arguments: list[str], message: str) -> None:
     assert message in output
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--timeout", "nan"], "Invalid value for '--timeout': "),
+        (["--grace", "inf"], "Invalid value for '--grace': must be a number"),
+        (["--drain", "nan"], "Invalid value for '--drain': "),
+        (["--keep-alive", "inf"], "Invalid value for '--keep-alive': must be a number"),
+        (["--send-timeout", "nan"], "Invalid value for '--send-timeout': "),
+        (["--head-timeout", "nan"], "Invalid value for '--head-timeout': "),
+        (["--uds", ""], "Invalid value for '--uds': is empty"),
+        (["--ssl-certfile", ""], "Invalid value for '--ssl-certfile': is empty"),
+        (["--ssl-certfile", "a", "--ssl-keyfile", ""], "'--ssl-keyfile': is empty"),
+        (["--api-key", ""], "'ANYSTREAMER_API_KEY'): is empty"),
+        (["--host", ""], "Invalid value for '--host': is empty"),
+        (["--chat-template", ""], "Invalid value for '--chat-template': is empty"),
+        (["--served-model-name", "a", "--served-model-name", ""], "name': is empty"),
+        ([""], "is empty: leave it out, or look whether its variable is set"),
+        (["--allow-host", "a.org:8000"], "'a.org:8000' is not the name of a host"),
+        (["--allow-origin", "https://a.org/"], "no browser sends 'https://a.org/'"),
+        (["--allow-media-from", "https://a.org"], "'https://a.org' is not a host"),
+        (["--log-level", "verbose"], "Invalid value for '--log-level': "),
+        (["--request-log", "yaml"], "Invalid value for '--request-log': "),
+        (["--port", "65536"], "Invalid value for '--port': "),
+    ],
+)
+def test_a_server_with_a_wrong_option_loads_no_model(options: list[str], message: str) -> None:
+    code, output = invoke("serve", *options)
+    assert code == 2
+    assert message in output
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("name", "left", "message"),
+    [
+        ("model.safetensors", 1000, "cannot be loaded: SafetensorError: "),
+        ("tokenizer.json", 100, "has a file that is not valid JSON"),
+        ("config.json", 1, "is not a valid JSON file"),
+    ],
+)
+def test_a_model_that_was_not_downloaded_to_its_end(
+    name: str, left: int, message: str, tmp_path: Path
+) -> None:
+    """One line names its folder, whichever library has found it."""
+    folder = tmp_path / "model"
+    shutil.copytree(Path(anystreamer.demo.__file__).parent / "model", folder)
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[:left])
+    code, output, errors = run_warm("-m", "anystreamer", "serve", str(folder), "--port", "0")
+    assert (code, output) == (1, "")
+    *_, last = errors.splitlines()
+    assert last.startswith("Error: ")
+    assert str(folder) in last
+    assert message in last
+    assert "Traceback" not in errors
+
+
+def test_an_empty_option_of_a_chat_is_refused_but_for_its_text() -> None:
+    code, output = invoke("chat", "--base-url", "")
+    assert code == 2
+    assert "Invalid value for '--base-url': is empty" in output
+    code, output = invoke("chat", "--system", "", "--api-key", "a")
+    assert (code, "needs --base-url" in output) == (2, True)
+
+
 @pytest.mark.torch
 def test_prompt_too_long() -> None:
     code, output = invoke("demo", "one, " * 2000)
@@ -339,6 +407,7 @@ def test_help_loads_nothing_heavy() -> None:
     """It names the command, and is there at once."""
     code = """
 import sys
+from pathlib import Path
 from anystreamer.cli import main
 try:
     main()

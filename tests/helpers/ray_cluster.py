@@ -18,6 +18,7 @@ import psutil
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
+from ray.serve.api import _run
 from ray.serve.context import _get_global_client
 
 from anystreamer.ray import Settings, _Replica, application
@@ -61,6 +62,14 @@ class TwoNodes:
 
         One by one, unless *settings* say otherwise: a second request then needs the other node.
         """
+        self._deploy(settings, blocking=True)
+        return self.replicas(2)
+
+    def redeploy(self) -> None:
+        """Begin to replace both replicas."""
+        self._deploy({"max_waiting": 10}, blocking=False)
+
+    def _deploy(self, settings: dict[str, Any], *, blocking: bool) -> None:
         options = {
             "num_replicas": 2,
             "max_replicas_per_node": 1,
@@ -68,8 +77,11 @@ class TwoNodes:
             "graceful_shutdown_wait_loop_s": 0.2,
             "graceful_shutdown_timeout_s": 60,
         }
-        serve.run(application(Settings(**{"batching": "none", **settings}), **options))
-        return self.replicas(2)
+        made = Settings(**{"batching": "none", "request_log": "json", **settings})
+        if blocking:
+            serve.run(application(made, **options))
+        else:
+            _run(application(made, **options), _blocking=False)
 
     def replicas(self, number: int) -> list[dict[str, Any]]:
         """Wait until there are so many, and all run. One that is being started is nowhere yet."""
@@ -86,6 +98,18 @@ class TwoNodes:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not {number} replicas, but {found}")
             time.sleep(0.1)
+
+    def in_state(self, state: str) -> dict[str, Any]:
+        """Wait for a replica in that state which has a process."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            details = _get_global_client().get_serve_details()
+            found = details["applications"]["default"]["deployments"]["anystreamer"]["replicas"]
+            for each in found:
+                if each["state"] == state and psutil.pid_exists(each.get("pid") or -1):
+                    return {name: each[name] for name in ("replica_id", "pid")}
+            time.sleep(0.02)
+        raise TimeoutError(f"no replica is {state}")
 
     def metrics(self) -> str:
         """What the agents of all nodes have for Prometheus."""
@@ -125,7 +149,9 @@ class TwoNodes:
 
     def link(self, path: str) -> None:
         """Serve beside it, in one replica, whatever model is linked to it there."""
-        settings = Settings.model_validate({"model_name": "anystreamer"})
+        # The head of a response comes with its first part. For a request that waits that is a
+        # comment, by default after 15 seconds.
+        settings = Settings.model_validate({"model_name": "anystreamer", "keep_alive": 0.2})
         options = {"max_ongoing_requests": 1000, "max_queued_requests": 1000}  # it has the line
         deployment = serve.deployment(_Linked).options(**options).bind(settings, path)
         serve.run(deployment, name="linked", route_prefix="/linked")

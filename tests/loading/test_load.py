@@ -89,6 +89,19 @@ def test_a_chat_template_is_text_or_a_file(folder: str, tmp_path: Path, name: st
         assert tokenizer.apply_chat_template(messages, tokenize=False) == "<hi>"
 
 
+def test_a_chat_template_has_to_be_jinja(tmp_path: Path) -> None:
+    """One that wants other messages is: what it raises itself is no fault."""
+    template = "{{ raise_exception('only documents') }}{% generation %}a{% endgeneration %}"
+    _, tokenizer = load_model(None, chat_template=template)
+    assert tokenizer.chat_template == template
+    for wrong, line in (("a\n{% if %}", 2), ("{{ 'a' }", 1)):
+        with pytest.raises(ValueError, match=f"chat_template: line {line} is not Jinja: "):
+            load_model(None, chat_template=wrong)
+    (tmp_path / "latin.jinja").write_bytes("{# é #}".encode("latin-1"))
+    with pytest.raises(ValueError, match="is not a text in UTF-8"):
+        load_model(None, chat_template=str(tmp_path / "latin.jinja"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -102,7 +115,6 @@ def test_a_chat_template_is_text_or_a_file(folder: str, tmp_path: Path, name: st
         ({"dtype": torch.int64}, ValueError, "is not a dtype"),
         ({"quantization": "3bit"}, ValueError, "use '8bit', '4bit'"),
         ({"chat_template": "nowhere.jinja"}, ValueError, "is not a file, nor a Jinja template"),
-        ({"chat_template": ""}, ValueError, "is not a file, nor a Jinja template"),
     ],
 )
 @pytest.mark.parametrize("name", ["nobody/nothing", None])

@@ -37,6 +37,20 @@ def test_each_test_runs_by_day_or_at_night(day: str, night: str) -> None:
         assert sum(runs) == (not marks["nightly"]), marks
 
 
+def test_the_long_tests_and_the_examples_are_in_one_session_each() -> None:
+    """In two of them, a night would do the same twice; in none, never."""
+    long, examples = expression("LONG"), expression("EXAMPLES")
+    for values in itertools.product([False, True], repeat=3):
+        marks = dict(zip(("nightly", "hypothesis", "variant"), values, strict=True))
+        runs = [bool(eval(each, {}, marks)) for each in (long, examples)]
+        assert sum(runs) <= 1, marks
+        needed = marks["nightly"] or (marks["hypothesis"] and not marks["variant"])
+        assert any(runs) == needed, marks
+    names = [node.value for node in ast.walk(NOXFILE) if isinstance(node, ast.Constant)]
+    for soaked in ("tests/engine/test_soak.py", "tests/bridge/test_teardown.py"):
+        assert names.count(soaked) == 1
+
+
 @pytest.fixture
 def workflows() -> dict[str, set[str]]:
     """The sessions that each workflow runs: those of its matrix, and those of its commands."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, cast
 
 import anyio
@@ -177,6 +178,20 @@ async def test_without_names_it_does_not_look() -> None:
 async def test_one_name_is_no_list(name: str) -> None:
     with pytest.raises(TypeError, match=name):
         await ask_with({}, **{name: ORIGIN})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["https://a.org", "a.org:8000", "a.org/path", "a.*", "*a.org", "", "::1", "a b"],
+)
+async def test_a_name_that_no_request_can_have_is_refused(name: str) -> None:
+    """Such a server would refuse all, with the message of another mistake."""
+    right = ["a.org", "*.a.org", "*", "localhost", "10.0.0.1", "[::1]", "my_host"]
+    model = ScriptedModel(["a"])
+    async with open_engine(model, model.tokenizer) as engine:
+        create_app(engine, allowed_hosts=right)
+        with pytest.raises(ValueError, match=f"^allowed_hosts: {re.escape(repr(name))} is not"):
+            create_app(engine, allowed_hosts=[*right, name])
 
 
 async def test_when_to_come_again_is_how_long_the_line_takes() -> None:

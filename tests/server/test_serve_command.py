@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -183,6 +184,107 @@ def test_it_drains_before_it_refuses(options: str, tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(PROGRAM_PATIENCE) == 130
         assert process.stdout.read() == ""
+    assert not os.path.exists(path)
+
+
+# A signal comes while the model is loaded.
+TOLD_WHILE_LOADING = (
+    "import os, signal, threading; from anystreamer import demo; demo.load_demo = lambda: "
+    "(os.kill(os.getpid(), signal.{}), threading.Event().wait())"
+)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals, and no such sockets")
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", -15), ("SIGHUP", -1), ("SIGINT", 130)])
+def test_a_signal_ends_it_while_it_loads(name: str, code: int, tmp_path: Path) -> None:
+    """Without a word, and without a file. A supervisor sees which signal it was."""
+    path = str(tmp_path / "socket")
+    with program("--uds", path, before=TOLD_WHILE_LOADING.format(name)) as process:
+        output, _ = process.communicate(timeout=PROGRAM_PATIENCE)
+        assert (process.returncode, output) == (code, "")
+    assert not os.path.exists(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals, and no such sockets")
+def test_the_first_process_of_a_container_ends_while_it_loads(tmp_path: Path) -> None:
+    """The kernel keeps from it signals that it does not handle, and those that it sends itself."""
+    apart = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
+    if not shutil.which("unshare") or subprocess.run([*apart, "true"], check=False).returncode:
+        pytest.skip("this machine lets nobody make a container")
+    code = "\n".join(
+        [
+            "import threading, time",
+            "from anystreamer import demo",
+            "demo.load_demo = lambda: (print('loading', flush=True), threading.Event().wait())",
+            "from anystreamer.cli import main; main()",
+        ]
+    )
+    command = [*apart, "--kill-child", sys.executable, "-c", code]
+    with subprocess.Popen(
+        [*command, "serve", "--uds", str(tmp_path / "socket")],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "loading\n"
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            os.kill(int(children.split()[0]), signal.SIGTERM)
+            assert process.wait(PROGRAM_PATIENCE) == 143
+        finally:
+            process.kill()
+    assert not (tmp_path / "socket").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals, and no such sockets")
+@pytest.mark.parametrize("options", ["", pytest.param("--backend trio", marks=pytest.mark.variant)])
+def test_it_serves_without_streams_a_home_or_a_reader(options: str, tmp_path: Path) -> None:
+    """As from a script that closes them. Its terminal's end ends it in order."""
+    path = str(tmp_path / "socket")
+    env = {name: value for name, value in os.environ.items() if name != "HOME"}
+    # A pipe whose reader has gone, and no standard input and no standard error.
+    shell = f'{{ exec "$0" -m anystreamer serve --uds "$1" {options} <&- 2>&-; }} | true'
+    shell = f"set -o pipefail; {shell}"
+    with subprocess.Popen(
+        ["bash", "-c", shell, sys.executable, path], env=env, cwd="/", text=True
+    ) as process:
+        try:
+            _wait_until_it_listens(path, process)
+            transport = httpx.HTTPTransport(uds=path)
+            with httpx.Client(
+                base_url="http://localhost", transport=transport, timeout=PROGRAM_PATIENCE
+            ) as client:
+                assert client.get("/health").json() == {"status": "open"}
+                body = {"prompt": PROMPT, "max_tokens": 4}
+                assert client.post(TEXT, json=body).json()["choices"][0]["text"] == " two, three,"
+            (served,) = _listening_on(path)
+            os.kill(served, signal.SIGHUP)
+            assert process.wait(PROGRAM_PATIENCE) == 0
+        finally:
+            for left in _listening_on(path):
+                os.kill(left, signal.SIGKILL)
+            process.kill()
+    assert not os.path.exists(path)
+
+
+def _wait_until_it_listens(path: str, process: subprocess.Popen[str]) -> None:
+    while True:
+        with socket.socket(socket.AF_UNIX) as client:
+            if client.connect_ex(path) == 0:
+                return
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
+def _listening_on(path: str) -> list[int]:
+    """The processes whose command names that path, without their shell."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            command = each.read_bytes().split(b"\0")
+            if b"serve" in command and path.encode() in command:
+                found.append(int(each.parent.name))
+    return found
 
 
 @pytest.mark.parametrize("is_trusted", [False, True])
@@ -245,7 +347,9 @@ def test_it_does_not_serve_everybody_without_a_key() -> None:
     ("options", "code", "message"),
     [
         ("--ssl-keyfile nowhere", 2, "needs --ssl-certfile"),
+        ("--ssl-certfile nowhere", 1, "nowhere"),
         ("--max-running 4 --batching none", 1, "max_running"),
+        ("--host nowhere.invalid --insecure", 1, "cannot listen on nowhere.invalid:0: "),
     ],
 )
 def test_options_that_do_not_go_together(options: str, code: int, message: str) -> None:

@@ -82,6 +82,7 @@ def load_model(
         model, tokenizer = _embedded(where, precision)
     if template is not None:
         tokenizer.chat_template = template
+        _check_syntax(tokenizer)
     return model.eval(), tokenizer
 
 
@@ -243,3 +244,19 @@ def _template(chat_template: str) -> str:
         raise ValueError(
             f"chat_template={chat_template!r} is not a file, nor a Jinja template ({exc.strerror})"
         ) from exc
+    except UnicodeError as exc:
+        raise ValueError(f"chat_template={chat_template!r} is not a text in UTF-8") from exc
+
+
+def _check_syntax(tokenizer: Any) -> None:
+    """Raise ValueError if its chat template cannot be read: else each chat would fail later.
+
+    transformers compiles it, with its own extensions of Jinja.
+    """
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    except Exception as exc:
+        # Other errors are not about the template: it can want messages that are not this one.
+        if type(exc).__name__ == "TemplateSyntaxError":
+            line = getattr(exc, "lineno", None)
+            raise ValueError(f"chat_template: line {line} is not Jinja: {exc}") from exc

@@ -1,9 +1,9 @@
 """From prompts, chats, pictures and sound to the inputs of a model."""
 
-from .media import has_media, media_kinds
+from .media import has_media, media_kinds, open_picture
 from .media_fetch import fetch_media
 from .missing_processors import note_missing_processor
-from .processors import prompts_for_processor
+from .processors import check_media, prompts_for_processor
 from .prompt_checks import check_context_length, check_vocabulary
 from .prompts import (
     Prompt,
@@ -24,12 +24,14 @@ __all__ = [
     "UntrustedMessages",
     "as_prompts",
     "check_context_length",
+    "check_media",
     "check_vocabulary",
     "encode",
     "fetch_media",
     "has_media",
     "media_kinds",
     "note_missing_processor",
+    "open_picture",
     "padded",
     "prompt_rows",
     "prompts_for_processor",

@@ -22,6 +22,7 @@ __all__ = [
     "has_media",
     "media_kinds",
     "media_parts",
+    "open_picture",
 ]
 
 # The types of parts, in transformers' own shape and in those of OpenAI's APIs and of Anthropic's.
@@ -164,6 +165,13 @@ def check_processor(model: Any, tokenizer: Any, decoding: Any, part: MediaPart) 
             "its place (AutoProcessor.from_pretrained)"
         )
     raise ValueError(f"{name} {type(model).__name__} does not take {part.kind} inputs")
+
+
+def open_picture(data: bytes) -> Any:
+    """Decode a picture of the caller's own, as `decoded_messages` does. Raises as that does."""
+    from .media_files import Budget, decode_picture
+
+    return decode_picture(data, Budget(is_bounded=False))
 
 
 def decoded_messages(messages: Any, rate: int, fetched: Mapping[str, bytes]) -> Any:

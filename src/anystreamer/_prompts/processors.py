@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._weak_cache import WeakCache
-from .media import check_processor, decoded_messages, has_media, media_parts
+from .media import MediaPart, check_processor, decoded_messages, has_media, media_parts
 from .prompts import Prompt, TokenIds, takes_processor_kwargs, tokenizer_of
 from .untrusted import UntrustedMessages
 
-__all__ = ["prompts_for_processor"]
+__all__ = ["check_media", "prompts_for_processor"]
 
 # Whether a template reads contents that are strings, for each processor and template.
 _reads_strings: WeakCache[dict[str, bool]] = WeakCache()
@@ -44,6 +44,21 @@ def prompts_for_processor(
         return prompts
     settings = chat_template_kwargs or {}
     return [_prepared(model, tokenizer, decoding, each, settings, fetched) for each in prompts]
+
+
+def check_media(model: Any, tokenizer: Any, kind: str, place: str) -> None:
+    """Refuse media that a model does not take, before there is a message with them.
+
+    Args:
+        model: of transformers, or another one.
+        tokenizer: or a processor.
+        kind: ``"image"``, ``"audio"`` or ``"video"``.
+        place: where it would be, for the message.
+
+    Raises:
+        ValueError: what to pass instead.
+    """
+    check_processor(model, tokenizer, tokenizer_of(tokenizer), MediaPart(kind, place, {}))
 
 
 def _prepared(

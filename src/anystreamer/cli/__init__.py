@@ -1,6 +1,8 @@
 """The command line: ``demo``, ``chat``, ``serve``. Heavy imports wait until a command runs."""
 
+import os
 import signal
+import sys
 
 from .common import INSTALL
 from .terminal import exit_now, fail
@@ -10,6 +12,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line."""
+    _open_closed_streams()
     # As a KeyboardInterrupt, Ctrl-C could hit a __del__ during an import, which swallows it; and a
     # second one could hit an event loop that is just ending.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not so under nohup
@@ -22,3 +25,18 @@ def main() -> None:
         app(prog_name="anystreamer")
     except OSError as exc:  # a full disk, an unreadable file
         fail(str(exc))
+
+
+def _open_closed_streams() -> None:
+    """Put a device in the place of a standard stream that was closed, as by ``>&-``.
+
+    Otherwise a socket or a file of ours would get its number, and libraries write to that.
+    """
+    if sys.platform == "win32":
+        return
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115

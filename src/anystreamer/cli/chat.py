@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol
 
 from anyio import EndOfStream, move_on_after
 from markdown_it import MarkdownIt
@@ -21,7 +21,8 @@ from rich.text import Text
 from .. import TextStream
 from .._errors import PromptTooLong, is_kind, message_of
 from .chat_backends import ChatBackend
-from .chat_commands import Commands, Conversation
+from .chat_commands import Commands, Content, Conversation
+from .chat_pictures import Part, read_picture
 from .chat_session import ChatSession, open_session
 from .terminal import Screen, exit_now, fail, format_stats
 
@@ -46,10 +47,20 @@ PARSER = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "tab
 class Chat:
     """A conversation, until the user exits or the questions end."""
 
-    def __init__(self, chat_backend: ChatBackend, *, backend: str, system: str | None) -> None:
+    def __init__(
+        self,
+        chat_backend: ChatBackend,
+        *,
+        backend: str,
+        system: str | None,
+        pictures: Sequence[Any] = (),
+    ) -> None:
         self._chat_backend = chat_backend
         self._backend = backend
         self._conversation = Conversation(system)
+        if pictures:
+            chat_backend.check_pictures()
+            self._conversation.pictures = [chat_backend.picture_part(each) for each in pictures]
         self._session: ChatSession
         self._console = Console()
         self._screen = Screen()
@@ -66,26 +77,32 @@ class Chat:
     def _converse(self) -> None:
         if not self._is_interactive:
             for question in _lines():
-                self._answer(question)
+                self._answer(self._conversation.question(question))
         else:
             keys = "Ctrl-C stops an answer, Ctrl-D exits, /help lists commands."
             self._screen.write(f"{_neutral(self._chat_backend.shown_as)}. {keys}", "dim", end="\n")
-            commands = Commands(self._conversation, self._answer)
-            reader = _Keyboard(self._screen)
+            if self._conversation.pictures:
+                self._screen.write(self._conversation.shown_pictures(), "dim", end="\n")
+            commands = Commands(self._conversation, self._answer, self._picture)
+            reader = _Keyboard(self._screen, commands.completions)
             while not commands.has_ended and (typed := reader.read_line()) is not None:
                 if typed.startswith("/"):
                     self._run(commands, typed.strip())
                 elif question := typed.strip():
-                    self._answer(question)
+                    self._answer(self._conversation.question(question))
+
+    def _picture(self, path: str) -> Part:
+        self._chat_backend.check_pictures()
+        return self._chat_backend.picture_part(read_picture(path))
 
     def _run(self, commands: Commands, line: str) -> None:
         try:
             if said := commands.run(line):
                 self._screen.write(said, "dim", end="\n")
-        except ValueError as exc:
+        except (ImportError, ValueError) as exc:
             self._screen.write(_neutral(f"Error: {exc}"), "red", end="\n")
 
-    def _answer(self, question: str) -> None:
+    def _answer(self, question: Content) -> None:
         view: _View = (
             _Plain(self._screen) if self._is_plain else _Formatted(self._console, self._screen)
         )
@@ -96,7 +113,10 @@ class Chat:
                 message = _neutral(_explained(exc, has_commands=self._is_interactive))
                 if not self._is_interactive:
                     fail(message)
-                return self._screen.write(f"Error: {message}", "red", end="\n")
+                self._screen.write(f"Error: {message}", "red", end="\n")
+                if self._conversation.pictures:  # the same error can come again because of them
+                    self._screen.write(self._conversation.shown_pictures(), "dim", end="\n")
+                return
         if not self._is_interactive:
             if interrupt.came:
                 exit_now()
@@ -105,7 +125,7 @@ class Chat:
         if stream.text:  # chat templates refuse a question without an answer
             self._conversation.add(question, stream.text)
 
-    async def _show(self, question: str, view: _View, interrupt: _Interrupt) -> TextStream:
+    async def _show(self, question: Content, view: _View, interrupt: _Interrupt) -> TextStream:
         messages, settings = self._conversation.asking(question), self._conversation.settings
         with view:
             async with self._session.answer(messages, settings) as stream:
@@ -136,13 +156,23 @@ def _explained(exc: Exception, *, has_commands: bool) -> str:
 
 
 class _Keyboard:
-    """Reads lines. Ctrl-C clears the line that is being typed, and leaves if pressed twice."""
+    """Reads lines. Ctrl-C clears the line that is being typed, and leaves if pressed twice.
 
-    def __init__(self, screen: Screen) -> None:
+    Args:
+        screen: shows what Ctrl-C does.
+        completions: what a command can be that begins as the text does.
+    """
+
+    def __init__(self, screen: Screen, completions: Callable[[str], list[str]]) -> None:
         self._screen = screen
         self._was_interrupted = False  # and nothing was typed since
         with suppress(ImportError):  # it is missing on Windows
-            import readline  # noqa: F401  # gives input() a history and line editing
+            import readline  # gives input() a history and line editing
+
+            readline.set_completer_delims("")  # a line is completed as a whole
+            readline.set_completer(_completer(completions))
+            is_libedit = "libedit" in (readline.__doc__ or "")
+            readline.parse_and_bind("bind ^I rl_complete" if is_libedit else "tab: complete")
 
     def read_line(self) -> str | None:
         """A line; None at the end of input, Ctrl-D."""
@@ -180,6 +210,19 @@ def _line_so_far() -> str:
     except ImportError:
         return ""
     return readline.get_line_buffer()
+
+
+def _completer(completions: Callable[[str], list[str]]) -> Callable[[str, int], str | None]:
+    """What readline calls at a tab, with 0, 1, ... until there is no more. Commands are completed.
+
+    In a question, a tab is a tab: text that is pasted has them.
+    """
+
+    def complete(text: str, number: int) -> str | None:
+        found = completions(text) if text.startswith("/") else [f"{text}\t"]
+        return found[number] if number < len(found) else None
+
+    return complete
 
 
 def _lines() -> Iterator[str]:

@@ -12,6 +12,8 @@ from .. import Engine, ReuseCache, open_engine
 from .._generation import Seed, UpTo
 from .._loading import shown_name
 from .._model import max_context_length, uses_torch
+from .._prompts import check_media
+from .chat_pictures import Part, as_data
 from .common import load_or_fail
 from .terminal import fail
 
@@ -36,6 +38,12 @@ class ChatBackend(Protocol):
 
     def arguments(self, settings: Settings) -> dict[str, Any]:
         """Arguments of `Engine.stream_text` for an answer. Raises ValueError for a setting."""
+
+    def check_pictures(self) -> None:
+        """Raises ValueError if the model takes no pictures, as far as that is known here."""
+
+    def picture_part(self, picture: Any) -> Part:
+        """A picture of Pillow's as a part of a message."""
 
 
 class LocalModel:
@@ -65,6 +73,12 @@ class LocalModel:
             arguments["logits_processor"] = [Seed(settings["seed"])]
         return arguments | _sampling(settings)
 
+    def check_pictures(self) -> None:
+        check_media(self._model, self._tokenizer, "image", "the file")
+
+    def picture_part(self, picture: Any) -> Part:
+        return {"type": "image", "image": picture}
+
 
 class RemoteModel:
     """The model of a server that has OpenAI's API."""
@@ -90,6 +104,12 @@ class RemoteModel:
         if "seed" in settings:
             arguments["extra_body"] = {"seed": settings["seed"]}
         return arguments | _sampling(settings)
+
+    def check_pictures(self) -> None:
+        """The server says it, when it is asked: most do not list what their models take."""
+
+    def picture_part(self, picture: Any) -> Part:
+        return as_data(picture)
 
 
 def _sampling(settings: Settings) -> dict[str, Any]:

@@ -6,9 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from .chat_pictures import Part, completed_path
 from .chat_settings import SETTINGS, changed
+from .terminal import counted
 
-__all__ = ["Commands", "Conversation"]
+__all__ = ["Commands", "Content", "Conversation"]
+
+Content = str | list[Part]  # of a message
 
 
 @dataclass
@@ -16,20 +20,39 @@ class Conversation:
     """What the next question goes with."""
 
     system: str | None
-    turns: list[dict[str, str]] = field(default_factory=list)  # questions, each with its answer
+    # Questions, each with its answer.
+    turns: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    pictures: list[Part] = field(default_factory=list)  # of the next question
 
-    def asking(self, question: str) -> list[dict[str, str]]:
+    def question(self, text: str) -> Content:
+        """The next question, with its pictures."""
+        return [*self.pictures, {"type": "text", "text": text}] if self.pictures else text
+
+    def asking(self, question: Content) -> list[dict[str, Any]]:
         """The messages of a request."""
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*system, *self.turns, {"role": "user", "content": question}]
 
-    def add(self, question: str, answer: str) -> None:
-        """Keep a question that has been answered."""
+    def add(self, question: Content, answer: str) -> None:
+        """Keep a question that has been answered. Its pictures do not go with the next one."""
         self.turns += [
             {"role": "user", "content": question},
             {"role": "assistant", "content": answer},
         ]
+        asked = [] if isinstance(question, str) else question
+        self.pictures = [each for each in self.pictures if all(each is not part for part in asked)]
+
+    def shown_pictures(self) -> str:
+        """How many pictures the next question has."""
+        count = len(self.pictures)
+        if not count:
+            return "The next question has no picture."
+        return f"The next question has {counted(count, 'picture')}. /image alone removes pictures."
+
+
+def _no_picture(_: str) -> Part:
+    raise ValueError("this chat takes no pictures")
 
 
 @dataclass(frozen=True)
@@ -45,15 +68,28 @@ class Commands:
     Args:
         conversation: what they change.
         ask: asks a question in it.
+        picture: makes the part of a message from the path of a picture. Raises ValueError or
+            ImportError if it cannot.
     """
 
-    def __init__(self, conversation: Conversation, ask: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        conversation: Conversation,
+        ask: Callable[[Content], object],
+        picture: Callable[[str], Part] = _no_picture,
+    ) -> None:
         self._conversation = conversation
         self._ask = ask
+        self._picture = picture
         self.has_ended: bool = False
         self._commands = {
             "/new": _Command("/new", "start a new conversation", self._new),
             "/retry": _Command("/retry", "ask for the last answer again", self._retry),
+            "/image": _Command(
+                "/image [PATH]",
+                "add a picture to the next question, or remove its pictures",
+                self._image,
+            ),
             "/system": _Command(
                 "/system [TEXT]", "set the system prompt, or remove it", self._system
             ),
@@ -72,6 +108,7 @@ class Commands:
 
         Raises:
             ValueError: there is no such command, or its argument is wrong.
+            ImportError: what it needs is not installed.
         """
         name, _, argument = line.partition(" ")
         command = self._commands.get(self._aliases.get(name, name))
@@ -85,8 +122,21 @@ class Commands:
             raise ValueError(f"{name} takes nothing after it")
         return command.run(argument)
 
+    def completions(self, line: str) -> list[str]:
+        """What a line that begins as *line* can be: a command, a setting, the path of a picture."""
+        name, space, argument = line.partition(" ")
+        if not space:
+            found = [each for each in self._commands if each.startswith(name)]
+            return [f"{each} " if " " in self._commands[each].form else each for each in found]
+        if name == "/image":
+            return [f"{name} {path}" for path in completed_path(argument)]
+        if name == "/set":
+            return [f"{name} {each} " for each in SETTINGS if each.startswith(argument)]
+        return []
+
     def _new(self, _: str) -> str:
         self._conversation.turns = []
+        self._conversation.pictures = []
         return "A new conversation."
 
     def _retry(self, _: str) -> str:
@@ -98,6 +148,13 @@ class Commands:
         if len(self._conversation.turns) < len(before):  # there is no other one
             self._conversation.turns = before
         return ""
+
+    def _image(self, path: str) -> str:
+        if path:
+            self._conversation.pictures.append(self._picture(path))
+        else:
+            self._conversation.pictures = []
+        return self._conversation.shown_pictures()
 
     def _system(self, text: str) -> str:
         self._conversation.system = text or None

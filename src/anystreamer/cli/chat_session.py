@@ -35,7 +35,7 @@ class ChatSession:
         self._portal = portal
 
     def answer(
-        self, messages: Sequence[dict[str, str]], settings: Mapping[str, Any]
+        self, messages: Sequence[dict[str, Any]], settings: Mapping[str, Any]
     ) -> AbstractAsyncContextManager[TextStream]:
         """A block with the stream of an answer, for `call`.
 

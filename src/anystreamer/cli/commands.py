@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from collections.abc import Callable
 from typing import Annotated
 
 import rich.console  # noqa: F401  # typer runs without it, the commands do not
 import typer
 
+from .._logs import LogLevel, RequestLogFormat, write_logs
+from .._prompts import UntrustedMessages
+from .._site_names import validate_allowed_hosts, validate_origins
 from . import options
-from .common import KEY, Backend, Batching, Server, given, require_installed
+from .common import (
+    KEY,
+    Backend,
+    Batching,
+    Server,
+    given,
+    refuse_empty,
+    require_installed,
+)
 from .connection_limits import ConnectionLimits
 from .demo import run_demo
 from .listening import Certificate
-from .logs import LogLevel, RequestLogFormat, write_logs
 from .serve import allowed_hosts, is_loopback, run_serve
+from .terminal import fail
 
 __all__ = ["app"]
 
@@ -61,10 +73,12 @@ def demo(
 
 @app.command()
 def chat(
+    context: typer.Context,
     model: options.Model = None,
     backend: options.EventLoop = Backend.ASYNCIO,
     max_new_tokens: options.ChatMaxNewTokens = None,
     system: options.SystemMessage = None,
+    image: options.Pictures = None,
     base_url: options.BaseURL = None,
     api_key: options.APIKey = None,
     device: options.Device = None,
@@ -77,17 +91,25 @@ def chat(
 
     The model runs in this process. With --base-url it is the model of a server. Each turn computes
     only what is new in the conversation. The model's own settings decide how tokens are chosen,
-    until you change them with /set.
+    until you change them with /set. /image adds a picture to a question.
 
     Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists the commands. If you pipe text in,
     each line is a question.
     """
+    refuse_empty(context, "system")
     require_installed(backend)
     if base_url is None and api_key is not None:
         raise typer.BadParameter("needs --base-url", param_hint="--api-key")
     from .chat import Chat
     from .chat_backends import ChatBackend, local_model, remote_model
+    from .chat_pictures import read_picture
 
+    try:  # before the model is loaded, which takes long
+        pictures = [read_picture(path) for path in image or ()]
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint="--image") from None
+    except ImportError as exc:
+        fail(str(exc))
     chat_backend: ChatBackend
     if base_url is None:
         chat_backend = local_model(
@@ -103,11 +125,16 @@ def chat(
         )
     else:
         chat_backend = remote_model(base_url, model, api_key or os.environ.get(KEY), max_new_tokens)
-    Chat(chat_backend, backend=backend, system=system).run()
+    try:
+        session = Chat(chat_backend, backend=backend, system=system, pictures=pictures)
+    except ValueError as exc:
+        fail(f"--image: {exc}")
+    session.run()
 
 
 @app.command()
 def serve(
+    context: typer.Context,
     model: options.Model = None,
     host: options.Host = "127.0.0.1",
     port: options.Port = 8000,
@@ -154,6 +181,7 @@ def serve(
     Ctrl-C stops the server: open streams have the time of --grace to finish, and a second Ctrl-C
     stops it at once.
     """
+    refuse_empty(context)
     if ssl_keyfile and not ssl_certfile:
         raise typer.BadParameter("needs --ssl-certfile", param_hint="--ssl-keyfile")
     if not (api_key or insecure or uds or is_loopback(host)):
@@ -165,6 +193,7 @@ def serve(
         raise typer.BadParameter(
             "uvicorn runs on asyncio only: use --server hypercorn", param_hint="--server"
         )
+    _check_names(allow_host or [], allow_origin or [], allow_media_from or [])
     write_logs(log_level, request_log)
     run_serve(
         model,
@@ -207,3 +236,17 @@ def serve(
         allow_origins=allow_origin or [],
         allowed_hosts=allowed_hosts(host, allow_host or []),
     )
+
+
+def _check_names(hosts: list[str], origins: list[str], media_hosts: list[str]) -> None:
+    """Check the names of other machines: `create_app` would, when the model has been loaded."""
+    checks: dict[str, Callable[[], object]] = {
+        "--allow-host": lambda: validate_allowed_hosts(hosts),
+        "--allow-origin": lambda: validate_origins(origins),
+        "--allow-media-from": lambda: UntrustedMessages(allow_media_from=media_hosts),
+    }
+    for option, check in checks.items():
+        try:
+            check()
+        except ValueError as exc:
+            raise typer.BadParameter(str(exc), param_hint=option) from None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
+import traceback
 from enum import StrEnum
 from importlib.util import find_spec
 from typing import Any
 
+from .._errors import logger, message_of
 from .._installing import to_install
 from .._loading import load_model
 from .terminal import fail
@@ -19,9 +23,11 @@ __all__ = [
     "Backend",
     "Batching",
     "Server",
+    "finite",
     "given",
     "load_embedded",
     "load_or_fail",
+    "refuse_empty",
     "require_installed",
 ]
 
@@ -93,6 +99,42 @@ def load_or_fail(name: str | None, **options: Any) -> tuple[Any, Any]:
         return load_model(name, **options)
     except ImportError as exc:
         fail(f"{exc}{'' if 'pip install' in str(exc) else f': {INSTALL}'}")
+    except json.JSONDecodeError as exc:
+        fail(f"{name} has a file that is not valid JSON ({exc})")
     except ValueError as exc:
         needs_trust = "trust_remote_code" in str(exc) and "trust_remote_code" not in options
         fail(f"{exc}{' (here: --trust-remote-code)' if needs_trust else ''}")
+    except OSError:
+        raise  # `main` shows it
+    except Exception as exc:  # a file that is cut off, too little memory: each library has its own
+        logger.debug("%s", "".join(traceback.format_exception(exc)))
+        fail(f"{name} cannot be loaded: {type(exc).__name__}: {message_of(exc)}")
+
+
+def finite(value: float) -> float:
+    """Check a number of seconds, as a callback of an option. NaN is not less than any limit."""
+    import typer
+
+    if not math.isfinite(value):
+        raise typer.BadParameter("must be a number")
+    return value
+
+
+def refuse_empty(context: Any, *allowed: str) -> None:
+    """Exit with a message if a text is empty, as one with a variable of a shell that is not set.
+
+    Args:
+        context: typer's, of the command.
+        allowed: names of parameters whose text can be empty.
+    """
+    import typer
+
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name)
+        texts = value if isinstance(value, list) else [value]
+        if "" in texts and parameter.name not in allowed:
+            raise typer.BadParameter(
+                "is empty: leave it out, or look whether its variable is set",
+                ctx=context,
+                param=parameter,
+            )

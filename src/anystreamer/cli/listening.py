@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,11 +23,39 @@ class Certificate:
     certificate: str  # the chain
     key: str | None  # None if it is in the same file
 
+    def check(self) -> None:
+        """Read them, before a model is loaded for nothing.
+
+        Raises:
+            OSError: with the name of the file, if one cannot be read or used.
+        """
+        for path in filter(None, (self.certificate, self.key)):
+            with open(path, "rb"):  # its error has the name, that of `ssl` has not
+                pass
+        files = f"{self.certificate}{f' and {self.key}' if self.key else ''}"
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self.certificate, self.key, password=_no_passphrase)
+        except ssl.SSLError as exc:
+            raise OSError(
+                f"{files}: not a certificate and its key in PEM format ({exc.reason or exc})"
+            ) from exc
+        except ValueError as exc:
+            raise OSError(f"{files}: {exc}") from exc
+
+
+def _no_passphrase() -> str:
+    raise ValueError("the key has a passphrase: write it without one, as openssl pkey does")
+
 
 def listening(host: str, port: int) -> socket.socket:
     """A socket that listens on an address. Raises OSError if it cannot."""
-    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as exc:  # the latter of a name that cannot be one
+        shown = f"[{host}]" if ":" in host else host
+        raise OSError(f"cannot listen on {shown}:{port}: {_reason(exc)}") from exc
     # With its protocol, which `create_server` leaves out. asyncio sets TCP_NODELAY only for sockets
     # that have it; without that option a response waits up to 40 ms for the client's kernel.
     return socket.socket(family, listener.type, socket.IPPROTO_TCP, fileno=listener.detach())
@@ -42,14 +71,16 @@ def listening_on_path(path: str) -> Iterator[socket.socket]:
     listener = socket.socket(socket.AF_UNIX)
     try:
         with suppress(FileNotFoundError):
-            if stat.S_ISSOCK(os.stat(path).st_mode) and not _is_served(path):
+            if not stat.S_ISSOCK(os.stat(path).st_mode):
+                raise OSError("what is there is not a socket")
+            if not _is_served(path):
                 os.unlink(path)  # a process that was killed has left it
         listener.bind(path)
         listener.listen(BACKLOG)
         made = os.stat(path)
     except OSError as exc:
         listener.close()
-        raise OSError(f"cannot listen on {path}: {exc.strerror or exc}") from exc
+        raise OSError(f"cannot listen on {path}: {_reason(exc)}") from exc
     try:
         with listener:
             yield listener
@@ -57,6 +88,14 @@ def listening_on_path(path: str) -> Iterator[socket.socket]:
         with suppress(FileNotFoundError):
             if os.path.samestat(os.stat(path), made):
                 os.unlink(path)
+
+
+def _reason(exc: OSError | UnicodeError) -> str:
+    if isinstance(exc, UnicodeError):
+        return "it is not the name of a host"
+    if isinstance(exc, socket.gaierror) or not exc.errno:  # whose number is no error of the system
+        return exc.strerror or str(exc)
+    return os.strerror(exc.errno)  # `create_server` adds the address
 
 
 def _is_served(path: str) -> bool:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .common import KEY, Backend, Batching, Server
-from .logs import LogLevel, RequestLogFormat
+from .._logs import LogLevel, RequestLogFormat
+from .common import KEY, Backend, Batching, Server, finite
 
 # The model of ``chat`` and ``serve``.
 Model = Annotated[
@@ -83,6 +83,15 @@ SystemMessage = Annotated[
     str | None,
     typer.Option(metavar="TEXT", help="A system message, sent before the conversation."),
 ]
+Pictures = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image",
+        metavar="FILE",
+        help="A picture for the first question, if the model takes pictures. The option can be "
+        "repeated.",
+    ),
+]
 BaseURL = Annotated[
     str | None,
     typer.Option(metavar="URL", help="Use the model of this OpenAI-compatible server."),
@@ -156,6 +165,7 @@ DrainTime = Annotated[
         min=0.0,
         help="After Ctrl-C or SIGTERM, the server accepts requests for this many seconds more. "
         "GET /health already says that it will end.",
+        callback=finite,
         metavar="SECONDS",
         rich_help_panel="Running",
     ),
@@ -165,6 +175,7 @@ GraceTime = Annotated[
     typer.Option(
         min=0.0,
         help="After --drain, open streams have this many seconds to finish.",
+        callback=finite,
         metavar="SECONDS",
         rich_help_panel="Running",
     ),
@@ -304,6 +315,7 @@ RequestTimeout = Annotated[
     typer.Option(
         min=0.0,
         help="How many seconds a request can take, with the time it waits. 0 means no limit.",
+        callback=finite,
         metavar="SECONDS",
         rich_help_panel="Requests",
     ),
@@ -334,6 +346,7 @@ HeadTimeout = Annotated[
         min=1.0,
         help="A connection is closed if it is idle, or sends a request's head, for more than "
         "this many seconds.",
+        callback=finite,
         metavar="SECONDS",
         rich_help_panel="Connections",
     ),
@@ -344,6 +357,7 @@ SendTimeout = Annotated[
         min=0.0,
         help="How many seconds a client can take to receive a part of its answer. 0 means no "
         "limit.",
+        callback=finite,
         metavar="SECONDS",
         rich_help_panel="Connections",
     ),
@@ -372,6 +386,7 @@ KeepAlive = Annotated[
         min=0.0,
         help="After this many seconds without text, the server sends a comment, so that no "
         "proxy closes the connection. 0 turns this off.",
+        callback=finite,
         metavar="SECONDS",
         rich_help_panel="Connections",
     ),

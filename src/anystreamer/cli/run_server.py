@@ -22,12 +22,19 @@ from .._engine import Engine
 from .connection_limits import ConnectionLimits
 from .listening import BACKLOG, Certificate
 
-__all__ = ["run", "serve"]
+__all__ = ["ending_signals", "run", "serve"]
 
 # How long a server may take to send the last parts, once the engine is closed (seconds).
 SHUTDOWN_SEND_TIMEOUT = 5.0
 
-ENDING = (signal.SIGINT, signal.SIGTERM)
+
+def ending_signals() -> list[signal.Signals]:
+    """Those that end a server. Under ``nohup``, the end of its terminal is not one of them."""
+    hangup: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
+        return [signal.SIGINT, signal.SIGTERM]
+    return [signal.SIGINT, signal.SIGTERM, hangup]
+
 
 # How often to check for a signal where the event loop itself cannot handle them (seconds).
 SIGNAL_POLL = 0.1
@@ -47,7 +54,7 @@ async def run(
     ready: Callable[[], object],
     at_once: Callable[[], object],
 ) -> None:
-    """Serve on *listener* until SIGINT or SIGTERM.
+    """Serve on *listener* until SIGINT, SIGTERM or SIGHUP.
 
     From then on it is not ready, as ``/health`` says, and serves for *drain* seconds more. Then no
     new requests are accepted. Open streams have *grace* seconds to end; the others then end with an
@@ -100,7 +107,7 @@ async def run(
 
 async def _at_each_signal(act: Callable[[], object]) -> None:
     try:
-        with open_signal_receiver(*ENDING) as received:
+        with open_signal_receiver(*ending_signals()) as received:
             async for _ in received:
                 act()
     except NotImplementedError:  # asyncio on Windows has no signal handlers
@@ -110,7 +117,8 @@ async def _at_each_signal(act: Callable[[], object]) -> None:
 async def _poll_signals(act: Callable[[], object]) -> None:
     received: list[int] = []
     before = {
-        each: signal.signal(each, lambda number, _: received.append(number)) for each in ENDING
+        each: signal.signal(each, lambda number, _: received.append(number))
+        for each in ending_signals()
     }
     try:
         while True:

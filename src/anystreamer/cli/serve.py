@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gc
 import ipaddress
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -62,22 +65,30 @@ def run_serve(
     """
     try:
         from ..server import create_app
-        from .run_server import run
+        from .run_server import ending_signals, run
     except ImportError as exc:
         fail(f"{exc.__cause__ or exc}: {INSTALL_SERVER}")
     for package in (server, backend):
         require_installed(package, INSTALL_SERVER)
     # First, because loading takes long: a port that is in use is found out before.
-    with listening_on_path(uds) if uds else listening(host, port) as listener:
+    if certificate:
+        certificate.check()
+    with ExitStack() as stack:
+        listener = stack.enter_context(listening_on_path(uds) if uds else listening(host, port))
+        stack.enter_context(_ended_by(ending_signals(), stack.close))
         model, tokenizer = load_or_fail(name, **loading)
         shown, *aliases = served_names or [shown_name(name)]
 
         def tell() -> None:
             url = url_of(listener, "https" if certificate else "http")
-            print(f"Serving {shown} on {url}", flush=True)
-            if sys.stdout.isatty():  # programs read the line above, and nothing else
+            _say(f"Serving {shown} on {url}")
+            if sys.stdout and sys.stdout.isatty():  # programs read the line above, and nothing else
                 page = "" if uds else f"Chat page: {url}/. "  # browsers open no paths
-                print(f"Model: {placement(model)}. {page}API: {url}/v1. Ctrl-C stops.")
+                _say(f"Model: {placement(model)}. {page}API: {url}/v1. Ctrl-C stops.")
+
+        def leave() -> None:
+            stack.close()  # a path of a socket is removed
+            exit_now()
 
         try:
             engine_context = open_engine(
@@ -108,7 +119,7 @@ def run_serve(
                 grace=grace,
                 certificate=certificate,
                 ready=tell,
-                at_once=exit_now,
+                at_once=leave,
             )
 
         # A model and torch are 400,000 objects that stay. Looking through them takes 0.2 s, in
@@ -121,3 +132,36 @@ def run_serve(
             backend=backend.value,
             backend_options={"use_uvloop": True} if uses_uvloop else {},
         )
+
+
+@contextmanager
+def _ended_by(signals: Sequence[signal.Signals], clean_up: Callable[[], object]) -> Iterator[None]:
+    """Let these signals end the process at once, after *clean_up*, until the server handles them.
+
+    The first process of a container ignores them without a handler: it would load its model to the
+    end, although it was told to stop.
+    """
+
+    def end(number: int, _: object) -> None:
+        clean_up()
+        if number == signal.SIGINT:
+            exit_now()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)  # so that a supervisor sees why it has ended
+        os._exit(128 + number)  # the first process of a container goes on after that
+
+    before = {each: signal.signal(each, end) for each in signals}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _say(line: str) -> None:
+    """Print a line, if somebody can read it. A server also works without."""
+    try:
+        print(line, flush=True)
+    except OSError:  # a pipe whose reader has gone, or a disk that is full
+        # What Python still has of the line would fail again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

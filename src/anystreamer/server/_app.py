@@ -18,6 +18,7 @@ from starlette.routing import Route
 from .._engine import Engine
 from .._model import max_context_length
 from .._prompts import UntrustedMessages, media_kinds, tokenizer_of
+from .._site_names import validate_allowed_hosts
 from .._streams import TextStream, Timeouts, validate_timeouts
 from .._text import response_template_of, validate_template
 from ._allowed_hosts import AllowedHosts
@@ -138,14 +139,10 @@ def create_app(
     )
     if api_key == "":
         raise ValueError("api_key is empty: for a server without a key pass None")
-    for name, names in (
-        ("aliases", aliases),
-        ("allow_origins", allow_origins),
-        ("allowed_hosts", allowed_hosts),
-    ):
-        if isinstance(names, str):
-            raise TypeError(f"{name} must be a list of strings, got {names!r}")
+    if isinstance(aliases, str):
+        raise TypeError(f"aliases must be a list of strings, got {aliases!r}")
     validate_origins(allow_origins)
+    validate_allowed_hosts(allowed_hosts)
     validate_timeouts(timeout)
     limits = Limits(
         default_max_tokens=default_max_tokens,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from inspect import signature
 from typing import Any
@@ -10,34 +9,10 @@ from typing import Any
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from .._site_names import validate_origins
 from ._observing import HEADER
 
 __all__ = ["cross_origin", "validate_origins"]
-
-# As browsers send it. Extensions and desktop applications have schemes of their own.
-_ORIGIN = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
-)
-_USUAL_PORTS = {"http": "80", "https": "443"}
-_ANY_OR_OPAQUE = ("*", "null")
-
-
-def validate_origins(origins: Sequence[str]) -> None:
-    """Check a list of origins: one that no browser sends would allow nothing.
-
-    Raises:
-        ValueError: for one of them.
-    """
-    for origin in origins:
-        if origin in _ANY_OR_OPAQUE:
-            continue
-        found = _ORIGIN.fullmatch(origin)
-        if found is None or found["port"] == _USUAL_PORTS.get(found["scheme"], ""):
-            raise ValueError(
-                f"allow_origins: no browser sends {origin!r}; write the scheme, the host, and the "
-                "port if it is not the usual one, in lower case and without a path, such as "
-                "'https://example.org'"
-            )
 
 
 def cross_origin(origins: Sequence[str]) -> Middleware:

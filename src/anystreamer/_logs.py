@@ -1,10 +1,11 @@
-"""What `anystreamer serve` logs, to standard error: its own records, and one for each request."""
+"""What a server of a command or a replica logs: its own records, and one for each request."""
 
 from __future__ import annotations
 
 import json
 import logging
 from enum import StrEnum
+from typing import TextIO
 
 __all__ = ["LogLevel", "RequestLogFormat", "write_logs"]
 
@@ -31,12 +32,12 @@ class RequestLogFormat(StrEnum):
     JSON = "json"
 
 
-def write_logs(level: LogLevel, requests: RequestLogFormat) -> None:
-    """Write the logs of this process to standard error."""
+def write_logs(level: LogLevel, requests: RequestLogFormat, stream: TextIO | None = None) -> None:
+    """Write the logs of this process to *stream*, by default standard error."""
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     own = logging.getLogger("anystreamer")
     own.setLevel(level.upper())
-    own.addHandler(_handler(text))
+    own.addHandler(_handler(text, stream))
     own.propagate = False
     of_requests = logging.getLogger("anystreamer.requests")
     of_requests.propagate = False
@@ -44,11 +45,12 @@ def write_logs(level: LogLevel, requests: RequestLogFormat) -> None:
         of_requests.setLevel(logging.CRITICAL)
     else:
         of_requests.setLevel(logging.INFO)
-        of_requests.addHandler(_handler(_JSON() if requests is RequestLogFormat.JSON else text))
+        form = _JSON() if requests is RequestLogFormat.JSON else text
+        of_requests.addHandler(_handler(form, stream))
 
 
-def _handler(formatter: logging.Formatter) -> logging.Handler:
-    handler = logging.StreamHandler()
+def _handler(formatter: logging.Formatter, stream: TextIO | None) -> logging.Handler:
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter)
     return handler
 

@@ -18,8 +18,8 @@ import pytest
 from anystreamer import sync
 from anystreamer.testing import ScriptedModel
 
-from .helpers.inside import waits_for_a_call
-from .helpers.scripted import PATIENCE, Latch
+from ..helpers.inside import waits_for_a_call
+from ..helpers.scripted import PATIENCE, Latch
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no such signal")
 
@@ -153,10 +153,12 @@ def test_two_of_them_do_not_end_the_wait_for_a_step(owner: str) -> None:
                     interrupter.start()
             else:
                 with sync.open_worker() as worker:
-                    worker.stream_from_thread(producer).__enter__()
+                    stream = worker.stream_from_thread(producer).__enter__()
                     assert producer.holding.wait(PATIENCE)
                     interrupter.start()
+                stream.close()
         assert not producer.running
     finally:
-        interrupter.join()
+        if interrupter.ident is not None:
+            interrupter.join()
         signal.signal(signal.SIGUSR1, before)
