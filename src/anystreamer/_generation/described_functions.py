@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 __all__ = ["described"]
 
 
-def described(tools: Any) -> Any:
+def described(tools: Iterable[Any]) -> list[Any]:
     """The tools, with transformers' description in place of each function.
 
     Raises:
         ValueError: a function has no types, or no docstring.
         ImportError: transformers is not installed.
     """
-    if not isinstance(tools, list | tuple):
-        return tools
     return [_describe(each) if callable(each) else each for each in tools]
 
 

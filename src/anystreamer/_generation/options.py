@@ -20,7 +20,6 @@ from .._text import (
     validate_stop_strings,
     validate_tools,
 )
-from .described_functions import described
 
 __all__ = ["OPTION_NAMES", "Options", "Tools", "WorkerContext"]
 
@@ -66,7 +65,12 @@ class Options:
         object.__setattr__(self, "stop_strings", validate_stop_strings(self.stop))
         object.__setattr__(self, "timeouts", validate_timeouts(self.timeout))
         object.__setattr__(self, "form", validate_response_format(self.response_format))
-        use = validate_tools(described(self.tools), self.tool_choice, self.parallel_tool_calls)
+        tools = self.tools
+        if isinstance(tools, list | tuple) and any(map(callable, tools)):
+            from .described_functions import described
+
+            tools = described(tools)
+        use = validate_tools(tools, self.tool_choice, self.parallel_tool_calls)
         object.__setattr__(self, "tool_use", use)
         self._check_tools()
         validate_buffer_size(self.max_buffer_size)
