@@ -10,6 +10,7 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
@@ -17,6 +18,7 @@ import httpx
 import psutil
 import ray
 from ray import serve
+from ray._private import services
 from ray.cluster_utils import Cluster
 from ray.serve.api import _run
 from ray.serve.context import _get_global_client
@@ -44,12 +46,25 @@ class _Linked(_Replica):
         await super().__init__(settings)  # type: ignore[misc]
 
 
+def get_node_patiently(*args: Any, get_node: Callable[..., Any] = services.get_node) -> Any:
+    """Wait until a node has registered. Ray waits for 30 seconds; a busy machine takes longer."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return get_node(*args)
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
+
+
 class TwoNodes:
     """What can be done to the cluster."""
 
     def __init__(self, port: int) -> None:
-        self._cluster = Cluster(initialize_head=True, head_node_args=NODE)
-        self._second = self._cluster.add_node(**NODE)
+        with patch("ray._private.services.get_node", get_node_patiently):
+            self._cluster = Cluster(initialize_head=True, head_node_args=NODE)
+            self._second = self._cluster.add_node(**NODE)
         ray.init(address=self._cluster.address, log_to_driver=False)
         http_options = {"host": "127.0.0.1", "port": port}
         serve.start(proxy_location="HeadOnly", http_options=http_options)
