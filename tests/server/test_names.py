@@ -63,7 +63,7 @@ async def test_the_default_takes_what_the_client_of_huggingface_hub_sends(
 ) -> None:
     """Its client has an address and no name of a model."""
     hub = pytest.importorskip("huggingface_hub")
-    # Not as an attribute of the package: it has none if transformers has imported the module before.
+    # The package has no such attribute if transformers has imported the module before.
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the address is of this machine
     async with served(model_name="counter") as url:
