@@ -32,10 +32,15 @@ except ImportError as _missing:
     ) from _missing
 
 from . import Engine, UntrustedMessages, open_engine
-from ._asgi_extensions import CANCELS_ON_DISCONNECT
 from ._loading import load_model, shown_name
-from ._logs import LogLevel, RequestLogFormat, write_logs
-from ._site_names import validate_allowed_hosts, validate_origins
+from ._serving import (
+    CANCELS_ON_DISCONNECT,
+    LogLevel,
+    RequestLogFormat,
+    validate_allowed_hosts,
+    validate_origins,
+    write_logs,
+)
 from .server import create_app
 
 __all__ = ["Settings", "app", "application", "error_objects"]

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from anystreamer import open_engine
-from anystreamer._logs import LogLevel, RequestLogFormat, write_logs
+from anystreamer._serving import LogLevel, RequestLogFormat, write_logs
 from anystreamer.server import create_app
 from anystreamer.testing import Gate, ScriptedModel
 

@@ -10,9 +10,14 @@ from typing import Annotated
 import rich.console  # noqa: F401  # typer runs without it, the commands do not
 import typer
 
-from .._logs import LogLevel, RequestLogFormat, write_logs
 from .._prompts import UntrustedMessages
-from .._site_names import validate_allowed_hosts, validate_origins
+from .._serving import (
+    LogLevel,
+    RequestLogFormat,
+    validate_allowed_hosts,
+    validate_origins,
+    write_logs,
+)
 from . import options
 from .common import (
     KEY,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from .._asgi_extensions import ABORT, CONNECTIONS
+from .._serving import ABORT, CONNECTIONS
 
 __all__ = ["with_extensions"]
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .._logs import LogLevel, RequestLogFormat
+from .._serving import LogLevel, RequestLogFormat
 from .common import KEY, Backend, Batching, Server, finite
 
 # The model of ``chat`` and ``serve``.

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from .._engine import Engine
 from .._model import max_context_length
 from .._prompts import UntrustedMessages, media_kinds, tokenizer_of
-from .._site_names import validate_allowed_hosts
+from .._serving import validate_allowed_hosts
 from .._streams import TextStream, Timeouts, validate_timeouts
 from .._text import response_template_of, validate_template
 from ._allowed_hosts import AllowedHosts

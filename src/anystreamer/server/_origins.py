@@ -9,7 +9,7 @@ from typing import Any
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from .._site_names import validate_origins
+from .._serving import validate_origins
 from ._observing import HEADER
 
 __all__ = ["cross_origin", "validate_origins"]

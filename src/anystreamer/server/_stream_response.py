@@ -15,9 +15,9 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .._asgi_extensions import ABORT, CANCELS_ON_DISCONNECT
 from .._bridge import ThreadStream
 from .._errors import is_kind
+from .._serving import ABORT, CANCELS_ON_DISCONNECT
 from .._text import FormTooComplex
 from ._asgi import STREAM_HEADERS, cancel_on_disconnect
 from ._body_sender import BodySender, ClientStalled, SendLimits

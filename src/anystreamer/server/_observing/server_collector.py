@@ -10,8 +10,8 @@ from typing import Any
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ..._asgi_extensions import CONNECTIONS
 from ..._engine import Engine
+from ..._serving import CONNECTIONS
 
 __all__ = ["ServerCollector"]
 
