@@ -22,7 +22,7 @@ from transformers import ContinuousBatchingConfig
 from anystreamer import Engine, TextChunk, open_engine
 from anystreamer.demo import load_demo
 from anystreamer.server import TextStreamResponse, create_app
-from anystreamer.server._openai_format import Token
+from anystreamer.server._openai_choices import Token
 from anystreamer.server._tokens import TokenTexts
 
 from ..helpers.scripted import until

@@ -19,11 +19,11 @@ from transformers import LogitsProcessor
 
 from anystreamer import TextChunk, TextStream, open_engine
 from anystreamer.server import create_app
+from anystreamer.server._openai_choices import Token
 from anystreamer.server._openai_format import (
     ChatCompletionBuilder,
     CompletionBuilder,
     TextCompletionBuilder,
-    Token,
 )
 from anystreamer.server._tokens import TokenTexts
 

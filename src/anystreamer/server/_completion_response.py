@@ -30,7 +30,8 @@ from ._body_sender import BodySender, SendLimits
 from ._echo import Echo
 from ._errors import APIError, in_clients_terms
 from ._open_streams import OpenStreams
-from ._openai_format import DONE, CompletionBuilder, Token, event, usage_of
+from ._openai_choices import Token
+from ._openai_format import DONE, CompletionBuilder, event, usage_of
 from ._request_models import TextRequest
 from ._stream_response import ReadyItems, StreamResponse, unread_tokens
 from ._tokens import KnownTokens, TokenTexts

@@ -9,7 +9,7 @@ from .._model import is_encoder_decoder, uses_torch
 from .._prompts import Prompt, TokenIds, tokenizer_of
 from .._streams import TextChunk, TextStream
 from ._errors import APIError
-from ._openai_format import Token
+from ._openai_choices import Token
 from ._prompt_scores import PromptScores
 from ._tokens import TokenTexts
 

@@ -9,7 +9,7 @@ from typing import Any
 from .._prompts import tokenizer_of
 from .._streams import Logprob, TextChunk
 from .._text import ContinuationDecoder, TokenBytes, special_ids, text_decoder
-from ._openai_format import Token
+from ._openai_choices import Token
 
 __all__ = ["KnownTokens", "TokenTexts"]
 

@@ -12,7 +12,8 @@ from ._engine import OwnedSyncEngine, SyncEngine
 from ._portal import in_portal
 from ._producers import stream_from_thread, stream_iterable
 from ._signatures import with_signature_of
-from ._streams import SyncBatchStream, SyncStream, SyncTextStream, SyncThreadStream
+from ._streams import SyncStream, SyncThreadStream
+from ._text_streams import SyncBatchStream, SyncTextStream
 from ._worker import OwnedSyncWorker, SyncWorker
 
 __all__ = [

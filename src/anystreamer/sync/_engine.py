@@ -9,7 +9,7 @@ from .._engine import Engine, EngineContext, EngineStatistics
 from .._workers import WorkThreads
 from ._keeper import OWNER_POLL, Owned
 from ._signatures import method_with_signature_of
-from ._streams import SyncTextStream
+from ._text_streams import SyncTextStream
 
 __all__ = ["OWNER_POLL", "OwnedSyncEngine", "SyncEngine"]
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ..._streams import TextChunk, Usage
 from .._errors import APIError
-from .._openai_format import Token, field_of, logprob_entry
+from .._openai_choices import Token, field_of, logprob_entry
 from .input import REASONING_PREFIX
 from .tools import Offered
 

@@ -13,7 +13,7 @@ from ..._streams import TextChunk, TextStream
 from .._body_sender import BodySender
 from .._completion_response import EngineResponse, Limits
 from .._errors import APIError
-from .._openai_format import Token
+from .._openai_choices import Token
 from .._stream_response import ReadyItems
 from .format import ResponseBuilder
 from .request import ResponsesRequest
