@@ -114,7 +114,7 @@ async def test_the_form_that_hugging_faces_client_sends() -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"type": "json"}, "value is a JSON schema with the types json and json_object"),
+    ({"type": "json"}, "value must be a JSON schema with the types json and json_object"),
     ({"type": "regex"}, "a regular expression with the type regex"),
     ({"type": "regex", "value": {}}, "value is"),
     ({"type": "json_object", "value": "a"}, "value is"),
