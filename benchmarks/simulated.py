@@ -176,7 +176,7 @@ async def limit(step: float, count: int, _: bool) -> Table:
 
     def drop() -> None:
         while manager.is_running():
-            time.sleep(continuous.DRAIN_INTERVAL_AT_MOST)
+            time.sleep(continuous.DRAIN_INTERVAL)
             while manager.get_result(timeout=0) is not None:
                 pass
 
