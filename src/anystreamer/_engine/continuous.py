@@ -28,8 +28,7 @@ __all__ = ["ContinuousBatchingEngine"]
 
 # After a delivery the drain lets results gather for this long (seconds), because the model's thread
 # has to share the interpreter with it each time that it wakes. The first result after a pause does
-# not wait. A shorter time for cheap deliveries costs 32 clients a fifth of their tokens per second:
-# what a delivery costs is for the most part what its consumers do.
+# not wait. A shorter time for cheap deliveries cost a lone client a tenth of its tokens per second.
 DRAIN_INTERVAL = 0.005
 
 # How long the drain waits for a result before it looks for stops and deadlines (seconds).
