@@ -1,7 +1,7 @@
 """What the wire costs: an engine behind a server on loopback, and the same one in this process.
 
 The server is a separate process, with the same model and continuous batching, on uvicorn. Each
-round runs both, with 1, 8 and 32 requests at once on each loop. What a token costs more is the
+round runs both, with 1, 8, 16 and 32 requests at once on each loop. What a token costs more is the
 difference of the two times of a round, divided by its tokens. The two engines do not work at the
 same time, but the server's loop and this one do, on two cores.
 """
@@ -25,7 +25,7 @@ from .method import LOOPS, Table, compared, quartiles, served, take_turns
 from .models import make_model, make_tokenizer
 
 LAYERS, HIDDEN = 4, 128
-STREAMS = (1, 8, 32)
+STREAMS = (1, 8, 16, 32)
 TOKENS = 100
 PROMPT = "word1 word2 word3 word4"
 

@@ -217,7 +217,7 @@ async def test_a_consumer_that_waits_for_the_end_in_another_task_sees_the_result
     ("tokens", "act", "ending"),
     [
         (["a"], lambda stream: None, Ending.ENDED),
-        (["a "] * 10_000, lambda stream: stream.stop(), Ending.STOPPED),
+        (["a "] * 100_000, lambda stream: stream.stop(), Ending.STOPPED),
         (["a", ValueError()], lambda stream: None, Ending.FAILED),
     ],
     ids=["ended", "stopped", "failed"],
@@ -235,7 +235,7 @@ async def test_a_stream_of_text(tokens: Any, act: Any, ending: Ending) -> None:
 
 
 async def test_a_stream_of_text_that_is_left_early() -> None:
-    model = ScriptedModel(["a "] * 10_000, delay=0.0005)
+    model = ScriptedModel(["a "] * 100_000, delay=0.0005)
     async with stream_text(model, model.tokenizer, "hi") as stream:
         await stream.receive()
     assert stream.ending is Ending.CANCELLED

@@ -575,7 +575,7 @@ LEFT_OPEN = """
     async def main():
         context = stream_text(model, model.tokenizer, "hi")
         stream = await context.__aenter__()
-        assert await stream.receive() == "a"
+        assert (await stream.receive())[0] == "a"  # and more on a busy machine
         {}
 
     anyio.run(main, backend=sys.argv[1])

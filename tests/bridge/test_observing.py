@@ -263,7 +263,7 @@ async def test_a_span_tells_of_a_failure(spans: Any) -> None:
 
 
 async def test_a_cancelled_generation_is_no_failure(spans: Any) -> None:
-    model = ScriptedModel(["a"] * 1000, delay=0.001)
+    model = ScriptedModel(["a"] * 100_000, delay=0.001)
     async with stream_text(model, model.tokenizer, "hi") as stream:
         await stream.receive()
     (span,) = spans.get_finished_spans()
