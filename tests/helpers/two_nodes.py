@@ -101,6 +101,9 @@ def ray_environment(folder: str) -> Iterator[dict[str, str]]:
         "RAY_TMPDIR": folder,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "anystreamer.ray:error_objects",
+        # A node that does not answer for so long (milliseconds) counts as dead. One that has ended
+        # is noticed at once.
+        "RAY_health_check_timeout_ms": f"{PATIENCE * 1000:.0f}",
         # A busy machine takes longer to start a proxy than Serve waits, which then kills it.
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": str(PATIENCE),
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(PATIENCE),
