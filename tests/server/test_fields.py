@@ -223,6 +223,19 @@ async def test_messages_have_notes_and_neutral_values(messages: list[dict[str, A
     assert text.startswith(f"{messages[0]['role']}: Hi")
 
 
+def test_tools_have_notes_and_neutral_values() -> None:
+    function = {"name": "wait"}
+    more = {"cache_control": {"type": "ephemeral"}, "defer_loading": False}
+    tools = [
+        {"type": "function", "function": function},
+        {"function": {**function, **more}, **more},
+    ]
+    asked = ChatRequest.model_validate({"messages": MESSAGES, "tools": tools})
+    assert asked.tools is not None
+    plain, other = (each.as_argument() for each in asked.tools)
+    assert other == plain
+
+
 async def test_messages_refuse_the_rest_by_name() -> None:
     assistant = {"role": "assistant", "content": "Hi"}
     bodies = [

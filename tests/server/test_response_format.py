@@ -113,7 +113,26 @@ async def test_the_form_that_hugging_faces_client_sends() -> None:
                 assert json.loads(content)["n"] in ("one", "two")
 
 
+@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
+async def test_a_schema_where_clients_of_other_servers_have_it(kind: str) -> None:
+    """llama.cpp, SGLang, Together and Fireworks take it beside the type."""
+    model, tokenizer = load_demo()
+    async with open_engine(model, tokenizer) as engine, serving(create_app(engine)) as url:
+        async with client_of(url) as client:
+            form = {"type": kind, "schema": SCHEMA, "json_schema": None}
+            body = {"messages": MESSAGES, "response_format": form, "max_tokens": 60}
+            response = await client.post(CHAT, json=body)
+    assert response.status_code == 200, response.text
+    content = response.json()["choices"][0]["message"]["content"]
+    assert json.loads(content)["n"] in ("one", "two")
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"type": "text", "schema": SCHEMA}, "schema is allowed with"),
+    ({**AS_SCHEMA, "schema": SCHEMA}, "schema is allowed with"),
+    ({"type": "json_object", "schema": SCHEMA, "value": SCHEMA}, "schema is allowed with"),
+    ({"type": "json_object", "schema": "{}"}, "schema"),
+    ({"type": "json_object", "schema": {"type": "foo"}}, "response_format is not valid"),
     ({"type": "json"}, "value must be a JSON schema with the types json and json_object"),
     ({"type": "regex"}, "a regular expression with the type regex"),
     ({"type": "regex", "value": {}}, "value must be"),

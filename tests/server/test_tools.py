@@ -205,7 +205,8 @@ async def test_a_conversation_goes_back_as_the_template_wants_it() -> None:
         "type": "function",
         "function": {"name": "wait", "arguments": '{"seconds": 7}'},
     }
-    empty = {**call, "id": "call_8", "function": {"name": "wait", "arguments": ""}}
+    # OpenAI's only type, which some clients leave out.
+    empty = {"id": "call_8", "function": {"name": "wait", "arguments": ""}}
     messages = [
         *MESSAGES,
         {"role": "assistant", "content": None, "reasoning_content": "So", "tool_calls": [call]},
@@ -247,6 +248,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": tool(strict=True, parameters={"type": "string"})}, "tools"),
     ({"tools": tool(strict=True, parameters={"not": {}})}, "tools"),
     ({"tools": tool(other=1)}, "tools[0].function.other"),
+    ({"tools": tool(defer_loading=True)}, "tools[0].function.defer_loading"),
+    ({"tools": [{**tool()[0], "defer_loading": True}]}, "tools[0].defer_loading"),
     ({"tools": tool(parameters=[])}, "tools[0].function.parameters"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
@@ -342,6 +345,21 @@ async def test_the_official_client_calls_a_tool_and_is_answered() -> None:
             messages = [*MESSAGES, message, answered]
             again = await ask(messages=messages)
             assert again.choices[0].finish_reason == "tool_calls"
+
+
+async def test_an_answer_that_only_reasoned_goes_back() -> None:
+    """The official client makes a message without content of its stream."""
+    says = Saying(THOUGHT.partition("é")[0])
+    async with edge(says) as url, official(url) as client:
+        ask: Any = client.chat.completions
+        async with ask.stream(messages=MESSAGES, model="anystreamer") as events:
+            streamed = (await events.get_final_completion()).choices[0].message
+        whole = (await ask.create(messages=MESSAGES, model="anystreamer")).choices[0].message
+        assert (streamed.content, whole.content) == (None, "")
+        for answer in (streamed, whole):
+            assert answer.reasoning_content == "Well"
+            await ask.create(messages=[*MESSAGES, answer, *MESSAGES], model="anystreamer")
+            assert "<think>Well</think><|im_end|>" in says.prompts[-1]
 
 
 JUNK = st.recursive(

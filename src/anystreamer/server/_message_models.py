@@ -198,7 +198,7 @@ class ToolCall(_Strict):
     """A tool call of an earlier answer, sent back."""
 
     id: str
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     function: CalledFunction
     index: int | None = None  # as in a streamed response
 
@@ -230,7 +230,9 @@ class AssistantMessage(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> AssistantMessage:
-        if self.content is None and self.tool_calls is None:
+        # The stream of an answer that ended while the model reasoned had no content.
+        texts = (self.content, self.reasoning_content, self.reasoning)
+        if self.tool_calls is None and all(text is None for text in texts):
             raise PydanticCustomError("no_content", "needs content or tool_calls")
         return self
 
@@ -281,17 +283,27 @@ class JSONSchema(_Strict):
 
 
 class ResponseFormat(_Strict):
-    """The form that the answer keeps to: OpenAI's fields, and those of text-generation-inference.
+    """The form that the answer keeps to: OpenAI's fields, and those of other servers.
 
-    The latter are what Hugging Face's client sends, also for a form in OpenAI's fields.
+    ``value`` is of text-generation-inference: Hugging Face's client sends it, also for a form in
+    OpenAI's fields. ``schema`` is what clients of llama.cpp, SGLang, Together and Fireworks send.
     """
 
     type: Literal["text", "json_object", "json_schema", "json", "regex"]
     json_schema: JSONSchema | None = None
+    bare_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     value: dict[str, Any] | str | None = None  # a schema, or an expression
 
     @model_validator(mode="after")
     def _check(self) -> ResponseFormat:
+        if self.bare_schema is not None:
+            alone = self.json_schema is None and self.value is None
+            if not (alone and self.type in ("json_object", "json_schema")):
+                raise PydanticCustomError(
+                    "schema",
+                    "schema is allowed with the types json_object and json_schema only, and alone",
+                )
+            return self
         if (self.json_schema is None) is (self.type == "json_schema"):
             raise PydanticCustomError(
                 "json_schema",
@@ -311,6 +323,8 @@ class ResponseFormat(_Strict):
         """The argument for ``engine.stream_text``; None for any text."""
         if self.json_schema is not None:
             return self.json_schema.json_schema
+        if self.bare_schema is not None:
+            return self.bare_schema
         if self.value is not None:
             return Regex(self.value) if isinstance(self.value, str) else self.value
         return "json" if self.type == "json_object" else None
@@ -323,14 +337,17 @@ class Function(_Strict):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    cache_control: Annotated[Any, Annotates()] = None  # litellm has it at either place
+    defer_loading: Annotated[None, Fixed(False)] = None
 
 
 class Tool(_Strict):
     """A tool that a model can call."""
 
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     function: Function
     cache_control: Annotated[Any, Annotates()] = None
+    defer_loading: Annotated[None, Fixed(False)] = None
 
     def as_argument(self) -> dict[str, Any]:
         """The tool as ``engine.stream_text`` takes it."""
