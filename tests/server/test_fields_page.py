@@ -33,8 +33,29 @@ VLLM = set(
     """.split()
 )
 
+# The fields of ChatCompletionRequest and CompletionRequest in SGLang at commit 004c82e0, in
+# python/sglang/srt/entrypoints/openai/protocol.py. It ignores all others.
+SGLANG = set(
+    """
+    best_of bootstrap_host bootstrap_port bootstrap_room cache_salt chat_template_kwargs
+    continue_final_message custom_labels custom_logit_processor custom_params data_parallel_rank
+    disagg_prefill_dp_rank ebnf echo extra_key frequency_penalty ignore_eos images_config input_ids
+    json_schema logit_bias logprobs lora_path max_completion_tokens max_dynamic_patch max_tokens
+    messages min_dynamic_patch min_p min_tokens model n ngram_corpus_id no_stop_trim
+    parallel_tool_calls presence_penalty priority prompt reasoning_effort regex repetition_penalty
+    response_format return_cached_tokens_details return_hidden_states return_meta_info
+    return_prompt_token_ids return_routed_experts return_token_ids rid routed_dp_rank
+    routed_experts_start_len seed separate_reasoning session_id session_params skip_special_tokens
+    stop stop_regex stop_token_ids stream stream_options stream_reasoning suffix task temperature
+    tool_choice tools top_k top_logprobs top_p use_audio_in_video user
+    """.split()
+)
+
 KINDS: dict[str, type[Strict]] = {"chat": ChatRequest, "text": CompletionRequest}
-COLUMNS = ("field", "in", "OpenAI", "transformers", "vLLM", "anystreamer", "same as no value")
+COLUMNS = (
+    *("field", "in", "OpenAI", "transformers", "vLLM", "SGLang"),
+    *("anystreamer", "same as no value"),
+)
 
 
 def rows() -> list[dict[str, str]]:
@@ -110,6 +131,10 @@ def test_the_column_of_transformers_is_that_of_its_server() -> None:
 
 def test_the_column_of_vllm_is_that_of_its_source() -> None:
     assert {row["field"].strip("`") for row in rows() if row["vLLM"] == "yes"} == VLLM
+
+
+def test_the_column_of_sglang_is_that_of_its_source() -> None:
+    assert {row["field"].strip("`") for row in rows() if row["SGLang"] == "yes"} == SGLANG
 
 
 def test_nothing_that_all_others_do_is_missing_here() -> None:

@@ -112,6 +112,14 @@ class TextRequest(Strict):
     )
     return_token_ids: Annotated[None, Fixed(False)] = None
     return_tokens_as_token_ids: Annotated[None, Fixed(False)] = None
+    return_prompt_text: Annotated[None, Fixed(False)] = None
+    return_hidden_states: Annotated[None, Fixed(False)] = None
+    return_routed_experts: Annotated[None, Fixed(False)] = None
+    return_cached_tokens_details: Annotated[None, Fixed(False)] = None
+    routed_experts_prompt_start: Annotated[None, Fixed(0)] = None
+    routed_experts_start_len: Annotated[None, Fixed(0)] = None
+    no_stop_trim: Annotated[None, Fixed(False)] = None
+    watermarking: Annotated[None, Fixed(False)] = None
 
     @model_validator(mode="after")
     def _check(self) -> TextRequest:
@@ -263,6 +271,11 @@ class ChatRequest(TextRequest):
     add_special_tokens: Annotated[None, Fixed(False)] = None
     echo: Annotated[None, Fixed(False, instead="or use /v1/completions")] = None
     include_reasoning: Annotated[None, Fixed(True)] = None
+    separate_reasoning: Annotated[None, Fixed(True)] = None
+    stream_reasoning: Annotated[None, Fixed(True)] = None
+    return_prompt_token_ids: Annotated[None, Fixed(False)] = None
+    return_meta_info: Annotated[None, Fixed(False)] = None
+    use_audio_in_video: Annotated[None, Fixed(False)] = None
     audio: Annotated[None, Fixed()] = None
     moderation: Annotated[None, Fixed()] = None
     modalities: Annotated[None, Fixed(["text"])] = None
