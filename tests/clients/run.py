@@ -90,7 +90,10 @@ def _served(folder: Path) -> Iterator[dict[str, str]]:
     """`anystreamer serve` with the model of the clients. Yields what its clients need to know."""
     save_model(folder)
     command = [sys.executable, "-m", "anystreamer", "serve", str(folder), "--port", "0"]
-    options = ("--served-model-name", "counter", "--backend", "asyncio")
+    # Not every client can be told a limit, and an answer that goes on for ever is not to end before
+    # the client leaves: it is that of programs/checks.py.
+    limit = ("--default-max-tokens", "20000")
+    options = ("--served-model-name", "counter", "--backend", "asyncio", *limit)
     with subprocess.Popen(
         [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

@@ -64,4 +64,20 @@ CLIENTS = [
     Client("llm", "llm_models.py", ("llm",)),
     Client("inspect_ai", "inspect_ai_tasks.py", ("inspect-ai", "openai")),
     Client("Strands Agents", "strands_agent.py", ("strands-agents[openai]",)),
+    Client("CrewAI", "crewai_agents.py", ("crewai",)),
+    Client("agno", "agno_agents.py", ("agno", "openai")),
+    Client("Google ADK", "google_adk_agents.py", ("google-adk", "litellm")),
+    Client("browser-use", "browser_use_agent.py", ("browser-use",)),
+    Client("mem0", "mem0_memory.py", ("mem0ai",)),
+    Client("aider", "aider_coder.py", ("aider-chat",)),
+    # An agent takes the models of version 5 of the AI SDK, and the newer ones only on a newer node.
+    Client("Mastra", "mastra_agents.mjs", ("@mastra/core", "@ai-sdk/openai-compatible@1", "zod")),
+    Client(
+        "LlamaIndex (node)",
+        "llama_index_node.mjs",
+        ("llamaindex", "@llamaindex/openai", "@llamaindex/workflow", "zod"),
+    ),
+    Client("Genkit", "genkit_flows.mjs", ("genkit", "@genkit-ai/compat-oai")),
+    Client("Continue", "continue_run.mjs", ("@continuedev/cli",)),
+    Client("Cline", "cline_run.mjs", ("cline",)),
 ]
