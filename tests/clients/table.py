@@ -69,6 +69,7 @@ CLIENTS = [
     Client("Google ADK", "google_adk_agents.py", ("google-adk", "litellm")),
     Client("browser-use", "browser_use_agent.py", ("browser-use",)),
     Client("mem0", "mem0_memory.py", ("mem0ai",)),
+    Client("outlines", "outlines_models.py", ("outlines", "openai")),
     Client("aider", "aider_coder.py", ("aider-chat",)),
     # An agent takes the models of version 5 of the AI SDK, and the newer ones only on a newer node.
     Client("Mastra", "mastra_agents.mjs", ("@mastra/core", "@ai-sdk/openai-compatible@1", "zod")),
