@@ -112,9 +112,6 @@ def _new_model(tokenizer: Any) -> Any:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
-    # Agents for code send 80,000 characters, each of which is a token here. At once, they would
-    # need a mask of 80,000 by 80,000.
-    model.generation_config.prefill_chunk_size = 2048
     layer = model.model.layers[0]
     score = torch.zeros(size, size + 1)  # of each token, after each one
     for text in _NEVER:
