@@ -275,6 +275,7 @@ class _Endpoints:
                 includes_usage=asked.includes_usage,
                 includes_running_usage=asked.includes_running_usage,
                 top=asked.top_logprobs_asked,
+                custom_tools=asked.custom_tools,
             )
             return CompletionResponse(self._engine, asked, builder, self._limits, on_end)
 
