@@ -169,6 +169,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"tools": [in_chat("a b")]}, "tools[0].custom.name"),
     (CHAT, {"tools": [in_chat(format={"type": "json"})]}, "tools[0].custom.format.type"),
     (CHAT, {"tools": [in_chat(format={"type": "grammar"})]}, GRAMMAR),
+    (
+        CHAT,
+        {"tools": [in_chat(format={"type": "grammar", "grammar": grammar("start: /a/", "lark")})]},
+        f"{GRAMMAR}.syntax",
+    ),
     (CHAT, {"tools": [in_chat(strict=True)]}, "tools[0].custom.strict"),
     (CHAT, {"tools": [{"type": "custom", "name": "patch"}]}, "tools[0].custom"),
     (CHAT, {"tools": [in_chat(), in_chat()]}, "tools"),
@@ -179,6 +184,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         "tool_choice",
     ),
     (CHAT, {"tools": [FUNCTION], "tool_choice": in_chat("wait")}, "tool_choice"),
+    (
+        RESPONSES,
+        {"tools": [tool(format={"type": "grammar", **grammar("start: /a/", "lark")})]},
+        "tools[0].format.syntax",
+    ),
     (RESPONSES, {"tools": [tool("a b")]}, "tools[0].name"),
     (RESPONSES, {"tools": [tool(defer_loading=True)]}, "tools[0].defer_loading"),
     (RESPONSES, {"tools": [tool(format={"type": "json"})]}, "tools[0].format.type"),
