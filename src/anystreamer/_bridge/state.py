@@ -64,6 +64,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from .._errors import describe
 from .ending import Ending
 from .home import Home
+from .interrupts import uninterrupted
 from .join import SafeEvent, ThreadEvent
 from .stop_callbacks import StopCallbacks
 from .thread_condition import ThreadCondition
@@ -278,6 +279,7 @@ class StreamState(Generic[T]):
         """Whether there is an item to take, once the pending ones have been drained."""
         return bool(self.pending or self.buffered)
 
+    @uninterrupted  # or it would lose an item
     def take(self) -> T:
         """Take the next item for the consumer. Raises WouldBlock or EndOfStream."""
         # `take_buffered` and `count_taken(1)` in fewer steps, because this happens for each item.
@@ -289,6 +291,7 @@ class StreamState(Generic[T]):
             self.space_available.set()
         return self._batch.popleft()
 
+    @uninterrupted
     def take_many(self, most: float) -> list[T]:
         """Take what `take` would in several calls: all that has been drained, or *most* of it."""
         items = [self.take()]
@@ -387,6 +390,7 @@ class StreamState(Generic[T]):
         return "cancelled" if self.abandoned else "all was made"
 
 
+@uninterrupted
 def _close(*streams: MemoryObjectSendStream[Any] | MemoryObjectReceiveStream[Any]) -> None:
     for stream in streams:
         stream.close()
