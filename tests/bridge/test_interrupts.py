@@ -335,6 +335,77 @@ def test_ctrl_c_at_any_call_ends_the_block_in_good_order(where: str, owner: str)
     assert not ran.stderr
 
 
+STRUCK_WHILE_IT_READS = """
+    import contextlib, faulthandler, os, signal, sys
+    import anyio, anyio.lowlevel, anystreamer
+    from anystreamer import stream_from_thread, stream_text
+    from anystreamer.testing import ScriptedModel
+
+    OURS = os.path.dirname(anystreamer.__file__)
+    WORDS = [f"{number} " for number in range(60)]
+    model = ScriptedModel(WORDS, delay=0.0005)
+
+    def produce(emit, should_stop):
+        for word in WORDS:
+            emit(word)
+
+    async def main(stream):
+        words, struck, seen = [], [], {}
+
+        def profile(frame, event, arg):
+            code, caller = frame.f_code, frame.f_back.f_code
+            if not code.co_filename.startswith(OURS):
+                return
+            if event == "call":
+                if id(frame) in seen:
+                    return  # a coroutine goes on: CPython does not look for signals then
+                seen[id(frame)] = frame
+            elif event != "c_return":
+                return
+            place = code.co_qualname, frame.f_lineno, event, caller.co_qualname
+            if place not in struck:
+                sys.setprofile(None)
+                struck.append(place)
+                signal.raise_signal(signal.SIGINT)
+
+        async with stream as stream:
+            while True:
+                try:
+                    sys.setprofile(profile)
+                    if len(words) % 3:
+                        words.append(await stream.receive())
+                    else:
+                        words += await stream.receive_many(2)
+                except KeyboardInterrupt:
+                    pass
+                except anyio.EndOfStream:
+                    break
+                finally:
+                    sys.setprofile(None)
+            with contextlib.suppress(KeyboardInterrupt):
+                await anyio.lowlevel.checkpoint()  # where one arrives that struck the end
+        assert "".join(words) == "".join(WORDS), words
+        print(len(struck))
+
+    faulthandler.dump_traceback_later(60, exit=True)
+    for new_stream in (
+        lambda: stream_from_thread(produce),
+        lambda: stream_from_thread(produce, max_buffer_size=4),
+        lambda: stream_text(model, model.tokenizer, "hi"),
+    ):
+        anyio.run(main, new_stream(), backend="trio")
+"""
+
+
+def test_ctrl_c_at_any_call_of_a_receive_loses_no_item() -> None:
+    pytest.importorskip("trio")
+    program = [sys.executable, "-W", "error", "-c", textwrap.dedent(STRUCK_WHILE_IT_READS)]
+    ran = subprocess.run(program, capture_output=True, text=True)
+    assert ran.stderr == ""
+    assert all(int(struck) > 10 for struck in ran.stdout.split()), ran.stdout
+    assert len(ran.stdout.split()) == 3
+
+
 STRUCK_A_SECOND_TIME = """
     import asyncio, contextvars, faulthandler, signal, sys, time
     import anyio

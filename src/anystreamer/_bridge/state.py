@@ -253,6 +253,7 @@ class StreamState(Generic[T]):
         self.receiver_waiting.set()
         return items
 
+    @uninterrupted  # or it would lose items
     def drain_pending(self) -> int:
         """Move the pending items into the memory object stream, or drop them if none is read.
 
@@ -279,7 +280,7 @@ class StreamState(Generic[T]):
         """Whether there is an item to take, once the pending ones have been drained."""
         return bool(self.pending or self.buffered)
 
-    @uninterrupted  # or it would lose an item
+    @uninterrupted
     def take(self) -> T:
         """Take the next item for the consumer. Raises WouldBlock or EndOfStream."""
         # `take_buffered` and `count_taken(1)` in fewer steps, because this happens for each item.
