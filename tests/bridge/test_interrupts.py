@@ -336,9 +336,9 @@ def test_ctrl_c_at_any_call_ends_the_block_in_good_order(where: str, owner: str)
 
 
 STRUCK_WHILE_IT_READS = """
-    import contextlib, faulthandler, os, signal, sys
+    import contextlib, faulthandler, os, signal, sys, threading
     import anyio, anyio.lowlevel, anystreamer
-    from anystreamer import stream_from_thread, stream_text
+    from anystreamer import AsyncTextIteratorStreamer, stream_from_thread, stream_text
     from anystreamer.testing import ScriptedModel
 
     OURS = os.path.dirname(anystreamer.__file__)
@@ -349,7 +349,17 @@ STRUCK_WHILE_IT_READS = """
         for word in WORDS:
             emit(word)
 
-    async def main(stream):
+    def drop_in():
+        def generate():
+            for character in "".join(WORDS):  # each is a token
+                streamer.put([ord(character)])
+            streamer.end()
+
+        streamer = AsyncTextIteratorStreamer(model.tokenizer)
+        threading.Thread(target=generate).start()
+        return streamer
+
+    async def main(new_stream):
         words, struck, seen = [], [], {}
 
         def profile(frame, event, arg):
@@ -368,17 +378,19 @@ STRUCK_WHILE_IT_READS = """
                 struck.append(place)
                 signal.raise_signal(signal.SIGINT)
 
-        async with stream as stream:
+        async with new_stream() as stream:
             while True:
                 try:
                     sys.setprofile(profile)
-                    if len(words) % 3:
+                    if new_stream is drop_in:
+                        words.append(await anext(stream))
+                    elif len(words) % 3:
                         words.append(await stream.receive())
                     else:
                         words += await stream.receive_many(2)
                 except KeyboardInterrupt:
                     pass
-                except anyio.EndOfStream:
+                except (anyio.EndOfStream, StopAsyncIteration):
                     break
                 finally:
                     sys.setprofile(None)
@@ -392,8 +404,9 @@ STRUCK_WHILE_IT_READS = """
         lambda: stream_from_thread(produce),
         lambda: stream_from_thread(produce, max_buffer_size=4),
         lambda: stream_text(model, model.tokenizer, "hi"),
+        drop_in,
     ):
-        anyio.run(main, new_stream(), backend="trio")
+        anyio.run(main, new_stream, backend="trio")
 """
 
 
@@ -403,7 +416,7 @@ def test_ctrl_c_at_any_call_of_a_receive_loses_no_item() -> None:
     ran = subprocess.run(program, capture_output=True, text=True)
     assert ran.stderr == ""
     assert all(int(struck) > 10 for struck in ran.stdout.split()), ran.stdout
-    assert len(ran.stdout.split()) == 3
+    assert len(ran.stdout.split()) == 4
 
 
 STRUCK_A_SECOND_TIME = """

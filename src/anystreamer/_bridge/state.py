@@ -92,6 +92,7 @@ class Phase(IntEnum):
 class StreamState(Generic[T]):
     """The state of one stream. The text above says which thread may write what."""
 
+    @uninterrupted  # or its memory object stream could stay open
     def __init__(self, max_buffer_size: float = math.inf) -> None:
         self.home: Home = Home(
             "stream", "receive and leave it in its own; stop() and attributes work in any thread"
