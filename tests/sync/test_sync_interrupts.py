@@ -281,7 +281,7 @@ STRUCK_AT_ANY_CALL = """
     ],
 )
 def test_one_at_any_call_harms_nothing_that_follows(what: str) -> None:
-    """Also in Python's own code, where it can leave a lock of a future, an event or a thread locked.
+    """Also in Python's own code, where it can leave a lock of a future or of an event locked.
 
     No item is lost, and the next stream, engine or call works.
     """

@@ -5,8 +5,8 @@ raises. The call is then not simply left: a receive() that went on without anybo
 item, and refuse the next one as the second at once.
 
 Such an exception strikes the main thread alone. If it struck one of Python's or anyio's own waits,
-a lock of theirs could stay locked, and the loop would wait for it for ever. So the main thread waits
-for a bare lock only, and another thread talks to the loop for it.
+a lock of theirs could stay locked, and the loop would wait for it for ever. So the main thread
+waits for a bare lock only, and another thread talks to the loop for it.
 """
 
 from __future__ import annotations

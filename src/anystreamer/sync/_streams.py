@@ -24,8 +24,8 @@ from ._portal import Tasks
 
 __all__ = ["SyncStream", "SyncThreadStream"]
 
-# A Ctrl-C in a thread that waits for another one's close() can leave the event unset. So it is looked
-# at this often (seconds).
+# A Ctrl-C in a thread that waits for another one's close() can leave the event unset. So it is
+# looked at this often (seconds).
 CLOSE_POLL = 1.0
 
 T = TypeVar("T")
