@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -162,3 +165,127 @@ def test_two_of_them_do_not_end_the_wait_for_a_step(owner: str) -> None:
         if interrupter.ident is not None:
             interrupter.join()
         signal.signal(signal.SIGUSR1, before)
+
+
+STRUCK_AT_ANY_CALL = """
+    import concurrent.futures, contextlib, faulthandler, os, signal, sys, threading, time
+    import anyio, anystreamer
+    from anystreamer import sync
+    from anystreamer.sync import _portal
+    from anystreamer.testing import ScriptedModel
+
+    OURS = os.path.dirname(anystreamer.__file__)
+    BELOW = tuple(
+        os.path.dirname(each) for each in (anyio.__file__, concurrent.futures.__file__)
+    ) + (threading.__file__,)
+    WORDS = [f"{number} " for number in range(12)]
+    model = ScriptedModel(WORDS)
+    struck = []
+
+    def produce(emit, should_stop):
+        for word in WORDS:
+            emit(word)
+
+    def new_stream():
+        return sync.stream_from_thread(produce, max_buffer_size=3)
+
+    def is_ours_or_below(frame):
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(BELOW):
+            frame = frame.f_back
+        return frame.f_code.co_filename.startswith(OURS)
+
+    def profile(frame, event, arg):
+        if event == "c_call" and arg.__name__ != "acquire":  # which a signal can wake
+            return
+        if event in ("call", "c_call", "c_return") and is_ours_or_below(frame):
+            caller = frame.f_back.f_code.co_qualname
+            place = frame.f_code.co_qualname, frame.f_lineno, event, caller
+            if place not in struck:
+                sys.setprofile(None)
+                struck.append(place)
+                signal.raise_signal(signal.SIGINT)
+
+    @contextlib.contextmanager
+    def interrupted():
+        try:
+            sys.setprofile(profile)
+            yield
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+
+    def check(stream):
+        with stream:
+            assert "".join(stream) == "".join(WORDS)
+
+    def reading():
+        words, is_over = [], False
+        with new_stream() as stream:
+            while not is_over:
+                with interrupted():
+                    if len(words) % 3:
+                        words.append(next(stream))
+                    else:
+                        words += (more := stream.receive_many(2))
+                        is_over = not more
+        assert "".join(words) == "".join(WORDS), words
+
+    def a_block():
+        with interrupted(), new_stream() as stream:
+            next(stream)
+        check(new_stream())
+
+    def the_first_block():
+        _portal.portal.close()  # its loop is started again
+        a_block()
+
+    def an_engine():
+        engine = sync.open_engine(model, model.tokenizer)
+        with interrupted():
+            engine.open()
+            engine.close()
+        engine.close()
+        with sync.open_engine(model, model.tokenizer) as engine:
+            check(engine.stream_text("hi"))
+
+    def a_call():
+        with sync.open_worker() as worker:
+            with interrupted():
+                assert worker.run(int) == 0
+            assert worker.run(int) == 0
+
+    while True:
+        before = len(struck)
+        faulthandler.dump_traceback_later(30, exit=True)
+        try:
+            globals()[sys.argv[1]]()
+        except BaseException:
+            print(struck[-1], flush=True)
+            raise
+        if len(struck) == before:  # there is no other place
+            break
+    print(len(struck))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "what",
+    [
+        "reading",
+        "the_first_block",
+        "an_engine",
+        pytest.param("a_block", marks=pytest.mark.nightly),
+        pytest.param("a_call", marks=pytest.mark.nightly),
+    ],
+)
+def test_one_at_any_call_harms_nothing_that_follows(what: str) -> None:
+    """Also in Python's own code, where it can leave a lock of a future or of an event locked.
+
+    No item is lost, and the next stream, engine or call works.
+    """
+    program = [sys.executable, "-c", textwrap.dedent(STRUCK_AT_ANY_CALL), what]
+    ran = subprocess.run(program, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert int(ran.stdout) > 25

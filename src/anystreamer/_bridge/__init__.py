@@ -9,6 +9,7 @@ from .emit import Emit, Stopping
 from .ending import Ending
 from .held_turns import check_limiter, check_turn, holding
 from .home import call_after_fork
+from .interrupts import uninterrupted
 from .join import (
     JOIN_POLL,
     SafeEvent,
@@ -84,6 +85,7 @@ __all__ = [
     "stream_iterable",
     "track_active_thread",
     "unblocking_kind",
+    "uninterrupted",
     "validate_buffer_size",
     "validate_callback",
     "validate_limiter",

@@ -19,7 +19,7 @@ from anyio.lowlevel import checkpoint
 
 from .._errors import EngineClosed, add_note, describe, is_kind, raise_preserving_context
 from .async_generators import is_in_async_generator
-from .interrupts import call_uninterrupted, interrupt_between_callbacks
+from .interrupts import call_uninterrupted, interrupt_between_callbacks, uninterrupted
 from .observing import on_end
 from .stream import ThreadStream
 from .worker_task import WorkerTask
@@ -60,6 +60,7 @@ class UngroupedTaskGroup:
             coroutine.close()
             raise
 
+    @uninterrupted  # or it could end as if it had failed, and take the other tasks with it
     async def _begin(self, coroutine: Coroutine[Any, Any, None]) -> None:
         del self._unstarted[coroutine]
         await coroutine
@@ -114,6 +115,7 @@ class SingleErrorContext:
         It is called again if a KeyboardInterrupt strikes it.
         """
 
+    @uninterrupted
     async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
@@ -175,6 +177,7 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
         Returns the same as `UngroupedTaskGroup.close`.
         """
 
+    @uninterrupted
     async def __aenter__(self) -> StreamT:
         if self.task is not None:
             raise RuntimeError(f"this {self._name}() has been opened before; call it again")

@@ -38,6 +38,7 @@ from anyio import current_time as loop_time
 from anyio import sleep as async_sleep
 from anyio.lowlevel import EventLoopToken, RunVar, current_token
 
+from .interrupts import uninterrupted
 from .join import cancel_again
 from .state import NO_WAITER, Phase, StreamState
 
@@ -129,6 +130,7 @@ class LoopDelivery:
 
     # -- on the loop
 
+    @uninterrupted
     def publish(self, *, is_look: bool = False) -> None:
         """Deliver all that is pending now, and wake the consumers."""
         self._look_is_planned = False  # first: see above

@@ -5,8 +5,8 @@ raises KeyboardInterrupt wherever the main thread is. In asyncio's and anyio's o
 lose a callback: a task is never woken again, and the runner, which waits for all tasks, hangs. So
 for as long as the main task runs, the handler here raises it in a callback of the loop.
 
-trio has its own handler, which raises KeyboardInterrupt at any line of code that is not trio's own.
-Other handlers are left alone as well.
+trio has its own handler, which raises KeyboardInterrupt at any line of code that is not trio's own,
+or `uninterrupted`. Other handlers are left alone as well.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import threading
 from collections.abc import Callable
 from time import monotonic
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from anyio.lowlevel import current_token
 
-__all__ = ["call_uninterrupted", "interrupt_between_callbacks"]
+__all__ = ["call_uninterrupted", "interrupt_between_callbacks", "uninterrupted"]
+
+FuncT = TypeVar("FuncT", bound=Callable[..., Any])
 
 # A loop that has not called back for this long (seconds) is blocked. Then a Ctrl-C has to strike
 # what blocks it.
@@ -93,14 +95,19 @@ class _Handler:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def __del__(func: Callable[[], object]) -> None:
-    func()
+def uninterrupted(func: FuncT) -> FuncT:
+    """On trio, let no KeyboardInterrupt strike while *func* runs, or is awaited.
 
-
-def call_uninterrupted(func: Callable[[], object]) -> None:
-    """Call *func* where trio raises no KeyboardInterrupt: it does so at the next checkpoint.
-
-    trio has a decorator for that. But without importing trio, there is only this: it does not
-    interrupt finalizers, and recognises them by their name.
+    It comes at the next checkpoint of the main task, which can be in *func*. trio has a decorator
+    for that. But without importing trio, there is only this: it does not interrupt finalizers, and
+    recognises them by the name of their code.
     """
-    __del__(func)
+    function: Any = func
+    function.__code__ = function.__code__.replace(co_name="__del__")
+    return func
+
+
+@uninterrupted
+def call_uninterrupted(func: Callable[..., object], *args: object) -> None:
+    """Call *func* where trio raises no KeyboardInterrupt."""
+    func(*args)

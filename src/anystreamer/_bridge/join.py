@@ -13,6 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from .._errors import wrap_control_flow_exception
 from .idle_threads import end_idle_threads_at_exit
+from .interrupts import uninterrupted
 
 __all__ = [
     "JOIN_POLL",
@@ -48,6 +49,7 @@ class SafeEvent:
     def is_set(self) -> bool:
         return self._is_set
 
+    @uninterrupted
     def set(self) -> None:
         self._is_set = True
         for event in self._waits:

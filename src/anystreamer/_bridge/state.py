@@ -64,6 +64,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from .._errors import describe
 from .ending import Ending
 from .home import Home
+from .interrupts import uninterrupted
 from .join import SafeEvent, ThreadEvent
 from .stop_callbacks import StopCallbacks
 from .thread_condition import ThreadCondition
@@ -91,6 +92,7 @@ class Phase(IntEnum):
 class StreamState(Generic[T]):
     """The state of one stream. The text above says which thread may write what."""
 
+    @uninterrupted  # or its memory object stream could stay open
     def __init__(self, max_buffer_size: float = math.inf) -> None:
         self.home: Home = Home(
             "stream", "receive and leave it in its own; stop() and attributes work in any thread"
@@ -252,6 +254,7 @@ class StreamState(Generic[T]):
         self.receiver_waiting.set()
         return items
 
+    @uninterrupted  # or it would lose items
     def drain_pending(self) -> int:
         """Move the pending items into the memory object stream, or drop them if none is read.
 
@@ -278,6 +281,7 @@ class StreamState(Generic[T]):
         """Whether there is an item to take, once the pending ones have been drained."""
         return bool(self.pending or self.buffered)
 
+    @uninterrupted
     def take(self) -> T:
         """Take the next item for the consumer. Raises WouldBlock or EndOfStream."""
         # `take_buffered` and `count_taken(1)` in fewer steps, because this happens for each item.
@@ -289,6 +293,7 @@ class StreamState(Generic[T]):
             self.space_available.set()
         return self._batch.popleft()
 
+    @uninterrupted
     def take_many(self, most: float) -> list[T]:
         """Take what `take` would in several calls: all that has been drained, or *most* of it."""
         items = [self.take()]
@@ -388,6 +393,7 @@ class StreamState(Generic[T]):
         return "cancelled" if self.abandoned else "all was made"
 
 
+@uninterrupted
 def _close(*streams: MemoryObjectSendStream[Any] | MemoryObjectReceiveStream[Any]) -> None:
     for stream in streams:
         stream.close()

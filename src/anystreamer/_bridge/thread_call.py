@@ -3,12 +3,18 @@
 An exception can strike the thread while it waits: a Ctrl-C, or what a handler of another signal
 raises. The call is then not simply left: a receive() that went on without anybody would take an
 item, and refuse the next one as the second at once.
+
+Such an exception strikes the main thread alone. If it struck one of Python's or anyio's own waits,
+a lock of theirs could stay locked, and the loop would wait for it for ever. So the main thread
+waits for a bare lock only, and another thread talks to the loop for it.
 """
 
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import copy_context
 from functools import partial
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -18,6 +24,7 @@ from anyio.lowlevel import EventLoopToken
 from .._errors import EngineClosed
 from .held_turns import await_holding, held_turns
 from .join import ThreadEvent
+from .side_threads import call_aside
 
 __all__ = ["IfInterrupted", "LoopGone", "ThreadCall"]
 
@@ -50,7 +57,7 @@ class Starter(Protocol):
 
 
 class ThreadCall(Generic[T]):
-    """One call. Made and used in the thread that waits, except for `_update` and `_run`.
+    """One call. Made and used in the thread that waits, except for what says where it runs.
 
     Args:
         func: is called and awaited in the loop.
@@ -68,6 +75,7 @@ class ThreadCall(Generic[T]):
         self._kind = kind
         self._is_unwanted = False  # it is to be cancelled
         self._is_over = False
+        self._gone: BaseException | None = None  # why the loop could not be asked
         self._over = ThreadEvent()
         self._values: list[T] = []  # the result, if there is one
         self._error: BaseException | None = None
@@ -110,14 +118,22 @@ class ThreadCall(Generic[T]):
         return self._values[0]
 
     def _start_and_wait(self) -> None:
-        try:
-            from_thread.run_sync(self._update, token=self._token)
-        except RuntimeError as exc:  # the task group has ended, or the loop
-            raise LoopGone(self._kind) from exc
+        if threading.get_ident() == threading.main_thread().ident:
+            call_aside(partial(copy_context().run, self._ask))
+        else:
+            self._ask()
         while not self._is_over:
             self._over.wait(CALL_POLL)
-            if self._never_began and not self._is_over:
-                raise LoopGone(self._kind)
+            if not self._is_over and (self._gone is not None or self._never_began):
+                raise LoopGone(self._kind) from self._gone
+
+    def _ask(self) -> None:
+        """Have the loop start the call. In the thread that waits, or in one of its own."""
+        try:
+            from_thread.run_sync(self._update, token=self._token)
+        except BaseException as exc:  # the task group has ended, or the loop
+            self._gone = exc
+            self._over.set()
 
     @property
     def _never_began(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Self
 from anyio import NoEventLoopError, fail_after, from_thread, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint, current_token
 
+from .._bridge import uninterrupted
 from .._errors import GenerationStopped
 from .._generation import row_of, stopping_criteria
 from .._text import SupportsDecode, text_decoder
@@ -119,6 +120,7 @@ class AsyncTextIteratorStreamer:
         watch_generate_calls(AsyncTextIteratorStreamer._watch)
         return self
 
+    @uninterrupted
     async def __anext__(self) -> str:
         with fail_after(self.timeout):
             item = await self.text_queue.get()

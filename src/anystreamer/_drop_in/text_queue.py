@@ -14,7 +14,7 @@ from typing import Any
 from anyio import WouldBlock
 from anyio.lowlevel import checkpoint
 
-from .._bridge import Crossing, Sink, StreamState, ThreadStream
+from .._bridge import Crossing, Sink, StreamState, ThreadStream, uninterrupted
 from .delivery_thread import DeliveryThread
 
 __all__ = ["TextQueue"]
@@ -75,6 +75,7 @@ class TextQueue:
 
     # -- getting
 
+    @uninterrupted  # or it would lose an item
     async def get(self) -> Any:
         """Return the next item.
 

@@ -8,7 +8,7 @@ from itertools import count
 from time import perf_counter
 from typing import Any
 
-from .._bridge import SafeEvent, Sink
+from .._bridge import SafeEvent, Sink, uninterrupted
 from .._errors import GenerationTimeout
 from .._generation import GenerationRequest
 from .._streams import FinishReason, GenerationState, Logprob, Row, TextChunk
@@ -180,6 +180,7 @@ class ActiveRequest:
         return matcher is not None and matcher.advance(self._generated) and matcher.is_complete
 
 
+@uninterrupted
 def publish(changed: Iterable[ActiveRequest]) -> None:
     """Publish the new text of several requests. On the loop."""
     for active in changed:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from .._bridge import Ending, StreamState
+from .._bridge import Ending, StreamState, uninterrupted
 from .._errors import GenerationTimeout, is_kind
 from .clock import TokenClock
 from .tracing import GenerationSpan
@@ -50,6 +50,7 @@ class GenerationState(StreamState[TextChunk]):
         """Whether there is a chunk to take."""
         return bool(self._unjoined) or super().has_item
 
+    @uninterrupted  # or it would lose text
     def take(self) -> TextChunk:
         """Take all that is ready of one row, as one chunk. Raises WouldBlock or EndOfStream."""
         unjoined = self._unjoined

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 from anyio import CancelScope, get_cancelled_exc_class, sleep
 
-from .._bridge import JOIN_POLL, SingleErrorContext, UngroupedTaskGroup
+from .._bridge import JOIN_POLL, SingleErrorContext, UngroupedTaskGroup, uninterrupted
 from .._errors import is_kind, raise_preserving_context
 from .owner import Owner
 
@@ -48,6 +48,7 @@ class OwnerContext(
                 obj=self,
             )
 
+    @uninterrupted
     async def __aenter__(self) -> ShownT:
         if self._owner is not None:
             raise RuntimeError(f"this {self._name}() has been opened before; call it again")

@@ -22,6 +22,7 @@ from .._bridge import (
     guard,
     run_named,
     run_sync_joined,
+    uninterrupted,
     validate_seconds,
 )
 from .._errors import raise_preserving_context
@@ -100,6 +101,7 @@ class ThreadOwner(Owner):
         from_thread.run_sync(self._note_start)
         self.threads.work()
 
+    @uninterrupted
     def _note_start(self) -> None:
         self._started += 1
         if self._started == self.threads.count:

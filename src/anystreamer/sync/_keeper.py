@@ -106,10 +106,14 @@ class Keeper(Generic[ShownT]):
         self._opened_or_failed = SafeEvent()
         self._closing = SafeEvent()
         self._ended = SafeEvent()
+        self._was_started = False
         self._error: BaseException | None = None
 
     async def open(self) -> None:
-        """Open the block. Raises the exception of its entry."""
+        """Open the block, unless it has been closed. Raises the exception of its entry."""
+        if self._closing.is_set():
+            return
+        self._was_started = True
         self.tasks.start(self._keep())
         await self._opened_or_failed.wait()
         self._raise_error()
@@ -117,7 +121,8 @@ class Keeper(Generic[ShownT]):
     async def close(self) -> None:
         """Leave the block. Raises the exception of its end, once."""
         self._closing.set()
-        await self._ended.wait()
+        if self._was_started:  # a Ctrl-C can have struck before
+            await self._ended.wait()
         self._raise_error()
 
     def _raise_error(self) -> None:

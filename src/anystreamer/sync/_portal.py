@@ -5,8 +5,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import threading
+from _thread import start_new_thread
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import anyio
@@ -16,6 +16,7 @@ from .._bridge import (
     DetachedTasks,
     SafeEvent,
     StreamContext,
+    ThreadEvent,
     ThreadStream,
     UngroupedTaskGroup,
     call_after_fork,
@@ -26,8 +27,25 @@ __all__ = ["Tasks", "in_portal", "portal"]
 StreamT = TypeVar("StreamT", bound=ThreadStream[Any])
 Tasks = DetachedTasks[Any]
 
+# A Ctrl-C in the wait for the loop's start can leave the event unset. So it is looked at this often
+# (seconds).
+START_POLL = 1.0
+
 # Seconds that the interpreter's exit waits for streams that were left open.
 EXIT_PATIENCE = 5.0
+
+
+class _Start:
+    """A start of the loop, and what it has come to."""
+
+    # Not a `concurrent.futures.Future`: a Ctrl-C that strikes its wait can leave it locked.
+
+    def __init__(self) -> None:
+        self.began = ThreadEvent()  # or has failed
+        self.over = ThreadEvent()
+        self.tasks: Tasks | None = None
+        self.closing: SafeEvent
+        self.error: BaseException | None = None
 
 
 class Portal:
@@ -43,8 +61,7 @@ class Portal:
     def forget(self) -> None:
         """Start anew, in a forked child: it has none of its parent's threads."""
         self._lock = threading.Lock()
-        self._started: Future[tuple[Tasks, SafeEvent]] | None = None
-        self._thread: threading.Thread
+        self._started: _Start | None = None
 
     def tasks(self) -> Tasks:
         """The tasks of the loop, which is started if it does not run.
@@ -54,35 +71,42 @@ class Portal:
         """
         with self._lock:
             started = self._started
-            if started is None or (started.done() and started.exception() is not None):
-                started = Future()
-                self._thread = threading.Thread(
-                    target=self._run,
-                    args=(started,),
-                    name="anystreamer portal",
-                    daemon=True,  # its workers inherit it: an open stream must not keep a process
-                )
-                self._thread.start()
-                self._started = started
-        tasks, _ = started.result()
-        return tasks
+            if started is None or started.error is not None:
+                self._started = started = _Start()
+                # Not `threading.Thread.start`, which waits: see `_Start`. Such a thread is a
+                # daemon, and its workers inherit that: an open stream must not keep a process.
+                try:
+                    start_new_thread(self._run, (started,))
+                except BaseException:  # a Ctrl-C, too: this loop is not used
+                    started.error = RuntimeError("the start of the event loop was interrupted")
+                    raise
+        while started.tasks is None:
+            if started.error is not None:
+                raise started.error
+            started.began.wait(START_POLL)
+        return started.tasks
 
-    def _run(self, started: Future[tuple[Tasks, SafeEvent]]) -> None:
+    def _run(self, started: _Start) -> None:
+        threading.current_thread().name = "anystreamer portal"
         try:
             anyio.run(self._serve, started)
         except BaseException as exc:
-            if started.done():
+            if started.tasks is not None:
                 raise
-            started.set_exception(exc)
+            started.error = exc
+        finally:
+            started.began.set()
+            started.over.set()
 
-    async def _serve(self, started: Future[tuple[Tasks, SafeEvent]]) -> None:
+    async def _serve(self, started: _Start) -> None:
         closing = SafeEvent()
         with anyio.CancelScope() as scope:
             group = UngroupedTaskGroup()
             await group.open()
             tasks: Tasks = DetachedTasks(group)
             tasks.open()
-            started.set_result((tasks, closing))
+            started.closing, started.tasks = closing, tasks
+            started.began.set()
             await closing.wait()
             tasks.end_calls()
             tasks.end_watch()
@@ -92,12 +116,12 @@ class Portal:
     def close(self) -> None:
         """Stop what is open, so that no thread is inside a model when the interpreter goes."""
         started, self._started = self._started, None
-        if started is None or not started.done() or started.exception() is not None:
+        if started is None or started.tasks is None:
             return
-        tasks, closing = started.result()
+        tasks, closing = started.tasks, started.closing
         with contextlib.suppress(RuntimeError):  # the loop has ended
             anyio.from_thread.run_sync(closing.set, token=tasks.token)
-            self._thread.join(EXIT_PATIENCE)
+            started.over.wait(EXIT_PATIENCE)
 
 
 portal = Portal()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
 
@@ -16,6 +15,7 @@ from .._bridge import (
     IfInterrupted,
     LoopGone,
     StreamContext,
+    ThreadEvent,
     ThreadStream,
     validate_max_items,
 )
@@ -23,6 +23,10 @@ from .._errors import add_note, describe, raise_preserving_context
 from ._portal import Tasks
 
 __all__ = ["SyncStream", "SyncThreadStream"]
+
+# A Ctrl-C in a thread that waits for another one's close() can leave the event unset. So it is
+# looked at this often (seconds).
+CLOSE_POLL = 1.0
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT")
@@ -55,7 +59,8 @@ class SyncStream(Generic[StreamT, T]):
         self._context: StreamContext[StreamT] | None = None
         self._opened: StreamT | None = None
         self._lock = threading.Lock()
-        self._closed: Future[None] | None = None  # set when it is being closed
+        self._closed: ThreadEvent | None = None  # once it is being closed; set after that
+        self._is_closed = False
         self._was_read_to_its_end = False
         self._was_stopped = False  # a loop over what is left can then find nothing
         # Items that an exception which struck a thread has kept from it, as a Ctrl-C can.
@@ -215,9 +220,10 @@ class SyncStream(Generic[StreamT, T]):
         with self._lock:
             closed, is_first = self._closed, self._closed is None
             if closed is None:
-                self._closed = closed = Future()
+                self._closed = closed = ThreadEvent()
         if not is_first:
-            closed.result()
+            while not self._is_closed:
+                closed.wait(CLOSE_POLL)
             return None
         assert context.task is not None
         state = context.task.state
@@ -237,7 +243,8 @@ class SyncStream(Generic[StreamT, T]):
         except LoopGone:
             errors += filter(None, [state.close_and_take_error()])
         finally:
-            closed.set_result(None)
+            self._is_closed = True
+            closed.set()
         return errors.pop() if errors else None
 
     def wait_until_held(self) -> None:
