@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, GenerationConfig
 
 from anystreamer import GenerationTimeout, ReuseCache, open_engine
+from anystreamer._kept_caches import cache_reuse
 from anystreamer._kept_caches.model_state import model_state
 from anystreamer.testing import ScriptedModel
 
@@ -253,6 +254,26 @@ async def test_the_rest_of_a_prompt_can_be_read_in_chunks(chunk: int) -> None:
         # Where transformers would read such a prompt wrong, nothing is taken over.
         assert second.usage.cached_tokens == (len(FIRST) + 3 if VERSION >= (5, 23) else 0)
         assert second.token_ids == alone(model, ids, 4)
+
+
+@pytest.mark.skipif(VERSION < (5, 2), reason="it asks for a cache of the caller's")
+async def test_a_long_prompt_after_a_short_cache_needs_no_large_mask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cache_reuse, "MASK_ENTRIES", 400)
+    monkeypatch.setattr(cache_reuse, "MIN_CHUNK", 5)
+    model, rest = decoder("Llama"), list(range(1, 25))
+    async with open_engine(model, tokenizer()) as engine:
+        for ids, chunks in (
+            (FIRST, [len(FIRST)]),
+            ([*FIRST, 1, 2], [2]),
+            ([*FIRST[:-2], *rest], [7, 7, 7, 3] if VERSION >= (5, 23) else [54]),
+        ):
+            with passes_of(model) as passes:
+                stream = await ask(engine, ids)
+            assert passes.tokens == [*chunks, 1, 1, 1]
+            assert stream.usage.cached_tokens == len(ids) - sum(chunks)
+            assert stream.token_ids == alone(model, ids, 4)
 
 
 async def test_processors_and_criteria_see_the_whole_text() -> None:

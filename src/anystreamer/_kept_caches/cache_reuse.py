@@ -69,6 +69,13 @@ _UNLESS_NEUTRAL: dict[str, tuple[Any, ...]] = {
 # In older releases (5.3 and 5.6 were tried), a prompt in chunks is wrong after what a cache has.
 _CHUNKS_AFTER_CACHE = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23)
 
+# After what a cache has, most kinds of attention need a mask, with an entry for each new token and
+# each token before it. Without one, a long prompt needs memory for its tokens only. So what is new
+# is computed in chunks that keep a mask below this: 64 MiB, in float32.
+MASK_ENTRIES = 2**24
+# Tokens. Smaller chunks would take more time than the mask of a very long text takes memory.
+MIN_CHUNK = 256
+
 
 class CacheReuse:
     """Lends the caches of recent conversations to the calls of ``generate()`` of one engine.
@@ -97,7 +104,8 @@ class CacheReuse:
         """See `CacheLender`."""
         if self._caches is None or not _can_reuse(request, kwargs):
             return nullcontext()
-        return _Loan(self._caches, self._model, kwargs, row, latest_ids)
+        chunk_size = request.setting("prefill_chunk_size")
+        return _Loan(self._caches, self._model, kwargs, row, latest_ids, chunk_size)
 
     def close(self) -> None:
         """Give all memory back."""
@@ -115,18 +123,26 @@ class _Loan:
         kwargs: dict[str, Any],
         row: Row,
         latest_ids: Callable[[], Any],
+        chunk_size: int | None,
     ) -> None:
         self._caches = caches
         self._model = model
         self._kwargs = kwargs
         self._row = row
         self._latest_ids = latest_ids
+        self._chunk_size = chunk_size
 
     def __enter__(self) -> None:
         self._prompt = self._kwargs["input_ids"][0].tolist()
         self._state = model_state(self._model)
         config = self._model.config.get_text_config(decoder=True)
         cache, length = self._caches.take(self._prompt, self._state, config)
+        total = len(self._prompt)
+        if length and self._chunk_size is None and (total - length) * total > MASK_ENTRIES:
+            if _CHUNKS_AFTER_CACHE:
+                self._kwargs["prefill_chunk_size"] = max(MASK_ENTRIES // total, MIN_CHUNK)
+            else:
+                cache, length = DynamicCache(config=config), 0
         self._kwargs["past_key_values"] = cache
         self._row.cached_tokens = length
 
