@@ -225,9 +225,15 @@ def stack(thread: threading.Thread) -> str:
     return f"{thread.name}:\n{''.join(traceback.format_stack(frame)) if frame else ''}"
 
 
+def signal_handling() -> dict[str, Any]:
+    """What the process does at each signal."""
+    return {each.name: signal.getsignal(each) for each in signal.Signals}
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that leaves a thread running, or garbage that complains."""
+    """Fail a test that leaves a thread running, a signal's handler, or garbage that complains."""
+    signals = signal_handling()
     stuck = tuple(
         name for marker in request.node.iter_markers("may_leave_stuck") for name in marker.args
     )
@@ -252,6 +258,7 @@ def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         threads[0].join(0.01)
     else:
         pytest.fail("Threads left running:\n\n" + "\n".join(map(stack, threads)), pytrace=False)
+    assert signal_handling() == signals
     collect_garbage()
 
 

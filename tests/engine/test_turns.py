@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from contextlib import nullcontext, suppress
+from itertools import count, pairwise
+from types import FrameType
 
 import pytest
 
+from anystreamer._engine import turns as turns_module
 from anystreamer._engine.turns import Turns
 
 from ..helpers.inside import waiting_for
@@ -84,40 +86,81 @@ def test_an_error_gives_it_to_the_next() -> None:
         threads.submit(lambda: turns.__enter__()).result(PATIENCE)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a thread cannot be sent Ctrl-C")
-def test_a_ctrl_c_leaves_the_line() -> None:
-    """Or the lock would be handed to a thread that does not wait for it any more."""
-    turns, is_held, may_go = Turns(), threading.Event(), threading.Event()
-    left = threading.Event()
+class Strike:
+    """Raises KeyboardInterrupt at one step of `Turns`, where the interpreter handles signals.
 
-    def hold() -> None:
+    That is at each call, and after each call of a function in C.
+    """
+
+    def __init__(self, step: int) -> None:
+        self._steps_left = step
+        self.has_struck = False
+
+    def __enter__(self) -> None:
+        sys.setprofile(self._at_call)
+
+    def __exit__(self, *exc_info: object) -> None:
+        sys.setprofile(None)
+
+    def _at_call(self, frame: FrameType, event: str, arg: object) -> None:
+        if frame.f_code.co_filename != turns_module.__file__ or event not in ("call", "c_return"):
+            return
+        self._steps_left -= 1
+        if not self._steps_left:
+            self.has_struck = True
+            self.__exit__()
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("state", ["free", "held", "mine"])
+def test_an_interrupt_at_any_step_leaves_the_line(state: str) -> None:
+    """Or the lock would be handed to a thread that does not wait for it any more."""
+
+    def hold(turns: Turns, is_held: threading.Event, may_go: threading.Event) -> None:
         with turns:
             is_held.set()
-            may_go.wait(PATIENCE)
+            while not (waiting_for(turns) or may_go.is_set()):
+                time.sleep(0.0005)
 
-    def interrupt() -> None:
-        wait_until(lambda: waiting_for(turns) == 1)
-        # Again, if the interpreter has dropped it: it does where one strikes a finalizer.
-        # But never after it was raised: a second one would end the whole run of the tests.
-        while waiting_for(turns) and not left.is_set():
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-            left.wait(PATIENCE / 4)
+    def take(turns: Turns) -> None:
+        with turns:
+            pass
 
-    threads = [threading.Thread(target=hold), threading.Thread(target=interrupt)]
-    for thread in threads:
-        thread.start()
-        is_held.wait(PATIENCE)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            turns.__enter__()
-        left.set()
-        assert not waiting_for(turns)
-    finally:
-        may_go.set()
-    for thread in threads:
-        thread.join(PATIENCE)
-    with turns:
-        pass
+    for step in count(1):
+        turns, strike = Turns(), Strike(step)
+        is_held, may_go = threading.Event(), threading.Event()
+        with ThreadPoolExecutor(2) as threads:
+            if state == "held":
+                holding = threads.submit(hold, turns, is_held, may_go)
+                assert is_held.wait(PATIENCE)
+            with turns if state == "mine" else nullcontext():
+                try:
+                    with strike:
+                        turns.__enter__()
+                    turns.__exit__()
+                except KeyboardInterrupt:
+                    assert strike.has_struck
+                may_go.set()
+            threads.submit(take, turns).result(PATIENCE)
+            if state == "held":
+                holding.result(PATIENCE)
+        if not strike.has_struck:
+            assert step > {"free": 10, "held": 10, "mine": 3}[state]
+            return
+
+
+def test_an_interrupt_of_the_end_gives_it_to_the_next() -> None:
+    """At any step but the call of `__exit__` itself."""
+    for step in count(2):
+        turns, strike = Turns(), Strike(step)
+        turns.__enter__()
+        with suppress(KeyboardInterrupt), strike:
+            turns.__exit__()
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(turns.__enter__).result(PATIENCE)
+        if not strike.has_struck:
+            assert step > 5
+            return
 
 
 def test_one_at_a_time_has_it() -> None:

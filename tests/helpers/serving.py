@@ -6,8 +6,8 @@ import asyncio
 import json
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Literal
 
 import anyio
@@ -63,6 +63,18 @@ class _Impatient:
 uvicorn.server.asyncio = _Impatient()  # type: ignore[assignment,attr-defined]
 
 
+class _Server(uvicorn.Server):
+    """It leaves signals alone.
+
+    uvicorn's puts back the handlers that it found. Where two have run at once, and the first one
+    ends first, the last one puts back the first one's, and later tests get no Ctrl-C.
+    """
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 @asynccontextmanager
 async def serving(
     app: Any, server: str = "", *, grace: int = 1, lifespan: Literal["on", "off"] = "off"
@@ -85,7 +97,7 @@ async def serving(
             config = uvicorn.Config(
                 app, log_config=None, lifespan=lifespan, timeout_graceful_shutdown=grace
             )
-            running = uvicorn.Server(config)
+            running = _Server(config)
             tasks.start_soon(_uvicorn, running, listener)
             try:
                 yield url

@@ -8,51 +8,67 @@ from collections import deque
 __all__ = ["Turns"]
 
 
+class _Place:
+    """A thread's place in the line. The first one has the lock."""
+
+    def __init__(self, thread: int) -> None:
+        self.thread = thread  # its ident
+        self.entered = 1  # times
+        self.turn = threading.Lock()  # released when it is the first
+        self.turn.acquire()
+
+
 class Turns:
     """A reentrant lock without favourites: the thread that has waited longest gets it.
 
     Python's own locks go to any thread, often to the one that has just released it. A loop that
     makes one forward pass after the other would then keep all others waiting.
+
+    A KeyboardInterrupt leaves the line, at whatever step of ``__enter__`` it strikes: else the lock
+    would be given to a thread that does not wait for it. Only one that strikes the very call of
+    ``__exit__`` leaves the lock locked, as it does with `threading.Condition`.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # held for moments, around what follows
-        self._holder: int | None = None  # the ident of a thread
-        self._depth = 0
-        self._waiting: deque[tuple[int, threading.Lock]] = deque()
+        self._line: deque[_Place] = deque()
 
     def __enter__(self) -> None:
         me = threading.get_ident()
         with self._lock:
-            if self._holder in (None, me):
-                self._holder = me
-                self._depth += 1
-                return
-            turn = threading.Lock()
-            turn.acquire()
-            self._waiting.append(place := (me, turn))
+            first = self._line[0] if self._line else None
+        if first is None or first.thread != me:
+            self._wait_for_turn(_Place(me))
+        else:  # nothing can interrupt it after this
+            first.entered += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        mine = self._line[0]
+        mine.entered -= 1
+        if not mine.entered:
+            try:
+                self._leave(mine)
+            except BaseException:
+                self._leave(mine)
+                raise
+
+    def _wait_for_turn(self, place: _Place) -> None:
         try:
-            turn.acquire()  # until it is handed over
+            with self._lock:
+                self._line.append(place)
+                self._wake_first()
+            place.turn.acquire()
         except BaseException:  # a Ctrl-C in the main thread
             self._leave(place)
             raise
 
-    def __exit__(self, *exc_info: object) -> None:
+    def _leave(self, place: _Place) -> None:
         with self._lock:
-            self._depth -= 1
-            if not self._depth:
-                self._hand_over()
+            if place in self._line:
+                self._line.remove(place)
+            self._wake_first()
 
-    def _leave(self, place: tuple[int, threading.Lock]) -> None:
-        with self._lock:
-            if place in self._waiting:
-                self._waiting.remove(place)
-            else:  # it has just been handed over
-                self._hand_over()
-
-    def _hand_over(self) -> None:
-        self._holder, self._depth = None, 0
-        if self._waiting:
-            self._holder, turn = self._waiting.popleft()
-            self._depth = 1
-            turn.release()
+    def _wake_first(self) -> None:
+        # Where the first one runs already, this has no effect: no thread acquires it again.
+        if self._line and self._line[0].turn.locked():
+            self._line[0].turn.release()
