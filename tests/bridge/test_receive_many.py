@@ -51,6 +51,25 @@ async def test_it_returns_all_that_is_ready_and_takes_one_checkpoint() -> None:
             tg.cancel_scope.cancel()
 
 
+async def test_a_lone_item_is_taken_without_a_look_for_a_second_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    producer = Scripted(1)
+    async with stream_from_thread(producer) as stream:
+        await until(lambda: producer.has_left)
+        state, takes = state_of(stream), 0
+        take = state.take
+
+        def counted() -> Any:
+            nonlocal takes
+            takes += 1
+            return take()
+
+        monkeypatch.setattr(state, "take", counted)
+        assert await stream.receive_many() == [0]
+        assert takes == 1
+
+
 async def test_it_waits_for_an_item_and_not_for_a_second_one() -> None:
     producer = Scripted(3, allowed=0)
     async with stream_from_thread(producer) as stream:

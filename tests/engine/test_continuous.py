@@ -33,6 +33,8 @@ from anystreamer import (
     Timeouts,
     open_engine,
 )
+from anystreamer._engine import continuous
+from anystreamer._engine.active_request import ActiveRequest, publish
 from anystreamer._engine.cb_config import validate_cb_config
 from anystreamer._engine.cb_manager import whole_pages
 from anystreamer._engine.continuous import ContinuousBatchingEngine
@@ -364,6 +366,40 @@ async def test_a_thousand_short_requests_through_eight_slots() -> None:
         await until(lambda: is_clean(engine))
     assert len(done) == 1000
     assert 1 < most <= 8
+
+
+async def test_few_results_become_text_between_two_crossings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The thread that does it has the GIL meanwhile, and the loop waits.
+    monkeypatch.setattr(continuous, "STREAMS_AT_ONCE", 2)
+    process = ActiveRequest.process_result
+    processed, most = 0, 0
+
+    def counted(self: ActiveRequest, result: Any, now: float) -> bool:
+        nonlocal processed, most
+        is_changed = process(self, result, now)
+        processed += is_changed
+        most = max(most, processed)
+        return is_changed
+
+    def crossing(changed: list[ActiveRequest]) -> None:
+        nonlocal processed
+        processed = 0
+        publish(changed)
+
+    monkeypatch.setattr(ActiveRequest, "process_result", counted)
+    monkeypatch.setattr(continuous, "publish", crossing)
+    async with engine_of() as engine, create_task_group() as tasks:
+
+        async def ask() -> None:
+            async with engine.stream_text("one, two,", max_new_tokens=20) as stream:
+                await stream.read()
+                assert tuple(stream.token_ids) == expected("one, two,", 20)
+
+        for _ in range(6):
+            tasks.start_soon(ask)
+    assert 0 < most <= 2
 
 
 async def test_the_line_has_an_end() -> None:

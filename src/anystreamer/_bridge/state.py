@@ -292,9 +292,10 @@ class StreamState(Generic[T]):
     def take_many(self, most: float) -> list[T]:
         """Take what `take` would in several calls: all that has been drained, or *most* of it."""
         items = [self.take()]
-        with suppress(WouldBlock, EndOfStream):
-            while len(items) < most:
-                items.append(self.take())
+        if self.has_item:  # mostly there is no other one, and to be told so takes time
+            with suppress(WouldBlock, EndOfStream):
+                while len(items) < most:
+                    items.append(self.take())
         return items
 
     def take_buffered(self) -> T:

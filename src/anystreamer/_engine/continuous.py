@@ -199,22 +199,34 @@ class ContinuousBatchingEngine(ThreadEngine):
         """
         # Each has all tokens so far.
         latest = {each.request_id: each for each in take_results(manager, RESULT_POLL)}
-        self._publish(self._process(latest.values()))
-        return bool(latest)
-
-    def _process(self, results: Iterable[Any]) -> list[ActiveRequest]:
-        """Process results, stops and deadlines. Returns the requests with something to publish."""
+        results = list(latest.values())
         now = perf_counter()
-        changed = {}
+        # A crossing after each part: without one the loop would wait for the GIL until all results
+        # have become text.
+        for start in range(0, len(results), STREAMS_AT_ONCE):
+            self._publish(self._process(results[start : start + STREAMS_AT_ONCE], now))
+        self._publish(self._end_due(now))
+        return bool(results)
+
+    def _process(self, results: Iterable[Any], now: float) -> list[ActiveRequest]:
+        """Process results. Returns the requests with something to publish."""
+        changed = []
         for result in results:
             active = self.active_requests.get(result.request_id)
             if active is not None and active.process_result(result, now):
-                changed[active.id] = active
-        for active in list(self.active_requests.values()):
-            if not active.finished and active.should_end(now):
-                active.finish()
-                changed[active.id] = active
-        return list(changed.values())
+                changed.append(active)
+        return changed
+
+    def _end_due(self, now: float) -> list[ActiveRequest]:
+        """End the requests that were stopped, or are late, and return them."""
+        due = [
+            active
+            for active in list(self.active_requests.values())
+            if not active.finished and active.should_end(now)
+        ]
+        for active in due:
+            active.finish()
+        return due
 
     def _finish_all(self) -> None:
         """End what is open: the engine has been closed, or has died."""

@@ -238,6 +238,9 @@ class EngineResponse(StreamResponse):
 
         The chunk of a slow client, and the prompt, can have thousands.
         """
+        if not tokens:
+            yield chunk, ()
+            return
         most = max(1, ENTRIES_AT_ONCE // (1 + (self._request.top_logprobs_asked or 0)))
         rest = iter(tokens)
         yield chunk, list(islice(rest, most))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -51,15 +50,21 @@ class ReadyItems(AsyncIterator[list[T]]):
     # Not a generator: the event loop would have to close it when a response is cancelled.
 
     def __init__(self, stream: ObjectReceiveStream[T]) -> None:
-        self._stream = stream
+        self._receive: Callable[[], Awaitable[list[T]]] = partial(_receive_one, stream)
+        if isinstance(stream, ThreadStream):  # its receive() is a checkpoint
+            self._receive = partial(stream.receive_many, ITEMS_AT_ONCE)
 
     async def __anext__(self) -> list[T]:
-        with suppress(EndOfStream):
-            if isinstance(self._stream, ThreadStream):  # its receive() is a checkpoint
-                return await self._stream.receive_many(ITEMS_AT_ONCE)
-            await checkpoint()  # first: a cancellation loses no item
-            return [await self._stream.receive()]
+        try:
+            return await self._receive()
+        except EndOfStream:
+            pass
         raise StopAsyncIteration
+
+
+async def _receive_one(stream: ObjectReceiveStream[T]) -> list[T]:
+    await checkpoint()  # first: a cancellation loses no item
+    return [await stream.receive()]
 
 
 class StreamResponse(Response, ABC):
