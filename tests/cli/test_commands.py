@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import anystreamer.demo
 from anystreamer.cli.commands import app
+from anystreamer.cli.connection_limits import OTHER_FILES, ConnectionLimits
 
 from ..helpers.scripted import PROGRAM_PATIENCE, PROGRAM_TIMEOUT
 from ..helpers.warm_programs import Program, WarmProgram, start_program
@@ -211,6 +212,9 @@ def test_usage_error(arguments: list[str], message: str) -> None:
         (["--log-level", "verbose"], "Invalid value for '--log-level': "),
         (["--request-log", "yaml"], "Invalid value for '--request-log': "),
         (["--port", "65536"], "Invalid value for '--port': "),
+        (["--uds", "/a", "--port", "8000"], "'--port': has no effect with --uds: leave one"),
+        (["--host", "127.0.0.1", "--uds", "/a"], "'--host': has no effect with --uds: leave one"),
+        (["--batching", "none", "--max-running", "2"], "no effect with --batching none: leave one"),
     ],
 )
 def test_a_server_with_a_wrong_option_loads_no_model(options: list[str], message: str) -> None:
@@ -251,6 +255,38 @@ def test_an_empty_option_of_a_chat_is_refused_but_for_its_text() -> None:
     assert "Invalid value for '--base-url': is empty" in output
     code, output = invoke("chat", "--system", "", "--api-key", "a")
     assert (code, "needs --base-url" in output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--device", "cpu"],
+        ["--dtype", "float32"],
+        ["--quantization", "8bit"],
+        ["--chat-template", "a.jinja"],
+        ["--trust-remote-code"],
+    ],
+    ids=lambda option: option[0],
+)
+def test_a_chat_with_a_server_refuses_options_of_a_model_here(option: list[str]) -> None:
+    code, output = invoke("chat", "--base-url", "http://127.0.0.1:1", *option)
+    assert code == 2
+    assert f"'{option[0]}': has no effect with --base-url: leave one of them out" in output
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+def test_more_connections_than_open_files_are_said_at_the_start() -> None:
+    from resource import RLIMIT_NOFILE, getrlimit
+
+    files, _ = getrlimit(RLIMIT_NOFILE)
+    assert ConnectionLimits(max_connections=files - OTHER_FILES).too_few_files() is None
+    too_many = str(files - OTHER_FILES + 1)
+    code, _, errors = run(
+        *("-m", "anystreamer", "serve", "--uds", "/no/such/folder"),
+        *("--max-connections", too_many),
+    )
+    assert code == 1
+    assert f"can have {files} open files (ulimit -n), and --max-connections {too_many}" in errors
 
 
 @pytest.mark.torch

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
-from anyio import create_task_group
+from anyio import create_task_group, to_thread, wait_all_tasks_blocked
 
 from anystreamer import Choice, FinishReason, Regex, open_engine
 from anystreamer.demo import load_demo
 
-pytest.importorskip("llguidance")
+from ..helpers.batchings import BATCHINGS
+from ..helpers.tiny_models import steps_of
+
+llguidance = pytest.importorskip("llguidance")
 transformers = pytest.importorskip("transformers")
 
 pytestmark = [
@@ -139,3 +143,45 @@ async def test_it_is_refused_where_steps_are_prepared_in_advance(
         monkeypatch.setattr(config, "use_async_batching", True)
         with pytest.raises(ValueError, match="asynchronous batching"):
             engine.stream_text("x", response_format="json")
+
+
+@pytest.mark.parametrize("batching", BATCHINGS)
+async def test_a_request_that_leaves_while_forms_are_compiled_costs_no_step(
+    batching: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them is being compiled, which goes on; the other one's turn has not come."""
+    model, tokenizer = load_demo()
+    begun, goes_on, compiled = threading.Event(), threading.Event(), []
+    original = llguidance.LLMatcher
+
+    def held(llguidance_tokenizer: Any, grammar: str, **kwargs: Any) -> Any:
+        compiled.append(grammar)
+        begun.set()
+        goes_on.wait(60)
+        return original(llguidance_tokenizer, grammar, **kwargs)
+
+    monkeypatch.setattr(llguidance, "LLMatcher", held)
+    async with open_engine(model, tokenizer, batching=batching) as engine:
+
+        async def ask(expression: str) -> None:
+            form = Regex(expression)
+            async with engine.stream_text("one,", response_format=form, max_new_tokens=3):
+                pytest.fail("entered")
+
+        with steps_of(model) as steps:
+            async with create_task_group() as tasks:
+                tasks.start_soon(ask, "[a-c]{17}")
+                await to_thread.run_sync(begun.wait, 60)
+                tasks.start_soon(ask, "[a-c]{18}")
+                await wait_all_tasks_blocked()
+                tasks.cancel_scope.cancel()
+                goes_on.set()
+        assert steps.count == 0
+        assert len(compiled) == 1
+        assert "{17}" in compiled[0]
+        # The engine serves the next one, for which it is known already.
+        async with engine.stream_text(
+            "one,", response_format=Regex("[a-c]{17}"), max_new_tokens=40
+        ) as stream:
+            assert len(await stream.read()) == 17
+    assert len(compiled) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
@@ -576,6 +577,29 @@ async def test_what_no_grammar_can_be_made_of_costs_no_step(
             async with stream_of(QWEN, tool_choice="required", **arguments):
                 pytest.fail("entered")
     assert steps.count == 0
+
+
+ALTERNATIVES: list[dict[str, Any]] = [
+    {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "integer"}]}},
+    {
+        "d9": {"type": "integer"},
+        **{
+            name: {"anyOf": [{"$ref": f"#/$defs/{to}"}] * 4}
+            for name, to in pairwise(["a", *(f"d{n}" for n in range(10))])
+        },
+    },
+]
+
+
+@pytest.mark.parametrize("definitions", ALTERNATIVES, ids=["itself", "a million"])
+async def test_alternatives_in_tags_have_a_limit(definitions: dict[str, Any]) -> None:
+    """Each is written out where arguments have tags, also those that references lead to."""
+    described = tool("a", {"b": {"$ref": "#/$defs/a"}})
+    described["function"]["parameters"]["$defs"] = definitions
+    coder = FAMILIES["qwen coder"]
+    with pytest.raises(ValueError, match=r"^tool_choice: the parameter 'b' .* too many alternat"):
+        async with stream_of(coder, tools=[described], tool_choice="required"):
+            pytest.fail("entered")
 
 
 def test_models_that_it_cannot_hold_for_are_refused() -> None:

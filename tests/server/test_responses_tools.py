@@ -187,7 +187,7 @@ async def test_a_function_in_a_namespace_is_called_with_it() -> None:
     [
         ([namespace("clock", {**FUNCTIONS[0], "name": "wa it"})], "tools[0].tools[0].name"),
         ([OFFLINE, namespace("a b", *FUNCTIONS)], "tools[1].tools[0].name"),
-        ([namespace("clock", {"type": "custom", "name": "x"})], "tools[0].tools[0].type"),
+        ([namespace("clock", {"type": "mcp", "name": "x"})], "tools[0].tools[0].type"),
         ([namespace("", *FUNCTIONS)], "tools[0].name"),
         ([namespace("a", *FUNCTIONS), namespace("a__", *FUNCTIONS)], "tools[1].tools[0]"),
         ([{**OFFLINE, "external_web_access": True}], "tools[0].type"),

@@ -289,6 +289,22 @@ async def test_paths_methods_and_models_that_there_are_not() -> None:
         assert (await client.get("/v1/models/org/counter")).json() == card
 
 
+async def test_a_slash_at_the_end_of_a_path_is_not_redirected() -> None:
+    """A redirect would have a whole address, whose scheme and host are not those of a proxy."""
+    async with edge(ScriptedModel(["a"])) as (client, _):
+        for path in ("/v1/models", "/health", "/metrics"):
+            assert (await client.get(f"{path}/")).status_code == 200
+        for path, body in (
+            (CHAT, {"messages": MESSAGES}),
+            (TEXT, {"prompt": "a"}),
+            ("/v1/responses", {"input": "a"}),
+        ):
+            assert (await client.post(f"{path}/", json=body)).status_code == 200
+            assert (await client.get(f"{path}/")).status_code == 405
+        for path in ("/v1/", "/v1/nothing/", "/page.js/"):
+            assert (await client.get(path)).status_code == 404
+
+
 @pytest.mark.parametrize("server", SERVERS)
 async def test_a_body_that_is_too_large(server: str) -> None:
     async def parts() -> AsyncIterator[bytes]:

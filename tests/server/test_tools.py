@@ -240,7 +240,7 @@ def tool(**function: Any) -> list[dict[str, Any]]:
 
 CALLED_PATH = "messages[1].tool_calls[0]"
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"tools": [{"type": "custom", "custom": {"name": "wait"}}]}, "tools[0].type"),
+    ({"tools": [{"type": "mcp", "server_label": "wait"}]}, "tools[0].type"),
     ({"tools": tool(name="wa it")}, "tools[0].function.name"),
     ({"tools": tool(strict="yes")}, "tools[0].function.strict"),
     ({"tools": [*tool(), *tool()]}, "tools"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from .response_format import closed, with_whitespace
 from .tools import Tool, ToolUse
 
-__all__ = ["object_schema", "parser_tools", "resolved", "types_of"]
+__all__ = ["object_schema", "parser_tools", "resolved", "target_of", "types_of"]
 
 _TYPES = ("string", "integer", "number", "boolean", "null", "array", "object")
 _COMBINE = ("allOf", "anyOf", "oneOf", "$ref", "if", "dependentSchemas", "patternProperties")
@@ -55,13 +56,25 @@ def resolved(schema: Any, root: Mapping[str, Any]) -> Any:
         reference = schema.get("$ref") if isinstance(schema, Mapping) else None
         if not isinstance(reference, str) or not reference.startswith("#/"):
             return schema
-        found: Any = root
-        for part in reference[2:].split("/"):
-            found = found.get(part) if isinstance(found, Mapping) else None
-        if found is None:
+        found = target_of(reference, root)
+        if not isinstance(found, Mapping):
             return schema
         schema = {**found, **{key: each for key, each in schema.items() if key != "$ref"}}
     return schema
+
+
+def target_of(reference: str, root: Mapping[str, Any]) -> Any:
+    """What a reference leads to by its place in the schema; None for nothing."""
+    if not reference.startswith("#/"):
+        return None
+    found: Any = root
+    for part in unquote(reference[2:]).split("/"):
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list) and key.isdecimal() and int(key[:9]) < len(found):
+            found = found[int(key[:9])]
+        else:
+            found = found.get(key) if isinstance(found, Mapping) else None
+    return found
 
 
 def types_of(schema: Any, root: Mapping[str, Any], depth: int = 8) -> list[str]:

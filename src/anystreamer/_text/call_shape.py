@@ -63,7 +63,7 @@ def shape_of_calls(template: Mapping[str, Any]) -> CallShape:
         return _shape_of(field)
     except ValueError as exc:
         raise ValueError(
-            f"the field {_FIELD!r} of the response template has a form that is not known: {exc}"
+            f"the field {_FIELD!r} of the response template has a format that is not known: {exc}"
         ) from None
 
 

@@ -15,11 +15,17 @@ from .base import rust_backend, special_ids
 from .call_or_answer import CallOrAnswerForm
 from .grammar_builder import GrammarBuilder
 from .reasoning import Reasoning
+from .schema_costs import check_cost
 
 __all__ = ["Form", "FormMatcher", "FormTooComplex", "new_matcher"]
 
-# How many compiled grammars are kept for each tokenizer; those used last.
+# How many compiled grammars are kept for each tokenizer, and of how many characters together; those
+# used last. A character takes some 120 bytes.
 KEPT = 64
+KEPT_CHARACTERS = 1024 * 1024
+
+# Of an error's message: llguidance repeats what it cannot parse, and can add a stack of its own.
+MAX_REASON = 500
 
 
 class FormTooComplex(ValueError):
@@ -182,7 +188,7 @@ def _failure_of(matcher: Any, argument: str) -> FormTooComplex | None:
     if not matcher.is_error():
         return None
     reason, _, _ = str(matcher.get_error()).partition("\n")  # its whole state follows
-    return FormTooComplex(argument, reason)
+    return FormTooComplex(argument, reason[:MAX_REASON])
 
 
 def new_matcher(
@@ -239,17 +245,23 @@ class _Compiler:
     def matcher(self, form: Form, reasoning: Reasoning | None) -> Any:
         """A new matcher of llguidance's."""
         builder = GrammarBuilder(self._special, self._eos)
-        grammar = json.dumps({"grammars": form.grammars(builder, reasoning)})
+        grammars = form.grammars(builder, reasoning)
+        grammar = json.dumps({"grammars": grammars})
         with self._lock:
             kept = self._kept.get(grammar)
             if kept is not None:
                 self._kept.move_to_end(grammar)
                 return kept.deep_copy()
+        for each in grammars:
+            try:
+                check_cost(each.get("json_schema", {}))
+            except ValueError as exc:
+                raise FormTooComplex(form.argument, str(exc)) from None
         # Outside of the lock, since it can take a second.
         compiled = self._compile(grammar, form.argument)
         with self._lock:
             self._kept[grammar] = compiled
-            if len(self._kept) > KEPT:
+            while len(self._kept) > KEPT or sum(map(len, self._kept)) > KEPT_CHARACTERS:
                 self._kept.popitem(last=False)
             return compiled.deep_copy()
 
@@ -268,7 +280,12 @@ class _Compiler:
 
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            raise ValueError(f"{argument} is not valid: {matcher.get_error()}")
+            reason = str(matcher.get_error())
+            if reason.startswith("panic: "):  # a number that it has no place for
+                raise FormTooComplex(argument, reason.partition("\n")[0][:MAX_REASON])
+            if len(reason) > MAX_REASON:
+                reason = f"{reason[:MAX_REASON]} ..."
+            raise ValueError(f"{argument} is not valid: {reason}")
         # What exceeds a limit does so at the first token, most often: now is the time to say it.
         trial = matcher.deep_copy()
         bits = int.from_bytes(trial.compute_bitmask(), "little")

@@ -20,6 +20,11 @@ _NO_SPACE_AROUND = r"~/[\s\x1c-\x1f](?s:.*)/ & ~/(?s:.*)[\s\x1c-\x1f]/"
 # What a parser of JSON takes for something else than a text. Python's takes these three words, too.
 _JSON_VALUE = r'true|false|null|NaN|-?Infinity|-?[0-9.eE+-]+|["\[{](?s:.*)'
 
+# How many alternatives the schemas of a tool can have, and how deep they can be in each other:
+# references can lead to themselves.
+_MOST_OPTIONS = 1000
+_MOST_NESTED = 16
+
 # What a schema can say of a text, or say without a meaning for it.
 _OF_TEXTS = {"const", "enum", "maxLength", "minLength", "pattern", "type"}
 _ANNOTATIONS = {
@@ -47,6 +52,7 @@ class TagForm:
         self._builder = builder
         self._name = name
         self._root = root
+        self._options = 0  # seen so far
         self._space = builder.terminal(r"/[ \t\r\n]{0,4}/")
         args = shape.content_args
         parser = args.get("value_parser") or {"name": "text"}
@@ -85,8 +91,11 @@ class TagForm:
         closing = " ".join(f"{self._space} {self._builder.text(tag)}" for tag in self._end)
         return f"({closing})?" if closing else self._space
 
-    def _values(self, key: str, schema: Any) -> Iterator[str]:
+    def _values(self, key: str, schema: Any, nested: int = 0) -> Iterator[str]:
         """The texts that a value can be, each with what closes its tag."""
+        self._options += bool(nested)
+        if self._options > _MOST_OPTIONS or nested > _MOST_NESTED:
+            raise ValueError(f"the parameter {key!r} of {self._name!r} has too many alternatives")
         schema = resolved(schema, self._root)
         known: dict[str, Any] = schema if isinstance(schema, dict) else {}
         for name in ("anyOf", "oneOf"):
@@ -94,7 +103,7 @@ class TagForm:
                 others = {each: known[each] for each in known if each != name}
                 for option in options:
                     merged = {**others, **option} if isinstance(option, dict) else others
-                    yield from self._values(key, merged)
+                    yield from self._values(key, merged, nested + 1)
                 return
         types = types_of(schema, self._root)
         if "string" in types:

@@ -25,6 +25,7 @@ from .common import (
     Batching,
     Server,
     given,
+    refuse_beside,
     refuse_empty,
     require_installed,
 )
@@ -105,6 +106,9 @@ def chat(
     require_installed(backend)
     if base_url is None and api_key is not None:
         raise typer.BadParameter("needs --base-url", param_hint="--api-key")
+    if base_url is not None:
+        loading = ("device", "dtype", "quantization", "chat_template", "trust_remote_code")
+        refuse_beside(context, "--base-url", *loading)
     from .chat import Chat
     from .chat_backends import ChatBackend, local_model, remote_model
     from .chat_pictures import read_picture
@@ -187,6 +191,10 @@ def serve(
     stops it at once.
     """
     refuse_empty(context)
+    if uds is not None:
+        refuse_beside(context, "--uds", "host", "port")
+    if batching is Batching.NONE:
+        refuse_beside(context, "--batching none", "max_running")
     if ssl_keyfile and not ssl_certfile:
         raise typer.BadParameter("needs --ssl-certfile", param_hint="--ssl-keyfile")
     if not (api_key or insecure or uds or is_loopback(host)):

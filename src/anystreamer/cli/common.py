@@ -27,6 +27,7 @@ __all__ = [
     "given",
     "load_embedded",
     "load_or_fail",
+    "refuse_beside",
     "refuse_empty",
     "require_installed",
 ]
@@ -137,4 +138,22 @@ def refuse_empty(context: Any, *allowed: str) -> None:
                 "is empty: leave it out, or look whether its variable is set",
                 ctx=context,
                 param=parameter,
+            )
+
+
+def refuse_beside(context: Any, option: str, *names: str) -> None:
+    """Exit with a message if an option was given that has no effect beside *option*.
+
+    Args:
+        context: typer's, of the command.
+        option: as it is written in the command.
+        names: of the parameters without an effect.
+    """
+    import typer
+
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name)
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(
+                f"has no effect with {option}: leave one of them out", ctx=context, param=parameter
             )

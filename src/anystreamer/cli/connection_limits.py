@@ -23,6 +23,9 @@ PARSED_AT_ONCE = 4 * 1024
 # (seconds). Many never do, and asyncio would wait for 30.
 TLS_END_TIMEOUT = 1.0
 
+# What a server has open beside its connections: files of the model, sockets and pipes of its own.
+OTHER_FILES = 100
+
 # All of the response to a connection that is one too many.
 REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
@@ -31,10 +34,26 @@ REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection:
 class ConnectionLimits:
     """What a client can take from the server before the application knows of a request."""
 
-    max_connections: int = 900  # most processes can have 1,024 open files
+    max_connections: int = 900  # with `OTHER_FILES`; most processes can have 1,024
     max_head_bytes: int = 64 * 1024  # of a request's head, of a chunk's size, and of trailers
     head_timeout: float = 10.0  # seconds until a request's head has arrived
     send_timeout: float | None = 30.0  # seconds for a client to take a part of its response
+
+    def too_few_files(self) -> str | None:
+        """What is wrong, if this process cannot have that many connections; otherwise None."""
+        try:
+            from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
+        except ImportError:  # Windows, which has no such limit
+            return None
+        files, _ = getrlimit(RLIMIT_NOFILE)
+        if files == RLIM_INFINITY or files >= self.max_connections + OTHER_FILES:
+            return None
+        return (
+            f"this process can have {files} open files (ulimit -n), and --max-connections "
+            f"{self.max_connections} needs {self.max_connections + OTHER_FILES}: further "
+            "connections would wait without an answer. Raise that limit, or lower "
+            "--max-connections"
+        )
 
     @property
     def abort_timeout(self) -> float | None:

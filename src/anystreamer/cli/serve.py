@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 
 from .. import open_engine
+from .._errors import logger
 from .._loading import placement, shown_name
 from .common import INSTALL_SERVER, Backend, Batching, Server, load_or_fail, require_installed
 from .connection_limits import ConnectionLimits
@@ -70,6 +71,8 @@ def run_serve(
         fail(f"{exc.__cause__ or exc}: {INSTALL_SERVER}")
     for package in (server, backend):
         require_installed(package, INSTALL_SERVER)
+    if few := connections.too_few_files():
+        logger.warning("%s", few)
     # First, because loading takes long: a port that is in use is found out before.
     if certificate:
         certificate.check()

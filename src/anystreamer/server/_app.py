@@ -162,18 +162,24 @@ def create_app(
     app = Starlette(
         routes=[
             *(
-                Route(path, endpoint, methods=["POST"], middleware=[Middleware(RequestSpans, path)])
+                Route(each, endpoint, methods=["POST"], middleware=[Middleware(RequestSpans, path)])
                 for path, endpoint in (
                     ("/v1/chat/completions", endpoints.chat_completions),
                     ("/v1/completions", endpoints.completions),
                     ("/v1/responses", endpoints.responses),
                 )
+                for each in (path, f"{path}/")
             ),
-            Route("/v1/models", endpoints.models),
-            Route("/v1/models/", endpoints.models),
+            *(
+                Route(each, endpoint)
+                for path, endpoint in (
+                    ("/v1/models", endpoints.models),
+                    ("/health", endpoints.health),
+                    ("/metrics", endpoints.metrics),
+                )
+                for each in (path, f"{path}/")
+            ),
             Route("/v1/models/{name:path}", endpoints.model),
-            Route("/health", endpoints.health),
-            Route("/metrics", endpoints.metrics),
             *(page_routes() if page else ()),
         ],
         middleware=_middleware(allow_origins, allowed_hosts),
@@ -182,6 +188,8 @@ def create_app(
             HTTPException: _http_exception,
         },
     )
+    # A redirect has the whole address: behind a proxy, that of another scheme or host.
+    app.router.redirect_slashes = False
     app.state.metrics = endpoints.metrics_registry
     return app
 
@@ -275,6 +283,7 @@ class _Endpoints:
                 includes_usage=asked.includes_usage,
                 includes_running_usage=asked.includes_running_usage,
                 top=asked.top_logprobs_asked,
+                custom_tools=asked.custom_tools,
             )
             return CompletionResponse(self._engine, asked, builder, self._limits, on_end)
 

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from .._text import Regex
 from ._bounded_json import MAX_CONTAINERS, MAX_DEPTH, from_bounded_json
+from ._custom_tools import CustomFormat, as_function, function_arguments
 from ._fields import Annotates, Fixed, Neutral, chosen_by
 from ._fields import Strict as _Strict
 
@@ -208,6 +209,34 @@ class ToolCall(_Strict):
         return {"id": self.id, "type": self.type, "function": function}
 
 
+class CalledCustomTool(_Strict):
+    """The custom tool of a call, and its input."""
+
+    name: str
+    input: str
+
+
+class CustomToolCall(_Strict):
+    """A call of a custom tool in an earlier answer, sent back."""
+
+    id: str
+    type: Literal["custom"]
+    custom: CalledCustomTool
+    index: int | None = None  # as in a streamed response
+
+    def as_prompt(self) -> dict[str, Any]:
+        """The call in the form that chat templates take."""
+        arguments = function_arguments(self.custom.input)
+        function = {"name": self.custom.name, "arguments": arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+Call = Annotated[
+    Annotated[ToolCall, Tag("ToolCall")] | Annotated[CustomToolCall, Tag("CustomToolCall")],
+    chosen_by("type", {"custom": "CustomToolCall"}, "ToolCall"),
+]
+
+
 class AssistantMessage(_Strict):
     """An earlier answer, sent back: it can have everything that our own answers have."""
 
@@ -225,7 +254,7 @@ class AssistantMessage(_Strict):
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: Annotated[
-        Annotated[list[ToolCall], Field(max_length=MAX_CALLS, fail_fast=True)] | None, Neutral([])
+        Annotated[list[Call], Field(max_length=MAX_CALLS, fail_fast=True)] | None, Neutral([])
     ] = None
 
     @model_validator(mode="after")
@@ -325,10 +354,25 @@ class Function(_Strict):
     strict: bool | None = None
 
 
-class Tool(_Strict):
-    """A tool that a model can call."""
+def _tool_type(kind: object) -> object:
+    if isinstance(kind, str) and kind not in ("function", "custom"):
+        raise PydanticCustomError(
+            "no_function",
+            "{kind} is not supported: the tools of this server are of the types function and "
+            "custom",
+            {"kind": kind[:100]},
+        )
+    return kind
 
-    type: Literal["function"]
+
+FunctionType = Annotated[Literal["function"], BeforeValidator(_tool_type)]
+ToolType = Annotated[Literal["function", "custom"], BeforeValidator(_tool_type)]
+
+
+class FunctionTool(_Strict):
+    """A function that a model can call."""
+
+    type: FunctionType
     function: Function
     cache_control: Annotated[Any, Annotates()] = None
 
@@ -342,3 +386,31 @@ class Tool(_Strict):
         if self.function.strict:
             function["strict"] = True
         return {"type": "function", "function": function}
+
+
+class Custom(_Strict):
+    """A tool whose input is a text."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    format: CustomFormat | None = None
+
+
+class CustomTool(_Strict):
+    """A custom tool that a model can call."""
+
+    type: Literal["custom"]
+    custom: Custom
+    cache_control: Annotated[Any, Annotates()] = None
+
+    def as_argument(self) -> dict[str, Any]:
+        """The tool as ``engine.stream_text`` takes it."""
+        custom = self.custom
+        grammar = None if custom.format is None else custom.format.grammar
+        return as_function(custom.name, custom.description, grammar)
+
+
+Tool = Annotated[
+    Annotated[FunctionTool, Tag("FunctionTool")] | Annotated[CustomTool, Tag("CustomTool")],
+    chosen_by("type", {"custom": "CustomTool"}, "FunctionTool"),
+]

@@ -6,11 +6,12 @@ import json
 import re
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .._streams import TextChunk
+from ._custom_tools import call_in_chat
 
 __all__ = [
     "ChatChoiceBuilder",
@@ -51,9 +52,11 @@ class ChoiceBuilder(ABC):
     """One choice: takes the chunks of a stream, and formats each of them, and all together.
 
     *top* is the number of likeliest tokens to list for each token; None lists no tokens at all.
+    *custom* are the names of tools whose calls have a text as their input.
     """
 
-    def __init__(self, top: int | None) -> None:
+    def __init__(self, top: int | None, custom: frozenset[str] = frozenset()) -> None:
+        self._custom = custom
         self._top = top
         # For a whole response: each value as JSON, since all at the end would hold the event loop.
         self._kept: dict[str, list[str] | None] | None = None
@@ -133,10 +136,10 @@ class ChoiceBuilder(ABC):
 class ChatChoiceBuilder(ChoiceBuilder):
     """A message."""
 
-    def __init__(self, top: int | None) -> None:
-        super().__init__(top)
+    def __init__(self, top: int | None, custom: frozenset[str] = frozenset()) -> None:
+        super().__init__(top, custom)
         self._texts: dict[str, list[str]] = {}
-        self._calls: list[dict[str, Any]] = []
+        self._calls: list[Mapping[str, Any]] = []
         self._last_field = ""  # that of the previous chunk
 
     def first_delta(self, delta: dict[str, Any]) -> dict[str, Any]:
@@ -150,9 +153,10 @@ class ChatChoiceBuilder(ChoiceBuilder):
         field, text = field_of(chunk)
         if not isinstance(text, str):
             first = len(self._calls)
-            self._calls += text
+            calls = [call_in_chat(call, self._custom) for call in text]
+            self._calls += calls
             self._last_field = field
-            indexed = [{"index": first + index, **call} for index, call in enumerate(text)]
+            indexed = [{"index": first + index, **call} for index, call in enumerate(calls)]
             return {"delta": {"tool_calls": indexed}}
         if field != self._last_field and field in self._texts:  # it goes on after another field
             text = f"\n{text}"
@@ -189,8 +193,8 @@ class ChatChoiceBuilder(ChoiceBuilder):
 class TextChoiceBuilder(ChoiceBuilder):
     """A text."""
 
-    def __init__(self, top: int | None) -> None:
-        super().__init__(top)
+    def __init__(self, top: int | None, custom: frozenset[str] = frozenset()) -> None:
+        super().__init__(top, custom)
         self._chunks: list[str] = []
 
     def take_text(self, chunk: TextChunk) -> tuple[str, str]:

@@ -57,6 +57,7 @@ class CompletionBuilder:
         includes_usage: bool,
         top: int | None,
         includes_running_usage: bool = False,
+        custom_tools: frozenset[str] = frozenset(),
     ) -> None:
         self._head: dict[str, Any] = {
             "id": f"{self.prefix}-{secrets.token_hex(16)}",
@@ -68,6 +69,7 @@ class CompletionBuilder:
         # Of each choice: what it has used so far. None where no event says it.
         self._running_usage: list[RunningUsage] | None = [] if includes_running_usage else None
         self._top = top
+        self._custom_tools = custom_tools
         self._choices: list[ChoiceBuilder] = []
         self._begun: set[int] = set()  # choices that have had an event
         # By choice and field: what is around the text in an event that has nothing else.
@@ -80,7 +82,7 @@ class CompletionBuilder:
 
     def add_choice(self, prompt_tokens: int = 0) -> None:
         """Add one more choice, to a prompt of this many tokens."""
-        self._choices.append(self.new_choice(self._top))
+        self._choices.append(self.new_choice(self._top, self._custom_tools))
         if self._running_usage is not None:
             self._running_usage.append(RunningUsage(prompt_tokens))
 

@@ -12,9 +12,10 @@ from pydantic import Field, model_validator
 from .._generation import Seed
 from .._prompts import Prompt, TokenIds
 from .._text import Regex, StopSet, validate_stop_strings
+from ._custom_tools import choice_of_functions
 from ._errors import APIError
 from ._fields import Annotates, Fixed, Neutral, Strict
-from ._message_models import Message, ResponseFormat, Tool
+from ._message_models import CustomTool, Message, ResponseFormat, Tool
 
 __all__ = ["ChatRequest", "CompletionRequest", "Effort", "TextRequest"]
 
@@ -181,6 +182,11 @@ class TextRequest(Strict):
         return "max_tokens", self.max_tokens
 
     @property
+    def custom_tools(self) -> frozenset[str]:
+        """The names of the custom tools that the model can call."""
+        return frozenset()
+
+    @property
     @abstractmethod
     def top_logprobs_asked(self) -> int | None:
         """How many of the likeliest tokens to list for each token; None: no log-probabilities."""
@@ -322,6 +328,11 @@ class ChatRequest(TextRequest):
         return bool(self.continue_final_message)
 
     @property
+    def custom_tools(self) -> frozenset[str]:
+        tools = self.tools or ()
+        return frozenset(each.custom.name for each in tools if isinstance(each, CustomTool))
+
+    @property
     def token_limit(self) -> tuple[str, int | None]:
         if self.max_completion_tokens is not None:
             return "max_completion_tokens", self.max_completion_tokens
@@ -358,7 +369,8 @@ class ChatRequest(TextRequest):
         if self.tools is not None:
             arguments["tools"] = [tool.as_argument() for tool in self.tools]
             if self.tool_choice is not None:
-                arguments["tool_choice"] = self.tool_choice
+                choice = choice_of_functions(self.tool_choice, self.custom_tools)
+                arguments["tool_choice"] = choice
             if self.parallel_tool_calls is not None:
                 arguments["parallel_tool_calls"] = self.parallel_tool_calls
         if template is not None:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..._streams import TextChunk, Usage
+from .._custom_tools import input_of
 from .._errors import APIError
 from .._openai_choices import Token, field_of, logprob_entry
 from .input import REASONING_PREFIX
-from .tools import Offered
+from .tools import CustomTool, Offered
 
 __all__ = ["ResponseBuilder"]
 
@@ -52,6 +53,20 @@ REASONING = Kind("reasoning", REASONING_PREFIX, "response.reasoning_text", "reas
 
 # A field that is in neither has no place in this API, and is left out.
 KINDS = {"content": MESSAGE, "reasoning_content": REASONING}
+
+
+@dataclass(frozen=True, slots=True)
+class CallKind:
+    """A kind of item that calls a tool: what it and its events are called."""
+
+    name: str
+    prefix: str  # of its id
+    events: str
+    field: str  # of what it is called with
+
+
+FUNCTION_CALL = CallKind("function_call", "fc", "response.function_call_arguments", "arguments")
+CUSTOM_CALL = CallKind("custom_tool_call", "ctc", "response.custom_tool_call_input", "input")
 
 
 class TextItem:
@@ -116,7 +131,7 @@ class ResponseBuilder:
         settings: what the response repeats of its request: an object, as JSON. All events with the
             response have it, so it is encoded once.
         streams: whether the response is sent in events. If not, all events are empty strings.
-        offered: the functions that the model can call.
+        offered: the tools that the model can call.
     """
 
     def __init__(
@@ -230,23 +245,31 @@ class ResponseBuilder:
 
     def _call(self, id: str, function: Mapping[str, str]) -> str:
         called = self._offered.get(function["name"])
+        named = {"name": function["name"]} if called is None else called.as_called
+        arguments = function["arguments"]
+        if called is not None and isinstance(called.tool, CustomTool):
+            return self._call_item(CUSTOM_CALL, id, named, input_of(arguments), {})
+        return self._call_item(FUNCTION_CALL, id, named, arguments, {"name": named["name"]})
+
+    def _call_item(
+        self, kind: CallKind, id: str, named: Mapping[str, str], text: str, more: Mapping[str, str]
+    ) -> str:
+        """Events of a call. *text* is what it is called with, and *more* is in the last of it."""
         item = {
-            "id": f"fc_{secrets.token_hex(24)}",
-            "type": "function_call",
+            "id": f"{kind.prefix}_{secrets.token_hex(24)}",
+            "type": kind.name,
             "call_id": id,
-            **({"name": function["name"]} if called is None else called.as_called),
+            **named,
         }
         at_item = {"output_index": len(self._output)}
-        at_arguments = {"item_id": item["id"], **at_item}
-        arguments = function["arguments"]
-        started = {**item, "arguments": "", "status": "in_progress"}
-        done = {**item, "arguments": arguments, "status": "completed"}
+        at_text = {"item_id": item["id"], **at_item}
+        started = {**item, kind.field: "", "status": "in_progress"}
+        done = {**item, kind.field: text, "status": "completed"}
         self._output.append(_object(done))
-        events = "response.function_call_arguments"
         return (
             self._event("response.output_item.added", **at_item, item=started)
-            + self._event(f"{events}.delta", **at_arguments, delta=arguments)
-            + self._event(f"{events}.done", **at_arguments, name=item["name"], arguments=arguments)
+            + self._event(f"{kind.events}.delta", **at_text, delta=text)
+            + self._event(f"{kind.events}.done", **at_text, **more, **{kind.field: text})
             + self._event("response.output_item.done", **at_item, item=done)
         )
 

@@ -139,10 +139,27 @@ class CallItem(_Item):
         return {"id": self.call_id, "type": "function", "function": function}
 
 
+class CustomCallItem(_Item):
+    """A call of a custom tool in an earlier answer."""
+
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: str
+    input: str
+    namespace: str | None = None
+    caller: Any = None
+    is_async: Annotated[None, Fixed(False)] = Field(None, alias="async")
+
+    def as_chat(self) -> dict[str, Any]:
+        """The call in a chat request."""
+        custom = {"name": name_in_chat(self.name, self.namespace), "input": self.input}
+        return {"id": self.call_id, "type": "custom", "custom": custom}
+
+
 class CallOutputItem(_Item):
     """The result of a tool call."""
 
-    type: Literal["function_call_output"]
+    type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str
     output: Content
     name: str | None = None
@@ -204,12 +221,15 @@ _ITEMS = {
     "message": "MessageItem",
     "function_call": "CallItem",
     "function_call_output": "CallOutputItem",
+    "custom_tool_call": "CustomCallItem",
+    "custom_tool_call_output": "CallOutputItem",
     "reasoning": "ReasoningItem",
     "item_reference": "ReferenceItem",
 }
 Item = Annotated[
     Annotated[MessageItem, Tag("MessageItem")]
     | Annotated[CallItem, Tag("CallItem")]
+    | Annotated[CustomCallItem, Tag("CustomCallItem")]
     | Annotated[CallOutputItem, Tag("CallOutputItem")]
     | Annotated[ReasoningItem, Tag("ReasoningItem")]
     | Annotated[ReferenceItem, Tag("ReferenceItem")]
@@ -251,7 +271,7 @@ class Conversation:
         match item:
             case ReasoningItem():
                 self._add_reasoning(item, place)
-            case CallItem():
+            case CallItem() | CustomCallItem():
                 answer = self._answer or self._begin_answer(place)
                 calls = answer.setdefault("tool_calls", [])
                 self._places[f"{self._last}.tool_calls[{len(calls)}]"] = place

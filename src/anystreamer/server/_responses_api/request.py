@@ -18,7 +18,7 @@ from .input import Conversation, Item
 from .tools import (
     MAX_TOOLS,
     AllowedTools,
-    NamedFunction,
+    NamedTool,
     Offered,
     OfflineSearch,
     Tool,
@@ -140,7 +140,7 @@ class ResponsesRequest(Strict):
     instructions: str | None = None
     max_output_tokens: Any = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedFunction | AllowedTools | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
@@ -232,17 +232,19 @@ class ResponsesRequest(Strict):
 
     @cached_property
     def offered(self) -> list[Offered]:
-        """The functions that the model can call."""
+        """The tools that the model can call."""
         offered = offered_tools(self.tools or ())
         if not isinstance(self.tool_choice, AllowedTools):
             return offered
-        names = {function.name_in_chat for function in self.tool_choice.tools}
-        if missing := names - {each.name_in_chat for each in offered}:
+        allowed = {(each.type, each.name_in_chat) for each in self.tool_choice.tools}
+        if missing := allowed - {(each.tool.type, each.name_in_chat) for each in offered}:
+            kind, name = min(missing)
             raise APIError(
-                f"tool_choice: there is no tool {min(missing)[:100]!r}",
+                f"tool_choice: there is no {kind} tool {name[:100]!r}",
                 param="tool_choice",
                 code="invalid_value",
             )
+        names = {name for _, name in allowed}
         return [each for each in offered if each.name_in_chat in names]
 
     @property
@@ -250,8 +252,8 @@ class ResponsesRequest(Strict):
         choice: Any = self.tool_choice
         if isinstance(choice, AllowedTools):
             choice = choice.mode
-        elif isinstance(choice, NamedFunction):
-            choice = {"type": choice.type, "function": {"name": choice.name_in_chat}}
+        elif isinstance(choice, NamedTool):
+            choice = {"type": choice.type, choice.type: {"name": choice.name_in_chat}}
         if not self.offered:
             # Without tools there is nothing to choose, and some clients say so.
             return {} if choice in (None, "auto", "none") else {"tool_choice": choice}
@@ -290,7 +292,8 @@ class ResponsesRequest(Strict):
         """The place in the request of what has the place *param* in the chat request."""
         for number, each in enumerate(self.offered):
             if param.startswith(f"tools[{number}]"):
-                return param.replace(f"tools[{number}]", each.place, 1).replace(".function.", ".")
+                own = param.replace(f"tools[{number}]", each.place, 1)
+                return own.replace(f".{each.tool.type}.", ".").replace(".grammar.", ".")
         return self._conversation.place_of(param)
 
     # -- for the response
@@ -325,7 +328,7 @@ class ResponsesRequest(Strict):
                 "verbosity": text.verbosity,
             },
             "tool_choice": choice.model_dump(exclude_none=True)
-            if isinstance(choice, NamedFunction | AllowedTools)
+            if isinstance(choice, NamedTool | AllowedTools)
             else choice or "auto",
             "tools": [
                 tool.as_response()

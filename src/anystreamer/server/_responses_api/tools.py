@@ -1,4 +1,4 @@
-"""The tools of OpenAI's Responses API, and the functions of a chat request that they become."""
+"""The tools of OpenAI's Responses API, and the tools of a chat request that they become."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
-from pydantic_core import PydanticCustomError
+from pydantic import Discriminator, Field, Tag
 
+from .._custom_tools import CustomGrammar, TextFormat
 from .._errors import APIError
-from .._fields import Annotates, Fixed, Strict
+from .._fields import Annotates, Fixed, Strict, chosen_by
+from .._message_models import FunctionType, ToolType
 
 __all__ = [
     "MAX_TOOLS",
     "AllowedTools",
-    "NamedFunction",
+    "NamedTool",
     "Offered",
     "OfflineSearch",
     "Tool",
@@ -26,19 +27,6 @@ __all__ = [
 
 MAX_TOOLS = 128
 MAX_NAME = 64  # of a function in a chat request
-
-
-def _function_type(kind: object) -> object:
-    if isinstance(kind, str) and kind != "function":
-        raise PydanticCustomError(
-            "no_function",
-            "{kind} is not supported: the tools of this server are of the type function",
-            {"kind": kind[:100]},
-        )
-    return kind
-
-
-FunctionType = Annotated[Literal["function"], BeforeValidator(_function_type)]
 
 
 class FunctionTool(Strict):
@@ -68,14 +56,63 @@ class FunctionTool(Strict):
         return self.model_dump(include={"type", "name", "description", "parameters", "strict"})
 
 
+class GrammarFormat(CustomGrammar):
+    """A text that keeps to a grammar."""
+
+    type: Literal["grammar"]
+
+
+Format = Annotated[
+    Annotated[TextFormat, Tag("TextFormat")] | Annotated[GrammarFormat, Tag("GrammarFormat")],
+    chosen_by("type", {"grammar": "GrammarFormat"}, "TextFormat"),
+]
+
+
+class CustomTool(Strict):
+    """A tool whose input is a text, as Codex sends its ``apply_patch``."""
+
+    type: Literal["custom"]
+    name: str
+    description: str | None = None
+    format: Format | None = None
+    allowed_callers: Annotated[None, Fixed(["direct"])] = None
+    defer_loading: Annotated[None, Fixed(False)] = None
+    is_async: Annotated[None, Fixed(False)] = Field(None, alias="async")
+
+    def as_chat(self, name: str) -> dict[str, Any]:
+        """The tool in a chat request.
+
+        Args:
+            name: of the tool there.
+        """
+        custom: dict[str, Any] = {"name": name, "description": self.description}
+        if isinstance(self.format, GrammarFormat):
+            grammar = self.format.model_dump(include={"syntax", "definition"})
+            custom["format"] = {"type": "grammar", "grammar": grammar}
+        return {"type": self.type, "custom": custom}
+
+    def as_response(self) -> dict[str, Any]:
+        """The tool as a response repeats it."""
+        own = self.model_dump(include={"type", "name", "description"})
+        known = self.format or TextFormat(type="text")
+        return {**own, "format": known.model_dump()}
+
+
+# A tool that a call can name.
+CallableTool = Annotated[
+    Annotated[FunctionTool, Tag("FunctionTool")] | Annotated[CustomTool, Tag("CustomTool")],
+    chosen_by("type", {"custom": "CustomTool"}, "FunctionTool"),
+]
+
+
 class NamespaceTool(Strict):
-    """Functions under one name, as Codex sends those of an MCP server."""
+    """Tools under one name, as Codex sends those of an MCP server."""
 
     type: Literal["namespace"]
     name: Annotated[str, Field(min_length=1)]
     # For the reader of many namespaces: a chat template has no place for it.
     description: str = ""
-    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)]
+    tools: Annotated[list[CallableTool], Field(max_length=MAX_TOOLS, fail_fast=True)]
 
     def as_response(self) -> dict[str, Any]:
         """The tools as a response repeats them."""
@@ -108,21 +145,23 @@ def _tag_of(tool: Any) -> str:
     kind, may_search = tool.get("type"), tool.get("external_web_access")
     if kind == "web_search" and may_search is False:
         return "OfflineSearch"
-    return "NamespaceTool" if kind == "namespace" else "FunctionTool"
+    known = {"namespace": "NamespaceTool", "custom": "CustomTool"}
+    return known.get(kind, "FunctionTool") if isinstance(kind, str) else "FunctionTool"
 
 
 Tool = Annotated[
     Annotated[FunctionTool, Tag("FunctionTool")]
+    | Annotated[CustomTool, Tag("CustomTool")]
     | Annotated[NamespaceTool, Tag("NamespaceTool")]
     | Annotated[OfflineSearch, Tag("OfflineSearch")],
     Discriminator(_tag_of),
 ]
 
 
-class NamedFunction(Strict):
-    """A function, by its name."""
+class NamedTool(Strict):
+    """A function or a custom tool, by its name."""
 
-    type: FunctionType
+    type: ToolType
     name: str
     namespace: str | None = None
 
@@ -137,35 +176,35 @@ class AllowedTools(Strict):
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedFunction], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
 
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """A function that is offered to the model."""
+    """A tool that is offered to the model."""
 
-    function: FunctionTool
+    tool: FunctionTool | CustomTool
     namespace: str | None
     place: str  #: in the request, such as ``tools[1].tools[0]``
 
     @property
     def name_in_chat(self) -> str:
         """What the chat request calls it."""
-        return name_in_chat(self.function.name, self.namespace)
+        return name_in_chat(self.tool.name, self.namespace)
 
     def as_chat(self) -> dict[str, Any]:
         """The tool in the chat request."""
-        return self.function.as_chat(self.name_in_chat)
+        return self.tool.as_chat(self.name_in_chat)
 
     @property
     def as_called(self) -> dict[str, str]:
-        """The fields of a call that say which function it is."""
+        """The fields of a call that say which tool it is."""
         namespace = {} if self.namespace is None else {"namespace": self.namespace}
-        return {"name": self.function.name, **namespace}
+        return {"name": self.tool.name, **namespace}
 
 
 def name_in_chat(name: str, namespace: str | None) -> str:
-    """What a chat request calls a function: chats have no namespaces, and names must differ."""
+    """What a chat request calls a tool: chats have no namespaces, and names must differ."""
     if namespace is None:
         return name
     joined = f"{namespace.removesuffix('__')}__{name}"
@@ -177,7 +216,7 @@ def name_in_chat(name: str, namespace: str | None) -> str:
 
 
 def offered_tools(tools: Sequence[Any]) -> list[Offered]:
-    """The functions among the tools of a request.
+    """The tools of a request that the model can call.
 
     Raises:
         APIError: a chat would call two of them by the same name.
@@ -185,7 +224,7 @@ def offered_tools(tools: Sequence[Any]) -> list[Offered]:
     offered = []
     for number, tool in enumerate(tools):
         place = f"tools[{number}]"
-        if isinstance(tool, FunctionTool):
+        if isinstance(tool, FunctionTool | CustomTool):
             offered.append(Offered(tool, None, place))
         elif isinstance(tool, NamespaceTool):
             offered += [
