@@ -172,6 +172,11 @@ def pytest_collection_finish() -> None:
 
 _modules = 0  # that were there at the last collection
 
+# Objects that survive a collection, before it leaves them out of the next ones: a collection of as
+# many takes about a millisecond. Vocabularies, grammars and models that tests share are 100,000 and
+# more, and to look through them after each test took as long as the tests.
+SURVIVORS = 5000
+
 
 def collect_garbage() -> None:
     """Tasks and sockets that nobody awaited or closed complain: here, and not in a later test.
@@ -181,7 +186,7 @@ def collect_garbage() -> None:
     """
     global _modules
     gc.collect()
-    if len(sys.modules) > _modules:
+    if len(sys.modules) > _modules or len(gc.get_objects()) > SURVIVORS:
         _modules = len(sys.modules)
         gc.freeze()
 

@@ -271,6 +271,7 @@ async def test_not_enough_memory_is_no_fault_of_the_model() -> None:
 # -- beside generate()
 
 
+@pytest.mark.slow
 async def test_generate_beside_an_engine_disturbs_neither() -> None:
     """transformers writes into the model's config in each pass of the manager."""
     model = new_llama(layers=2)

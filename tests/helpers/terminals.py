@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyte
@@ -39,6 +40,17 @@ class Terminal:
 
     def type(self, keys: str) -> None:
         os.write(self.master, keys.encode())
+
+    def interrupt_prompt(self) -> None:
+        """Press Ctrl-C at a prompt that has been shown.
+
+        Only in its wait for a key readline is woken by it: one that strikes between the prompt and
+        the wait is seen after the next line. On Linux one can see that it waits.
+        """
+        status = Path(f"/proc/{self.process.pid}/stat")
+        while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "S":
+            time.sleep(0.001)
+        self.type("\x03")
 
     @property
     def text(self) -> str:

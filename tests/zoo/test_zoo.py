@@ -47,7 +47,7 @@ SOME = {
 @pytest.mark.parametrize(
     "class_name",
     [
-        pytest.param(each, marks=() if each in SOME else pytest.mark.nightly)
+        pytest.param(each, marks=pytest.mark.slow if each in SOME else pytest.mark.nightly)
         for each in sorted(SOME | named().keys())
     ],
 )
