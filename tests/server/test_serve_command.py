@@ -348,7 +348,6 @@ def test_it_does_not_serve_everybody_without_a_key() -> None:
     [
         ("--ssl-keyfile nowhere", 2, "needs --ssl-certfile"),
         ("--ssl-certfile nowhere", 1, "nowhere"),
-        ("--max-running 4 --batching none", 1, "max_running"),
         ("--host nowhere.invalid --insecure", 1, "cannot listen on nowhere.invalid:0: "),
     ],
 )
