@@ -25,8 +25,9 @@ import yaml  # type: ignore[import-untyped]
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from .helpers.remote_engines import remote_engine
+from .helpers.scripted import CLUSTER_PATIENCE, CLUSTER_TIMEOUT
 from .helpers.serving import data_of
-from .helpers.two_nodes import MOST_WAITING, PATIENCE, Cluster, idle
+from .helpers.two_nodes import MOST_WAITING, Cluster, idle
 
 with warnings.catch_warnings():  # of Ray's own, at its import
     warnings.filterwarnings("ignore", "Using extra keyword arguments on `Field`")
@@ -37,7 +38,7 @@ from anystreamer.ray import Settings, _Replica, error_objects
 from anystreamer.testing import ScriptedModel
 
 # The cluster starts within the time of the first test, and a replica within that of others.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLUSTER_TIMEOUT)]
 
 TEXT = "/v1/completions"
 NUMBERS = "one two three four five six seven eight nine ten".split()
@@ -252,7 +253,7 @@ async def test_what_is_too_much_gets_503_at_once(
                     return refusal
 
     async with cluster.client() as client:
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(CLUSTER_PATIENCE):
             async with anyio.create_task_group() as tasks:
                 for _ in range(60):
                     tasks.start_soon(ask)
@@ -291,7 +292,7 @@ async def test_a_response_has_the_id_that_is_in_the_log_of_its_replica(
 
 async def logged(cluster: Cluster, request_id: str) -> dict[str, Any]:
     """The record of a request in the log of its replica. Ray keeps one of each worker."""
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(CLUSTER_PATIENCE):
         while True:
             for path in Path(cluster.folder).glob("ray/session_2*/logs/worker-*.err"):
                 for line in path.read_text(errors="replace").splitlines():
@@ -309,7 +310,7 @@ async def test_prometheus_gets_the_metrics_of_each_replica(
             assert (await client.post(TEXT, json=question(number, SHORT))).status_code == 200
     names = ("requests_running", "http_requests_total", "total_seconds_bucket", "limit")
     missing = {(name, replica) for name in names for replica in replicas}
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(CLUSTER_PATIENCE):
         while missing:
             await anyio.sleep(0.5)
             text = await anyio.to_thread.run_sync(cluster.do, "metrics")
@@ -322,7 +323,6 @@ async def test_prometheus_gets_the_metrics_of_each_replica(
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(600)
 async def test_replicas_come_and_go_with_the_load(cluster: Cluster) -> None:
     """Serve counts the requests that wait in its queue, too."""
     await anyio.to_thread.run_sync(lambda: cluster.do("scale", seconds=3))
@@ -340,14 +340,14 @@ async def test_replicas_come_and_go_with_the_load(cluster: Cluster) -> None:
     try:
         assert await running() == 1
         async with cluster.client() as client:
-            with anyio.fail_after(PATIENCE):
+            with anyio.fail_after(CLUSTER_PATIENCE):
                 async with anyio.create_task_group() as load:
                     for _ in range(6):  # five of them wait
                         load.start_soon(ask)
                     while await running() < 2 or len(answered) < 2:
                         await anyio.sleep(0.2)
                     load.cancel_scope.cancel()
-            with anyio.fail_after(PATIENCE):
+            with anyio.fail_after(CLUSTER_PATIENCE):
                 while await running() > 1:
                     await anyio.sleep(0.2)
             assert (await client.post(f"/scaling{TEXT}", json=question(0, 3))).status_code == 200
@@ -471,7 +471,7 @@ async def check_what_is_left(
     client: httpx.AsyncClient, lost: Stream, kept: Stream, reference: dict[str, str]
 ) -> None:
     # The connection is closed before its end has come: which HTTP clients raise.
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(CLUSTER_PATIENCE):
         with pytest.raises(httpx.RemoteProtocolError, match="without sending complete"):
             await lost.read()
     assert "[DONE]" not in lost.body

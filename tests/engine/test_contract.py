@@ -45,7 +45,7 @@ from ..helpers.held import Held, each_way_to_let_go, let_go
 from ..helpers.inside import is_idle, is_receiving, open_states, state_of, worker_left
 from ..helpers.linked_model import linked
 from ..helpers.remote_engines import behind_a_server, remote_engine
-from ..helpers.scripted import PATIENCE, until
+from ..helpers.scripted import CLUSTER_TIMEOUT, PATIENCE, until
 from ..helpers.ways_out import (
     BodyError,
     WayOut,
@@ -94,7 +94,11 @@ RAY_SERVE = replace(REMOTE, name="ray serve")
 
 
 # The cluster starts within the time of the first test.
-RAY = [pytest.param(RAY_SERVE, marks=pytest.mark.timeout(400))] if installed("ray") else []
+RAY = (
+    [pytest.param(RAY_SERVE, marks=pytest.mark.timeout(CLUSTER_TIMEOUT))]
+    if installed("ray")
+    else []
+)
 
 
 @pytest.fixture(params=[LOCAL, REMOTE, *RAY], ids=lambda kind: kind.name)

@@ -26,6 +26,7 @@ from ray.serve.context import _get_global_client
 from anystreamer.ray import Settings, _Replica, application
 
 from .linked_model import LinkedModel
+from .scripted import CLUSTER_PATIENCE
 
 # Serve's other applications may have a replica beside ours; ours has one on each node.
 NODE = {
@@ -33,7 +34,6 @@ NODE = {
     "object_store_memory": 80 * 2**20,
     "include_dashboard": False,
 }
-PATIENCE = 120.0  # seconds for Ray to do something
 
 
 class _Linked(_Replica):
@@ -48,7 +48,7 @@ class _Linked(_Replica):
 
 def get_node_patiently(*args: Any, get_node: Callable[..., Any] = services.get_node) -> Any:
     """Wait until a node has registered. Ray waits for 30 seconds; a busy machine takes longer."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + CLUSTER_PATIENCE
     while True:
         try:
             return get_node(*args)
@@ -100,7 +100,7 @@ class TwoNodes:
 
     def replicas(self, number: int) -> list[dict[str, Any]]:
         """Wait until there are so many, and all run. One that is being started is nowhere yet."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + CLUSTER_PATIENCE
         while True:
             details = _get_global_client().get_serve_details()
             found = details["applications"]["default"]["deployments"]["anystreamer"]["replicas"]
@@ -116,7 +116,7 @@ class TwoNodes:
 
     def in_state(self, state: str) -> dict[str, Any]:
         """Wait for a replica in that state which has a process."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + CLUSTER_PATIENCE
         while time.monotonic() < deadline:
             details = _get_global_client().get_serve_details()
             found = details["applications"]["default"]["deployments"]["anystreamer"]["replicas"]
@@ -132,7 +132,7 @@ class TwoNodes:
         for node in ray.nodes():
             if node["Alive"]:
                 address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-                with httpx.Client(trust_env=False, timeout=PATIENCE) as client:
+                with httpx.Client(trust_env=False, timeout=CLUSTER_PATIENCE) as client:
                     texts.append(client.get(address).text)
         return "\n".join(texts)
 

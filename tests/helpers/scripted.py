@@ -27,6 +27,10 @@ PATIENCE = 30.0
 PROGRAM_PATIENCE = 240.0
 PROGRAM_TIMEOUT = 300
 
+# For Ray to do something. On a busy machine, a cluster took 250 seconds to start.
+CLUSTER_PATIENCE = 480.0
+CLUSTER_TIMEOUT = 3 * CLUSTER_PATIENCE  # of a test that can start a cluster, and waits for it
+
 
 class Scripted:
     """A producer of 0, 1, 2, ... that takes a step when the test allows it.

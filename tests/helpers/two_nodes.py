@@ -20,9 +20,10 @@ import httpx
 import psutil
 import pytest
 
-__all__ = ["MOST_WAITING", "PATIENCE", "Cluster", "figures_of", "idle", "two_nodes"]
+from .scripted import CLUSTER_PATIENCE
 
-PATIENCE = 120.0
+__all__ = ["MOST_WAITING", "Cluster", "figures_of", "idle", "two_nodes"]
+
 MOST_WAITING = 10
 
 
@@ -53,7 +54,7 @@ class Cluster:
     def client(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=None)
         return httpx.AsyncClient(
-            base_url=self.url, trust_env=False, timeout=PATIENCE, limits=limits
+            base_url=self.url, trust_env=False, timeout=CLUSTER_PATIENCE, limits=limits
         )
 
 
@@ -103,10 +104,10 @@ def ray_environment(folder: str) -> Iterator[dict[str, str]]:
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "anystreamer.ray:error_objects",
         # A node that does not answer for so long (milliseconds) counts as dead. One that has ended
         # is noticed at once.
-        "RAY_health_check_timeout_ms": f"{PATIENCE * 1000:.0f}",
+        "RAY_health_check_timeout_ms": "120000",
         # A busy machine takes longer to start a proxy than Serve waits, which then kills it.
-        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": str(PATIENCE),
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(PATIENCE),
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
     }
     try:
         yield env
@@ -119,12 +120,12 @@ def ray_environment(folder: str) -> Iterator[dict[str, str]]:
                     left.append(process)
             except psutil.Error:
                 continue  # ended, or somebody else's
-        psutil.wait_procs(left, timeout=PATIENCE)
+        psutil.wait_procs(left, timeout=CLUSTER_PATIENCE)
 
 
 async def figures_of(client: httpx.AsyncClient, replica: str) -> dict[str, float]:
     """What that replica's metrics say."""
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(CLUSTER_PATIENCE):
         while True:  # whoever answers
             async with anyio.create_task_group() as tasks:
                 found: list[httpx.Response] = []
@@ -143,7 +144,7 @@ async def figures_of(client: httpx.AsyncClient, replica: str) -> dict[str, float
 
 async def idle(client: httpx.AsyncClient, replica: str) -> dict[str, float]:
     """Its metrics, once its model works on nothing."""
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(CLUSTER_PATIENCE):
         while True:
             found = await figures_of(client, replica)
             if not found["anystreamer_requests_running"] + found["anystreamer_requests_waiting"]:
