@@ -67,7 +67,8 @@ class TwoNodes:
             self._second = self._cluster.add_node(**NODE)
         ray.init(address=self._cluster.address, log_to_driver=False)
         http_options = {"host": "127.0.0.1", "port": port}
-        serve.start(proxy_location="HeadOnly", http_options=http_options)
+        with patch("ray.serve._private.api.HTTP_PROXY_TIMEOUT", CLUSTER_PATIENCE):
+            serve.start(proxy_location="HeadOnly", http_options=http_options)
 
     def address(self) -> str:
         return str(self._cluster.address)
