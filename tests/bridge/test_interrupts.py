@@ -218,6 +218,7 @@ STRUCK_AT_ANY_CALL = """
     import anyio, anyio.lowlevel, anystreamer, contextlib
     from anystreamer import open_engine, open_worker, stream_from_thread
     from anystreamer.testing import ScriptedModel
+    from tests.helpers.struck import Striker
 
     OURS = tuple(
         os.path.join(os.path.dirname(anystreamer.__file__), each, "")
@@ -253,7 +254,7 @@ STRUCK_AT_ANY_CALL = """
             await read_twice(lambda: worker.stream_from_thread(produce))
 
     async def main():
-        sys.setprofile(profile)
+        sys.setprofile(striker)
         try:
             await globals()[sys.argv[1]]()
         finally:
@@ -271,41 +272,28 @@ STRUCK_AT_ANY_CALL = """
             frame = frame.f_back
         return frame.f_code.co_filename.startswith(OURS)
 
-    def profile(frame, event, arg):
-        if where == "here" and not frame.f_code.co_filename.startswith(OURS):
-            return
-        if where == "start" and not is_in_start(frame):
-            return
-        if where == "below" and not is_below(frame):
-            return
-        if event == "call":
-            if id(frame) in seen:
-                return  # a coroutine goes on: CPython does not look for signals then
-            seen[id(frame)] = frame
-        elif event != "c_return":
-            return
-        caller = frame.f_back.f_code.co_qualname
-        global place
-        place = f"{frame.f_code.co_qualname}:{frame.f_lineno} {event} from {caller}"
-        if place not in struck:
-            sys.setprofile(None)
-            struck.append(place)
-            os.write(1, place.encode() + b"\\n")
-            signal.raise_signal(signal.SIGINT)
+    def may_strike(frame):
+        if where == "here":
+            return frame.f_code.co_filename.startswith(OURS)
+        return is_in_start(frame) if where == "start" else is_below(frame)
 
-    struck, where = [], sys.argv[2]
+    def say(line):
+        os.write(1, f"{line}\\n".encode())
+
+    where, striker = sys.argv[2], Striker(may_strike, report=say)
     while True:
-        before, seen = len(struck), {}
+        before = len(striker.places)
+        striker.begin()
         faulthandler.dump_traceback_later(20, exit=True)
         try:
             anyio.run(main, backend="trio")
         except KeyboardInterrupt:
             pass
         except BaseException as exc:
-            os.write(1, f"{type(exc).__name__} from {place}\\n".encode())
+            say(f"{type(exc).__name__} from {striker.places[-1]}")
         if model.is_generating:
-            os.write(1, f"Running from {place}\\n".encode())
-        if len(struck) == before:  # it came to its end: there is no other place
+            say(f"Running from {striker.places[-1]}")
+        if len(striker.places) == before:  # it came to its end: there is no other place
             os._exit(0)
 """
 
@@ -340,6 +328,7 @@ STRUCK_WHILE_IT_READS = """
     import anyio, anyio.lowlevel, anystreamer
     from anystreamer import AsyncTextIteratorStreamer, stream_from_thread, stream_text
     from anystreamer.testing import ScriptedModel
+    from tests.helpers.struck import Striker
 
     OURS = os.path.dirname(anystreamer.__file__)
     WORDS = [f"{number} " for number in range(60)]
@@ -360,28 +349,11 @@ STRUCK_WHILE_IT_READS = """
         return streamer
 
     async def main(new_stream):
-        words, struck, seen = [], [], {}
-
-        def profile(frame, event, arg):
-            code, caller = frame.f_code, frame.f_back.f_code
-            if not code.co_filename.startswith(OURS):
-                return
-            if event == "call":
-                if id(frame) in seen:
-                    return  # a coroutine goes on: CPython does not look for signals then
-                seen[id(frame)] = frame
-            elif event != "c_return":
-                return
-            place = code.co_qualname, frame.f_lineno, event, caller.co_qualname
-            if place not in struck:
-                sys.setprofile(None)
-                struck.append(place)
-                signal.raise_signal(signal.SIGINT)
-
+        words, striker = [], Striker(lambda frame: frame.f_code.co_filename.startswith(OURS))
         async with new_stream() as stream:
             while True:
                 try:
-                    sys.setprofile(profile)
+                    sys.setprofile(striker)
                     if new_stream is drop_in:
                         words.append(await anext(stream))
                     elif len(words) % 3:
@@ -397,7 +369,7 @@ STRUCK_WHILE_IT_READS = """
             with contextlib.suppress(KeyboardInterrupt):
                 await anyio.lowlevel.checkpoint()  # where one arrives that struck the end
         assert "".join(words) == "".join(WORDS), words
-        print(len(struck))
+        print(len(striker.places))
 
     faulthandler.dump_traceback_later(60, exit=True)
     for new_stream in (
@@ -424,6 +396,7 @@ STRUCK_A_SECOND_TIME = """
     import anyio
     from anystreamer import open_engine, stream_from_thread
     from anystreamer.testing import ScriptedModel
+    from tests.helpers.struck import Striker
 
     loop, owner, phase = sys.argv[1:]
     model = ScriptedModel(["a"] * 100_000, delay=0.0005)
@@ -454,44 +427,29 @@ STRUCK_A_SECOND_TIME = """
                 await stream.read()
 
     def interrupt():
-        sys.setprofile(profile)
+        sys.setprofile(striker)
         signal.raise_signal(signal.SIGINT)
 
-    def profile(frame, event, arg):  # where CPython looks for signals: in every library, too
-        if frame.f_code.co_filename == "<string>":
-            return
-        if event == "call":
-            if id(frame) in seen:
-                return  # a coroutine goes on: CPython does not look for signals then
-            seen[id(frame)] = frame
-        elif event != "c_return":
-            return
-        called = getattr(arg, "__name__", "")
-        place = frame.f_code.co_filename, frame.f_code.co_qualname, frame.f_lineno, event, called
-        if place not in struck:
-            sys.setprofile(None)
-            struck.append(place)
-            signal.raise_signal(signal.SIGINT)
-
-    struck = []
+    striker = Striker(lambda frame: frame.f_code.co_filename != "<string>")  # all libraries, too
     options = {"use_uvloop": loop == "uvloop"}
     while True:
-        before, seen, running = len(struck), {}, False
+        before, running = len(striker.places), False
+        striker.begin()
         faulthandler.dump_traceback_later(20, exit=True)
         try:
             contextvars.copy_context().run(anyio.run, globals()[owner], backend_options=options)
         except KeyboardInterrupt:
             pass
         except RuntimeError as exc:  # one that strikes the loop's own end leaves it as running
-            assert "running" in str(exc) or "closed" in str(exc), (exc, struck[-1])
+            assert "running" in str(exc) or "closed" in str(exc), (exc, striker.places[-1])
         sys.setprofile(None)
         asyncio._set_running_loop(None)  # for the next run
-        assert not (running or model.is_generating), struck[-1]
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, struck[-1]
-        if len(struck) == before:  # it came to its end: there is no other place
+        assert not (running or model.is_generating), striker.places[-1]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, striker.places[-1]
+        if len(striker.places) == before:  # it came to its end: there is no other place
             break
     faulthandler.dump_traceback_later(20, exit=True)  # for the end of the process
-    print(len(struck))
+    print(len(striker.places))
 """
 
 

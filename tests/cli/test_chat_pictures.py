@@ -27,6 +27,7 @@ from anystreamer.cli.commands import app
 from anystreamer.testing import ScriptedModel
 
 from ..helpers.scripted import PROGRAM_TIMEOUT
+from ..helpers.serving import LEFT_GENERATORS, serving
 
 RED = (200, 30, 40)
 
@@ -216,14 +217,11 @@ async def test_the_model_sees_the_picture_in_each_later_turn(name: str, folder: 
 
 
 @pytest.mark.torch
-@pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore|openai):ResourceWarning")
+@LEFT_GENERATORS
 async def test_a_server_s_model_sees_the_picture(folder: Path) -> None:
-    pytest.importorskip("starlette")
-    pytest.importorskip("openai")
     from anystreamer import open_engine
     from anystreamer.server import create_app
 
-    from ..helpers.serving import serving
     from ..helpers.tiny_processors import kind_named, picture
     from ..prompts.test_media import asking, plain
 

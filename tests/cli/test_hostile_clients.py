@@ -19,7 +19,7 @@ from anystreamer.server import create_app
 from anystreamer.testing import ScriptedModel
 
 from ..helpers.scripted import until
-from ..helpers.serving import SERVERS, client_of, data_of, limited_serving
+from ..helpers.serving import LEFT_GENERATORS, SERVERS, client_of, data_of, limited_serving
 from ..server.test_request_body import LARGE
 from .test_connections import CHUNKED, GONE, HEAD, LINE, connected, deaf, request
 
@@ -27,8 +27,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.usefixtures("asyncio_complains_of_nothing"),
     pytest.mark.parametrize("server", SERVERS),
-    # Of attackers that are cancelled on trio while they read.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore):ResourceWarning"),
+    LEFT_GENERATORS,
 ]
 
 ANSWER = [f"{number} " for number in range(40)]

@@ -9,24 +9,17 @@ import jsonschema  # type: ignore[import-untyped]
 import pydantic
 import pytest
 from anyio import create_task_group
-from transformers import PreTrainedTokenizerFast
 
 from anystreamer import FinishReason, Regex, open_engine, stream_batch, stream_text
 
 from ..helpers.batchings import BATCHINGS
-from ..helpers.call_templates import FAMILIES, QWEN, Family, tool
+from ..helpers.call_templates import FAMILIES, NEEDS_RESPONSE_PARSER, QWEN, Family, tool
 from ..helpers.llama_streams import finished
 from ..helpers.tiny_models import Say, seeded
 
 pytest.importorskip("llguidance")
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.skipif(
-        not hasattr(PreTrainedTokenizerFast, "get_response_parser"),
-        reason="this release of transformers has no response parser",
-    ),
-]
+pytestmark = [pytest.mark.torch, NEEDS_RESPONSE_PARSER]
 
 
 class Pair(pydantic.BaseModel):

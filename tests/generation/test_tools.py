@@ -11,25 +11,18 @@ import pytest
 from anyio import CancelScope, create_task_group, move_on_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
 
 from anystreamer import FinishReason, open_engine, stream_batch, stream_text, sync
 from anystreamer.testing import ScriptedModel
 
 from ..helpers.batchings import BATCHINGS
-from ..helpers.call_templates import FAMILIES, QWEN, Family, Wish, tool
+from ..helpers.call_templates import FAMILIES, NEEDS_RESPONSE_PARSER, QWEN, Family, Wish, tool
 from ..helpers.llama_streams import finished
 from ..helpers.tiny_models import Say, seeded, steps_of, whisper
 
 pytest.importorskip("llguidance")
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.skipif(
-        not hasattr(PreTrainedTokenizerFast, "get_response_parser"),
-        reason="this release of transformers has no response parser",
-    ),
-]
+pytestmark = [pytest.mark.torch, NEEDS_RESPONSE_PARSER]
 
 LONG: dict[str, Any] = {"max_new_tokens": 300}
 SAMPLED: dict[str, Any] = {"do_sample": True, **LONG}

@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
 from .tiny_models import new_llama
 
-__all__ = ["FAMILIES", "QWEN", "Family", "Wish", "tool"]
+__all__ = ["FAMILIES", "NEEDS_RESPONSE_PARSER", "QWEN", "Family", "Wish", "tool"]
+
+NEEDS_RESPONSE_PARSER = pytest.mark.skipif(
+    not hasattr(PreTrainedTokenizerFast, "get_response_parser"),
+    reason="this release of transformers has no response parser",
+)
 
 _ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 _BY_NAME = {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}}

@@ -28,6 +28,7 @@ from anystreamer.server import create_app
 from anystreamer.testing import ScriptedModel
 
 __all__ = [
+    "LEFT_GENERATORS",
     "PLAIN",
     "SERVERS",
     "client_of",
@@ -41,6 +42,11 @@ __all__ = [
 ]
 
 SERVERS = ["uvicorn", "hypercorn"]
+
+# On trio, who breaks off leaves the generators of its HTTP client to be collected.
+LEFT_GENERATORS = pytest.mark.filterwarnings(
+    "ignore:Async generator '(httpx|httpx2|httpcore|openai):ResourceWarning"
+)
 
 # For clients of servers without TLS. To load all certificates takes each of them 15 ms.
 PLAIN = httpx.create_ssl_context(verify=False)

@@ -18,7 +18,7 @@ from anystreamer import UntrustedMessages, open_engine
 from anystreamer.server import create_app
 
 from ..helpers.more_processors import MORE, one_of_more
-from ..helpers.serving import client_of, serving
+from ..helpers.serving import LEFT_GENERATORS, client_of, serving
 from ..helpers.tiny_processors import Kind, clip, picture, png, recording, video, wav
 from .test_media import (
     TOKENS,
@@ -36,8 +36,7 @@ pytestmark = [
     pytest.mark.torch,
     # Of processors of transformers 5.0.
     pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning"),
-    # The client leaves generators behind when an answer ends.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore):ResourceWarning"),
+    LEFT_GENERATORS,
 ]
 
 # These differ in mechanism: shapes that are kept, one input for pictures and videos, two media.

@@ -9,28 +9,18 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
-from transformers import PreTrainedTokenizerFast
 
 from anystreamer.server import create_app
 from anystreamer.server._custom_tools import input_of
 
-from ..helpers.call_templates import FAMILIES
-from ..helpers.serving import client_of, data_of, official, serving
+from ..helpers.call_templates import FAMILIES, NEEDS_RESPONSE_PARSER
+from ..helpers.serving import LEFT_GENERATORS, client_of, data_of, official, serving
 from ..text.test_response_parser import QWEN, XML
 from .test_responses import RESPONSES, checked, types_of
 from .test_tool_choice import engine_of
 from .test_tools import CHAT, MESSAGES, Saying, edge
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not hasattr(PreTrainedTokenizerFast, "get_response_parser"),
-        reason="this release of transformers has no response parser",
-    ),
-    # The official client leaves its generators to be collected.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore|openai):ResourceWarning"),
-]
+pytestmark = [pytest.mark.torch, pytest.mark.slow, NEEDS_RESPONSE_PARSER, LEFT_GENERATORS]
 
 PATCH = '*** Begin Patch\n+a "b" \\ </tool_call> é\n*** End Patch'
 TAGGED = "*** Begin Patch\n+a\n*** End Patch"

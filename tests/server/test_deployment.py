@@ -32,7 +32,7 @@ from anystreamer.server import TextStreamResponse, create_app
 from anystreamer.testing import Gate, ScriptedModel
 
 from ..helpers.scripted import PATIENCE, until
-from ..helpers.serving import serving
+from ..helpers.serving import LEFT_GENERATORS, serving
 
 ROOT = Path(__file__).parents[2]
 CERTIFICATE = ROOT / "tests" / "helpers" / "localhost.pem"
@@ -264,9 +264,8 @@ async def test_a_stream_passes_piece_by_piece(
     assert path == "/text" or text.endswith("data: [DONE]\n\n")
 
 
-# Of who breaks off on trio. The generators are the client's, which leaves them to be collected.
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore):ResourceWarning")
+@LEFT_GENERATORS
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("proxy", PROXIES)
 async def test_who_leaves_the_proxy_stops_the_model(proxy: str, stream: bool, folder: Path) -> None:

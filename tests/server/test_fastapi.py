@@ -26,11 +26,11 @@ from anystreamer.server import TextStreamResponse, create_app
 from anystreamer.testing import Gate, ScriptedModel
 
 from ..helpers.scripted import PATIENCE, until
-from ..helpers.serving import SERVERS, client_of, data_of, events_of, serving
+from ..helpers.serving import LEFT_GENERATORS, SERVERS, client_of, data_of, events_of, serving
 
 pytestmark = [
     # uvicorn logs the cancellations that it makes; nothing else may be complained of.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore):ResourceWarning"),
+    LEFT_GENERATORS,
 ]
 
 ENDLESS = ["word "] * 20_000

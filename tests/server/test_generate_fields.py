@@ -15,16 +15,10 @@ from anystreamer import Engine, open_engine, stream_text
 from anystreamer.demo import load_demo
 from anystreamer.server import create_app
 
-from ..helpers.serving import client_of, data_of, error_of, official, serving
+from ..helpers.serving import LEFT_GENERATORS, client_of, data_of, error_of, official, serving
 from .test_server import CHAT, TEXT
 
-pytestmark = [
-    pytest.mark.torch,
-    # On trio. The generators are the client's, which leaves them to be collected.
-    pytest.mark.filterwarnings(
-        "ignore:Async generator '(httpx|httpx2|httpcore|openai):ResourceWarning"
-    ),
-]
+pytestmark = [pytest.mark.torch, LEFT_GENERATORS]
 
 PROMPT = "An increasing sequence: one,"
 MESSAGES: list[Any] = [{"role": "user", "content": "Count from one to two."}]

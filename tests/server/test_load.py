@@ -28,15 +28,14 @@ from anystreamer.server import create_app
 from ..conftest import installed
 from ..helpers.levels import Level
 from ..helpers.scripted import until
-from ..helpers.serving import client_of, data_of, limited_serving
+from ..helpers.serving import LEFT_GENERATORS, client_of, data_of, limited_serving
 
 pytestmark = [
     pytest.mark.torch,
     pytest.mark.slow,
     pytest.mark.timeout(300),
     pytest.mark.usefixtures("asyncio_complains_of_nothing", "one_thread_for_the_model"),
-    # Of who breaks off on trio. The generators are the client's, which leaves them.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore):ResourceWarning"),
+    LEFT_GENERATORS,
 ]
 
 CLIENTS = 200

@@ -21,7 +21,7 @@ from PIL import Image
 from anystreamer import open_engine
 from anystreamer.server import create_app
 
-from ..helpers.serving import client_of, official, serving
+from ..helpers.serving import LEFT_GENERATORS, client_of, official, serving
 from ..helpers.tiny_models import llama, steps_of, tokenizer
 from ..helpers.tiny_processors import (
     Kind,
@@ -39,8 +39,7 @@ from ..prompts.test_media_fetch import pictures
 pytestmark = [
     pytest.mark.torch,
     pytest.mark.slow,
-    # These clients leave generators behind when an answer ends.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore|openai):ResourceWarning"),
+    LEFT_GENERATORS,
 ]
 
 CHAT = "/v1/chat/completions"

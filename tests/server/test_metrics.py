@@ -18,12 +18,11 @@ from anystreamer.testing import ScriptedModel
 
 from ..helpers.remote_engines import remote_engine
 from ..helpers.scripted import until
-from ..helpers.serving import SERVERS, client_of, edge, limited_serving, serving
+from ..helpers.serving import LEFT_GENERATORS, SERVERS, client_of, edge, limited_serving, serving
 from .test_server import CHAT, ENDLESS, MESSAGES, TEXT
 
 pytestmark = [
-    # Of clients that break off on trio: their generators are left to the garbage collector.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore):ResourceWarning"),
+    LEFT_GENERATORS,
 ]
 
 REQUESTS = 'anystreamer_http_requests_total{endpoint="%s",outcome="%s"}'

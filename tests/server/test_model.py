@@ -26,17 +26,11 @@ from anystreamer.server._openai_choices import Token
 from anystreamer.server._tokens import TokenTexts
 
 from ..helpers.scripted import until
-from ..helpers.serving import client_of, data_of, serving
+from ..helpers.serving import LEFT_GENERATORS, client_of, data_of, serving
 from ..helpers.tiny_models import t5, tokenizer
 from ..helpers.tokenizer_families import byte_fallback, byte_level, unigram
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.filterwarnings(
-        # Of who breaks off on trio. The generators are the client's, which leaves them.
-        "ignore:Async generator '(httpx|httpcore):ResourceWarning"
-    ),
-]
+pytestmark = [pytest.mark.torch, LEFT_GENERATORS]
 
 PROMPT = "An increasing sequence: one,"
 TEXT = "/v1/completions"

@@ -15,11 +15,10 @@ from anystreamer.server import create_app
 from anystreamer.testing import Gate, ScriptedModel
 
 from ..helpers.scripted import until
-from ..helpers.serving import SERVERS, client_of, serving
+from ..helpers.serving import LEFT_GENERATORS, SERVERS, client_of, serving
 
 pytestmark = [
-    # Of clients that break off on trio: their generators are left to the garbage collector.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore):ResourceWarning"),
+    LEFT_GENERATORS,
 ]
 
 TEXT = "/v1/completions"

@@ -15,15 +15,14 @@ from anystreamer.server import create_app
 from anystreamer.testing import ScriptedModel
 
 from ..helpers.batchings import BATCHINGS
-from ..helpers.serving import client_of, data_of, official, serving
+from ..helpers.serving import LEFT_GENERATORS, client_of, data_of, official, serving
 
 pytest.importorskip("llguidance")
 
 pytestmark = [
     pytest.mark.torch,
     pytest.mark.slow,
-    # The official client leaves its generators to be collected.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore|openai):ResourceWarning"),
+    LEFT_GENERATORS,
 ]
 
 Batching = Literal["none", "continuous"]

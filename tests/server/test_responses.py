@@ -21,12 +21,11 @@ from anystreamer.server import create_app
 from anystreamer.testing import Gate, ScriptedModel
 
 from ..helpers.scripted import until
-from ..helpers.serving import SERVERS, edge, error_of, events_of, official, serving
+from ..helpers.serving import LEFT_GENERATORS, SERVERS, edge, error_of, events_of, official, serving
 
 pytestmark = [
     pytest.mark.usefixtures("asyncio_complains_of_nothing"),
-    # Of who breaks off on trio. The generators are the clients', which leave them to be collected.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore|openai):ResourceWarning"),
+    LEFT_GENERATORS,
 ]
 
 RESPONSES = "/v1/responses"

@@ -9,30 +9,21 @@ from typing import Any, Literal
 import pydantic
 import pytest
 from openai.types.responses import Response
-from transformers import PreTrainedTokenizerFast
 
 from anystreamer import open_engine
 from anystreamer.demo import load_demo
 from anystreamer.server import create_app
 
 from ..helpers.batchings import BATCHINGS
-from ..helpers.serving import client_of, official, serving
+from ..helpers.call_templates import NEEDS_RESPONSE_PARSER
+from ..helpers.serving import LEFT_GENERATORS, client_of, official, serving
 from ..text.test_response_parser import CALLED, JSON_CALL, QWEN, THOUGHT, TOOLS, XML, XML_CALL
 from .test_responses import RESPONSES, checked, types_of
 from .test_tools import CHAT_TEMPLATE, Saying, edge
 
 CHAT = "/v1/chat/completions"
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not hasattr(PreTrainedTokenizerFast, "get_response_parser"),
-        reason="this release of transformers has no response parser",
-    ),
-    # The official client leaves its generators to be collected.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore|openai):ResourceWarning"),
-]
+pytestmark = [pytest.mark.torch, pytest.mark.slow, NEEDS_RESPONSE_PARSER, LEFT_GENERATORS]
 
 FUNCTIONS: Any = [{"type": "function", **tool["function"]} for tool in TOOLS]
 ARGUMENTS = CALLED["function"]["arguments"]

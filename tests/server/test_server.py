@@ -25,12 +25,20 @@ from anystreamer.server import create_app
 from anystreamer.testing import Gate, ScriptedModel
 
 from ..helpers.scripted import PATIENCE, until
-from ..helpers.serving import SERVERS, client_of, data_of, edge, error_of, official, serving
+from ..helpers.serving import (
+    LEFT_GENERATORS,
+    SERVERS,
+    client_of,
+    data_of,
+    edge,
+    error_of,
+    official,
+    serving,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("asyncio_complains_of_nothing"),
-    # Of who breaks off on trio. The generators are the clients', which leave them to be collected.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore|openai):ResourceWarning"),
+    LEFT_GENERATORS,
 ]
 
 ENDLESS = ["word "] * 20_000

@@ -22,12 +22,11 @@ from anystreamer.server import TextStreamResponse, create_app
 from anystreamer.testing import Gate, ScriptedModel
 
 from ..helpers.scripted import until
-from ..helpers.serving import SERVERS, client_of, events_of, serving
+from ..helpers.serving import LEFT_GENERATORS, SERVERS, client_of, events_of, serving
 
 pytestmark = [
     pytest.mark.usefixtures("asyncio_complains_of_nothing"),
-    # Of clients that break off on trio: their generators are left to the garbage collector.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore):ResourceWarning"),
+    LEFT_GENERATORS,
 ]
 
 ENDLESS = ["word "] * 20_000

@@ -10,28 +10,18 @@ from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 from anystreamer import Engine, open_engine
 from anystreamer.remote import open_remote_engine
 from anystreamer.server import create_app
 
 from ..helpers.batchings import BATCHINGS
-from ..helpers.call_templates import FAMILIES, Family, Wish, tool
-from ..helpers.serving import client_of, official, serving
+from ..helpers.call_templates import FAMILIES, NEEDS_RESPONSE_PARSER, Family, Wish, tool
+from ..helpers.serving import LEFT_GENERATORS, client_of, official, serving
 
 pytest.importorskip("llguidance")
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not hasattr(PreTrainedTokenizerFast, "get_response_parser"),
-        reason="this release of transformers has no response parser",
-    ),
-    # The official client leaves its generators to be collected.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore|openai):ResourceWarning"),
-]
+pytestmark = [pytest.mark.torch, pytest.mark.slow, NEEDS_RESPONSE_PARSER, LEFT_GENERATORS]
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 TOOLS: Any = [

@@ -14,12 +14,12 @@ from anyio.from_thread import start_blocking_portal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from transformers import PreTrainedTokenizerFast
 
 from anystreamer import open_engine
 from anystreamer.server import create_app
 
-from ..helpers.serving import client_of, data_of, official, serving
+from ..helpers.call_templates import NEEDS_RESPONSE_PARSER
+from ..helpers.serving import LEFT_GENERATORS, client_of, data_of, official, serving
 from ..helpers.tiny_models import EOS, Say, new_llama
 from ..text.test_response_parser import (
     CALLED,
@@ -32,16 +32,7 @@ from ..text.test_response_parser import (
     new_tokenizer,
 )
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not hasattr(PreTrainedTokenizerFast, "get_response_parser"),
-        reason="this release of transformers has no response parser",
-    ),
-    # The official client leaves its generators to be collected.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore|openai):ResourceWarning"),
-]
+pytestmark = [pytest.mark.torch, pytest.mark.slow, NEEDS_RESPONSE_PARSER, LEFT_GENERATORS]
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]

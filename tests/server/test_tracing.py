@@ -14,7 +14,7 @@ from anystreamer.testing import ScriptedModel
 
 from ..helpers.remote_engines import remote_engine
 from ..helpers.scripted import until
-from ..helpers.serving import SERVERS, edge
+from ..helpers.serving import LEFT_GENERATORS, SERVERS, edge
 from .test_server import CHAT, MESSAGES, TEXT
 
 pytest.importorskip("opentelemetry.sdk")
@@ -24,10 +24,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-pytestmark = [
-    # Of clients that break off on trio: their generators are left to the garbage collector.
-    pytest.mark.filterwarnings("ignore:Async generator '(httpx|httpcore):ResourceWarning"),
-]
+pytestmark = LEFT_GENERATORS
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SENT = {"traceparent": f"00-{TRACE}-{PARENT}-01"}

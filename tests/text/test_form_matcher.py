@@ -18,6 +18,7 @@ from anystreamer import Choice, Grammar, Regex  # noqa: E402
 from anystreamer._text import (  # noqa: E402
     FormMatcher,
     FormTooComplex,
+    form_matcher,
     new_matcher,
     validate_response_format,
 )
@@ -241,20 +242,44 @@ def test_a_copy_is_another_matcher_of_the_same_answer() -> None:
     assert copied.is_complete
 
 
-def test_a_grammar_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The grammars that llguidance has compiled."""
+    grammars = []
     original = llguidance.LLMatcher
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        made.append(args)
-        return original(*args, **kwargs)
+    def counted(tokenizer: Any, grammar: str, **kwargs: Any) -> Any:
+        grammars.append(grammar)
+        return original(tokenizer, grammar, **kwargs)
 
     monkeypatch.setattr(llguidance, "LLMatcher", counted)
+    return grammars
+
+
+def test_a_grammar_is_compiled_once(compiled: list[str]) -> None:
     form, tokenizer = validate_response_format(Choice(["only this", "and that"])), Wrapped()
     assert form is not None
     for _ in range(3):
         new_matcher(tokenizer, form, [EOS])
-    assert len(made) == 1
+    assert len(compiled) == 1
+
+
+def test_large_forms_are_kept_as_far_as_there_is_room(
+    compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(form_matcher, "KEPT_CHARACTERS", 2500)
+    tokenizer = Wrapped()
+
+    def times(letter: str, length: int) -> int:
+        """How often this one is compiled."""
+        form, before = validate_response_format({"const": letter * length}), len(compiled)
+        assert form is not None
+        new_matcher(tokenizer, form, [EOS])
+        return len(compiled) - before
+
+    assert [times(letter, 1000) for letter in "abab"] == [1, 1, 0, 0]
+    assert [times("c", 1000), times("b", 1000), times("a", 1000)] == [1, 0, 1]
+    assert [times("d", 3000), times("d", 3000)] == [1, 1]  # larger than all that is kept
 
 
 def test_a_tokenizer_that_was_given_tokens_is_another() -> None:

@@ -19,17 +19,11 @@ from transformers import LogitsProcessor, PreTrainedTokenizerFast, StoppingCrite
 from anystreamer import FinishReason, TextChunk, stream_batch, stream_text
 from anystreamer._text.response_parser import STREAMED, ResponseParser, validate_template
 
-from ..helpers.call_templates import FAMILIES
+from ..helpers.call_templates import FAMILIES, NEEDS_RESPONSE_PARSER
 from ..helpers.inside import worker_left
 from ..helpers.tiny_models import CHAT_TEMPLATE, EOS, MARK, Say, TinyProcessor, llama, tokenizer
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.skipif(
-        not hasattr(PreTrainedTokenizerFast, "get_response_parser"),
-        reason="this release of transformers has no response parser",
-    ),
-]
+pytestmark = [pytest.mark.torch, NEEDS_RESPONSE_PARSER]
 
 QWEN: dict[str, Any] = {
     "defaults": {"role": "assistant"},

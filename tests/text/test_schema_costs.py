@@ -12,12 +12,9 @@ pytest.importorskip("tokenizers")
 
 from anystreamer._text import (  # noqa: E402
     FormTooComplex,
-    form_matcher,
-    new_matcher,
-    validate_response_format,
 )
 
-from .test_form_matcher import EOS, Wrapped, matcher_of  # noqa: E402
+from .test_form_matcher import matcher_of  # noqa: E402
 
 Schema = dict[str, Any]
 
@@ -138,27 +135,3 @@ def test_a_message_does_not_repeat_all_of_a_long_pattern() -> None:
     with pytest.raises(ValueError, match="response_format is not valid") as told:
         matcher_of({"type": "string", "pattern": "(" * 5000})
     assert len(str(told.value)) < 600
-
-
-def test_large_forms_are_kept_as_far_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    original = llguidance.LLMatcher
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        made.append(args)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(llguidance, "LLMatcher", counted)
-    monkeypatch.setattr(form_matcher, "KEPT_CHARACTERS", 2500)
-    tokenizer = Wrapped()
-
-    def compiled(letter: str, length: int) -> int:
-        """How many were compiled for this one."""
-        form, before = validate_response_format({"const": letter * length}), len(made)
-        assert form is not None
-        new_matcher(tokenizer, form, [EOS])
-        return len(made) - before
-
-    assert [compiled(letter, 1000) for letter in "abab"] == [1, 1, 0, 0]
-    assert [compiled("c", 1000), compiled("b", 1000), compiled("a", 1000)] == [1, 0, 1]
-    assert [compiled("d", 3000), compiled("d", 3000)] == [1, 1]  # larger than all that is kept

@@ -121,17 +121,20 @@ class MessageItem(_Item):
     phase: str | None = None
 
 
-class CallItem(_Item):
+class _Call(_Item):
+    call_id: str
+    name: str
+    namespace: str | None = None
+    caller: Any = None
+    is_async: Annotated[None, Fixed(False)] = Field(None, alias="async")
+
+
+class CallItem(_Call):
     """A tool call of an earlier answer."""
 
     type: Literal["function_call"]
-    call_id: str
-    name: str
     arguments: str
-    namespace: str | None = None
-    caller: Any = None
     parsed_arguments: Any = None  # added by the official client
-    is_async: Annotated[None, Fixed(False)] = Field(None, alias="async")
 
     def as_chat(self) -> dict[str, Any]:
         """The call in a chat request."""
@@ -139,16 +142,11 @@ class CallItem(_Item):
         return {"id": self.call_id, "type": "function", "function": function}
 
 
-class CustomCallItem(_Item):
+class CustomCallItem(_Call):
     """A call of a custom tool in an earlier answer."""
 
     type: Literal["custom_tool_call"]
-    call_id: str
-    name: str
     input: str
-    namespace: str | None = None
-    caller: Any = None
-    is_async: Annotated[None, Fixed(False)] = Field(None, alias="async")
 
     def as_chat(self) -> dict[str, Any]:
         """The call in a chat request."""
