@@ -54,53 +54,49 @@ LIMIT_INTERVAL = 0.005
 
 
 class Run:
-    """One turn of one way: the tokens of each stream, and when they came.
+    """One turn of one way: when the tokens of each stream came to their consumer.
 
-    If it is watched, also how late tokens and the loop are.
+    If it is watched, also when the manager had made them, and how late the loop was.
     """
 
     def __init__(self, streams: int, is_watched: bool = False) -> None:
         self.is_watched = is_watched
-        self.received = [0] * streams
-        self.first: dict[int, float] = {}  # by stream: seconds until its first token
-        self.started = self.ended = 0.0
-        self.made: list[list[float]] = [[] for _ in range(streams)]  # the time of each token
-        self.late: Table = {"token_late_ms": [], "loop_late_ms": []}
+        self.started = 0.0
+        self.came: list[list[float]] = [[] for _ in range(streams)]
+        self.made: list[list[float]] = [[] for _ in range(streams)]
+        self.loop_late_ms: list[float] = []
 
     def start(self) -> None:
         self.started = time.perf_counter()
 
     def got(self, stream: int, tokens: int) -> None:
-        self.ended, begin = time.perf_counter(), self.received[stream]
-        self.first.setdefault(stream, self.ended - self.started)
-        made = self.made[stream][begin : begin + tokens]
-        self.late["token_late_ms"] += [1e3 * (self.ended - each) for each in made]
-        self.received[stream] += tokens
+        self.came[stream] += [time.perf_counter()] * tokens
 
     def figures(self) -> Table:
-        assert self.received == [TOKENS] * len(self.received)
+        assert {len(times) for times in self.came} == {TOKENS}
+        seconds = max(times[-1] for times in self.came) - self.started
         return {
-            "tokens_per_second": sum(self.received) / (self.ended - self.started),
-            "first_token_ms": [1e3 * each for each in self.first.values()],
+            "tokens_per_second": TOKENS * len(self.came) / seconds,
+            "first_token_ms": [1e3 * (times[0] - self.started) for times in self.came],
         }
+
+    def lateness(self) -> Table:
+        both = [zip(*each, strict=True) for each in zip(self.came, self.made, strict=True)]
+        late = [1e3 * (came - made) for times in both for came, made in times]
+        return {"token_late_ms": late, "loop_late_ms": self.loop_late_ms}
 
     def watch(self, manager: Any, prompts: list[list[int]]) -> None:
         """Note when a manager hands out tokens. Prompts differ, and identify the stream."""
-        add, deliver = manager.add_request, manager.output_router.deliver_batch
-        made: dict[str, list[float]] = {}
-
-        def add_request(ids: list[int], *, request_id: str, **kwargs: Any) -> Any:
-            made[request_id] = self.made[prompts.index(list(ids))]
-            return add(ids, request_id=request_id, **kwargs)
+        deliver = manager.output_router.deliver_batch
+        made = {tuple(prompt): times for prompt, times in zip(prompts, self.made, strict=False)}
 
         def deliver_batch(outputs: list[Any]) -> None:
             now = time.perf_counter()
             for output in outputs:
-                times = made[output.request_id]
+                times = made[tuple(output.prompt_ids)]
                 times.extend([now] * (len(output.generated_tokens) - len(times)))
             deliver(outputs)
 
-        manager.add_request = add_request
         manager.output_router.deliver_batch = deliver_batch
 
 
@@ -137,7 +133,7 @@ class Bench:
     def limit(self, run: Run) -> None:
         with self.manager() as manager:
             run.start()
-            unfinished = len(run.received)
+            unfinished = len(run.came)
             for stream in range(unfinished):
                 self.add_request(manager, stream)
             while unfinished:
@@ -145,7 +141,7 @@ class Bench:
                 result = manager.get_result(timeout=1)
                 while result is not None:
                     stream = int(result.request_id)
-                    run.got(stream, len(result.generated_tokens) - run.received[stream])
+                    run.got(stream, len(result.generated_tokens) - len(run.came[stream]))
                     unfinished -= result.is_finished()
                     result = manager.get_result(timeout=0)
 
@@ -153,10 +149,10 @@ class Bench:
         """Call *read* for each stream, all at once."""
         async with anyio.create_task_group() as group:
             if run.is_watched:
-                group.start_soon(note_lateness, run.late["loop_late_ms"])
+                group.start_soon(note_lateness, run.loop_late_ms)
             async with anyio.create_task_group() as readers:
                 run.start()
-                for index in range(len(run.received)):
+                for index in range(len(run.came)):
                     readers.start_soon(read, index)
             group.cancel_scope.cancel()
 
@@ -189,7 +185,7 @@ class Bench:
                 decoder, result = anystreamer.text_decoder(self.tokenizer), None
                 while result is None or not result.is_finished():
                     result = await results.get()
-                    new = result.generated_tokens[run.received[index] :]
+                    new = result.generated_tokens[len(run.came[index]) :]
                     assert decoder.decode(new)
                     run.got(index, len(new))
 
@@ -200,9 +196,7 @@ class Bench:
 
         transformers' streamer for asyncio calls ``call_soon_threadsafe`` for each part.
         """
-        streamers = [
-            AsyncTextIteratorStreamer(self.tokenizer, skip_prompt=True) for _ in run.received
-        ]
+        streamers = [AsyncTextIteratorStreamer(self.tokenizer, skip_prompt=True) for _ in run.came]
 
         def generate() -> None:
             for ids, streamer in zip(self.prompts, streamers, strict=False):
@@ -257,7 +251,7 @@ def watched(bench: Bench, streams: int, times: int, loop: str) -> Table:
     runs = [Run(streams, is_watched=True) for _ in range(times)]
     for run in runs:
         run_on(loop, bench.engine, run)
-    return {"times": times} | summary([run.late for run in runs])
+    return {"times": times} | summary([run.lateness() for run in runs])
 
 
 async def open_once() -> dict[str, float]:

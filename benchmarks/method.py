@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import distributions
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -118,13 +119,11 @@ def compared(runs: Mapping[str, Sequence[Table]], figure: str = "", **peers: str
     is_speed = figure.endswith("_per_second")
     word, best = ("speed", max) if is_speed else ("ratio", min)
     table: Table = {name: {"rounds": len(some)} | summary(some) for name, some in runs.items()}
-    for peer, way in peers.items():
-        theirs = [run[figure] for run in runs.get(way, ())]
-        for name, some in runs.items():
-            ours = [run[figure] for run in some]
-            if theirs:
-                best_ratio = {"best": best(ours) / best(theirs)}
-                table[name][f"{word}_to_{peer}"] = ratio(ours, theirs) | best_ratio
+    for name, (peer, way) in product(runs, peers.items()):
+        if way in runs:
+            own, other = ([run[figure] for run in runs[each]] for each in (name, way))
+            best_ratio = {"best": best(own) / best(other)}
+            table[name][f"{word}_to_{peer}"] = ratio(own, other) | best_ratio
     return table
 
 

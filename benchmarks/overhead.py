@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import AsyncIterable, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterable, Awaitable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -69,6 +68,11 @@ class NotingModel:
             return self._model.generate(**kwargs)
 
 
+async def read(run: Run, texts: AsyncIterable[str]) -> None:
+    async for _ in texts:
+        run.arrived()
+
+
 @dataclass(frozen=True)
 class Bench:
     """A model, and the ways to stream from it."""
@@ -80,18 +84,12 @@ class Bench:
         with run:
             self.model.generate(PROMPT, streamer=streamer, max_new_tokens=run.count)
 
-    @asynccontextmanager
-    async def _generating(self, run: Run, streamer: Any) -> AsyncIterator[None]:
-        """In a thread, as in transformers' documentation."""
+    async def _stream(self, run: Run, streamer: Any, reading: Awaitable[None]) -> None:
+        """Generate in a thread, as in transformers' documentation."""
         thread = threading.Thread(target=self._generate, args=(run, streamer))
         thread.start()
-        yield
+        await reading
         await to_thread.run_sync(thread.join)
-
-    async def _read(self, run: Run, streamer: Any, texts: AsyncIterable[str]) -> None:
-        async with self._generating(run, streamer):
-            async for _ in texts:
-                run.arrived()
 
     async def silent(self, run: Run) -> None:
         await to_thread.run_sync(self._generate, run, Silent())
@@ -110,11 +108,11 @@ class Bench:
 
     async def drop_in(self, run: Run) -> None:
         streamer = anystreamer.AsyncTextIteratorStreamer(self.tokenizer, skip_prompt=True)
-        await self._read(run, note_puts(run, streamer), streamer)
+        await self._stream(run, note_puts(run, streamer), read(run, streamer))
 
     async def theirs_async(self, run: Run) -> None:
         streamer = AsyncTextIteratorStreamer(self.tokenizer, skip_prompt=True)
-        await self._read(run, note_texts(run, streamer), streamer)
+        await self._stream(run, note_texts(run, streamer), read(run, streamer))
 
     async def theirs_sync(self, run: Run) -> None:
         """A thread that only reads the queue, without a loop."""
@@ -124,12 +122,12 @@ class Bench:
             for _ in streamer:
                 run.arrived()
 
-        async with self._generating(run, note_texts(run, streamer)):
-            await to_thread.run_sync(consume)
+        await self._stream(run, note_texts(run, streamer), to_thread.run_sync(consume))
 
     async def theirs_in_threadpool(self, run: Run) -> None:
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True)
-        await self._read(run, note_texts(run, streamer), iterate_in_threadpool(streamer))
+        reading = read(run, iterate_in_threadpool(streamer))
+        await self._stream(run, note_texts(run, streamer), reading)
 
     @property
     def ways(self) -> Ways:
