@@ -1,4 +1,4 @@
-"""Models with random weights, on one thread, and a tokenizer that every streamer can follow."""
+"""Models with random weights, on one thread, their tokenizers, and a streamer that does nothing."""
 
 from __future__ import annotations
 
