@@ -135,7 +135,10 @@ class DetachedTasks(Generic[TaskT]):
             raise LoopGone(self._kind)
         with suppress(RuntimeError):  # no event loop in this thread: good
             if current_token() == self.token:
-                raise BlockingIOError("this call would block its own event loop: use the engine")
+                raise BlockingIOError(
+                    "this call would block its own event loop: async code awaits the methods of "
+                    "the same name, without anystreamer.sync"
+                )
         call = ThreadCall(func, self.start, self.token, self._kind)
         try:
             with self._lock:
