@@ -86,8 +86,8 @@ class _Calls:
         self.builder = builder
         self.shape = shape
         self.space = builder.terminal(r"/[ \t\r\n]{0,4}/")
-        self.is_last = False  # whether nothing can follow a call
-        self._close = self._closing()
+        # and whether nothing can follow a call
+        self._close, self.is_last = self._closing()
         self.is_single = use.is_single or not shape.can_repeat or self.is_last
         self._use = use
         self._body = CallBody(builder, shape, is_free=use.mode == "auto", is_single=use.is_single)
@@ -116,8 +116,11 @@ class _Calls:
         body = self.builder.rule(self._body.of(tools))
         return f"{rest} {self.space} {body} {self.space} {self._close}"
 
-    def _closing(self) -> str:
-        """What closes a call. An end-of-sequence token does, too, and ends the answer."""
+    def _closing(self) -> tuple[str, bool]:
+        """What closes a call, and whether the answer always ends with it.
+
+        An end-of-sequence token closes a call, too, and ends the answer.
+        """
         builder = self.builder
         options, ends = [], False
         for nodes in self.shape.closes:
@@ -129,9 +132,9 @@ class _Calls:
             elif not nodes:
                 ends = True
             else:  # it is closed by what follows
-                return ""
-        self.is_last = ends and not options
-        return f"({' | '.join(dict.fromkeys(options))})" if options else ""
+                return "", False
+        close = f"({' | '.join(dict.fromkeys(options))})" if options else ""
+        return close, ends and not options
 
 
 class _FreeText:
