@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter, sleep
 from typing import Any
 
-from anyio import from_thread, get_cancelled_exc_class
+from anyio import from_thread
 from anyio.lowlevel import checkpoint
 
 from .._bridge import ThreadEvent, run_sync_joined
@@ -59,7 +59,6 @@ class ContinuousBatchingEngine(ThreadEngine):
         super().__init__(model, tokenizer, settings.max_running, max_waiting, context_length)
         self._settings = settings
         self.manager: Any = None
-        self.cancellation = get_cancelled_exc_class()
         self._page = 1  # tokens
         self.active_requests: dict[str, ActiveRequest] = {}  # by id
         self.to_encode: list[BatchTask] = []

@@ -6,9 +6,9 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from .._errors import logger
 from .._installing import to_install
 from .._prompts import note_missing_processor
+from .._reporting import SafeLogger
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .model_class import Classes
 
 __all__ = ["EMBEDDED", "load_model", "placement", "shown_name"]
+
+logger = SafeLogger()
 
 EMBEDDED = "anystreamer-demo"
 
