@@ -8,7 +8,7 @@ from typing import Any
 from .._weak_cache import WeakCache
 from .media import MediaPart, check_processor, decoded_messages, has_media, media_parts
 from .prompts import Prompt, TokenIds, takes_processor_kwargs, tokenizer_of
-from .untrusted import UntrustedMessages
+from .untrusted import with_contents
 
 __all__ = ["check_media", "prompts_for_processor"]
 
@@ -79,7 +79,7 @@ def _prepared(
         )
         prompt = decoded
     if tokenizer is not decoding and not _reads_text(tokenizer, settings):
-        prompt = _in_parts(prompt)
+        prompt = with_contents(prompt, _in_parts)
     checked: Prompt = prompt
     return checked
 
@@ -119,12 +119,6 @@ def _shows(processor: Any, content: Any, settings: Mapping[str, Any]) -> bool:
         return False
 
 
-def _in_parts(messages: Any) -> Prompt:
-    """The same chat with parts in place of strings."""
-    changed = [
-        {**message, "content": [{"type": "text", "text": message["content"]}]}
-        if isinstance(message.get("content"), str)
-        else message
-        for message in messages
-    ]
-    return messages.replaced(changed) if isinstance(messages, UntrustedMessages) else changed
+def _in_parts(_: int, content: Any) -> Any:
+    """A content as parts, if it is a string."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ __all__ = [
     "has_plain_tokens",
     "mark_untrusted",
     "strings_in",
+    "with_contents",
 ]
 
 # Arguments of a chat template with text that others can have written.
@@ -78,6 +79,24 @@ class UntrustedMessages(list[Mapping[str, Any]]):
             allow_media_from=self.allow_media_from,
             allow_special_tokens=self.allow_special_tokens,
         )
+
+
+def with_contents(messages: Any, change: Callable[[int, Any], Any]) -> Any:
+    """The same chat with other contents; `UntrustedMessages` stay such.
+
+    Args:
+        messages: the chat.
+        change: returns the content for a message, from its number and from its content.
+    """
+    changed = [
+        _with_content(message, change(number, message.get("content")))
+        for number, message in enumerate(messages)
+    ]
+    return messages.replaced(changed) if isinstance(messages, UntrustedMessages) else changed
+
+
+def _with_content(message: Mapping[str, Any], content: Any) -> Mapping[str, Any]:
+    return message if content is message.get("content") else {**message, "content": content}
 
 
 def has_plain_tokens(messages: Any) -> bool:
