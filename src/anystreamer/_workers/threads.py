@@ -10,7 +10,14 @@ from typing import Any
 
 from anyio import CancelScope, get_cancelled_exc_class
 
-from .._bridge import StreamState, check_turn, holding, run_sync_joined, track_active_thread
+from .._bridge import (
+    StreamState,
+    TakenOnce,
+    check_turn,
+    holding,
+    run_sync_joined,
+    track_active_thread,
+)
 
 __all__ = ["WorkItem", "WorkThreads"]
 
@@ -91,16 +98,16 @@ async def _join(
         raise interrupt
 
 
-class WorkItem:
+class WorkItem(TakenOnce):
     """A function that one of the threads calls, unless it is taken back before.
 
     Another thread can wait until it has returned.
     """
 
     def __init__(self, context: Context, func: Callable[..., object], *args: Any) -> None:
+        super().__init__()
         self._context = context
         self._call = func, *args
-        self._tickets = [None]
         self._has_returned = threading.Event()
 
     def run(self) -> None:
@@ -110,14 +117,6 @@ class WorkItem:
                 self._context.run(track_active_thread, *self._call)
             finally:
                 self._has_returned.set()
-
-    def take(self) -> bool:
-        """Take it, for this thread alone. Returns whether it was there. ``pop`` is atomic."""
-        try:
-            self._tickets.pop()
-        except IndexError:
-            return False
-        return True
 
     @property
     def has_returned(self) -> bool:
