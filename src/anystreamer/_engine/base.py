@@ -21,9 +21,19 @@ from .._text import ResponseFormat, ToolChoice
 from .._workers import Lane, OwnedTask, Owner
 from .metrics import EngineMetrics, EngineStatistics
 
-__all__ = ["BaseEngine", "Engine", "EngineTask", "ThreadEngine", "warn_of_one_by_one"]
+__all__ = [
+    "MAX_RUNNING",
+    "BaseEngine",
+    "Engine",
+    "EngineTask",
+    "ThreadEngine",
+    "warn_of_one_by_one",
+]
 
 logger = SafeLogger()
+
+#: how many requests run at once by default, with continuous batching
+MAX_RUNNING = 64
 
 
 @runtime_checkable

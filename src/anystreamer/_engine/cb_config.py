@@ -9,6 +9,7 @@ from typing import Any
 
 from .._kept_caches import free_bytes
 from .._model import is_encoder_decoder
+from .base import MAX_RUNNING
 
 __all__ = [
     "SAMPLING",
@@ -17,9 +18,6 @@ __all__ = [
     "is_neutral_penalty",
     "validate_cb_config",
 ]
-
-# How many requests run at once by default.
-MAX_RUNNING = 64
 
 # The default size of the cache: this many tokens for each request that runs, or one request of the
 # model's full length if that is more. Where attention has no kernel for pages it reads through a
