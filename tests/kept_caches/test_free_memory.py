@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_continuous_batching_fits_into_the_container(
     monkeypatch.setattr(free_memory, "_CGROUP", tmp_path)
     limit_container(tmp_path, str(10 * 2**20), used=8 * 2**20)
     config = settings.for_manager(model)
-    text = model.config
+    text: Any = model.config
     heads = text.num_key_value_heads * text.head_dim
     token_bytes = 2 * text.num_hidden_layers * heads * model.dtype.itemsize
     cache = config.num_blocks * config.page_size * token_bytes

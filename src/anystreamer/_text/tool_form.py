@@ -27,7 +27,7 @@ class ToolForm:
     @property
     def argument(self) -> str:
         """The argument that asks for it, for messages."""
-        return "tools" if self.use.mode == "auto" else "tool_choice"
+        return self.use.argument
 
     def grammars(
         self, builder: GrammarBuilder, reasoning: Reasoning | None
@@ -66,16 +66,15 @@ def new_tool_form(template: Mapping[str, Any] | None, use: ToolUse) -> ToolForm:
     Raises:
         ValueError: the template has no form that can be kept to.
     """
-    argument = "tools" if use.mode == "auto" else "tool_choice"
     if template is None:
         raise ValueError(
-            f"{argument}: calls cannot be enforced without a response template, which says how "
+            f"{use.argument}: calls cannot be enforced without a response template, which says how "
             "they are written; set tokenizer.response_template, or pass parse_response={...}"
         )
     try:
         shape = shape_of_calls(template)
     except ValueError as exc:
-        raise ValueError(f"{argument}: {exc}") from None
+        raise ValueError(f"{use.argument}: {exc}") from None
     return ToolForm(use, shape)
 
 
