@@ -94,7 +94,7 @@ class AnswerForm:
         return builder.grammars(f"{before} {self.rule(builder, reasoning)}")
 
     def rule(self, builder: GrammarBuilder, reasoning: Reasoning | None) -> str:
-        """Lark's for the answer after the reasoning."""
+        """A Lark expression for the answer after the reasoning."""
         form = builder.other("form", self.grammar)
         if reasoning is None:
             return form
