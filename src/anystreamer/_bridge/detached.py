@@ -184,7 +184,7 @@ class DetachedContext(StreamContext[StreamT]):
     ) -> BaseException | None:
         raised = body if is_kind(body, task.cancellation) else None
         # Its task makes the first step as soon as the loop comes to it. If it was cancelled
-        # natively before that, it will make none, and no event would tell us.
+        # natively before that, it will make none, and no event reports that.
         for _ in range(FIRST_STEP):
             if inspect.getcoroutinestate(task.coroutine) != inspect.CORO_CREATED:
                 return raised

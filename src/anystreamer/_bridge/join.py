@@ -152,8 +152,8 @@ def cancel_again(scope: CancelScope) -> None:
     """Cancel what a thread has begun to await within *scope* since a scope around it was cancelled.
 
     On asyncio, anyio cancels the tasks that it finds in a scope at that time, and on until they
-    end. A call of `anyio.from_thread.run` that begins after the last of them has ended is not told.
-    An end of a shield makes anyio look again. (On trio this changes nothing.)
+    end. It does not cancel a call of `anyio.from_thread.run` that begins after the last of them has
+    ended. An end of a shield makes anyio look again. (On trio this changes nothing.)
     """
     scope.shield = True
     scope.shield = False

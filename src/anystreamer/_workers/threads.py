@@ -62,8 +62,12 @@ class WorkThreads:
     ) -> None:
         """Have a thread call a function. Does not return while the function runs.
 
-        Not after `end`. *when_cancelled* is called after a native cancellation. *state* is that of
-        the stream that the function is for.
+        Not after `end`.
+
+        Args:
+            item: the function.
+            state: of the stream that the function works for.
+            when_cancelled: called after a native cancellation.
         """
         try:
             self._items.put(item)
