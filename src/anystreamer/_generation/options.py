@@ -61,7 +61,7 @@ class Options:
     tool_use: ToolUse | None = field(init=False)  #: of *tools* and *tool_choice*
 
     def __post_init__(self) -> None:
-        # The class is frozen for everybody else. An iterator in *stop* can be read only once.
+        # The class is frozen for all other code. An iterator in *stop* can be read only once.
         object.__setattr__(self, "stop_strings", validate_stop_strings(self.stop))
         object.__setattr__(self, "timeouts", validate_timeouts(self.timeout))
         object.__setattr__(self, "form", validate_response_format(self.response_format))

@@ -111,7 +111,7 @@ class GenerationRequest:
             check_whisper_fallback(model, generate_kwargs)
 
     def _new_form(self) -> Form | None:
-        """What the answer keeps to, if to anything."""
+        """The form of the answer, from its format and its tools; None if it has none."""
         use, form = self.options.tool_use, self.options.form
         if use is None or (use.mode == "none" and form is not None):
             return form
@@ -135,6 +135,11 @@ class GenerationRequest:
     def stops_between_layers(
         self, should_stop: Callable[[], bool]
     ) -> contextlib.AbstractContextManager[None]:
+        """A context manager around ``generate()`` that stops it within a layer, if asked for.
+
+        Raises:
+            ValueError: the model has no layers of a known kind.
+        """
         if self.options.cancel_within == "step":
             return contextlib.nullcontext()
         from .layer_hooks import StopBetweenLayers, layers_of
@@ -144,6 +149,7 @@ class GenerationRequest:
         return StopBetweenLayers(layers, should_stop)
 
     def decoder(self) -> TextDecoder:
+        """A new decoder for one row of the answer."""
         return text_decoder(self.decoding, skip_special_tokens=not self._shows_special_tokens)
 
     @property
@@ -175,6 +181,7 @@ class GenerationRequest:
         return queue_deadline(self.options.timeouts, state.clock.elapsed(perf_counter()))
 
     def new_row(self, prompt_ids: list[int], *, continues_prompt: bool = False) -> Row:
+        """The state of one row, with its response parser if there is a template."""
         row = Row(prompt_ids, continues_prompt=continues_prompt)
         if self.template is not None:
             use = self.options.tool_use
@@ -183,6 +190,7 @@ class GenerationRequest:
         return row
 
     def row_detokenizer(self, number: int, row: Row) -> RowDetokenizer:
+        """What makes the chunks of a row from its tokens."""
         eos = self.eos_token_ids
         return RowDetokenizer(
             number,
@@ -313,9 +321,9 @@ class GenerationRequest:
         return encoded, rows
 
     def compile_form(self, rows: Sequence[Row]) -> None:
-        """Raise what is wrong with the form, as `form_matcher` does. In a worker thread.
+        """Compile the form, and raise what is wrong with it, as `form_matcher` does.
 
-        It can take seconds. Those that are made later are copies.
+        In a worker thread: it can take seconds. The matchers that are made later are copies.
         """
         for row in rows:
             self.form_matcher(row)
@@ -345,12 +353,10 @@ class GenerationRequest:
 
     def _stop_ids(self) -> dict[int, str]:
         """The special tokens among the stop strings, where they have no text to be found by."""
-        stop, name_of = (
-            self.options.stop_strings,
-            getattr(self.decoding, "convert_ids_to_tokens", None),
-        )
-        if not stop or self._shows_special_tokens or not callable(name_of):
+        stop = self.options.stop_strings
+        to_token = getattr(self.decoding, "convert_ids_to_tokens", None)
+        if not stop or self._shows_special_tokens or not callable(to_token):
             return {}
         # By their ids: for a string that is not a token, some tokenizers have the id of <unk>.
-        names = {token_id: name_of(token_id) for token_id in special_ids(self.decoding)}
-        return {token_id: name for token_id, name in names.items() if name in stop}
+        tokens = {token_id: to_token(token_id) for token_id in special_ids(self.decoding)}
+        return {token_id: token for token_id, token in tokens.items() if token in stop}

@@ -65,7 +65,7 @@ class TokenStreamer:
         self.steps = 0  # tokens that each row has been given
 
     def begin_inner(self, model: Any, generate_kwargs: Mapping[str, Any]) -> None:
-        """A model's own ``generate()`` passes its work on to a model inside, with these."""
+        """Note that a model's own ``generate()`` calls that of an inner model, with these."""
         if self.is_over:  # it makes speech, for instance
             return
         self.inner_call = model, generate_kwargs

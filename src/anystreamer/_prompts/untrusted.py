@@ -104,8 +104,8 @@ def has_plain_tokens(messages: Any) -> bool:
     return isinstance(messages, UntrustedMessages) and not messages.allow_special_tokens
 
 
-# transformers' own `sanitize_control_tokens` is not in all supported releases. It also leaves the
-# keys of dicts alone, calls the tokenizer for each token that it finds, and fails where a tokenizer
+# transformers' own `sanitize_control_tokens` is not in all supported releases. It also skips the
+# keys of dicts, calls the tokenizer for each token that it finds, and fails where a tokenizer
 # makes a special token of ordinary text (Unigram, whose vocabulary has it).
 def encode_untrusted(
     tokenizer: Any, decoding: Any, messages: UntrustedMessages, settings: Mapping[str, Any]
@@ -207,8 +207,8 @@ def _control_tokens(tokenizer: Any, decoding: Any, settings: Mapping[str, Any]) 
 def _is_marker(text: str, written: str) -> bool:
     """Whether an added token is one of the template's, though it is not called special.
 
-    DeepSeek does not call the markers of its roles so. Some templates put them together from parts:
-    they are known by their form.
+    DeepSeek's markers of roles are not special, for example. Some templates put markers together
+    from parts: these are recognised by their form.
     """
     has_form = text.startswith("<|") and text.endswith("|>")
     return has_form or (text in written and not text.isalnum())
@@ -233,7 +233,7 @@ class _Chat:
         self._others = {name: settings[name] for name in _WITH_TEXT if settings.get(name)}
         self._tokenizer = tokenizer
         self._settings = settings
-        # In place of tokens. Of digits alone, which no template changes; nobody can guess them.
+        # In place of tokens: digits alone, which no template changes, and which no one can guess.
         self._mark = str(10**19 + int.from_bytes(os.urandom(8), "big"))
 
     def find(self, known: Sequence[_Token]) -> list[_Token]:
