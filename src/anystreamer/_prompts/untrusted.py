@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
 __all__ = [
     "NotText",
@@ -41,6 +41,10 @@ class UntrustedMessages(list[Mapping[str, Any]]):
     A template whose markers are ordinary text (``[INST]`` of Llama 2) has no such protection: the
     model cannot tell its markers from the text of users.
 
+    Slices, sums and copies are `UntrustedMessages` as well: ``messages[-10:]``, and
+    ``[system] + messages``. A sum of two of them allows special tokens if both do, and the hosts
+    that both name. ``list()`` and comprehensions make a plain list.
+
     Messages can have pictures and recordings. Their files are limited in size, paths are not read,
     and addresses are fetched only from the hosts of *allow_media_from*. If a user writes the token
     that stands for a picture, it stays text, too.
@@ -71,6 +75,48 @@ class UntrustedMessages(list[Mapping[str, Any]]):
             from .media_hosts import validate_hosts
 
             self.allow_media_from = validate_hosts(allow_media_from)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex, /) -> Mapping[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice, /) -> UntrustedMessages: ...
+
+    def __getitem__(self, index: SupportsIndex | slice, /) -> Mapping[str, Any] | UntrustedMessages:
+        """Return a message, or several under the same rules."""
+        if isinstance(index, slice):
+            return self.replaced(super().__getitem__(index))
+        return super().__getitem__(index)
+
+    # Of list, a sum of lists with other items has another type. Here there are no others.
+    def __add__(  # type: ignore[override]
+        self, other: Sequence[Mapping[str, Any]], /
+    ) -> UntrustedMessages:
+        """Return these messages and others after them."""
+        if not isinstance(other, list):
+            return NotImplemented
+        return self._common_rules(other).replaced([*self, *other])
+
+    def __radd__(self, other: Sequence[Mapping[str, Any]], /) -> UntrustedMessages:
+        """Return these messages and others before them."""
+        if not isinstance(other, list):
+            return NotImplemented
+        return self.replaced([*other, *self])
+
+    def copy(self) -> UntrustedMessages:
+        """Return the same messages, under the same rules, in a new list."""
+        return self.replaced(self)
+
+    def _common_rules(self, other: object) -> UntrustedMessages:
+        """No messages, with what both lists allow. A plain list is the caller's own."""
+        if not isinstance(other, UntrustedMessages):
+            return self.replaced(())
+        return UntrustedMessages(
+            allow_media_from=[
+                each for each in self.allow_media_from if each in other.allow_media_from
+            ],
+            allow_special_tokens=self.allow_special_tokens and other.allow_special_tokens,
+        )
 
     def replaced(self, messages: Iterable[Mapping[str, Any]]) -> UntrustedMessages:
         """Other messages, under the same rules."""
