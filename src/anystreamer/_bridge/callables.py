@@ -30,7 +30,7 @@ _UNSTARTED: tuple[tuple[type[Any], str], ...] = (
 
 
 def name_of(function: object) -> str:
-    """Return what to call a function in messages: its qualified name, or that of its type."""
+    """Return what to call a function in messages: its qualified name, or its type's."""
     while isinstance(function, partial):
         function = function.func
     name = getattr(function, "__qualname__", None)

@@ -1,6 +1,6 @@
 """Splits an answer into reasoning, content and tool calls, with transformers' response parser.
 
-The parser is that of ``tokenizer.get_response_parser()``; only its public methods are used. A live
+The parser comes from ``tokenizer.get_response_parser()``; only its public methods are used. A live
 stream needs more than a parser of complete answers, and this module adds it:
 
 - A tool call counts when its end has been parsed. If a call was cut off, some of its arguments can
