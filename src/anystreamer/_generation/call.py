@@ -250,7 +250,7 @@ class _Run:
                 lambda sequences, _: all(self._rows_to_stop(sequences)),
             ]
         if any(request.setting(name) not in (None, False) for name in _NEED_TOKENIZER):
-            kwargs["tokenizer"] = request.decoding
+            kwargs["tokenizer"] = request.text_tokenizer
 
     def _new_form_mask(self, argument: str) -> Any:
         from .form_mask import FormMask

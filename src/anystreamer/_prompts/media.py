@@ -134,13 +134,13 @@ def media_kinds(processor: Any) -> list[str]:
     ]
 
 
-def check_processor(model: Any, tokenizer: Any, decoding: Any, part: MediaPart) -> None:
+def check_processor(model: Any, tokenizer: Any, text_tokenizer: Any, part: MediaPart) -> None:
     """Refuse a part that the model or its processor does not take.
 
     Args:
         model: of transformers, or another one.
         tokenizer: what was passed: perhaps a processor.
-        decoding: the tokenizer itself.
+        text_tokenizer: the tokenizer itself, which a processor has inside.
         part: of the prompt.
 
     Raises:
@@ -154,7 +154,7 @@ def check_processor(model: Any, tokenizer: Any, decoding: Any, part: MediaPart) 
             f"{name} the model takes text alone here, because its processor could not be loaded: "
             f"{reason}"
         )
-    if tokenizer is not decoding:
+    if tokenizer is not text_tokenizer:
         raise ValueError(f"{name} {type(tokenizer).__name__} does not take {part.kind} inputs")
     if type(tokenizer).__module__.endswith("mistral_common"):  # a processor of images itself
         return

@@ -39,11 +39,15 @@ def prompts_for_processor(
         ValueError: a picture or a recording cannot be decoded, or is not for this model.
         ImportError: a package that decodes it is not installed.
     """
-    decoding = tokenizer_of(tokenizer)
-    if isinstance(prompts, Mapping) or (tokenizer is decoding and not any(map(has_media, prompts))):
+    text_tokenizer = tokenizer_of(tokenizer)
+    if isinstance(prompts, Mapping) or (
+        tokenizer is text_tokenizer and not any(map(has_media, prompts))
+    ):
         return prompts
     settings = chat_template_kwargs or {}
-    return [_prepared(model, tokenizer, decoding, each, settings, fetched) for each in prompts]
+    return [
+        _prepared(model, tokenizer, text_tokenizer, each, settings, fetched) for each in prompts
+    ]
 
 
 def check_media(model: Any, tokenizer: Any, kind: str, place: str) -> None:
@@ -64,7 +68,7 @@ def check_media(model: Any, tokenizer: Any, kind: str, place: str) -> None:
 def _prepared(
     model: Any,
     tokenizer: Any,
-    decoding: Any,
+    text_tokenizer: Any,
     prompt: Any,
     settings: Mapping[str, Any],
     fetched: Mapping[str, bytes] | None,
@@ -72,13 +76,13 @@ def _prepared(
     if isinstance(prompt, str | TokenIds | Mapping):
         return prompt
     for part in media_parts(prompt):
-        check_processor(model, tokenizer, decoding, part)
+        check_processor(model, tokenizer, text_tokenizer, part)
     if has_media(prompt):
         decoded: Prompt = decoded_messages(
             prompt, _sampling_rate(tokenizer, settings), fetched or {}
         )
         prompt = decoded
-    if tokenizer is not decoding and not _reads_text(tokenizer, settings):
+    if tokenizer is not text_tokenizer and not _reads_text(tokenizer, settings):
         prompt = with_contents(prompt, _in_parts)
     checked: Prompt = prompt
     return checked

@@ -291,10 +291,10 @@ def _encode_one(
     context_length: int | None,
 ) -> dict[str, Any]:
     return_tensors = {"return_tensors": "pt"} if uses_torch else {}
-    decoding = tokenizer_of(tokenizer)
+    text_tokenizer = tokenizer_of(tokenizer)
     if isinstance(prompt, str):
         if context_length is not None:
-            check_length(decoding, prompt, context_length)
+            check_length(text_tokenizer, prompt, context_length)
         return dict(tokenizer(text=prompt if uses_torch else [prompt], **return_tensors))
     if isinstance(prompt, TokenIds):
         return _inputs_of(list(prompt), uses_torch)
@@ -303,9 +303,9 @@ def _encode_one(
     settings = {"add_generation_prompt": opens_message, **chat_template_kwargs}
     if context_length is not None and _could_exceed(context_length, prompt, settings):
         text = tokenizer.apply_chat_template(list(prompt), tokenize=False, **settings)
-        check_length(decoding, text, context_length)
+        check_length(text_tokenizer, text, context_length)
     if isinstance(prompt, UntrustedMessages) and has_plain_tokens(prompt):
-        ids = encode_untrusted(tokenizer, decoding, prompt, settings)
+        ids = encode_untrusted(tokenizer, text_tokenizer, prompt, settings)
         if ids is not None:
             return _inputs_of(ids, uses_torch)
     settings = {**return_tensors, **settings}

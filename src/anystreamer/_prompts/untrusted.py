@@ -154,32 +154,32 @@ def has_plain_tokens(messages: Any) -> bool:
 # keys of dicts, calls the tokenizer for each token that it finds, and fails where a tokenizer
 # makes a special token of ordinary text (Unigram, whose vocabulary has it).
 def encode_untrusted(
-    tokenizer: Any, decoding: Any, messages: UntrustedMessages, settings: Mapping[str, Any]
+    tokenizer: Any, text_tokenizer: Any, messages: UntrustedMessages, settings: Mapping[str, Any]
 ) -> list[int] | None:
     """The ids of messages that have special tokens in their text; None if there are none.
 
     Args:
         tokenizer: has the chat template.
-        decoding: the tokenizer itself, where *tokenizer* is a processor.
+        text_tokenizer: the tokenizer itself, where *tokenizer* is a processor.
         messages: the chat, without pictures or other parts that are not text.
         settings: arguments of the chat template.
     """
     chat = _Chat(tokenizer, [messages], settings)
-    known = _control_tokens(tokenizer, decoding, settings)
+    known = _control_tokens(tokenizer, text_tokenizer, settings)
     found = chat.find(known)
     if not found:
         return None
-    return _Encoder(decoding, known).encode(*chat.split(chat.replaceable(found)))
+    return _Encoder(text_tokenizer, known).encode(*chat.split(chat.replaceable(found)))
 
 
 def mark_untrusted(
-    processor: Any, decoding: Any, conversations: Sequence[Any], settings: Mapping[str, Any]
+    processor: Any, text_tokenizer: Any, conversations: Sequence[Any], settings: Mapping[str, Any]
 ) -> Marked | None:
     """The same for a processor, which puts the tokens of pictures into the text before it encodes.
 
     Args:
         processor: has the chat template.
-        decoding: its tokenizer.
+        text_tokenizer: its tokenizer.
         conversations: one or several chats, of which some are `UntrustedMessages`.
         settings: arguments of the chat template.
     """
@@ -187,7 +187,7 @@ def mark_untrusted(
     if not untrusted:
         return None
     chat = _Chat(processor, untrusted, settings)
-    known = _control_tokens(processor, decoding, settings)
+    known = _control_tokens(processor, text_tokenizer, settings)
     found = chat.find(known)
     if not found:
         return None
@@ -197,7 +197,7 @@ def mark_untrusted(
         processor,
         [next(marked) if has_plain_tokens(each) else list(each) for each in conversations],
         chat.marked_settings(replaced),
-        _MarkedTokenizer(decoding, _Encoder(decoding, known), chat, replaced),
+        _MarkedTokenizer(text_tokenizer, _Encoder(text_tokenizer, known), chat, replaced),
     )
 
 
@@ -234,16 +234,18 @@ class _Token:
     is_special: bool
 
 
-def _control_tokens(tokenizer: Any, decoding: Any, settings: Mapping[str, Any]) -> list[_Token]:
+def _control_tokens(
+    tokenizer: Any, text_tokenizer: Any, settings: Mapping[str, Any]
+) -> list[_Token]:
     """The tokens that structure a chat, longest first: a token can be a part of another."""
     template = settings.get("chat_template") or getattr(tokenizer, "chat_template", None)
     if not template:  # it encodes messages by itself (Mistral), and text never becomes a token
         return []
-    own = getattr(decoding, "chat_control_tokens", None) or ()
+    own = getattr(text_tokenizer, "chat_control_tokens", None) or ()
     written = "\0".join([str(template), *own])
     tokens = [
         _Token(added.content, id_, added.special)
-        for id_, added in getattr(decoding, "added_tokens_decoder", {}).items()
+        for id_, added in getattr(text_tokenizer, "added_tokens_decoder", {}).items()
         if len(added.content) > 1 and not added.content.isspace()
         if added.special or _is_marker(added.content, written)
     ]
