@@ -217,7 +217,7 @@ class _Run:
             return contextlib.nullcontext()
         from .inner_calls import inner_calls_reported
 
-        return inner_calls_reported(self._request.model, self._streamer)
+        return inner_calls_reported(self._request.model)
 
     def _add_hooks(self) -> None:
         """Add our criteria and processors to the arguments of ``generate()``."""
@@ -253,7 +253,7 @@ class _Run:
                 lambda sequences, _: all(self._rows_to_stop(sequences)),
             ]
         if any(request.setting(name) not in (None, False) for name in _NEED_TOKENIZER):
-            kwargs["tokenizer"] = request.decoding
+            kwargs["tokenizer"] = request.text_tokenizer
 
     def _find_row_criteria(self) -> None:
         """Find what ends single rows of several, and does not say so.
@@ -269,7 +269,7 @@ class _Run:
         replaced = {replaces for _, replaces in own}
         strings = request.setting("stop_strings")
         if strings and "stop_strings" not in replaced:
-            criterion = new_stop_string_criteria(request.decoding, strings)
+            criterion = new_stop_string_criteria(request.text_tokenizer, strings)
             self._row_criteria.append((criterion, FinishReason.STOP_STRING))
         ends_in_tokens.discard(FinishReason.STOP_STRING)
         if "eos_token_id" in replaced:
@@ -293,7 +293,7 @@ class _Run:
         """For each row, whether it ends with this step: the answer of our criterion."""
         rows, streamer = self._rows, self._streamer
         self._sequences = sequences
-        streamer.criteria_were_called = True
+        streamer.begin_criteria()
         if streamer.is_over:  # a model made of several goes on, with speech for instance
             return [streamer.is_to_stop()]
         reasons = self._row_reasons(sequences)
@@ -307,9 +307,7 @@ class _Run:
                 streamer.mark_row_finished(row.number, sequences, reasons[row.number])
         if self._producer.should_stop():
             stopped = [True] * len(rows)
-        streamer.all_rows_finished = all(
-            stopped[row.number] or row.ended is not None for row in rows
-        )
+        streamer.end_criteria(stopped)
         return stopped
 
     def _row_reasons(self, sequences: Any) -> list[FinishReason | None]:

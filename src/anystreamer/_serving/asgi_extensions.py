@@ -1,4 +1,4 @@
-"""Names of ASGI extensions: through them, the server tells responses about itself."""
+"""Names of ASGI extensions, by which an HTTP server offers the application more than ASGI has."""
 
 __all__ = ["ABORT", "CANCELS_ON_DISCONNECT", "CONNECTIONS"]
 

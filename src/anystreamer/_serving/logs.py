@@ -1,4 +1,4 @@
-"""What a server of a command or a replica logs: its own records, and one for each request."""
+"""Sets up the logs of a server: its own records, and one record for each request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FIELDS = (
 
 
 class LogLevel(StrEnum):
-    """From which level on records are written."""
+    """The lowest level of the records that are written."""
 
     DEBUG = "debug"
     INFO = "info"

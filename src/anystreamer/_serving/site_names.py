@@ -1,4 +1,4 @@
-"""Checks the names of hosts and of sites that a server is given: those that could never match."""
+"""Refuses names of hosts and of sites that could never match those of a request."""
 
 from __future__ import annotations
 

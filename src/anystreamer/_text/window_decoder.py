@@ -24,7 +24,7 @@ _UNCLEAN = re.compile(r"(?: (?:n'?|'[vr ]?)?)?\ufffd*\Z")
 # trailing U+FFFD, which can be the beginning of a character, or a run of bytes with one. A token
 # that adds nothing when it is repeated, as an unknown id, tells nothing: then an earlier one does.
 #
-# A `decode` can break this: a token comes, and text differs that was shown before. That can not be
+# A `decode` can break this: a token comes, and text differs that was shown before. It cannot be
 # taken back. So the window's new text counts as shown, and what is returned is what the token adds
 # to a text by itself: nothing is lost, and nothing is shown twice.
 class WindowDecoder(TextDecoder):
