@@ -113,6 +113,21 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "stop bytes": (lambda: stream_llama(stop=b"x"), TypeError, "stop must be a str.*not bytes"),
     "stop of numbers": (lambda: stream_llama(stop=[1]), TypeError, "stop string must be a str"),
     "stop empty": (lambda: stream_llama(stop=""), ValueError, "stop string must not be empty"),
+    "stop_strings number": (
+        lambda: stream_llama(stop_strings=5),
+        TypeError,
+        "stop_strings must be a str.*not int",
+    ),
+    "stop_strings iterator": (
+        lambda: stream_llama(stop_strings=iter(["a"])),
+        TypeError,
+        "stop_strings must be a str or a list of str, not an iterator",
+    ),
+    "stop_strings empty": (
+        lambda: stream_llama(stop_strings=""),
+        ValueError,
+        "stop string must not be empty",
+    ),
     "stop with an empty one": (
         lambda: stream_llama(stop=["a", ""]),
         ValueError,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from .._model import is_compiled, text_config, uses_torch
+from .._text import validate_stop_strings
 
 __all__ = [
     "check_cancel_within",
@@ -153,6 +154,11 @@ def _check_arguments(name: str, model: Any, generate_kwargs: Mapping[str, Any]) 
     for other in _INSTEAD.keys() & generate_kwargs.keys():
         if other not in (_OF_SERVERS if model is None else _inputs_of(model)):
             raise TypeError(f"{other}= is not an argument of {name}(): {_INSTEAD[other]}")
+    strings = generate_kwargs.get("stop_strings")
+    if isinstance(strings, Iterator):  # we read them, and then generate() does
+        raise TypeError("stop_strings must be a str or a list of str, not an iterator")
+    if strings is not None:
+        validate_stop_strings(strings, "stop_strings")
     if callable(generate_kwargs.get("custom_generate")):
         raise ValueError(
             "custom_generate= as a callable drops the streamer: "

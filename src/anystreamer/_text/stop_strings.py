@@ -30,15 +30,16 @@ class StopSet(tuple[str, ...]):
         return _Automaton(tuple(self))  # not this object: a cycle, for the garbage collector
 
 
-def validate_stop_strings(stop: object) -> StopSet:
-    """Return the *stop* argument as a set. Raises TypeError or ValueError if it is not one."""
+def validate_stop_strings(stop: object, argument: str = "stop") -> StopSet:
+    """Return an *argument* as a set. Raises TypeError or ValueError if it is not one."""
     if isinstance(stop, StopSet):
         return stop
     if isinstance(stop, str):
         stop = [stop]
     # Bytes are an iterable too: of int, which would make for a puzzling message below.
     if not isinstance(stop, Iterable) or isinstance(stop, bytes | bytearray):
-        raise TypeError(f"stop must be a str or an iterable of str, not {type(stop).__name__}")
+        kind = type(stop).__name__
+        raise TypeError(f"{argument} must be a str or an iterable of str, not {kind}")
     strings: list[str] = []
     for string in stop:
         if not isinstance(string, str):
