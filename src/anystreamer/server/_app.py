@@ -18,7 +18,7 @@ from starlette.routing import Route
 from .._engine import Engine
 from .._model import max_context_length
 from .._prompts import UntrustedMessages, media_kinds, tokenizer_of
-from .._serving import validate_allowed_hosts
+from .._serving import validate_allowed_hosts, validate_origins
 from .._streams import TextStream, Timeouts, validate_timeouts
 from .._text import response_template_of, validate_template
 from ._allowed_hosts import AllowedHosts
@@ -36,7 +36,7 @@ from ._observing import (
     note_end,
 )
 from ._openai_format import ChatCompletionBuilder, CompletionBuilder, TextCompletionBuilder
-from ._origins import cross_origin, validate_origins
+from ._origins import cross_origin
 from ._request_body import BodyParser, RequestT
 from ._request_models import ChatRequest, CompletionRequest, TextRequest
 from ._request_target import AbsoluteTargets
@@ -188,7 +188,7 @@ def create_app(
             HTTPException: _http_exception,
         },
     )
-    # A redirect has the whole address: behind a proxy, that of another scheme or host.
+    # A redirect names a scheme and a host. Behind a proxy, these are not the client's.
     app.router.redirect_slashes = False
     app.state.metrics = endpoints.metrics_registry
     return app
@@ -200,7 +200,8 @@ def _middleware(
     middleware = [Middleware(AbsoluteTargets), Middleware(RequestIds), Middleware(RequestLog)]
     if allow_origins:
         middleware.append(cross_origin(allow_origins))
-    # Inside of it are those that answer themselves: pages of other sites can read their errors.
+    # These two send errors themselves. They are inside the middleware above, whose headers let
+    # pages of other sites read the errors.
     middleware.append(Middleware(Failures))
     if allowed_hosts is not None:
         middleware.append(Middleware(AllowedHosts, allowed_hosts=allowed_hosts))
@@ -229,7 +230,7 @@ class _Endpoints:
 
     @property
     def metrics_registry(self) -> CollectorRegistry:
-        """Where all metrics are."""
+        """The registry with all metrics."""
         return self._metrics.registry
 
     # -- the routes
@@ -313,7 +314,7 @@ class _Endpoints:
             on_end("disconnected")
             return Response(status_code=400)  # nothing receives it
         except get_cancelled_exc_class():
-            on_end("disconnected")  # Ray Serve says it in this way
+            on_end("disconnected")  # Ray Serve cancels the request then
             raise
         except Exception:
             on_end("500")

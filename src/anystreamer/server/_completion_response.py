@@ -38,8 +38,8 @@ from ._tokens import KnownTokens, TokenTexts
 
 __all__ = ["CompletionResponse", "EngineResponse", "Limits"]
 
-# How many entries are listed at once, those of the likeliest tokens included. It takes 5 ms or so,
-# in which nothing else is sent.
+# How many entries are listed at once, with those of the likeliest tokens. It takes about 5 ms, in
+# which nothing else is sent.
 ENTRIES_AT_ONCE = 200
 
 
@@ -68,9 +68,9 @@ class Limits:
 
 
 class EngineResponse(StreamResponse):
-    """Opens the streams of one request, which subclasses send in their format.
+    """Opens the streams of one request, and leaves them when its client disconnects.
 
-    The model works for it only while its client listens.
+    Subclasses send them in their format.
     """
 
     def __init__(
@@ -117,7 +117,8 @@ class EngineResponse(StreamResponse):
                 fitting = UpTo(limit, self._limits.context if is_default else None)
                 stream = await self._open_choice(streams, choice, prompt, fitting, echo)
                 room = self._room(stream, name, limit)
-                if room < limit and not fitting.was_fitted:  # by an engine that is not ours
+                if room < limit and not fitting.was_fitted:
+                    # The engine is not one of ours, and has not fitted the limit to the context.
                     await stream.aclose()
                     stream = await self._open_choice(streams, choice, prompt, room, echo)
                 self._choices.append(stream)
@@ -248,7 +249,7 @@ class EngineResponse(StreamResponse):
             yield None, more
 
     def _tokens(self, index: int, chunk: TextChunk | None) -> Iterable[Token]:
-        """The tokens to list: as in vLLM each that counts in the usage, also those without text."""
+        """The tokens to list: as in vLLM, each that counts in the usage, also one without text."""
         if not self._token_texts or chunk is None:
             return ()
         return self._token_texts[index].of(chunk)
@@ -343,9 +344,9 @@ class CompletionResponse(EngineResponse):
     def _parts(
         self, index: int, chunks: Sequence[TextChunk]
     ) -> Iterator[tuple[int, TextChunk | None, Sequence[Token]]]:
-        """What the builder takes of chunks: before the first one comes the prompt, if it is echoed.
+        """Chunks and their tokens, as the builder takes them, after the prompt if it is echoed.
 
-        Not earlier: the prompt has been scored when the answer begins.
+        The prompt comes with the first chunk, not earlier: its tokens are scored by then.
         """
         if (echo := self._echoes.pop(index, None)) is not None:
             stream = self._choices[index]
