@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 from anystreamer._errors import PromptTooLong
 from anystreamer.cli.chat import PARSER, _explained, _final_length
 from anystreamer.cli.chat_commands import Commands, Content, Conversation
+from anystreamer.cli.chat_pictures import read_picture
 from anystreamer.cli.chat_settings import changed
 from anystreamer.cli.commands import app
 
@@ -250,10 +251,10 @@ def test_an_answer_that_fails_does_not_take_the_place_of_the_last() -> None:
     conversation = Conversation(None)
 
     def ask(question: Content) -> None:
-        assert conversation.asking(question) == [{"role": "user", "content": "q"}]
+        assert conversation.messages_with(question) == [{"role": "user", "content": "q"}]
 
     conversation.add("q", "a")
-    commands = Commands(conversation, ask)
+    commands = Commands(conversation, ask, read_picture)
     commands.run("/retry")
     assert [each["content"] for each in conversation.turns] == ["q", "a"]
 

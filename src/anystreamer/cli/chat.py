@@ -32,9 +32,9 @@ PROMPT = "> "
 
 # How often to redraw an answer (seconds). More often is not easier to read, and too fast for a
 # slow terminal.
-DRAWING = 1 / 15
+REDRAW_INTERVAL = 1 / 15
 
-# Control characters. A terminal would obey them, so each is shown as its picture instead.
+# Control characters. A terminal would obey them, so each is shown as a symbol instead.
 CONTROLS = {code: 0x2400 + code for code in range(0x20)}
 CONTROLS |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 HARMLESS = {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
@@ -97,8 +97,8 @@ class Chat:
 
     def _run(self, commands: Commands, line: str) -> None:
         try:
-            if said := commands.run(line):
-                self._screen.write(said, "dim", end="\n")
+            if reply := commands.run(line):
+                self._screen.write(reply, "dim", end="\n")
         except (ImportError, ValueError) as exc:
             self._screen.write(_neutral(f"Error: {exc}"), "red", end="\n")
 
@@ -126,7 +126,7 @@ class Chat:
             self._conversation.add(question, stream.text)
 
     async def _show(self, question: Content, view: _View, interrupt: _Interrupt) -> TextStream:
-        messages, settings = self._conversation.asking(question), self._conversation.settings
+        messages, settings = self._conversation.messages_with(question), self._conversation.settings
         with view:
             async with self._session.answer(messages, settings) as stream:
                 interrupt.stops(stream)
@@ -147,7 +147,7 @@ def _explained(exc: Exception, *, has_commands: bool) -> str:
             f"the conversation has {least}{exc.prompt_tokens} tokens, and the model takes "
             f"{exc.context_length}, its answer included"
         )
-    elif getattr(exc, "code", None) != "context_length_exceeded":  # so servers name it
+    elif getattr(exc, "code", None) != "context_length_exceeded":  # the same error, of a server
         return message
     return f"{message}: start a new one with /new" if has_commands else message
 
@@ -160,7 +160,7 @@ class _Keyboard:
 
     Args:
         screen: shows what Ctrl-C does.
-        completions: what a command can be that begins as the text does.
+        completions: returns the lines that a text can be completed to.
     """
 
     def __init__(self, screen: Screen, completions: Callable[[str], list[str]]) -> None:
@@ -199,7 +199,7 @@ class _Keyboard:
                 signal.signal(signal.SIGINT, handler)
 
     def _interrupt(self, *_: object) -> None:
-        if _line_so_far():  # then this one clears it
+        if _line_so_far():  # this Ctrl-C clears the line: a next one does not leave yet
             self._was_interrupted = False
         raise KeyboardInterrupt
 
@@ -213,9 +213,9 @@ def _line_so_far() -> str:
 
 
 def _completer(completions: Callable[[str], list[str]]) -> Callable[[str, int], str | None]:
-    """What readline calls at a tab, with 0, 1, ... until there is no more. Commands are completed.
+    """The function that readline calls at a tab, with 0, 1, ... until it returns None.
 
-    In a question, a tab is a tab: text that is pasted has them.
+    It completes commands. In a question, a tab stays a tab: pasted text can have tabs.
     """
 
     def complete(text: str, number: int) -> str | None:
@@ -311,9 +311,9 @@ class _Plain:
 class _Formatted:
     """Markdown, formatted while it grows.
 
-    A block that further text cannot change is printed once, and scrolls away as any text. Only the
-    last block is redrawn: its last lines, if it is higher than the terminal, until it can be
-    printed whole. So no text is lost, and little flickers.
+    A block that further text cannot change is printed once, and then scrolls as any text does. Only
+    the last block is redrawn. While it is higher than the terminal, only its last lines are shown.
+    So no text is lost, and little flickers.
     """
 
     def __init__(self, console: Console, screen: Screen) -> None:
@@ -329,7 +329,9 @@ class _Formatted:
 
     @property
     def seconds_to_draw(self) -> float:
-        return math.inf if self._is_drawn else max(0.0, self._drawn_at + DRAWING - monotonic())
+        if self._is_drawn:
+            return math.inf
+        return max(0.0, self._drawn_at + REDRAW_INTERVAL - monotonic())
 
     def add(self, text: str) -> None:
         self._screen.notice(text)
@@ -378,9 +380,10 @@ class _Markdown(Markdown):
 
 
 class _LastLines:
-    """As many of the last lines of a renderable as the terminal can show, and an empty one below.
+    """The last lines of a renderable, as many as the terminal can show, above an empty line.
 
-    The terminal echoes typed keys there, Ctrl-C's ^C as well, and they are cleared away.
+    The terminal echoes typed keys in the empty line, also the ^C of Ctrl-C. The next drawing clears
+    it.
     """
 
     def __init__(self, renderable: RenderableType) -> None:

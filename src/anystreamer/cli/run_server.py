@@ -24,20 +24,19 @@ from .listening import BACKLOG, Certificate
 
 __all__ = ["ending_signals", "run", "serve"]
 
-# How long a server may take to send the last parts, once the engine is closed (seconds).
+# How long a server can take to send the last parts, once the engine is closed (seconds).
 SHUTDOWN_SEND_TIMEOUT = 5.0
+
+# How often to check for a signal where the event loop itself cannot handle them (seconds).
+SIGNAL_POLL = 0.1
 
 
 def ending_signals() -> list[signal.Signals]:
-    """Those that end a server. Under ``nohup``, the end of its terminal is not one of them."""
+    """The signals that end a server. SIGHUP, the end of a terminal, does not under ``nohup``."""
     hangup: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has none
     if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
         return [signal.SIGINT, signal.SIGTERM]
     return [signal.SIGINT, signal.SIGTERM, hangup]
-
-
-# How often to check for a signal where the event loop itself cannot handle them (seconds).
-SIGNAL_POLL = 0.1
 
 
 async def run(
@@ -56,9 +55,9 @@ async def run(
 ) -> None:
     """Serve on *listener* until SIGINT, SIGTERM or SIGHUP.
 
-    From then on it is not ready, as ``/health`` says, and serves for *drain* seconds more. Then no
-    new requests are accepted. Open streams have *grace* seconds to end; the others then end with an
-    error event. A second signal calls *at_once*.
+    After the signal, ``/health`` reports that the server is draining, and it serves for *drain*
+    seconds more. Then it accepts no new requests. Open streams have *grace* seconds to end; those
+    that remain end with an error event. A second signal calls *at_once*.
 
     Args:
         engine_context: the unopened block of the engine to serve.
@@ -163,7 +162,7 @@ async def _uvicorn(
     class Server(uvicorn.Server):
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            yield  # we handle them
+            yield  # `run` handles them
 
     config = LimitedConfig(
         app,

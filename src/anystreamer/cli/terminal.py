@@ -1,4 +1,4 @@
-"""What the commands do with a terminal: plain text, statistics, errors, and exiting at once."""
+"""What the commands share to write to a terminal, and to exit: text, statistics, errors."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def format_stats(stream: TextStream) -> str:
     usage, timing = stream.usage, stream.timing
     assert timing is not None
     stats = [str(stream.finish_reason)]
-    if usage is not None:  # a server sends none for an answer that was stopped
+    if usage is not None:  # a server sends no usage for an answer that was stopped
         stats.append(counted(usage.completion_tokens, "token"))
     if timing.first_token is not None:
         stats.append(f"the first after {timing.first_token * 1e3:.1f} ms")

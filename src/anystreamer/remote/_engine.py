@@ -164,6 +164,11 @@ class RemoteEngine(BaseEngine):
         request = RemoteRequest(self.model, prompt, arguments)
         return self.new_context(NAME, lambda: _Task(self, request))
 
+    async def model_names(self) -> list[str]:
+        """The names of the server's models. Raises `openai.APIError` if the request fails."""
+        models = await self.client.models.list(extra_headers=self.headers)
+        return [each.id for each in models.data]
+
     async def _run(self) -> None:
         self.ready.set()
         await self._closing.wait()
