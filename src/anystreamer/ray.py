@@ -49,11 +49,11 @@ __all__ = ["Settings", "app", "application", "error_objects"]
 _DEFAULT_RUNNING = 64
 # How long a refused client should wait before it tries again (seconds).
 _RETRY_AFTER = 1
-# How often a replica hands its metrics to Ray (seconds).
+# How often a replica copies its metrics to Ray (seconds).
 _METRICS_INTERVAL = 5.0
-# More of an error than this is not read (bytes).
+# How much of an error of Serve's is read (bytes).
 _MAX_ERROR = 64 * 1024
-# Of a request whose replica has died before it answered: Serve sends nothing then.
+# The response to a request whose replica has died before it answered: Serve itself sends none.
 _DIED: Message = {"type": "http.response.start", "status": 500, "headers": []}
 _DIED_TEXT = b"the replica has died before it answered: send the request again"
 
@@ -80,7 +80,7 @@ class Settings(BaseModel, extra="forbid"):
     )
     max_waiting: PositiveInt = Field(
         default=100,
-        description="How many requests can wait at each of Serve's proxies. More get status 503.",
+        description="How many requests can wait at each of Serve's proxies. Others get status 503.",
     )
     #: the key that clients must send; by default ``ANYSTREAMER_API_KEY`` of the environment, if set
     api_key: str | None = Field(
@@ -150,12 +150,15 @@ class _Replica:
 
     @asynccontextmanager
     async def _serving(self, outer: Starlette) -> AsyncIterator[None]:
-        """Runs in a task of its own, from before the replica's first request to after its last."""
+        """Own the engine: Starlette enters this before the first request, and leaves it at the end.
+
+        It runs in a task of its own.
+        """
         settings = self._settings
         write_logs(
             LogLevel(settings.log_level),
             RequestLogFormat(settings.request_log),
-            sys.__stderr__,  # Serve puts lines of its own log around what goes to the other
+            sys.__stderr__,  # Serve replaces sys.stderr: each line would become a record of its log
         )
         model, tokenizer = await to_thread.run_sync(
             partial(
@@ -202,7 +205,7 @@ class _Replica:
                 tasks.cancel_scope.cancel()
 
     def check_health(self) -> None:
-        """Called by Serve. It replaces a replica whose check raises, as one with a dead engine."""
+        """Called by Serve, which replaces a replica if this raises: its engine has died."""
         state = getattr(self._engine, "state", "open")
         if state != "open":
             raise RuntimeError(f"the engine is {state}: this replica has to be replaced")
@@ -237,9 +240,9 @@ def application(settings: Settings, **options: Any) -> Any:
 
 
 class _Named:
-    """Names the replica in each response: each replica has a log and metrics of its own.
+    """Middleware that names the replica in each response: each has a log and metrics of its own.
 
-    It also tells the application that Serve cancels the task of a client that has disconnected.
+    It also tells the application that Serve cancels a request's task when the client disconnects.
     """
 
     def __init__(self, app: ASGIApp, replica: str) -> None:
@@ -262,15 +265,15 @@ class _Named:
 
 
 async def _export_metrics(registry: Any) -> None:
-    """Hand a replica's metrics to Ray again and again: each node has them for Prometheus.
+    """Copy a replica's metrics to Ray, again and again: each node exports them to Prometheus.
 
-    A request for ``/metrics`` reaches one replica only, whichever is free. Ray's have the labels
+    A request for ``/metrics`` reaches only one replica, whichever is free. Ray adds the labels
     ``replica``, ``deployment`` and ``application``.
     """
     gauges: dict[str, Gauge] = {}
     while True:
         for family in registry.collect():
-            if not family.name.startswith("anystreamer"):  # Ray has those of the process
+            if not family.name.startswith("anystreamer"):  # Ray has its own metrics of processes
                 continue
             for sample in family.samples:
                 if sample.name.endswith("_created"):
@@ -291,16 +294,15 @@ def error_objects() -> list[Middleware]:
     """Let Serve's proxies send OpenAI's error object where they refuse a request themselves.
 
     They refuse one when their queue is full, when no replica runs, or when its replica has died
-    before it answered. To turn this on, set the
-    environment variable ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` to
-    ``anystreamer.ray:error_objects`` where Ray is started, on each node with a proxy. Responses of
-    replicas are left as they are.
+    before it answered. To turn this on, set the environment variable
+    ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` to ``anystreamer.ray:error_objects`` where Ray is
+    started, on each node with a proxy. Responses of replicas are not changed.
     """
     return [Middleware(_ErrorObjects)]
 
 
 class _ErrorObjects:
-    """Middleware of a proxy: makes an error object of an error that is a line of text."""
+    """Middleware of a proxy: turns an error that is a line of text into an error object."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -325,7 +327,7 @@ class _ErrorObjects:
                     await _error_object(head, text)(scope, receive, send)
 
         await self._app(scope, receive, changed)
-        if not has_begun:  # else its server would send a line of its own
+        if not has_begun:  # otherwise Serve's HTTP server would send a line of text
             await _error_object(_DIED, _DIED_TEXT)(scope, receive, send)
 
 

@@ -1,4 +1,4 @@
-"""What a server of a command or a replica logs: its own records, and one for each request."""
+"""Writes the logs of the command's server and of replicas: records, and a line for each request."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ from typing import TextIO
 
 __all__ = ["LogLevel", "RequestLogFormat", "write_logs"]
 
+# Attributes of the records that `anystreamer.server` logs for requests, in the order of the JSON.
 _FIELDS = (
-    *("method", "path", "status", "outcome", "prompt_tokens", "completion_tokens"),
-    *("first_seconds", "seconds", "request_id", "trace_id"),
+    "method",
+    "path",
+    "status",
+    "outcome",
+    "prompt_tokens",
+    "completion_tokens",
+    "first_seconds",
+    "seconds",
+    "request_id",
+    "trace_id",
 )
 
 
 class LogLevel(StrEnum):
-    """From which level on records are written."""
+    """The lowest level of records that are written."""
 
     DEBUG = "debug"
     INFO = "info"
