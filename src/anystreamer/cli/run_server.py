@@ -93,7 +93,7 @@ async def run(
             tasks.start_soon(serve_until_stopped)
             ready()
             await ending.wait()
-            app.state.is_draining = True
+            app.state.is_draining = True  # `/health` reads it
             with move_on_after(drain):
                 await served.wait()
             stop.set()

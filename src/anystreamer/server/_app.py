@@ -260,6 +260,7 @@ class _Endpoints:
 
     async def health(self, request: Request) -> Response:
         state = getattr(self._engine, "state", "open")
+        # `anystreamer serve` sets it when it has got a signal to end.
         if state == "open" and getattr(request.app.state, "is_draining", False):
             state = "draining"
         return JSONResponse({"status": state}, 200 if state == "open" else 503)

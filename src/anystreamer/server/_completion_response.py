@@ -83,6 +83,8 @@ class EngineResponse(StreamResponse):
     ) -> None:
         super().__init__(limits.sending, media_type=EVENT_STREAM)
         self._engine = engine
+        # Engines of other kinds need not have a model.
+        self._model: Any = getattr(engine, "model", None)
         self._request = request
         self._limits = limits
         self._origin = origin  # the response's id, and the model's name in it
@@ -171,7 +173,7 @@ class EngineResponse(StreamResponse):
             return limit
         param, asked = self._request.token_limit
         length = len(stream.prompt_token_ids)
-        room = room_for_answer(getattr(self._engine, "model", None), length, context)
+        room = room_for_answer(self._model, length, context)
         least = self._request.min_tokens or 0
         if room >= (asked or 0) and room < least:
             param = "min_tokens"
@@ -188,9 +190,8 @@ class EngineResponse(StreamResponse):
 
     def _new_token_texts(self, stream: TextStream, prompt: Prompt) -> TokenTexts:
         request = self._request
-        model = getattr(self._engine, "model", None)
         template_kwargs = {"continue_final_message": request.continues_message}
-        is_continued = not request.echoes and continues_prompt(model, prompt, template_kwargs)
+        is_continued = not request.echoes and continues_prompt(self._model, prompt, template_kwargs)
         return TokenTexts(
             getattr(self._engine, "tokenizer", None),
             stream.prompt_token_ids if is_continued else (),
@@ -206,7 +207,7 @@ class EngineResponse(StreamResponse):
         self, streams: OpenStreams, choice: int, prompt: Prompt, limit: int, echo: Echo | None
     ) -> TextStream:
         arguments: dict[str, Any] = self._request.arguments(choice, self._limits.response_template)
-        if self._request.seed is not None and not uses_torch(getattr(self._engine, "model", None)):
+        if self._request.seed is not None and not uses_torch(self._model):
             raise APIError("seed is not supported by this model", param="seed")
         arguments |= self._ending_ids()
         if echo is not None and echo.scores is not None:
@@ -220,12 +221,13 @@ class EngineResponse(StreamResponse):
 
     def _ending_ids(self) -> dict[str, Any]:
         """The argument with the tokens that end an answer, if they are not the model's own."""
-        request, model = self._request, getattr(self._engine, "model", None)
-        more = request.stop_token_ids or []
-        if not (more or request.ignore_eos):
+        more = self._request.stop_token_ids or []
+        if self._request.ignore_eos:
+            return {"eos_token_id": more or None}
+        if not more:
             return {}
-        own = [] if request.ignore_eos else eos_ids(effective_setting(model, {}, "eos_token_id"))
-        return {"eos_token_id": [*own, *more] or None}
+        own = eos_ids(effective_setting(self._model, {}, "eos_token_id"))
+        return {"eos_token_id": [*own, *more]}
 
     # -- the body
 
