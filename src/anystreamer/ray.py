@@ -296,7 +296,7 @@ def error_objects() -> list[Middleware]:
     They refuse one when their queue is full, when no replica runs, or when its replica has died
     before it answered. To turn this on, set the environment variable
     ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` to ``anystreamer.ray:error_objects`` where Ray is
-    started, on each node with a proxy. Responses of replicas are not changed.
+    started, on each node with a proxy. Responses of replicas are left as they are.
     """
     return [Middleware(_ErrorObjects)]
 

@@ -1,4 +1,4 @@
-"""Names of ASGI extensions, by which a server tells the application what it can do."""
+"""Names of ASGI extensions, by which an HTTP server offers the application more than ASGI has."""
 
 __all__ = ["ABORT", "CANCELS_ON_DISCONNECT", "CONNECTIONS"]
 

@@ -1,4 +1,4 @@
-"""Writes the logs of the command's server and of replicas: records, and a line for each request."""
+"""Sets up the logs of a server: its own records, and one record for each request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FIELDS = (
 
 
 class LogLevel(StrEnum):
-    """The lowest level of records that are written."""
+    """The lowest level of the records that are written."""
 
     DEBUG = "debug"
     INFO = "info"

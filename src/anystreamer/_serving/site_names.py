@@ -1,4 +1,4 @@
-"""Checks names of hosts and of sites in a server's settings: a wrong one would never match."""
+"""Refuses names of hosts and of sites that could never match those of a request."""
 
 from __future__ import annotations
 
