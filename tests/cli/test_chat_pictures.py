@@ -19,9 +19,9 @@ pytest.importorskip("PIL")
 from PIL import Image
 from typer.testing import CliRunner
 
-from anystreamer.cli.chat import _completer
 from anystreamer.cli.chat_backends import LocalModel, RemoteModel
 from anystreamer.cli.chat_commands import Commands, Conversation
+from anystreamer.cli.chat_keyboard import completer
 from anystreamer.cli.chat_pictures import MOST_POINTS, as_data, read_picture
 from anystreamer.cli.commands import app
 from anystreamer.testing import ScriptedModel
@@ -174,7 +174,7 @@ def test_tab_completes_commands_settings_and_paths(folder: Path) -> None:
 
 def test_a_tab_in_a_question_is_a_tab() -> None:
     """Text that is pasted has them."""
-    complete = _completer(lambda _: ["/new", "/next"])
+    complete = completer(lambda _: ["/new", "/next"])
     assert [complete("a", number) for number in (0, 1)] == ["a\t", None]
     assert [complete("/ne", number) for number in (0, 1, 2)] == ["/new", "/next", None]
 
