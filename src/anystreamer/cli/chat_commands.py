@@ -40,8 +40,8 @@ class Conversation:
             {"role": "user", "content": question},
             {"role": "assistant", "content": answer},
         ]
-        asked = [] if isinstance(question, str) else question
-        self.pictures = [each for each in self.pictures if all(each is not part for part in asked)]
+        parts = [] if isinstance(question, str) else question
+        self.pictures = [each for each in self.pictures if all(each is not part for part in parts)]
 
     def shown_pictures(self) -> str:
         """How many pictures the next question has."""

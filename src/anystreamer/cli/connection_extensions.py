@@ -1,4 +1,4 @@
-"""What a connection tells the application: how to close it at once, and how many are open."""
+"""Lets the application close a connection at once, and see how many connections are open."""
 
 from __future__ import annotations
 

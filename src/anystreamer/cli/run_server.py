@@ -144,7 +144,7 @@ async def serve(
     if server == "uvicorn":
         await _uvicorn(app, listener, limits, stop, timeout, certificate)
     else:
-        await _hypercorn(backend, app, listener, limits, stop, timeout, certificate)
+        await _hypercorn(app, listener, backend, limits, stop, timeout, certificate)
 
 
 async def _uvicorn(
@@ -188,9 +188,9 @@ async def _uvicorn(
 
 
 async def _hypercorn(
-    backend: str,
     app: Any,
     listener: socket.socket,
+    backend: str,
     limits: ConnectionLimits,
     stop: Event,
     timeout: float,

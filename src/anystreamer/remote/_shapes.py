@@ -211,7 +211,7 @@ def _usage(sent: Any) -> Usage | None:
 
 
 def _cached(sent: Mapping[str, Any], prompt: int) -> int:
-    """How many tokens of a prompt the server had in its cache. Most servers do not say it."""
+    """How many tokens of a prompt the server had in its cache. Most servers do not send it."""
     details = sent.get("prompt_tokens_details") or sent.get("input_tokens_details")
     cached = _count(details, "cached_tokens") if isinstance(details, Mapping) else None
     if cached is None:

@@ -242,11 +242,11 @@ class _Endpoints:
         return await self._text(request, "completions", CompletionRequest, TextCompletionBuilder)
 
     async def responses(self, request: Request) -> Response:
-        def new_response(asked: ResponsesRequest, on_end: OnEnd) -> Response:
+        def new_response(parsed: ResponsesRequest, on_end: OnEnd) -> Response:
             builder = ResponseBuilder(
-                self._names.main, asked.settings, streams=asked.streams, offered=asked.offered
+                self._names.main, parsed.settings, streams=parsed.streams, offered=parsed.offered
             )
-            return ResponsesResponse(self._engine, asked, builder, self._limits, on_end)
+            return ResponsesResponse(self._engine, parsed, builder, self._limits, on_end)
 
         return await self._answer(request, "responses", ResponsesRequest, new_response)
 
@@ -279,15 +279,15 @@ class _Endpoints:
         kind: type[TextRequest],
         new_builder: type[CompletionBuilder],
     ) -> Response:
-        def new_response(asked: TextRequest, on_end: OnEnd) -> Response:
+        def new_response(parsed: TextRequest, on_end: OnEnd) -> Response:
             builder = new_builder(
                 self._names.main,
-                includes_usage=asked.includes_usage,
-                includes_running_usage=asked.includes_running_usage,
-                top=asked.top_logprobs_asked,
-                custom_tools=asked.custom_tools,
+                includes_usage=parsed.includes_usage,
+                includes_running_usage=parsed.includes_running_usage,
+                top=parsed.top_logprobs_asked,
+                custom_tools=parsed.custom_tools,
             )
-            return CompletionResponse(self._engine, asked, builder, self._limits, on_end)
+            return CompletionResponse(self._engine, parsed, builder, self._limits, on_end)
 
         return await self._answer(request, endpoint, kind, new_response)
 
@@ -305,9 +305,9 @@ class _Endpoints:
         self._metrics.on_begin(endpoint)
         try:
             self._check_key(request)
-            asked = await self._parser.parse(kind, await self._body(request))
-            self._names.check(asked.model)
-            response = new_response(asked, on_end)
+            parsed = await self._parser.parse(kind, await self._body(request))
+            self._names.check(parsed.model)
+            response = new_response(parsed, on_end)
         except APIError as refused:
             on_end(str(refused.status))
             raise

@@ -93,8 +93,8 @@ class EngineResponse(StreamResponse):
         self._token_texts: list[TokenTexts] = []  # of each choice, if log-probabilities are sent
         self._known_tokens: KnownTokens = {}  # all choices list much the same ones
         self._echoes: dict[int, Echo] = {}  # by choice, until they have been sent
-        _, asked = request.token_limit
-        self._is_prompt_only = asked == 0  # the answers are left out
+        _, requested = request.token_limit
+        self._is_prompt_only = requested == 0  # the answers are left out
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. Called by Starlette."""
@@ -152,15 +152,15 @@ class EngineResponse(StreamResponse):
         return limit
 
     def _limit_asked(self) -> int:
-        param, asked = self._request.token_limit
+        param, requested = self._request.token_limit
         highest = self._limits.max_tokens
         if highest is None:
-            return self._limits.default_max_tokens if asked is None else asked
-        if asked is None:
+            return self._limits.default_max_tokens if requested is None else requested
+        if requested is None:
             return min(self._limits.default_max_tokens, highest)
-        if asked > highest:
+        if requested > highest:
             raise APIError(f"{param} must be at most {highest}", param=param, code="invalid_value")
-        return asked
+        return requested
 
     def _room(self, stream: TextStream, name: str, limit: int) -> int:
         """How many tokens the model's context has left for an answer, *limit* at the most.
@@ -171,17 +171,17 @@ class EngineResponse(StreamResponse):
         context = self._limits.context
         if context is None:
             return limit
-        param, asked = self._request.token_limit
+        param, requested = self._request.token_limit
         length = len(stream.prompt_token_ids)
         room = room_for_answer(self._model, length, context)
         least = self._request.min_tokens or 0
-        if room >= (asked or 0) and room < least:
+        if room >= (requested or 0) and room < least:
             param = "min_tokens"
-        if room < 1 or room < max(asked or 0, least):
+        if room < 1 or room < max(requested or 0, least):
             raise APIError(
                 f"the model takes {context} tokens, prompt and answer together; the prompt has "
                 f"{length}"
-                + (f", and {param} asks for {asked}" if asked else "")
+                + (f", and {param} asks for {requested}" if requested else "")
                 + (f", and min_tokens asks for {least}" if least else ""),
                 param=name if room < 1 else param,
                 code="context_length_exceeded",
