@@ -24,7 +24,8 @@ from .._text import response_template_of, validate_template
 from ._allowed_hosts import AllowedHosts
 from ._body_sender import SendLimits
 from ._chat_page import page_routes
-from ._completion_response import CompletionResponse, Limits
+from ._completion_response import CompletionResponse
+from ._engine_response import Limits
 from ._errors import APIError
 from ._failures import Failures
 from ._model_names import ModelNames
