@@ -21,6 +21,7 @@ from anyio import (
 from .._engine import Engine
 from .connection_limits import ConnectionLimits
 from .listening import BACKLOG, Certificate
+from .terminal import handling
 
 __all__ = ["ending_signals", "run", "serve"]
 
@@ -115,19 +116,12 @@ async def _at_each_signal(act: Callable[[], object]) -> None:
 
 async def _poll_signals(act: Callable[[], object]) -> None:
     received: list[int] = []
-    before = {
-        each: signal.signal(each, lambda number, _: received.append(number))
-        for each in ending_signals()
-    }
-    try:
+    with handling(ending_signals(), lambda number, _: received.append(number)):
         while True:
             await sleep(SIGNAL_POLL)
             while received:
                 received.pop()
                 act()
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 async def serve(

@@ -7,8 +7,8 @@ import ipaddress
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,7 +20,7 @@ from .._loading import placement, shown_name
 from .common import INSTALL_SERVER, Backend, Batching, Server, load_or_fail, require_installed
 from .connection_limits import ConnectionLimits
 from .listening import Certificate, host_in_url, listening, listening_on_path, url_of
-from .terminal import exit_now, fail
+from .terminal import exit_now, fail, handling
 
 __all__ = ["allowed_hosts", "is_loopback", "run_serve"]
 
@@ -149,8 +149,9 @@ def run_serve(
         )
 
 
-@contextmanager
-def _ended_by(signals: Sequence[signal.Signals], clean_up: Callable[[], object]) -> Iterator[None]:
+def _ended_by(
+    signals: Sequence[signal.Signals], clean_up: Callable[[], object]
+) -> AbstractContextManager[None]:
     """Let these signals end the process at once, after *clean_up*, until the server handles them.
 
     The first process of a container ignores signals without a handler: it would not stop before
@@ -165,12 +166,7 @@ def _ended_by(signals: Sequence[signal.Signals], clean_up: Callable[[], object])
         os.kill(os.getpid(), number)  # so that a supervisor sees why it has ended
         os._exit(128 + number)  # the first process of a container ignores the kill() above
 
-    before = {each: signal.signal(each, end) for each in signals}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    return handling(signals, end)
 
 
 def _print_line(line: str) -> None:

@@ -1,4 +1,4 @@
-"""What the commands share to write to a terminal, and to exit: text, statistics, errors."""
+"""What the commands share to write to a terminal, to handle signals, and to exit."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from .._streams import TextStream
 
-__all__ = ["Screen", "counted", "exit_now", "fail", "format_stats"]
+__all__ = ["Screen", "counted", "exit_now", "fail", "format_stats", "handling"]
 
 
 class Screen:
@@ -75,6 +77,19 @@ def fail(message: str) -> NoReturn:
     """Print an error and exit."""
     print(f"Error: {message}", file=sys.stderr)
     raise SystemExit(1)
+
+
+@contextmanager
+def handling(
+    signals: Sequence[signal.Signals], handler: Callable[[int, object], object]
+) -> Iterator[None]:
+    """Let *handler* handle these signals in this block."""
+    before = {each: signal.signal(each, handler) for each in signals}
+    try:
+        yield
+    finally:
+        for each, usual in before.items():
+            signal.signal(each, usual)
 
 
 def exit_now(*_: object) -> NoReturn:

@@ -30,12 +30,16 @@ MAX_CALLS = 128  # of one message
 
 
 class TextPart(Strict):
-    """A part of a message."""
+    """A text in a message."""
 
     type: Literal["text"]
     text: str
     cache_control: Annotated[Any, Annotates()] = None
     prompt_cache_breakpoint: Annotated[Any, Annotates()] = None
+
+    def as_prompt(self) -> dict[str, Any]:
+        """The part in OpenAI's shape, which engines take."""
+        return {"type": self.type, "text": self.text}
 
 
 Content = str | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
@@ -138,14 +142,10 @@ UserContent = str | Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=
 
 def _user_content(content: UserContent) -> str | list[dict[str, Any]]:
     """The text; or the parts, if some of them are not text."""
+    if isinstance(content, str):
+        return content
     texts = [each for each in content if isinstance(each, TextPart)]
-    if isinstance(content, str) or len(texts) == len(content):
-        return content if isinstance(content, str) else _text_of(texts)
-    return [
-        {"type": "text", "text": each.text} if isinstance(each, TextPart) else each.as_prompt()
-        for each in content
-        if not isinstance(each, str)
-    ]
+    return _text_of(texts) if len(texts) == len(content) else [each.as_prompt() for each in content]
 
 
 def _text_of(content: Content) -> str:
