@@ -65,23 +65,15 @@ class Settings(BaseModel, extra="forbid"):
     or ``args:`` in a config file.
     """
 
-    model: str | None = Field(
-        default=None, description="A folder or a hub id. By default the embedded model."
-    )
-    model_name: str | None = Field(
-        default=None, description="The model's name in requests and responses."
-    )
-    aliases: list[str] | None = Field(
-        default=None, description="More names for requests, as in `anystreamer.server.create_app`."
-    )
+    model: str | None = None  #: a folder or a hub id; by default the embedded model
+    model_name: str | None = None  #: the model's name in requests and responses
+    #: more names for requests, as in `anystreamer.server.create_app`
+    aliases: list[str] | None = None
     batching: Literal["none", "continuous", "auto"] = "auto"  #: as in `anystreamer.open_engine`
-    max_running: PositiveInt | None = Field(
-        default=None, description="How many requests run at once, with continuous batching."
-    )
-    max_waiting: PositiveInt = Field(
-        default=100,
-        description="How many requests can wait at each of Serve's proxies. Others get status 503.",
-    )
+    #: how many requests run at once, with continuous batching
+    max_running: PositiveInt | None = None
+    #: how many requests can wait at each of Serve's proxies; others get status 503
+    max_waiting: PositiveInt = 100
     #: the key that clients must send; by default ``ANYSTREAMER_API_KEY`` of the environment, if set
     api_key: str | None = Field(
         default_factory=lambda: os.environ.get("ANYSTREAMER_API_KEY") or None, repr=False
@@ -96,20 +88,20 @@ class Settings(BaseModel, extra="forbid"):
     max_unsent_tokens: PositiveInt | None = 10_000  #: that wait for a client that takes nothing
     #: bytes, made from tokens, that wait for a client that takes nothing
     max_unsent_bytes: PositiveInt | None = 4 * 1024 * 1024
-    page: bool = True  #: serve the chat page
-    timeout: PositiveFloat | None = Field(
-        default=600.0,
-        description="Seconds for a request, once it has reached a replica. null means no limit.",
-    )
+    page: bool = True  #: whether to serve the chat page
+    #: seconds for a request, once it has reached a replica; null sets no limit
+    timeout: PositiveFloat | None = 600.0
     #: let special tokens in the text of messages be special tokens, not text
     allow_special_tokens: bool = False
     #: hosts that pictures and recordings in messages are fetched from
     allow_media_from: list[str] = []
-    allow_origins: list[str] = []  #: sites whose pages can use the server from a browser
+    #: sites whose pages can use the server from a browser, as in `anystreamer.server.create_app`
+    allow_origins: list[str] = []
     allowed_hosts: list[str] | None = None  #: host names that requests can use
     device: str = "auto"  #: where the model runs, as in `anystreamer.load_model`
-    dtype: str = "auto"  #: of its weights, as there
-    quantization: Literal["8bit", "4bit"] | None = None  #: of its weights, as there
+    dtype: str = "auto"  #: of its weights, as in `anystreamer.load_model`
+    #: of its weights, as in `anystreamer.load_model`
+    quantization: Literal["8bit", "4bit"] | None = None
     chat_template: str | None = None  #: a template, or a file with one, in place of the model's own
     trust_remote_code: bool = False  #: run Python code that comes with the model
     #: the lowest level of what a replica logs
