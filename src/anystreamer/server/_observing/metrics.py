@@ -101,7 +101,7 @@ class Metrics:
     def response(self, accept: str, extensions: Mapping[str, Any]) -> Response:
         """All metrics, in the format that *accept* asks for.
 
-        *extensions* are the ASGI extensions of the request: some servers count connections there.
+        *extensions* are the ASGI extensions of the request: one of them counts connections.
         """
         self._server.take_connections(extensions)
         encode, media_type = choose_encoder(accept)
