@@ -1,4 +1,7 @@
-"""Programs that measure what the documentation claims, each beside its peers."""
+"""Programs that measure what the documentation claims, each beside its peers.
+
+docs/measured.md describes what each of them measures.
+"""
 
 import os
 

@@ -1,22 +1,18 @@
 """What one large request does to a server: how long others wait, and how much memory it takes.
 
-``python -m benchmarks.bodies`` prints a row for each kind of body, of almost one megabyte, which is
-the limit. Each server is a new process with the embedded model. Meanwhile ``/health`` is requested
-again and again: its longest wait is how long the event loop stood still.
+``python -m benchmarks.bodies`` prints a row for each kind of body. Each server is a new process.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from http.client import HTTPConnection
 from typing import Any
 
 import psutil
 
+from .clients import connected, whole_answer
 from .method import served
 
 SIZE = 1000 * 1000
@@ -54,22 +50,16 @@ BODIES = {
 
 
 def post(port: int, body: str) -> int:
-    with closing(HTTPConnection("127.0.0.1", port)) as client:
-        client.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
-        response = client.getresponse()
-        response.read()
-        return response.status
+    with connected(port) as client:
+        return whole_answer(client, "/v1/chat/completions", body)[0]
 
 
 def longest_wait(port: int, is_over: threading.Event) -> float:
-    """Seconds that ``/health`` took at most, requested again and again."""
+    """Milliseconds that ``/health`` took at most, requested again and again."""
     longest = 0.0
-    with closing(HTTPConnection("127.0.0.1", port)) as client:
+    with connected(port) as client:
         while not is_over.wait(0.002):
-            started = time.perf_counter()
-            client.request("GET", "/health")
-            client.getresponse().read()
-            longest = max(longest, time.perf_counter() - started)
+            longest = max(longest, whole_answer(client, "/health")[1])
     return longest
 
 
@@ -94,7 +84,7 @@ def main() -> None:
             finally:
                 is_over.set()
             wait, growth = health.result(), most_memory(process.pid) - before
-        print(f"| {name} | {status} | {wait * 1e3:,.0f} | {growth:,.0f} |", flush=True)
+        print(f"| {name} | {status} | {wait:,.0f} | {growth:,.0f} |", flush=True)
 
 
 if __name__ == "__main__":

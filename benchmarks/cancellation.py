@@ -1,11 +1,4 @@
-"""How soon a cancel stops the model, in each phase, and what the controls cost.
-
-A scope is cancelled in a known phase, many times on each loop: the forward passes that begin after
-it, and the milliseconds until the block has ended and its thread too. The peers: transformers'
-streamers cannot stop a model, and it continues to the end. A streamer that raises from ``put()``,
-as in ``transformers serve``, can stop it while tokens come. Costs are ratios of the time per token
-to the same call without the control, in the same round.
-"""
+"""How soon a cancel stops the model, in each phase, and what the controls cost."""
 
 from __future__ import annotations
 
@@ -13,7 +6,9 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+import timeit
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,19 +16,18 @@ import anyio
 import torch
 from anyio import to_thread
 from transformers import AsyncTextIteratorStreamer
-from transformers.generation.streamers import BaseStreamer
 
 import anystreamer
 
-from .method import ALL_LOOPS, ON_ASYNCIO, Table, compared, run_on, summary, take_turns
-from .models import make_model, make_tokenizer
+from .method import ALL_LOOPS, ON_ASYNCIO, Parts, Table, compare, run_on, summary
+from .models import Silent, make_model, make_tokenizer
 
 PROMPT = 3_000  # tokens of a long prefill
 
 Cancelled = tuple[int, float]  # passes that began after the cancel, milliseconds until the end
 
 
-class RaisingStreamer(BaseStreamer):
+class RaisingStreamer(Silent):
     """As in ``transformers serve``: after the cancel, it raises in generate()."""
 
     is_cancelled = False
@@ -41,9 +35,6 @@ class RaisingStreamer(BaseStreamer):
     def put(self, value: torch.Tensor) -> None:
         if self.is_cancelled:
             raise RuntimeError("cancelled")
-
-    def end(self) -> None:
-        pass
 
     def cancel(self) -> None:
         self.is_cancelled = True
@@ -54,40 +45,35 @@ class Bench:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.passes = self.layers = 0
-        model.register_forward_pre_hook(self._count_pass)
+        self.begun = Counter[str]()
+        model.register_forward_pre_hook(partial(self._count, "passes"))
         for layer in model.model.layers:
-            layer.register_forward_pre_hook(self._count_layer)
+            layer.register_forward_pre_hook(partial(self._count, "layers"))
 
-    def _count_pass(self, *_: Any) -> None:
-        self.passes += 1
-
-    def _count_layer(self, *_: Any) -> None:
-        self.layers += 1
+    def _count(self, kind: str, *_: Any) -> None:
+        self.begun[kind] += 1
 
     async def cancel(
-        self,
-        begin: Callable[..., Any],
-        *,
-        after_passes: int = 0,
-        after_layers: int = 0,
-        after_seconds: float = 0.0,
+        self, begin: Callable[[], Any], number: int = 0, kind: str = "passes", seconds: float = 0.0
     ) -> Cancelled:
-        """Run *begin*, and cancel it at a random moment after that many passes, and seconds."""
-        passes, layers, at = self.passes + after_passes, self.layers + after_layers, 0.0
+        """Run *begin*. When that many passes or layers have begun, wait that long, and cancel it.
+
+        The moment is random, within some milliseconds.
+        """
+        due, passes, at = self.begun[kind] + number, 0, 0.0
 
         async def watch() -> None:
             nonlocal passes, at
-            while self.passes < passes or self.layers < layers:
+            while self.begun[kind] < due:
                 await anyio.sleep(0.0005)
-            await anyio.sleep(after_seconds + random.uniform(0, 0.003))
-            passes, at = self.passes, time.perf_counter()
+            await anyio.sleep(seconds + random.uniform(0, 0.003))
+            passes, at = self.begun["passes"], time.perf_counter()
             group.cancel_scope.cancel()
 
         async with anyio.create_task_group() as group:
             group.start_soon(watch)
             await begin()
-        return self.passes - passes, 1e3 * (time.perf_counter() - at)
+        return self.begun["passes"] - passes, 1e3 * (time.perf_counter() - at)
 
     def stream(self, prompt: int = 8, **kwargs: Any) -> Any:
         ids = torch.randint(1, 500, (1, prompt))
@@ -100,10 +86,10 @@ class Bench:
 
     async def prefill(self, within: str) -> Cancelled:
         read = partial(self.read, prompt=PROMPT, cancel_within=within)
-        return await self.cancel(read, after_layers=2)
+        return await self.cancel(read, 2, "layers")
 
     async def decoding(self) -> Cancelled:
-        return await self.cancel(self.read, after_passes=6)
+        return await self.cancel(self.read, 6)
 
     async def queued(self) -> Cancelled:
         """The model works on another generation, whose one pass is not counted."""
@@ -114,9 +100,9 @@ class Bench:
 
         hook = self.model.register_forward_pre_hook(wait)
         async with self.stream(max_new_tokens=1) as first:
-            start = self.passes
+            start = self.begun["passes"]
             _, milliseconds = await self.cancel(self.read)
-            passes = self.passes - start - (self.passes > start)
+            passes = max(0, self.begun["passes"] - start - 1)
             may_run.set()
             await first.read()
         hook.remove()
@@ -127,7 +113,7 @@ class Bench:
             async with self.stream(max_buffer_size=1):
                 await anyio.sleep_forever()
 
-        return await self.cancel(hold, after_passes=1, after_seconds=0.05)
+        return await self.cancel(hold, 1, seconds=0.05)
 
     async def raising_put(self) -> Cancelled:
         streamer = RaisingStreamer()
@@ -146,31 +132,27 @@ class Bench:
                 self.model.generate(ids, streamer=streamer, max_new_tokens=500)
 
         async def run() -> None:
-            thread = threading.Thread(target=generate)
-            thread.start()
-            try:
-                await anyio.sleep_forever()
-            finally:
-                stop()
-                with anyio.CancelScope(shield=True):
-                    await to_thread.run_sync(thread.join)
+            async with anyio.create_task_group() as group:
+                group.start_soon(to_thread.run_sync, generate)  # its thread is waited for
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    stop()
 
-        return await self.cancel(run, after_passes=6)
+        return await self.cancel(run, 6)
 
 
-def on_each_loop(phase: Callable[[], Any], times: int, loops: tuple[str, ...] = ALL_LOOPS) -> Table:
-    async def main() -> Table:
-        passes, milliseconds = zip(*[await phase() for _ in range(times)], strict=True)
-        return {"passes_after": list(passes), "ms_until_joined": list(milliseconds)}
-
-    return {loop: {"times": times} | summary([run_on(loop, main)]) for loop in loops}
+async def repeated(phase: Callable[[], Any], times: int) -> Table:
+    passes, milliseconds = zip(*[await phase() for _ in range(times)], strict=True)
+    figures = {"passes_after": list(passes), "ms_until_joined": list(milliseconds)}
+    return {"times": times} | summary([figures])
 
 
 CONTROLS: dict[str, dict[str, Any]] = {
     "none": {},
-    "timeout=": {"timeout": anystreamer.Timeouts(between_tokens=60, total=3600)},
-    "max_buffer_size=": {"max_buffer_size": 1_000_000},
-    'cancel_within="layer"': {"cancel_within": "layer"},
+    "`timeout=`": {"timeout": anystreamer.Timeouts(between_tokens=60, total=3600)},
+    "`max_buffer_size=`": {"max_buffer_size": 1_000_000},
+    '`cancel_within="layer"`': {"cancel_within": "layer"},
 }
 
 
@@ -184,8 +166,8 @@ def costs(bench: Bench, tokens: int, rounds: int) -> Table:
         return {"ms_per_token": 1e3 * (stream.timing.total - stream.timing.first_token) / tokens}
 
     ways = {name: partial(anyio.run, once, kwargs) for name, kwargs in CONTROLS.items()}
-    table = compared(take_turns(ways, rounds, warm_up=1), "ms_per_token", none="none")
-    return {f"`{name}`": row for name, row in table.items() if name != "none"}
+    table = compare(ways, rounds, "ms_per_token", warm_up=1, none="none")
+    return {name: row for name, row in table.items() if name != "none"}
 
 
 def checking_between_layers(bench: Bench) -> dict[str, float]:
@@ -196,13 +178,8 @@ def checking_between_layers(bench: Bench) -> dict[str, float]:
     def generate(**kwargs: Any) -> Any:
         """In place of the model's, with the same hooks."""
 
-        def once() -> float:
-            started = time.thread_time()
-            for _ in range(20_000):
-                layer(x)
-            return (time.thread_time() - started) / 20_000
-
-        best.append(1e6 * min(once() for _ in range(10)))
+        took = timeit.repeat(partial(layer, x), timer=time.thread_time, number=20_000, repeat=10)
+        best.append(1e6 * min(took) / 20_000)
         return kwargs["input_ids"]
 
     bench.model.generate = generate
@@ -211,23 +188,25 @@ def checking_between_layers(bench: Bench) -> dict[str, float]:
     return {"us_added_per_layer": best[1] - best[0]}
 
 
-def measure(is_quick: bool) -> Iterator[Table]:
+def measure(is_quick: bool) -> Parts:
     many, few, rounds = (30, 2, 8) if is_quick else (200, 5, 25)
     tokenizer = make_tokenizer()
     small, middle, large = (
         Bench(make_model(*size), tokenizer) for size in ((2, 128), (8, 512), (24, 512))
     )
-    phases: dict[str, tuple[Any, ...]] = {
+    phases = {
         "waiting for its turn": (small.queued, many),
         "decoding": (small.decoding, many),
         "decoding, a streamer that raises from `put()`": (small.raising_put, many),
-        "decoding, transformers' async streamer": (small.never_stopped, few, ON_ASYNCIO),
+        "decoding, transformers' async streamer": (small.never_stopped, few),
         "held by a full buffer": (small.full_buffer, many // 2),
     }
     for within in ("step", "layer"):
         name = f'prefill of {PROMPT:,} tokens, `cancel_within="{within}"`'
         phases[name] = (partial(large.prefill, within), few)
-    yield {"phases": {name: on_each_loop(*args) for name, args in phases.items()}}
-    sizes = {"small": costs(small, 400, rounds), "larger": costs(middle, 100, rounds)}
-    yield {"costs": sizes}
-    yield {"checks": {'`cancel_within="layer"`': checking_between_layers(small)}}
+    for name, (phase, times) in phases.items():
+        for loop in ON_ASYNCIO if phase == small.never_stopped else ALL_LOOPS:
+            yield "phases", name, loop, run_on(loop, repeated, phase, times)
+    yield "costs", "small", costs(small, 400, rounds)
+    yield "costs", "larger", costs(middle, 100, rounds)
+    yield "checks", '`cancel_within="layer"`', checking_between_layers(small)

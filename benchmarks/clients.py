@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,13 @@ TOKENS = 100  # of an answer
 REQUESTS = {1: 10, 4: 4, 8: 2, 16: 2, 32: 2}
 LONG = 1000  # tokens of the answer that a client leaves
 STOPPED_AFTER = 1.0  # seconds without a step of the model
+
+
+class Address(NamedTuple):
+    """Of a server, and the file in which it counts its model's steps."""
+
+    port: int
+    steps: Path
 
 
 # -- many at once
@@ -76,11 +83,11 @@ def figures_of(round_: Round) -> Table:
     }
 
 
-def load(port: int, clients: int) -> Round:
+def load(server: Address, clients: int) -> Round:
     """Let that many clients begin together, and each send its next request after its answer."""
 
     async def client(number: int) -> list[Any]:
-        return [await request(port, question(number)) for _ in range(REQUESTS[clients])]
+        return [await request(server.port, question(number)) for _ in range(REQUESTS[clients])]
 
     async def main() -> list[list[Any]]:
         return await asyncio.gather(*map(client, range(clients)))
@@ -88,12 +95,12 @@ def load(port: int, clients: int) -> Round:
     return [[decoded(*one) for one in answers] for answers in asyncio.run(main())]
 
 
-def question(number: int) -> Table:
+def question(number: int, tokens: int = TOKENS, is_streamed: bool = True) -> Table:
     """A sequence that continues for ever. Ten clients have different ones."""
     numbers = "one two three four five six seven eight nine ten".split()
     prompt = f"An increasing sequence: {numbers[number % len(numbers)]},"
-    usage = {"stream_options": {"include_usage": True}}
-    return {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0.0, "stream": True} | usage
+    body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0.0, "stream": is_streamed}
+    return body | ({"stream_options": {"include_usage": True}} if is_streamed else {})
 
 
 async def request(port: int, body: Table) -> tuple[float, list[tuple[float, bytes]]]:
@@ -137,20 +144,26 @@ def decoded(sent: float, parts: list[tuple[float, bytes]]) -> Answer:
 # -- one that keeps its connection
 
 
-def kept_alive(port: int, times: int) -> Table:
-    """The time from a request to its whole answer of two tokens, on one connection."""
-    body = question(0) | {"max_tokens": 2, "stream": False, "stream_options": None}
-    with closing(HTTPConnection("127.0.0.1", port)) as connection:
-        return {"ms": [whole_answer(connection, json.dumps(body)) for _ in range(times)]}
+def connected(port: int) -> closing[HTTPConnection]:
+    return closing(HTTPConnection("127.0.0.1", port))
 
 
-def whole_answer(connection: HTTPConnection, body: str) -> float:
-    sent = time.monotonic()
-    connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
+def whole_answer(connection: HTTPConnection, path: str, body: str = "") -> tuple[int, float]:
+    """The status of an answer, and the milliseconds from the request to its last byte."""
+    sent, headers = time.monotonic(), {"content-type": "application/json"}
+    connection.request("POST" if body else "GET", path, body or None, headers)
     with connection.getresponse() as response:
         response.read()
-        assert response.status == 200
-    return 1e3 * (time.monotonic() - sent)
+    return response.status, 1e3 * (time.monotonic() - sent)
+
+
+def kept_alive(server: Address, times: int) -> Table:
+    """The time from a request to its whole answer of two tokens, on one connection."""
+    body = json.dumps(question(0, 2, is_streamed=False))
+    with connected(server.port) as connection:
+        answers = [whole_answer(connection, "/v1/completions", body) for _ in range(times)]
+    assert {status for status, _ in answers} == {200}
+    return {"ms": [ms for _, ms in answers]}
 
 
 # -- one that disconnects
@@ -181,13 +194,12 @@ def count_steps(path: str | Path) -> None:
     LlamaForCausalLM.forward = counted  # type: ignore[method-assign]
 
 
-def leave(port: int, path: Path, is_streamed: bool) -> Table:
+def leave(server: Address, is_streamed: bool) -> Table:
     """Disconnect in an answer: milliseconds until the model's last step ended, and its steps."""
-    steps = steps_in(path)
+    steps = steps_in(server.steps)
     before, received = steps[0], b""
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        body = question(0) | {"max_tokens": LONG, "stream": is_streamed}
-        connection.sendall(encoded(body if is_streamed else body | {"stream_options": None}))
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(encoded(question(0, LONG, is_streamed)))
         while steps[0] < before + 20 or (is_streamed and received.count(b"data: ") < 10):
             if is_streamed:
                 received += connection.recv(2**16)

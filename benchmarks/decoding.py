@@ -1,11 +1,7 @@
 """Incremental decoding: microseconds of CPU time per token, and texts that came out wrong.
 
-Compares `anystreamer.text_decoder` with transformers' ``TextStreamer`` and tokenizers'
-``DecodeStream`` for each family of tokenizers: one id per call, on text without a newline, at which
-TextStreamer forgets what it has. The ways take turns, and CPU time is counted, so other work on the
-machine disturbs little. TextStreamer decodes everything again at each token, so it does not run
-beyond 8,000 tokens. A text is wrong if it differs from ``tokenizer.decode`` of all ids. An error
-counts as wrong.
+TextStreamer decodes everything again at each token, so it does not run beyond 8,000 tokens. An
+error counts as a wrong text.
 """
 
 from __future__ import annotations
@@ -20,13 +16,13 @@ from typing import Any
 
 import numpy as np
 from tests.helpers import tokenizer_families as families
-from tokenizers import decoders
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast, TextStreamer
 
 import anystreamer
 
-from .method import Table, compared, take_turns
+from .method import Parts, Table, compare
+from .models import large_tokenizer
 
 SIZES = [1_000, 8_000, 32_000, 128_000]
 PEER, PEER_LIMIT = "TextStreamer", 8_000
@@ -37,16 +33,6 @@ TIMED_FAMILIES = (
     *("word piece, clean-up", "own decode", "python, sentencepiece", "python, word piece"),
 )
 COLD = "byte level, 128,000 ids at random, first use"
-
-
-def large_byte_level() -> Any:
-    """A tokenizer with 128,000 tokens in random order: a short text has hardly any id twice."""
-    rng = random.Random(0)
-    data = TEXT.encode()
-    cuts = {data[i : i + n] + b"%d" % k for k in range(128_000) for i, n in [(k % len(data), 5)]}
-    tokenizer = families.bpe(sorted(map(families.to_byte_level, cuts), key=lambda _: rng.random()))
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
 
 
 # Each way takes a tokenizer and ids, and returns the parts of the text.
@@ -87,10 +73,6 @@ def supports(way: str, tokenizer: Any) -> bool:
     return way != "DecodeStream" or hasattr(tokenizer, "backend_tokenizer")
 
 
-def same(tokenizer: Any) -> Any:
-    return tokenizer
-
-
 def cpu_time(way: str, new_tokenizer: Callable[[], Any], ids: list[int]) -> Table:
     tokenizer, began = new_tokenizer(), time.process_time()
     WAYS[way](tokenizer, ids)
@@ -99,18 +81,19 @@ def cpu_time(way: str, new_tokenizer: Callable[[], Any], ids: list[int]) -> Tabl
 
 def speed(sizes: list[int], rounds: int) -> Table:
     """Microseconds per token, by family, way and size."""
-    result: Table = {}
-    for family in families.FAMILIES:
-        if family.name in TIMED_FAMILIES:
-            tokenizer = family.make()
-            some = tokenizer.encode(TEXT, add_special_tokens=False)
-            ids = list(itertools.islice(itertools.cycle(some), max(sizes)))
-            ways = [way for way in WAYS if supports(way, tokenizer)]
-            result[family.name] = timed(ways, partial(same, tokenizer), sizes, ids, rounds)
-    large, rng = large_byte_level(), random.Random(1)
+    timed_families = [each for each in families.FAMILIES if each.name in TIMED_FAMILIES]
+    result = {each.name: speed_of(each.make(), sizes, rounds) for each in timed_families}
+    large, rng = large_tokenizer(128_000).backend_tokenizer, random.Random(1)
     new = partial(PreTrainedTokenizerFast, tokenizer_object=large)
     ids = [rng.randrange(128_000) for _ in range(max(sizes))]
     return result | {COLD: timed(["anystreamer"], new, sizes, ids, rounds)}
+
+
+def speed_of(tokenizer: Any, sizes: list[int], rounds: int) -> Table:
+    some = tokenizer.encode(TEXT, add_special_tokens=False)
+    ids = list(itertools.islice(itertools.cycle(some), max(sizes)))
+    ways = [way for way in WAYS if supports(way, tokenizer)]
+    return timed(ways, lambda: tokenizer, sizes, ids, rounds)
 
 
 def timed(
@@ -123,9 +106,8 @@ def timed(
             for way in ways
             if way != PEER or size <= PEER_LIMIT
         }
-        peers = {"text_streamer": PEER} if PEER in jobs else {}
         # The first round fills caches.
-        for way, row in compared(take_turns(jobs, rounds, warm_up=1), "us", **peers).items():
+        for way, row in compare(jobs, rounds, "us", warm_up=1, text_streamer=PEER).items():
             result[way][str(size)] = row
     return result
 
@@ -162,15 +144,14 @@ def mismatches(count: int) -> Table:
             tokenizer = family.make()
             result[family.name] = {
                 way: sum(is_wrong(decode, tokenizer, ids) for ids in cases(tokenizer, count))
-                if supports(way, tokenizer)
-                else None
                 for way, decode in ways.items()
+                if supports(way, tokenizer)
             }
     return result
 
 
-def measure(is_quick: bool) -> Iterator[Table]:
+def measure(is_quick: bool) -> Parts:
     logging.getLogger("anystreamer").setLevel(logging.CRITICAL)  # the mismatches are counted
     sizes, rounds, count = (SIZES[:2], 2, 100) if is_quick else (SIZES, 3, 1_000)
-    yield {"speed": speed(sizes, rounds)}
-    yield {"mismatches": mismatches(count)}
+    yield "speed", speed(sizes, rounds)
+    yield "mismatches", mismatches(count)

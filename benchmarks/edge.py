@@ -19,12 +19,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 from . import clients
-from .method import SPAWN, Table, compared, new_process, ratio, summary, take_turns
+from .method import SPAWN, Parts, Table, compared, new_process, ratio, summary, take_turns
 
 PEER = "transformers, default"
 # Options of each server. With its defaults, continuous batching of transformers serve reserves
@@ -63,41 +62,40 @@ def serve(program: str, steps: Path, log: Path, arguments: list[str]) -> None:
 
 @dataclass
 class Server:
-    """A running server, and the file in which it counts the model's steps."""
+    """A running server."""
 
-    port: int
-    steps: Path
-    log: Path
-    process: Any
-
-    def wait(self) -> None:
-        """Wait until it takes requests."""
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                with contextlib.closing(HTTPConnection("127.0.0.1", self.port, 5)) as client:
-                    client.request("GET", "/health")
-                    client.getresponse().read()
-                    return
-            except OSError:
-                if self.process.exitcode is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"no server:\n{self.log.read_text()}") from None
-                time.sleep(0.05)
+    address: clients.Address
+    pid: int
 
     def stop(self) -> None:
-        os.kill(self.process.pid, signal.SIGSTOP)
+        os.kill(self.pid, signal.SIGSTOP)
 
     def awake(self, process: Executor, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function of `clients`, in their process, while the server is not stopped."""
-        os.kill(self.process.pid, signal.SIGCONT)
+        os.kill(self.pid, signal.SIGCONT)
         try:
-            return process.submit(function, self.port, *args).result()
+            return process.submit(function, self.address, *args).result()
         finally:
             self.stop()
 
 
+def wait_for(port: int, process: Any, log: Path) -> None:
+    """Wait until a server takes requests."""
+    deadline = time.monotonic() + 300
+    while True:
+        try:
+            with clients.connected(port) as client:
+                clients.whole_answer(client, "/health")
+                return
+        except OSError:
+            if process.exitcode is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"no server:\n{log.read_text()}") from None
+            time.sleep(0.05)
+
+
 @contextlib.contextmanager
 def started(name: str, options: tuple[str, ...], model: Path, folder: Path) -> Iterator[Server]:
+    """That server, when it takes requests."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     steps, log = clients.new_steps(folder / f"{port}.steps"), folder / f"{port}.log"
@@ -106,7 +104,8 @@ def started(name: str, options: tuple[str, ...], model: Path, folder: Path) -> I
     process = SPAWN.Process(target=serve, args=(name.split(",")[0], steps, log, arguments))
     process.start()
     try:
-        yield Server(port, steps, log, process)
+        wait_for(port, process, log)
+        yield Server(clients.Address(port, steps), process.pid or 0)
     finally:
         process.kill()
         process.join()
@@ -128,15 +127,11 @@ def all_started(
     options: dict[str, tuple[str, ...]], model: Path, folder: Path
 ) -> Iterator[dict[str, Server]]:
     """Those servers, stopped."""
+    servers: dict[str, Server] = {}
     with contextlib.ExitStack() as stack:
-        servers = {
-            name: stack.enter_context(started(name, each, model, folder))
-            for name, each in options.items()
-        }
-        for server in servers.values():
-            server.wait()
-        for server in servers.values():
-            server.stop()
+        for name, each in options.items():
+            servers[name] = stack.enter_context(started(name, each, model, folder))
+            servers[name].stop()
         yield servers
 
 
@@ -171,37 +166,25 @@ class Bench:
             row["speed_of_the_last_to_transformers"] = ratio(last[PEER], last[name])
         return table
 
-    def leaving(self, times: int) -> Table:
-        table: Table = {name: {} for name in self.servers}
-        for kind in ("streamed", "whole"):
-            ways = {
-                name: partial(
-                    server.awake, self.process, clients.leave, server.steps, kind == "streamed"
-                )
-                for name, server in self.servers.items()
-            }
-            for name, each in take_turns(ways, times).items():
-                table[name][kind] = {"times": times} | summary(each)
-        return table
-
     def kept_alive(self, rounds: int, times: int) -> Table:
         turns = self.turns(rounds, clients.kept_alive, times)
         return {name: {"times": rounds * times} | summary(each) for name, each in turns.items()}
 
 
-def measure(is_quick: bool) -> Iterator[Table]:
+def measure(is_quick: bool) -> Parts:
     with contextlib.ExitStack() as stack:
         model, folder = stack.enter_context(saved_model())
         process = stack.enter_context(new_process())
         with all_started(KEPT_ALIVE, model, folder) as servers:
             bench = Bench(servers, process)
             bench.kept_alive(1, 20)  # warms up
-            yield {"kept_alive": bench.kept_alive(*((1, 50) if is_quick else (6, 200)))}
+            yield "kept_alive", bench.kept_alive(*((1, 50) if is_quick else (6, 200)))
         bench = Bench(stack.enter_context(all_started(SERVERS, model, folder)), process)
         for number in (1, 4):  # warms up
             bench.turns(1, clients.load, number)
-        results: Table = {}
         for number in clients.REQUESTS:
-            results[str(number)] = bench.load(number, 2 if is_quick else 6)
-            yield {"load": results}
-        yield {"leaving": bench.leaving(3 if is_quick else 10)}
+            yield "load", str(number), bench.load(number, 2 if is_quick else 6)
+        for kind in ("streamed", "whole"):
+            left = bench.turns(3 if is_quick else 10, clients.leave, kind == "streamed")
+            for name, row in compared(left).items():
+                yield "leaving", name, kind, row

@@ -1,17 +1,9 @@
 """Many requests at once: tokens per second, first tokens, how late tokens are, and the loop.
 
-The same requests, all at once, go through each way: an engine with continuous batching and one
-without, a `stream_text` for each request, other usual ways, and transformers' continuous batching
-manager alone. The last, streaming to a thread that drops everything, is the limit. The speed of a
-way is its tokens per second divided by the limit's in the same round. Time counts from the first
-request to the last token at its consumer, without opening the engine or the manager. The ways that
-run one request after the other take part in the first rounds only, because their speed does not
-depend on the number of requests.
-
-Separately, because watching costs time: how late tokens reach their consumers, from the moment when
-the manager hands them out, how late the loop wakes a task that sleeps for a millisecond, and how
-many tokens the streams are apart. Also what it takes to open an engine on the embedded model, in
-new processes; and how long the second turn of a long conversation takes to its first token.
+Time counts from the first request to the last token at its consumer, without opening the engine or
+the manager. The ways that run one request after the other take part in the first rounds only,
+because their speed does not depend on the number of requests. How late tokens and the loop are is
+measured separately, because watching costs time.
 """
 
 from __future__ import annotations
@@ -19,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -39,11 +30,13 @@ from anystreamer.demo import load_demo
 from .method import (
     ALL_LOOPS,
     ON_ASYNCIO,
+    Parts,
     Table,
+    compare,
     compared,
-    in_new_process,
     note_lateness,
     on_loops,
+    run_anew,
     run_on,
     summary,
     take_turns,
@@ -53,7 +46,7 @@ from .models import make_model, make_tokenizer
 LAYERS, HIDDEN = 4, 128
 PROMPT = 16  # tokens
 TOKENS = 100  # of an answer
-MOST = 64  # streams at once
+STREAMS = (1, 4, 16, 64)  # at once
 
 # The limit's thread takes the results this often (seconds). A thread that wakes up for each token
 # would take more time in the interpreter from the model's thread.
@@ -61,73 +54,50 @@ LIMIT_INTERVAL = 0.005
 
 
 class Run:
-    """One turn of one way: the tokens of each stream, and when they came.
+    """One turn of one way: when the tokens of each stream came to their consumer.
 
-    If it is watched, also how late tokens and the loop are, and how far apart the streams.
+    If it is watched, also when the manager had made them, and how late the loop was.
     """
 
     def __init__(self, streams: int, is_watched: bool = False) -> None:
         self.is_watched = is_watched
-        self.received = [0] * streams
-        self.first: dict[int, float] = {}  # by stream: seconds until its first token
-        self.started = self.ended = 0.0
-        self.made: list[list[float]] = [[] for _ in range(streams)]  # the time of each token
-        self.token_late: list[float] = []  # ms
-        self.loop_late: list[float] = []  # ms
-        self.apart, self.made_apart = [0], [0]
+        self.started = 0.0
+        self.came: list[list[float]] = [[] for _ in range(streams)]
+        self.made: list[list[float]] = [[] for _ in range(streams)]
+        self.loop_late_ms: list[float] = []
 
     def start(self) -> None:
         self.started = time.perf_counter()
 
     def got(self, stream: int, tokens: int) -> None:
-        self.ended, begin = time.perf_counter(), self.received[stream]
-        self.first.setdefault(stream, self.ended - self.started)
-        made = self.made[stream][begin : begin + tokens]
-        self.token_late += [1e3 * (self.ended - each) for each in made]
-        self.received[stream] += tokens
+        self.came[stream] += [time.perf_counter()] * tokens
 
     def figures(self) -> Table:
-        assert self.received == [TOKENS] * len(self.received)
+        assert {len(times) for times in self.came} == {TOKENS}
+        seconds = max(times[-1] for times in self.came) - self.started
         return {
-            "tokens_per_second": sum(self.received) / (self.ended - self.started),
-            "first_token_ms": [1e3 * each for each in self.first.values()],
+            "tokens_per_second": TOKENS * len(self.came) / seconds,
+            "first_token_ms": [1e3 * (times[0] - self.started) for times in self.came],
         }
 
-    def watched(self) -> Table:
-        return {
-            "token_late_ms": self.token_late,
-            "loop_late_ms": self.loop_late,
-            "tokens_apart": self.apart,
-            "tokens_apart_in_manager": self.made_apart,
-        }
+    def lateness(self) -> Table:
+        both = [zip(*each, strict=True) for each in zip(self.came, self.made, strict=True)]
+        late = [1e3 * (came - made) for times in both for came, made in times]
+        return {"token_late_ms": late, "loop_late_ms": self.loop_late_ms}
 
     def watch(self, manager: Any, prompts: list[list[int]]) -> None:
         """Note when a manager hands out tokens. Prompts differ, and identify the stream."""
-        add, deliver = manager.add_request, manager.output_router.deliver_batch
-        made: dict[str, list[float]] = {}
-
-        def add_request(ids: list[int], *, request_id: str, **kwargs: Any) -> Any:
-            made[request_id] = self.made[prompts.index(list(ids))]
-            return add(ids, request_id=request_id, **kwargs)
+        deliver = manager.output_router.deliver_batch
+        made = {tuple(prompt): times for prompt, times in zip(prompts, self.made, strict=False)}
 
         def deliver_batch(outputs: list[Any]) -> None:
             now = time.perf_counter()
             for output in outputs:
-                times = made[output.request_id]
+                times = made[tuple(output.prompt_ids)]
                 times.extend([now] * (len(output.generated_tokens) - len(times)))
             deliver(outputs)
 
-        manager.add_request = add_request
         manager.output_router.deliver_batch = deliver_batch
-
-    async def note_progress(self) -> None:
-        """While all streams have tokens, and none has all, note how far apart they are."""
-        while True:
-            await anyio.sleep(0.001)
-            if min(self.received) and max(self.received) < TOKENS:
-                made = [len(times) for times in self.made]
-                self.apart.append(max(self.received) - min(self.received))
-                self.made_apart.append(max(made) - min(made))
 
 
 class Bench:
@@ -137,7 +107,7 @@ class Bench:
         self.model: Any = make_model(LAYERS, HIDDEN)
         self.tokenizer = make_tokenizer()
         torch.manual_seed(1)
-        self.prompts: list[list[int]] = torch.randint(1, 500, (MOST, PROMPT)).tolist()
+        self.prompts: list[list[int]] = torch.randint(1, 500, (max(STREAMS), PROMPT)).tolist()
         self._new_manager = self.model.init_continuous_batching
         self.model.init_continuous_batching = self._manager_of_engine
         anyio.run(self.engine, Run(0))  # an engine's arguments for its manager
@@ -163,7 +133,7 @@ class Bench:
     def limit(self, run: Run) -> None:
         with self.manager() as manager:
             run.start()
-            unfinished = len(run.received)
+            unfinished = len(run.came)
             for stream in range(unfinished):
                 self.add_request(manager, stream)
             while unfinished:
@@ -171,24 +141,19 @@ class Bench:
                 result = manager.get_result(timeout=1)
                 while result is not None:
                     stream = int(result.request_id)
-                    run.got(stream, len(result.generated_tokens) - run.received[stream])
+                    run.got(stream, len(result.generated_tokens) - len(run.came[stream]))
                     unfinished -= result.is_finished()
                     result = manager.get_result(timeout=0)
 
-    async def at_once(
-        self, run: Run, read: Callable[[int], Coroutine[Any, Any, None]], begin: Any = None
-    ) -> None:
+    async def at_once(self, run: Run, read: Callable[[int], Coroutine[Any, Any, None]]) -> None:
         """Call *read* for each stream, all at once."""
         async with anyio.create_task_group() as group:
             if run.is_watched:
-                group.start_soon(note_lateness, run.loop_late)
-                group.start_soon(run.note_progress)
+                group.start_soon(note_lateness, run.loop_late_ms)
             async with anyio.create_task_group() as readers:
                 run.start()
-                for index in range(len(run.received)):
+                for index in range(len(run.came)):
                     readers.start_soon(read, index)
-                if begin:
-                    begin()
             group.cancel_scope.cancel()
 
     async def read_all(self, run: Run, stream_text: Callable[..., Any]) -> None:
@@ -220,7 +185,7 @@ class Bench:
                 decoder, result = anystreamer.text_decoder(self.tokenizer), None
                 while result is None or not result.is_finished():
                     result = await results.get()
-                    new = result.generated_tokens[run.received[index] :]
+                    new = result.generated_tokens[len(run.came[index]) :]
                     assert decoder.decode(new)
                     run.got(index, len(new))
 
@@ -231,9 +196,7 @@ class Bench:
 
         transformers' streamer for asyncio calls ``call_soon_threadsafe`` for each part.
         """
-        streamers = [
-            AsyncTextIteratorStreamer(self.tokenizer, skip_prompt=True) for _ in run.received
-        ]
+        streamers = [AsyncTextIteratorStreamer(self.tokenizer, skip_prompt=True) for _ in run.came]
 
         def generate() -> None:
             for ids, streamer in zip(self.prompts, streamers, strict=False):
@@ -244,19 +207,14 @@ class Bench:
                 if text:
                     run.got(index, len(text.split()))
 
-        thread = threading.Thread(target=generate)
-        await self.at_once(run, read, thread.start)
-        await to_thread.run_sync(thread.join)
+        async with anyio.create_task_group() as group:
+            group.start_soon(to_thread.run_sync, generate)  # when this task waits for the readers
+            await self.at_once(run, read)
 
     def ways(self, streams: int) -> dict[str, Callable[[], Table]]:
-        def turn(loop: str, way: Callable[[Run], Any]) -> Table:
+        def turn(loop: str | None, way: Callable[[Run], Any]) -> Table:
             run = Run(streams)
-            run_on(loop, way, run)
-            return run.figures()
-
-        def limit() -> Table:
-            run = Run(streams)
-            self.limit(run)
+            run_on(loop, way, run) if loop else way(run)
             return run.figures()
 
         ways = {
@@ -266,7 +224,7 @@ class Bench:
             "stream_text each": (self.each_alone, ALL_LOOPS),
             "as transformers serve": (self.served, ("asyncio",)),
         }
-        return {LIMIT: limit} | on_loops(ways, turn)
+        return {LIMIT: partial(turn, None, self.limit)} | on_loops(ways, turn)
 
 
 LIMIT = "manager, streaming (no loop)"
@@ -293,7 +251,7 @@ def watched(bench: Bench, streams: int, times: int, loop: str) -> Table:
     runs = [Run(streams, is_watched=True) for _ in range(times)]
     for run in runs:
         run_on(loop, bench.engine, run)
-    return {"times": times} | summary([run.watched() for run in runs])
+    return {"times": times} | summary([run.lateness() for run in runs])
 
 
 async def open_once() -> dict[str, float]:
@@ -330,9 +288,7 @@ async def second_turn(bench: Bench, **settings: Any) -> Table:
             async with engine.stream_text(prompt, max_new_tokens=20) as stream:
                 await stream.read()
             ids = ids + stream.token_ids + torch.randint(1, 500, (PROMPT,)).tolist()
-    timing = stream.timing
-    assert timing is not None
-    assert timing.first_token is not None
+    timing: Any = stream.timing
     return {"first_token_ms": 1e3 * timing.first_token}
 
 
@@ -347,21 +303,15 @@ def second_turns(bench: Bench, rounds: int) -> Table:
         name: partial(run_on, "asyncio", partial(second_turn, bench, **settings))
         for name, settings in kinds.items()
     }
-    peer = 'open_engine, "continuous"'
-    return compared(take_turns(ways, rounds), "first_token_ms", continuous=peer)
+    return compare(ways, rounds, "first_token_ms", continuous='open_engine, "continuous"')
 
 
-def measure(is_quick: bool) -> Iterator[Table]:
-    # By the number of streams: rounds, those of them with all ways, and times that are watched.
-    plan = (
-        {1: (3, 1, 1), 4: (3, 0, 1), 16: (2, 1, 1), MOST: (2, 0, 1)}
-        if is_quick
-        else {1: (9, 3, 2), 4: (9, 1, 2), 16: (9, 1, 3), MOST: (6, 1, 2)}
-    )
+def measure(is_quick: bool) -> Parts:
+    # Rounds, those of them with all ways, and times that are watched.
+    rounds, few, times = (2, 1, 1) if is_quick else (9, 3, 2)
     # Each in a new process, because memory and modules are loaded once.
-    open_anew = {loop: partial(in_new_process, run_on, loop, open_once) for loop in ALL_LOOPS}
-    turns = take_turns(open_anew, 1 if is_quick else 2)
-    yield {"opening": {loop: summary(each) for loop, each in turns.items()}}
+    open_anew = {loop: partial(run_anew, loop, open_once) for loop in ALL_LOOPS}
+    yield "opening", compare(open_anew, 1 if is_quick else 2)
     # It warns of each manager for a model that has no end-of-sequence token.
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
     bench = Bench()
@@ -369,12 +319,10 @@ def measure(is_quick: bool) -> Iterator[Table]:
     # manager does it twice when it stops.
     gc.freeze()
     speeds(bench, 2, 1, 1)  # warms up
-    results: Table = {"speed": {}, "watched": {}}
-    for streams, (rounds, few, times) in plan.items():
+    for streams in STREAMS:
         for name, row in speeds(bench, streams, rounds, few).items():
-            results["speed"].setdefault(name, {})[str(streams)] = row
-        results["watched"][str(streams)] = {
-            f'"continuous" on {loop}': watched(bench, streams, times, loop) for loop in ALL_LOOPS
-        }
-        yield results
-    yield {"second_turn": second_turns(bench, 3 if is_quick else 9)}
+            yield "speed", name, str(streams), row
+        for loop in ALL_LOOPS:
+            row = watched(bench, streams, times, loop)
+            yield "watched", str(streams), f'"continuous" on {loop}', row
+    yield "second_turn", second_turns(bench, 3 if is_quick else 9)

@@ -1,9 +1,6 @@
 """What an import takes, and the memory and threads of a stream that waits.
 
-Each import runs in a new interpreter. Its ratio is to ``import anyio`` in the same round. Memory is
-the growth of a process (resident set) by 200 streams, divided by them: streams of one model, of
-which all except one wait for their turn, and threads with transformers' streamer that wait in
-``generate()``. The models are scripted, and need no memory. `producers.py` uses the crowds.
+The models are scripted, and need no memory. `producers.py` uses the crowds.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AsyncExitStack, nullcontext
 from functools import partial
 from typing import Any
@@ -22,19 +19,9 @@ import anyio
 import psutil
 
 import anystreamer
-from anystreamer.demo import load_demo
 from anystreamer.testing import Gate, ScriptedModel
 
-from .method import (
-    ALL_LOOPS,
-    Table,
-    compared,
-    in_new_process,
-    on_loops,
-    run_on,
-    summary,
-    take_turns,
-)
+from .method import ALL_LOOPS, Parts, Table, compare, on_loops, run_anew
 
 STREAMS = 200
 LIMIT = 10  # of streams that share a limiter, in a crowd
@@ -63,16 +50,35 @@ def look() -> tuple[int, int]:
     return process.memory_info().rss, process.num_threads()
 
 
-async def growth(open_one: Callable[[], Any], release: Callable[[], None]) -> Table:
-    """What each of `STREAMS` streams adds. *release* lets their threads end."""
+THEIRS = "a thread with transformers' streamer"
+WAITING = {  # each with the loops that it runs on
+    "stream_text": ALL_LOOPS,
+    "an engine's": ALL_LOOPS,
+    "stream_from_thread": ALL_LOOPS,
+    THEIRS: ("asyncio",),
+}
+
+
+async def growth(kind: str) -> Table:
+    """What each of `STREAMS` streams adds that wait."""
+    gate, end = Gate(), threading.Event()
+    model = ScriptedModel([gate])
     async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(anystreamer.open_engine(model, model.tokenizer))
+        openers: dict[str, Callable[[], Any]] = {
+            "stream_text": partial(anystreamer.stream_text, model, model.tokenizer, "a prompt"),
+            "an engine's": partial(engine.stream_text, "a prompt"),
+            "stream_from_thread": lambda: anystreamer.stream_from_thread(lambda *_: end.wait()),
+            THEIRS: partial(transformers_streamer, model.tokenizer, end),
+        }
         looks = []
         for count in (WARM, STREAMS):
             for _ in range(count):
-                await stack.enter_async_context(open_one())
+                await stack.enter_async_context(openers[kind]())
             await anyio.wait_all_tasks_blocked()
             looks.append(look())
-        stack.callback(release)  # it is called before the streams are left
+        stack.callback(gate.open)  # before the streams are left
+        stack.callback(end.set)
         (memory, threads), (more_memory, more_threads) = looks
         return {
             "kib": (more_memory - memory) / STREAMS / 1024,
@@ -80,54 +86,13 @@ async def growth(open_one: Callable[[], Any], release: Callable[[], None]) -> Ta
         }
 
 
-async def stream_text() -> Table:
-    gate = Gate()
-    model = ScriptedModel([gate])
-    return await growth(
-        lambda: anystreamer.stream_text(model, model.tokenizer, "a prompt"), gate.open
-    )
-
-
-async def engine() -> Table:
-    gate = Gate()
-    model = ScriptedModel([gate])
-    async with anystreamer.open_engine(model, model.tokenizer) as opened:
-        return await growth(lambda: opened.stream_text("a prompt"), gate.open)
-
-
-async def bridge() -> Table:
-    end = threading.Event()
-
-    def open_one() -> Any:
-        return anystreamer.stream_from_thread(lambda emit, should_stop: end.wait())
-
-    return await growth(open_one, end.set)
-
-
-async def transformers_streamer() -> Table:
-    """A thread and a streamer for each, as in transformers' documentation."""
+def transformers_streamer(tokenizer: Any, end: threading.Event) -> Any:
+    """A thread and a streamer, as in transformers' documentation."""
     from transformers import AsyncTextIteratorStreamer
 
-    _, tokenizer = load_demo()
-    end = threading.Event()
-
-    def generate(streamer: object) -> None:
-        end.wait()
-
-    def open_one() -> Any:
-        streamer = AsyncTextIteratorStreamer(tokenizer)
-        threading.Thread(target=generate, args=(streamer,)).start()
-        return nullcontext()
-
-    return await growth(open_one, end.set)
-
-
-WAITING = {
-    "stream_text": (stream_text, ALL_LOOPS),
-    "an engine's": (engine, ALL_LOOPS),
-    "stream_from_thread": (bridge, ALL_LOOPS),
-    "a thread with transformers' streamer": (transformers_streamer, ("asyncio",)),
-}
+    streamer = AsyncTextIteratorStreamer(tokenizer)
+    threading.Thread(target=lambda _: end.wait(), args=(streamer,)).start()
+    return nullcontext()
 
 
 async def crowd(kind: str, streams: int) -> Table:
@@ -175,10 +140,9 @@ async def crowd(kind: str, streams: int) -> Table:
     }
 
 
-def measure(is_quick: bool) -> Iterator[Table]:
+def measure(is_quick: bool) -> Parts:
     ways = {f"`{statement}`": partial(timed, statement) for statement in IMPORTS}
-    took = take_turns(ways, 5 if is_quick else 25, warm_up=1)  # the first one reads the files
-    yield {"import": compared(took, "ms", anyio="`import anyio`")}
-    grow = on_loops(WAITING, partial(in_new_process, run_on))
-    turns = take_turns(grow, 1 if is_quick else 5)
-    yield {"memory": {name: summary(runs) for name, runs in turns.items()}}
+    rounds = 5 if is_quick else 25  # and one before, which reads the files
+    yield "import", compare(ways, rounds, "ms", warm_up=1, anyio="`import anyio`")
+    kinds = {kind: (partial(growth, kind), loops) for kind, loops in WAITING.items()}
+    yield "memory", compare(on_loops(kinds, run_anew), 1 if is_quick else 5)

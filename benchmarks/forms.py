@@ -1,18 +1,13 @@
 """Answers that keep to a JSON schema: what the mask costs, beside xgrammar and outlines.
 
 The model is small, with random weights: it would write anything, so the form decides each token.
-Vocabularies have 32,000 and 128,000 tokens. Each way writes an answer of the same schema, and the
-ways take turns. Beside the time of a token in each way, there is the time until the first token of
-a schema that has not been seen before, with compiling it.
 """
 
 from __future__ import annotations
 
 import json
-import random
-import string
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -22,20 +17,16 @@ import torch
 import xgrammar
 import xgrammar.contrib.hf
 from outlines.backends.outlines_core import OutlinesCoreBackend
-from tests.helpers import tokenizer_families as families
-from tokenizers import decoders
-from transformers import PreTrainedTokenizerFast
 
 import anystreamer
 
-from .method import Table, compared, quartiles, take_turns
-from .models import make_model
+from .method import Parts, Table, compare, quartiles
+from .models import large_tokenizer, make_model
 
 SIZES = (32_000, 128_000)
 LAYERS, HIDDEN = 4, 256
 MOST = 200  # tokens; the answers are longer than that, or a little shorter
 
-EOS = "<|end|>"
 PROMPT = {"input_ids": torch.arange(10, 20)[None]}
 
 
@@ -53,20 +44,6 @@ def schema(number: int) -> dict[str, Any]:
         "required": ["name", "kind", "count", "text"],
         "additionalProperties": False,
     }
-
-
-def new_tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer with that many tokens: bytes, numbers, what JSON has, and words at random."""
-    rng = random.Random(0)
-    tokens = dict.fromkeys(families.to_byte_level(bytes([each])) for each in range(256))
-    pieces = [*map(str, range(1000)), *'{" ": ":" ", "," "} }}'.split()]
-    tokens |= dict.fromkeys(families.to_byte_level(each.encode()) for each in pieces)
-    while len(tokens) < size - 1:
-        word = "".join(rng.choices(string.ascii_letters, k=rng.randrange(2, 9)))
-        tokens[families.to_byte_level(rng.choice(["", " "]).encode() + word.encode())] = None
-    backend = families.bpe(list(tokens))
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS)
 
 
 Write = Callable[[dict[str, Any], int], int]  # from a schema and a limit, how many tokens
@@ -125,7 +102,7 @@ def timed(write: Write, form: dict[str, Any], most: int) -> Table:
 
 
 def measured(size: int, rounds: int) -> Table:
-    tokenizer = new_tokenizer(size)
+    tokenizer = large_tokenizer(size)
     model = make_model(LAYERS, HIDDEN, len(tokenizer))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     ways = all_ways(model, tokenizer)
@@ -134,13 +111,12 @@ def measured(size: int, rounds: int) -> Table:
         for name, write in ways.items()
     }
     known = {name: partial(timed, write, schema(0), MOST) for name, write in ways.items()}
-    turns = take_turns(known, rounds, warm_up=1)
-    return {
-        name: row | {"first_ms": quartiles(first[name]), "opening_ms": first[name][0]}
-        for name, row in compared(turns, "ms_per_token", generate="generate()").items()
-    }
+    table = compare(known, rounds, "ms_per_token", warm_up=1, generate="generate()")
+    for name, row in table.items():
+        row |= {"first_ms": quartiles(first[name]), "opening_ms": first[name][0]}
+    return table
 
 
-def measure(is_quick: bool) -> Iterator[Table]:
+def measure(is_quick: bool) -> Parts:
     for size in SIZES:
-        yield {f"{size:,} tokens": measured(size, 3 if is_quick else 10)}
+        yield f"{size:,} tokens", measured(size, 3 if is_quick else 10)

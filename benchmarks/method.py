@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import distributions
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -27,6 +28,7 @@ from . import report
 Key = TypeVar("Key")
 Result = TypeVar("Result")
 Table: TypeAlias = dict[str, Any]  # a part of the results, as it is in the JSON
+Parts: TypeAlias = Iterator[tuple[Any, ...]]  # each after the names that lead to it
 
 LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio": ("asyncio", {}),
@@ -85,42 +87,44 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def summary(runs: Sequence[Table]) -> Table:
+def summary(runs: Sequence[Any]) -> Table:
     """The figures of several runs: quartiles, or of lists the percentiles of all their values."""
-    return {name: _of_all([run[name] for run in runs]) for name in runs[0]}
-
-
-def _of_all(values: list[Any]) -> Table:
-    match values[0]:
+    match runs[0]:
         case dict():
-            return summary(values)
+            return {name: summary([run[name] for run in runs]) for name in runs[0]}
         case list():
-            return percentiles([each for some in values for each in some])
+            return percentiles([each for values in runs for each in values])
         case _:
-            return quartiles(values)
+            return quartiles(runs)
 
 
-def compared(runs: Mapping[str, Sequence[Table]], figure: str, **peers: str) -> Table:
-    """The figures of each way, with the ratios of one of them to some peers in the same rounds.
+def compare(
+    ways: Mapping[str, Callable[[], Table]],
+    rounds: int,
+    figure: str = "",
+    *,
+    warm_up: int = 0,
+    **peers: str,
+) -> Table:
+    """Let the ways take turns: what `compared` returns."""
+    return compared(take_turns(ways, rounds, warm_up=warm_up), figure, **peers)
+
+
+def compared(runs: Mapping[str, Sequence[Table]], figure: str = "", **peers: str) -> Table:
+    """The figures of each way, with the ratios of one of them to peers in the same rounds, if any.
 
     A ratio is named ``ratio_to_`` and its peer, or ``speed_to_``: of a speed, more is better. It
     has the ratio of the best rounds too, which other work on the machine disturbs least.
     """
     is_speed = figure.endswith("_per_second")
     word, best = ("speed", max) if is_speed else ("ratio", min)
-    each = {name: [run[figure] for run in some] for name, some in runs.items()}
-    return {
-        name: {"rounds": len(some)}
-        | summary(some)
-        | {
-            f"{word}_to_{peer}": ratio(each[name], each[way])
-            | {"best": best(each[name]) / best(each[way])}
-            for peer, way in peers.items()
-            if each[way]
-        }
-        for name, some in runs.items()
-        if some
-    }
+    table: Table = {name: {"rounds": len(some)} | summary(some) for name, some in runs.items()}
+    for name, (peer, way) in product(runs, peers.items()):
+        if way in runs:
+            own, other = ([run[figure] for run in runs[each]] for each in (name, way))
+            best_ratio = {"best": best(own) / best(other)}
+            table[name][f"{word}_to_{peer}"] = ratio(own, other) | best_ratio
+    return table
 
 
 def environment(is_quick: bool) -> Table:
@@ -133,19 +137,25 @@ def environment(is_quick: bool) -> Table:
         "system": platform.system(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "load_average": round(os.getloadavg()[0], 2),
         "torch_threads": torch.get_num_threads() if torch else None,
         "versions": {each.name: each.version for each in distributions() if each.name in PACKAGES},
     }
 
 
 def record(program: str, is_quick: bool, path: Path) -> None:
-    """Run one program. Its results are written after each part, because a run takes long."""
+    """Run one program. Its results are written after each part, because a run takes long.
+
+    A program yields each part after the names that lead to it: ``"load", "8", figures``.
+    """
     module = importlib.import_module(f"{__package__}.{program}")
     path.parent.mkdir(parents=True, exist_ok=True)
     results: Table = {"environment": environment(is_quick)}
-    for part in module.measure(is_quick):
-        results |= part
+    for *names, last, part in module.measure(is_quick):
+        into = results
+        for name in names:
+            into = into.setdefault(name, {})
+        into[last] = part
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     for name, table in report.tables(program, results).items():
         print(f"\n{program}: {name}\n\n{table}", end="", flush=True)
@@ -196,6 +206,11 @@ def new_process() -> ProcessPoolExecutor:
 def in_new_process(function: Callable[..., Result], *args: Any) -> Result:
     with new_process() as process:
         return process.submit(function, *args).result()
+
+
+def run_anew(loop: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Run a coroutine function on one of `LOOPS`, in a new process."""
+    return in_new_process(run_on, loop, function, *args)
 
 
 @contextmanager

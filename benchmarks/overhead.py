@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterable, Awaitable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,28 +21,19 @@ import torch
 from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import iterate_in_threadpool
 from transformers import AsyncTextIteratorStreamer, TextIteratorStreamer
-from transformers.generation.streamers import BaseStreamer
 
 import anystreamer
 from anystreamer._bridge import delivery
 
-from .method import ALL_LOOPS, ON_ASYNCIO, Table
-from .models import make_model, make_tokenizer
-from .per_item import Run, Way, Ways, compare
+from .method import ALL_LOOPS, ON_ASYNCIO, Parts
+from .models import Silent, make_model, make_tokenizer
+from .per_item import Run, Way, Ways, compare_ways
 
 # Layers and width, for about 1, 3 and 10 ms per token, and the tokens of a stream.
 SIZES = {"small": (2, 128, 400), "middle": (4, 384, 150), "large": (8, 512, 60)}
 AT_ONCE = 8
 CAPS = (0, 1, 2)  # ms
 PROMPT = torch.arange(1, 9)[None]
-
-
-class Silent(BaseStreamer):
-    def put(self, value: torch.Tensor) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
 
 
 def note(run: Run, streamer: Any, method: str, *, has_prompt: bool = False) -> Any:
@@ -78,6 +68,11 @@ class NotingModel:
             return self._model.generate(**kwargs)
 
 
+async def read(run: Run, texts: AsyncIterable[str]) -> None:
+    async for _ in texts:
+        run.arrived()
+
+
 @dataclass(frozen=True)
 class Bench:
     """A model, and the ways to stream from it."""
@@ -89,12 +84,11 @@ class Bench:
         with run:
             self.model.generate(PROMPT, streamer=streamer, max_new_tokens=run.count)
 
-    @asynccontextmanager
-    async def _generating(self, run: Run, streamer: Any) -> AsyncIterator[None]:
-        """In a thread, as in transformers' documentation."""
+    async def _stream(self, run: Run, streamer: Any, reading: Awaitable[None]) -> None:
+        """Generate in a thread, as in transformers' documentation."""
         thread = threading.Thread(target=self._generate, args=(run, streamer))
         thread.start()
-        yield
+        await reading
         await to_thread.run_sync(thread.join)
 
     async def silent(self, run: Run) -> None:
@@ -114,15 +108,11 @@ class Bench:
 
     async def drop_in(self, run: Run) -> None:
         streamer = anystreamer.AsyncTextIteratorStreamer(self.tokenizer, skip_prompt=True)
-        async with self._generating(run, note_puts(run, streamer)):
-            async for _ in streamer:
-                run.arrived()
+        await self._stream(run, note_puts(run, streamer), read(run, streamer))
 
     async def theirs_async(self, run: Run) -> None:
         streamer = AsyncTextIteratorStreamer(self.tokenizer, skip_prompt=True)
-        async with self._generating(run, note_texts(run, streamer)):
-            async for _ in streamer:
-                run.arrived()
+        await self._stream(run, note_texts(run, streamer), read(run, streamer))
 
     async def theirs_sync(self, run: Run) -> None:
         """A thread that only reads the queue, without a loop."""
@@ -132,14 +122,12 @@ class Bench:
             for _ in streamer:
                 run.arrived()
 
-        async with self._generating(run, note_texts(run, streamer)):
-            await to_thread.run_sync(consume)
+        await self._stream(run, note_texts(run, streamer), to_thread.run_sync(consume))
 
     async def theirs_in_threadpool(self, run: Run) -> None:
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True)
-        async with self._generating(run, note_texts(run, streamer)):
-            async for _ in iterate_in_threadpool(streamer):
-                run.arrived()
+        reading = read(run, iterate_in_threadpool(streamer))
+        await self._stream(run, note_texts(run, streamer), reading)
 
     @property
     def ways(self) -> Ways:
@@ -174,17 +162,17 @@ def with_cap(way: Way, cap: float) -> Way:
     return capped
 
 
-def measure(is_quick: bool) -> Iterator[Table]:
+def measure(is_quick: bool) -> Parts:
     rounds, part = (3, 2) if is_quick else (8, 1)
     for size in list(SIZES)[: 2 if is_quick else None]:
         layers, hidden, tokens = SIZES[size]
         bench, tokens = Bench(make_model(layers, hidden), make_tokenizer()), tokens // part
         ways = bench.ways
         for busy, name in ((False, "idle loop"), (True, "loop busy half the time")):
-            results = compare(ways, tokens, rounds=rounds, is_busy=busy)
-            yield {f"{size} model, {name}": results}
+            results = compare_ways(ways, tokens, rounds=rounds, is_busy=busy)
+            yield f"{size} model, {name}", results
         if size == "small":
-            results = compare(ways, tokens // 4, rounds=rounds, streams=AT_ONCE)
-            yield {f"{size} model, {AT_ONCE} at once": results}
-            results = compare(bench.budgets, tokens, rounds=rounds)
-            yield {f"{size} model, other budgets": results}
+            results = compare_ways(ways, tokens // 4, rounds=rounds, streams=AT_ONCE)
+            yield f"{size} model, {AT_ONCE} at once", results
+            results = compare_ways(bench.budgets, tokens, rounds=rounds)
+            yield f"{size} model, other budgets", results

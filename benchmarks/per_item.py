@@ -18,7 +18,7 @@ from typing import Any
 
 import anyio
 
-from .method import Table, busy_half_the_time, compared, note_lateness, on_loops, run_on, take_turns
+from .method import Table, busy_half_the_time, compare, note_lateness, on_loops, run_on
 
 
 class Run:
@@ -73,13 +73,12 @@ def turn(loop: str, way: Way, *, items: int, streams: int, is_busy: bool) -> Tab
     }
 
 
-def compare(
+def compare_ways(
     ways: Ways, items: int, *, rounds: int, streams: int = 1, is_busy: bool = False
 ) -> Table:
     """Compare *ways* with one of them, ``silent``. Each stream has that many items."""
     once = partial(turn, items=items, streams=streams, is_busy=is_busy)
-    turns = take_turns(on_loops(ways, once), rounds, warm_up=1)
-    table = compared(turns, "ms_per_item", silent=SILENT)
+    table = compare(on_loops(ways, once), rounds, "ms_per_item", warm_up=1, silent=SILENT)
     return {name: row for name, row in table.items() if name != SILENT}
 
 

@@ -1,12 +1,7 @@
 """What it costs to stream from a producer that holds the GIL, and how late its items arrive.
 
-A generator computes each item in Python, and releases the interpreter only when it must. One runs
-alone, and eight at once; and there is a flood of items that take no work. There is no model: the
-way from a thread to a task is measured, as `per_item.py` describes. The peers are the usual ways:
-Starlette's ``iterate_in_threadpool``, a queue that a worker thread waits for, asyncio's
-``call_soon_threadsafe`` into a queue, as in transformers' streamer, anyio's ``from_thread.run``
-with a memory object stream, and two queues with a side for threads and one for tasks: culsans, and
-janus for asyncio. There are crowds of streams that do nothing too.
+The way from a thread to a task is measured, as `per_item.py` describes. culsans and janus, which is
+for asyncio, are queues with a side for threads and one for tasks.
 """
 
 from __future__ import annotations
@@ -30,13 +25,14 @@ from starlette.concurrency import iterate_in_threadpool
 import anystreamer
 
 from .footprint import crowd
-from .method import ALL_LOOPS, ON_ASYNCIO, Table, compared, in_new_process, run_on, take_turns
-from .per_item import Run, Ways, compare, flood
+from .method import ALL_LOOPS, ON_ASYNCIO, Parts, Table, compare, run_anew
+from .per_item import Run, Ways, compare_ways, flood
 
 ITEMS = 400
 WORK = 12_000  # iterations of an empty loop: about 0.3 ms
 AT_ONCE = 8
 FLOOD_SIZE = 1000
+CROWDS = (("silent", 100), ("full", 100), ("silent", 300), ("limited", 300))  # that do nothing
 END = object()
 
 
@@ -168,25 +164,18 @@ def compare_floods(size: float, count: int, rounds: int) -> Table:
             for name, (way, loops) in flood_ways(size).items()
             if loop in loops
         }
-        turns = take_turns(ways, rounds, warm_up=1)
-        results |= compared(turns, "items_per_second", culsans=f"culsans on {loop}")
+        culsans_there = f"culsans on {loop}"
+        results |= compare(ways, rounds, "items_per_second", warm_up=1, culsans=culsans_there)
     return results
 
 
-def crowds(kinds: dict[str, int]) -> Table:
-    return {
-        f"{count} {kind} on {loop}": in_new_process(run_on, loop, crowd, kind, count)
-        for kind, count in kinds.items()
-        for loop in ALL_LOOPS
-    }
-
-
-def measure(is_quick: bool) -> Iterator[Table]:
+def measure(is_quick: bool) -> Parts:
     rounds, count, flood_count = (3, ITEMS // 2, 20_000) if is_quick else (10, ITEMS, 100_000)
-    yield {"flood, unbounded": compare_floods(math.inf, flood_count, rounds)}
-    yield {f"flood, bounded at {FLOOD_SIZE:,}": compare_floods(FLOOD_SIZE, flood_count, rounds)}
-    yield {"crowd": crowds({"silent": 100, "full": 100})}
-    yield {"large crowd": crowds({"silent": 300, "limited": 300})}
-    yield {"one, idle loop": compare(WAYS, count, rounds=rounds)}
-    yield {"one, loop busy half the time": compare(WAYS, count, rounds=rounds, is_busy=True)}
-    yield {f"{AT_ONCE} at once": compare(WAYS, count // 4, rounds=rounds, streams=AT_ONCE)}
+    yield "flood, unbounded", compare_floods(math.inf, flood_count, rounds)
+    yield f"flood, bounded at {FLOOD_SIZE:,}", compare_floods(FLOOD_SIZE, flood_count, rounds)
+    for kind, size in CROWDS:
+        for loop in ALL_LOOPS:
+            yield "crowd", f"{size} {kind} on {loop}", run_anew(loop, crowd, kind, size)
+    yield "one, idle loop", compare_ways(WAYS, count, rounds=rounds)
+    yield "one, loop busy half the time", compare_ways(WAYS, count, rounds=rounds, is_busy=True)
+    yield f"{AT_ONCE} at once", compare_ways(WAYS, count // 4, rounds=rounds, streams=AT_ONCE)

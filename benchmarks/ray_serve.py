@@ -28,7 +28,7 @@ from anystreamer.ray import Settings, application
 
 from . import clients
 from .edge import SERVERS, saved_model, started
-from .method import Table, new_process, summary
+from .method import Parts, Table, new_process, summary
 
 CLIENTS = (1, 8, 32)
 PORT = 8711
@@ -45,20 +45,19 @@ class CountingSettings(Settings):
 
 
 @contextlib.contextmanager
-def one_process(batching: str, model: Path, folder: Path) -> Iterator[tuple[int, Path]]:
+def one_process(batching: str, model: Path, folder: Path) -> Iterator[clients.Address]:
     name = f"anystreamer, {batching}"
     with started(name, SERVERS[name], model, folder) as server:
-        server.wait()
-        yield server.port, server.steps
+        yield server.address
 
 
 @contextlib.contextmanager
-def two_replicas(batching: Any, model: Path, folder: Path) -> Iterator[tuple[int, Path]]:
+def two_replicas(batching: Any, model: Path, folder: Path) -> Iterator[clients.Address]:
     steps = clients.new_steps(folder / "replicas.steps")
     settings = CountingSettings(model=str(model), batching=batching, steps=str(steps))
     serve.run(application(settings, num_replicas=2, ray_actor_options={"num_cpus": 1}))
     try:
-        yield PORT, steps
+        yield clients.Address(PORT, steps)
     finally:
         serve.delete("default")
 
@@ -85,20 +84,19 @@ def local_ray() -> Iterator[None]:
             ray.shutdown()
 
 
-def measured(process: Executor, port: int, steps: Path, rounds: int, times: int) -> Table:
+def measured(process: Executor, server: clients.Address, rounds: int, times: int) -> Table:
     def load(number: int) -> Table:
-        return clients.figures_of(process.submit(clients.load, port, number).result())
+        return clients.figures_of(process.submit(clients.load, server, number).result())
 
     for number in (1, 8):  # warms up
         load(number)
     speed = {str(number): summary([load(number) for _ in range(rounds)]) for number in CLIENTS}
-    left = [process.submit(clients.leave, port, steps, True).result() for _ in range(times)]
+    left = [process.submit(clients.leave, server, True).result() for _ in range(times)]
     return {"load": speed, "leaving": summary(left)}
 
 
-def measure(is_quick: bool) -> Iterator[Table]:
+def measure(is_quick: bool) -> Parts:
     rounds, times = (2, 3) if is_quick else (3, 20)
-    results: Table = {}
     with (
         saved_model() as (model, folder),
         new_process() as process,
@@ -108,6 +106,5 @@ def measure(is_quick: bool) -> Iterator[Table]:
             if way is two_replicas:
                 stack.enter_context(local_ray())
             for batching in ("none", "continuous"):
-                with way(batching, model, folder) as (port, steps):
-                    results[f"{name}, {batching}"] = measured(process, port, steps, rounds, times)
-                yield {"load": results}
+                with way(batching, model, folder) as server:
+                    yield "load", f"{name}, {batching}", measured(process, server, rounds, times)

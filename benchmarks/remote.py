@@ -1,17 +1,11 @@
-"""What the wire costs: an engine behind a server on loopback, and the same one in this process.
-
-The server is a separate process, with the same model and continuous batching, on uvicorn. Each
-round runs both, with 1, 8, 16 and 32 requests at once on each loop. What a token costs more is the
-difference of the two times of a round, divided by its tokens. The two engines do not work at the
-same time, but the server's loop and this one do, on two cores.
-"""
+"""What the wire costs: an engine behind a server on loopback, and the same one in this process."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
 from functools import partial
+from statistics import median_high
 from typing import Any
 
 import anyio
@@ -21,7 +15,7 @@ from anyio.from_thread import start_blocking_portal
 import anystreamer
 from anystreamer.remote import open_remote_engine
 
-from .method import LOOPS, Table, compared, quartiles, served, take_turns
+from .method import LOOPS, Parts, Table, compared, quartiles, served, take_turns
 from .models import make_model, make_tokenizer
 
 LAYERS, HIDDEN = 4, 128
@@ -38,29 +32,25 @@ def new_engine() -> Any:
 
 async def turn(engine: Any, streams: int) -> Table:
     """The speed of one turn, and the time until a first token in the middle of them."""
-    firsts: list[float] = []
-    received = 0
+    ended: list[Any] = []
     gc.collect()
     started = time.perf_counter()
 
     async def read() -> None:
-        nonlocal received
         async with engine.stream_text(PROMPT, max_new_tokens=TOKENS) as stream:
             await stream.read()
-        assert stream.usage is not None
-        assert stream.timing.first_token is not None
-        received += stream.usage.completion_tokens
-        firsts.append(1e3 * stream.timing.first_token)
+        ended.append(stream)
 
     async with anyio.create_task_group() as tasks:
         for _ in range(streams):
             tasks.start_soon(read)
     seconds = time.perf_counter() - started
+    received = sum(stream.usage.completion_tokens for stream in ended)
     assert received == streams * TOKENS, received
     return {
         "us_per_token": 1e6 * seconds / received,
         "tokens_per_second": received / seconds,
-        "first_token_ms": sorted(firsts)[len(firsts) // 2],
+        "first_token_ms": median_high(1e3 * stream.timing.first_token for stream in ended),
     }
 
 
@@ -91,9 +81,7 @@ def on_loop(loop: str, url: str, rounds: int) -> Table:
         }
 
 
-def measure(is_quick: bool) -> Iterator[Table]:
-    loops: Table = {}
+def measure(is_quick: bool) -> Parts:
     with served(new_engine, keep_alive=None) as (port, _):
         for loop in LOOPS:
-            loops[loop] = on_loop(loop, f"http://127.0.0.1:{port}", 3 if is_quick else 9)
-            yield {"wire": loops}
+            yield "wire", loop, on_loop(loop, f"http://127.0.0.1:{port}", 3 if is_quick else 9)

@@ -15,7 +15,10 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import reduce
+from operator import getitem
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,22 +77,22 @@ def rows(part: Part, levels: int) -> Iterator[tuple[Any, ...]]:
             yield from ((key, *row) for row in rows(value, levels - 1))
 
 
-FIGURE = re.compile(r"\{(?P<path>[^}:]+):?(?P<format>[^}]*)\}")
+class Figures(Formatter):
+    """Fills a cell with a row's figures: each has a path in the row, and a format of `shown`."""
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
+        return reduce(getitem, field_name.split("."), kwargs), field_name
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return shown(value, format_spec)
 
 
 def filled_in(cell: str, row: Part) -> str:
     """The cell with the row's figures, or a dash if the row does not have one."""
-    figures = {found[0]: figure_at(found["path"], row) for found in FIGURE.finditer(cell)}
-    if None in figures.values():
+    try:
+        return Figures().vformat(cell, (), row)
+    except (LookupError, TypeError):
         return "–"
-    return FIGURE.sub(lambda found: shown(figures[found[0]], found["format"]), cell)
-
-
-def figure_at(path: str, row: Part) -> Any:
-    value: Any = row
-    for name in path.split("."):
-        value = value.get(name) if value else None
-    return value
 
 
 def shown(value: Any, form: str) -> str:
@@ -182,10 +185,9 @@ def ratios(part: Part, *path: str) -> dict[str, Ratio]:
 
 # -- plots
 
-# Colours by their role, on light and on dark pages: Okabe and Ito's, which most people with colour
-# blindness can tell apart. The SVG follows the reader's system.
-INK, OUR_COLOUR, PEER, LIMIT = "#1f2328", "#0072b2", "#d55e00", "#7f7f7f"
-ON_DARK = {INK: "#d1d7e0", OUR_COLOUR: "#56b4e9", PEER: "#e69f00"}
+# Colours by their role: Okabe and Ito's, which most people with colour blindness can tell apart.
+# docs/styles.css inverts the lightness of the plots on dark pages.
+OUR_COLOUR, PEER, LIMIT = "#0072b2", "#d55e00", "#7f7f7f"
 WIDTH = 4.3  # inches: a phone shows nearly all of it, so that its words can be read there
 
 
@@ -260,23 +262,14 @@ PLOTS: dict[str, Callable[[], list[Any]]] = {
 
 
 def svg(plot: Callable[[], list[Any]]) -> str:
-    """A plot as SVG: its words are text, and its colours follow the reader's system."""
+    """A plot as SVG. Its words are text."""
     import matplotlib as mpl
 
-    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    settings: Any = dict.fromkeys(inked, INK) | {"svg.fonttype": "none", "font.size": 9}
-    with mpl.rc_context(settings):
+    with mpl.rc_context({"svg.fonttype": "none", "font.size": 9}):
         file = io.StringIO()
         figure = plot()[0].figure
         figure.savefig(file, format="svg", transparent=True, bbox_inches="tight")
-    image = file.getvalue()
-    light = "".join(f"--c{colour[1:]}: {colour};" for colour in ON_DARK)
-    dark = "".join(f"--c{colour[1:]}: {other};" for colour, other in ON_DARK.items())
-    for colour in ON_DARK:
-        image = image.replace(colour, f"var(--c{colour[1:]})")
-    media = "@media (prefers-color-scheme: dark)"
-    style = f"<style>:root {{{light}}} {media} {{:root {{{dark}}}}}</style>"
-    return image.replace("<defs>", f"{style}<defs>", 1)
+    return file.getvalue()
 
 
 def on_files(files: Any, config: Any) -> None:

@@ -1,14 +1,8 @@
 """Many streams of one engine on a simulated accelerator: what the event loop takes from the model.
 
-The engine, its drain, and the streams are the real ones. In place of transformers' manager there is
-one whose step sleeps, as a thread does that waits for a GPU, and then hands out one token for each
-request. So what is measured is the interpreter that the model's thread and the event loop share.
-The limit is the same manager with a thread that drops all results. The share of its steps is that
-of the same round. In some ways the application has work of its own, in Python, which keeps the
-event loop busy for half of the time.
-
-Tokens are late from the moment when the manager hands them out, and the loop by how much later than
-asked a task wakes up that sleeps for a millisecond.
+In place of transformers' manager there is one whose step sleeps, as a thread does that waits for a
+GPU. All else is real. So what is measured is the interpreter that the model's thread and the event
+loop share.
 """
 
 from __future__ import annotations
@@ -18,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -31,20 +25,18 @@ from transformers.generation.continuous_batching.requests import GenerationOutpu
 
 import anystreamer
 from anystreamer._engine import continuous
-from anystreamer._engine.cb_manager import use_simple_queue
 from anystreamer.demo import load_demo
 
 from .method import (
     ALL_LOOPS,
+    Parts,
     Table,
     busy_half_the_time,
-    compared,
-    in_new_process,
+    compare,
     note_lateness,
     on_loops,
-    percentiles,
-    run_on,
-    take_turns,
+    run_anew,
+    summary,
 )
 
 SECONDS = 3.0
@@ -55,10 +47,9 @@ LIMIT = "manager, results dropped (no loop)"
 class Manager:
     """As much of transformers' manager as an engine uses, with a model that sleeps."""
 
-    def __init__(self, step: float) -> None:
-        self.step = step
+    def __init__(self) -> None:
         self.steps = 0
-        # By prompt: when each token was handed out.
+        # By prompt, and by request: when each token was handed out.
         self.made: dict[tuple[int, ...], list[float]] = {}
         self._made: dict[str, list[float]] = {}
         self.continuous_batching_config = SimpleNamespace(
@@ -70,27 +61,17 @@ class Manager:
         )
         self.batch_processor = SimpleNamespace(cache=SimpleNamespace(num_blocks=10**9))
         self.background_thread_status = SimpleNamespace(fatal_error=None, local_status=0)
-        self._tokens: dict[str, list[int]] = {}
-        self.output_queue: queue.Queue[GenerationOutput] = queue.Queue()
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._is_over.set()
-        self._thread.join()
+        self.output_queue = queue.SimpleQueue[GenerationOutput]()  # as an engine's manager has
+        self.is_over = threading.Event()
 
     def is_running(self) -> bool:
-        return not self._is_over.is_set()
+        return not self.is_over.is_set()
 
     def add_request(self, ids: list[int], *, request_id: str, **settings: Any) -> None:
         self.made[tuple(ids)] = self._made[request_id] = []
-        self._tokens[request_id] = []
 
     def cancel_request(self, request_id: str) -> None:
-        self._tokens.pop(request_id, None)
+        self._made.pop(request_id, None)
 
     def get_result(self, timeout: float) -> GenerationOutput | None:
         try:
@@ -98,43 +79,36 @@ class Manager:
         except queue.Empty:
             return None
 
-    def _run(self) -> None:
+    def run(self, step: float) -> None:
         due = time.perf_counter()
-        while not self._is_over.is_set():
-            due = max(due + self.step, time.perf_counter())
+        while self.is_running():
+            due = max(due + step, time.perf_counter())
             time.sleep(max(0.0, due - time.perf_counter()))
             self.steps += 1
             now = time.perf_counter()
-            for request_id, tokens in list(self._tokens.items()):
-                tokens.append(TOKEN)
-                self._made[request_id].append(now)
+            for request_id, made in list(self._made.items()):
+                made.append(now)
+                tokens, status = [TOKEN] * len(made), RequestStatus.DECODING
                 self.output_queue.put(
-                    GenerationOutput(
-                        request_id, generated_tokens=tokens[:], status=RequestStatus.DECODING
-                    )
+                    GenerationOutput(request_id, generated_tokens=tokens, status=status)
                 )
 
 
 @contextmanager
 def simulated(step: float) -> Iterator[Manager]:
-    """In the block, engines get this manager."""
-    manager = Manager(step)
-
-    @contextmanager
-    def open_manager(*args: Any) -> Iterator[Manager]:
-        use_simple_queue(manager)
-        manager.start()
+    """A manager that runs. In the block, engines get it."""
+    manager = Manager()
+    thread = threading.Thread(target=manager.run, args=(step,), daemon=True)
+    thread.start()
+    with patch.object(continuous, "open_manager", lambda *_: nullcontext(manager)):
         yield manager
-        manager.stop()
-
-    with patch.object(continuous, "open_manager", open_manager):
-        yield manager
+    manager.is_over.set()
+    thread.join()
 
 
 async def engine(step: float, count: int, is_busy: bool) -> Table:
     """So many streams of an engine, for some seconds, beside work of the application's own."""
-    tokens_late: list[float] = []
-    loop_late: list[float] = []
+    late: dict[str, list[float]] = {"token_late_ms": [], "loop_late_ms": []}
     demo = load_demo()
     gc.collect()
     gc.freeze()  # as `anystreamer serve` does
@@ -152,7 +126,7 @@ async def engine(step: float, count: int, is_busy: bool) -> Table:
                     async for chunk in stream:
                         now, new = time.perf_counter(), len(chunk.token_ids)
                         made = manager.made[tuple(prompt)][received : received + new]
-                        tokens_late.extend(1e3 * (now - each) for each in made)
+                        late["token_late_ms"] += [1e3 * (now - each) for each in made]
                         received += new
 
             for number in range(count):
@@ -161,14 +135,13 @@ async def engine(step: float, count: int, is_busy: bool) -> Table:
                 await anyio.sleep(0.1)
             if is_busy:
                 tasks.start_soon(busy_half_the_time)
-            tasks.start_soon(note_lateness, loop_late)
+            tasks.start_soon(note_lateness, late["loop_late_ms"])
             await anyio.sleep(1.0)
-            tokens_late.clear()
-            loop_late.clear()
+            for values in late.values():
+                values.clear()
             result = await counted(manager)
             tasks.cancel_scope.cancel()
-    late = {"token_late_ms": tokens_late, "loop_late_ms": loop_late}
-    return result | {name: percentiles(values) for name, values in late.items()}
+    return result | summary([late])
 
 
 async def limit(step: float, count: int, _: bool) -> Table:
@@ -181,14 +154,13 @@ async def limit(step: float, count: int, _: bool) -> Table:
                 pass
 
     with simulated(step) as manager:
-        manager.start()
         for number in range(count):
             manager.add_request([number], request_id=str(number))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(to_thread.run_sync, drop)
             await anyio.sleep(1.0)
             result = await counted(manager)
-            manager.stop()
+            manager.is_over.set()
     return result
 
 
@@ -202,22 +174,20 @@ async def counted(manager: Manager) -> Table:
     }
 
 
-def compare(step: float, count: int, is_busy: bool, rounds: int) -> Table:
-    def anew(loop: str, way: Any) -> Table:
-        return in_new_process(run_on, loop, way, step, count, is_busy)
+def compared_on_loops(step: float, count: int, is_busy: bool, rounds: int) -> Table:
+    def anew(loop: str, way: Any) -> Any:
+        return run_anew(loop, way, step, count, is_busy)
 
     engines = on_loops({"open_engine": (engine, ALL_LOOPS)}, anew)
     ways = {LIMIT: partial(anew, "asyncio", limit)} | engines
-    return compared(take_turns(ways, rounds), "steps_per_second", limit=LIMIT)
+    return compare(ways, rounds, "steps_per_second", limit=LIMIT)
 
 
-def measure(is_quick: bool) -> Iterator[Table]:
+def measure(is_quick: bool) -> Parts:
     rounds = 1 if is_quick else 3
-    results: Table = {}
     for step, counts in ((15, (64, 256)), (33, (250, 500, 1_000))):
         for count in counts:
             for is_busy in (False, True) if step == 15 else (False,):
                 beside = ", application busy half the time" if is_busy else ""
                 name = f"step of {step} ms, {count} streams{beside}"
-                results[name] = compare(step / 1e3, count, is_busy, rounds)
-                yield {"streams": results}
+                yield "streams", name, compared_on_loops(step / 1e3, count, is_busy, rounds)

@@ -50,6 +50,18 @@ def test_what_takes_no_weak_reference_keeps_its_value() -> None:
     cache.clear()
 
 
+def test_what_takes_no_weak_reference_does_not_leave_its_value_to_another() -> None:
+    """A new object often has the address of one that was collected just before."""
+
+    class Slotted:
+        __slots__ = ()
+
+    cache: WeakCache[Value] = WeakCache()
+    values = [cache.get(Slotted(), Value) for _ in range(100)]
+    assert len(set(map(id, values))) == 100
+    cache.clear()
+
+
 def test_all_threads_get_the_same_value() -> None:
     """The slowest to make one gets that of another thread."""
     cache: WeakCache[Value] = WeakCache()

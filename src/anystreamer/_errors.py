@@ -46,7 +46,7 @@ class GenerationStopped(BaseException):
 class GenerationTimeout(TimeoutError):
     """Raised from a stream whose generation took too long, after the text that it had made.
 
-    From a worker's stream, if its turn has not come in time.
+    A stream of a worker raises it if its turn has not come in time.
     """
 
     def __init__(self, phase: str, task: str = "generation") -> None:
@@ -146,10 +146,10 @@ def raise_preserving_context(exc: BaseException) -> NoReturn:
 
 
 class PreservingContext(Generic[T]):
-    """A context manager of other code, around code that raises: it leaves the exception as it is.
+    """Enters a context manager of other code, and does not let it replace an exception.
 
-    Those of contextlib set the traceback of an exception. One whose class refuses that would be
-    replaced by the refusal.
+    Context managers of contextlib set the traceback of an exception that passes through. If its
+    class refuses that, they would raise the refusal in its place.
     """
 
     def __init__(self, context: AbstractContextManager[T]) -> None:
@@ -200,7 +200,7 @@ def message_of(exc: BaseException) -> str:
 
 
 def traceback_of(exc: BaseException) -> TracebackType | None:
-    """Return the traceback, which the class of *exc* can refuse to be asked for."""
+    """Return the traceback, without a call of the class of *exc*, which can refuse it."""
     traceback: TracebackType | None = _TRACEBACK.__get__(exc)
     return traceback
 

@@ -1,4 +1,4 @@
-"""What to install for a part that is missing."""
+"""What to install where a package is missing: the command, and the error that names it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ __all__ = ["NotInstalled", "to_install"]
 
 
 class NotInstalled(ImportError):
-    """What was asked for needs an extra that is not installed.
+    """An argument needs a package that is not installed.
+
+    It has a class of its own because a server answers it as a request that it cannot serve, and
+    other ImportErrors as failures.
 
     Args:
-        what: is not there, and what for.
-        extra: has it.
-        name: of the package.
+        need: what needs which package, such as ``pictures need Pillow``.
+        extra: the extra of anystreamer that installs the package.
+        name: the name of the package to import.
     """
 
-    def __init__(self, what: str, extra: str, name: str | None = None) -> None:
-        super().__init__(f"{what}: {to_install(extra)}", name=name)
+    def __init__(self, need: str, extra: str, name: str | None = None) -> None:
+        super().__init__(f"{need}: {to_install(extra)}", name=name)
+        self._given = (need, extra, name)
+
+    def __reduce__(self) -> tuple[type[NotInstalled], tuple[str, str, str | None]]:
+        return type(self), self._given
 
 
 def to_install(extras: str) -> str:

@@ -9,12 +9,14 @@ from ._installing import to_install
 
 __all__ = [
     "check_model",
+    "is_compiled",
     "is_encoder_decoder",
     "is_transducer",
     "main_input_name",
     "max_context_length",
     "room_for_answer",
     "takes_token_type_ids",
+    "text_config",
     "uses_torch",
 ]
 
@@ -34,6 +36,11 @@ def is_transducer(model: Any) -> bool:
     return hasattr(getattr(model, "config", None), "max_symbols_per_step")
 
 
+def is_compiled(module: Any) -> bool:
+    """Whether torch compiles the forward pass of a model, or of a part of it."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
 def main_input_name(model: Any) -> str:
     """The name of the input that has a row for each answer: ids, or pixels, or audio."""
     return str(getattr(model, "main_input_name", "input_ids"))
@@ -51,12 +58,15 @@ def takes_token_type_ids(model: Any) -> bool:
     return not known or any("token_type_ids" in names for names in known)
 
 
+def text_config(model: Any) -> Any:
+    """The config of the part of a model that makes text; None if the model has no config."""
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def max_context_length(model: Any) -> int | None:
     """How many tokens a model takes, prompt and answer together, or None: no limit is known."""
-    config = getattr(model, "config", None)
-    if config is not None and hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    length = getattr(config, "max_position_embeddings", None)
+    length = getattr(text_config(model), "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None
 
 

@@ -74,6 +74,6 @@ class SafeLogger:
     ) -> None:
         with reporting:
             shown = None
-            if exc_info is not None:  # its class can refuse to be asked for it
+            if exc_info is not None:  # not by the attribute: its class can refuse that
                 shown = (type(exc_info), exc_info, _TRACEBACK.__get__(exc_info))
             self._logger.log(level, message, *args, exc_info=shown, stacklevel=3)

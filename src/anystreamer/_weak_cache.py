@@ -15,7 +15,8 @@ class WeakCache(Generic[T]):
     """Keeps one value for each object until the object, or the cache, is collected. In any thread.
 
     The objects do not keep the cache alive, as `weakref.finalize` would: a model can live longer
-    than many event loops, which have a cache each.
+    than many event loops, which have a cache each. The cache keeps an object alive only if the
+    object does not support weak references.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class WeakCache(Generic[T]):
         self._kept.clear()
 
     def _reference_to(self, owner: object) -> object:
-        """What forgets the value when the object is collected; None where nothing can."""
+        """A reference that forgets the value when the object is collected."""
         key, pop = id(owner), WeakMethod(self._pop)
 
         def forget(_: object) -> None:
@@ -43,8 +44,8 @@ class WeakCache(Generic[T]):
 
         try:
             return ref(owner, forget)
-        except TypeError:  # without weak references the value stays
-            return None
+        except TypeError:  # it stays, or another object could have its id, and get its value
+            return owner
 
     def _pop(self, key: int) -> None:
         self._kept.pop(key, None)

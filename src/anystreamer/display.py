@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from anystreamer._installing import NotInstalled
-from anystreamer._streams import FinishReason, TextChunk
+from ._installing import NotInstalled
+from ._streams import FinishReason, TextChunk
 
 try:
     from rich.console import Console, RenderableType

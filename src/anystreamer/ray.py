@@ -32,6 +32,7 @@ except ImportError as _missing:
     ) from _missing
 
 from . import Engine, UntrustedMessages, open_engine
+from ._engine import MAX_RUNNING as _MAX_RUNNING
 from ._loading import load_model, shown_name
 from ._serving import (
     CANCELS_ON_DISCONNECT,
@@ -45,8 +46,6 @@ from .server import create_app
 
 __all__ = ["Settings", "app", "application", "error_objects"]
 
-# How many requests continuous batching runs at once by default.
-_DEFAULT_RUNNING = 64
 # How long a refused client should wait before it tries again (seconds).
 _RETRY_AFTER = 1
 # How often a replica copies its metrics to Ray (seconds).
@@ -125,7 +124,7 @@ class Settings(BaseModel, extra="forbid"):
         """How many requests a replica runs at once."""
         if self.batching == "none":
             return 1
-        return (self.max_running or _DEFAULT_RUNNING) + (self.batching == "auto")
+        return (self.max_running or _MAX_RUNNING) + (self.batching == "auto")
 
 
 @serve.ingress()

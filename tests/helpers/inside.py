@@ -225,7 +225,7 @@ def threads_before_a_pass(model: Any) -> int:
 
 def waiting_for(turns: Turns) -> int:
     """How many threads wait for their turn."""
-    return max(len(turns._line) - 1, 0)  # the first one has it
+    return max(len(turns._waiters) - 1, 0)  # the first one has it
 
 
 def wake_drain(engine: Any) -> None:

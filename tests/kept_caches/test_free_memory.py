@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from anystreamer._kept_caches import free_memory
+from anystreamer.demo import load_demo
 
 pytestmark = pytest.mark.torch
 
@@ -22,14 +24,52 @@ def test_some_of_the_machine_s_memory_is_free(monkeypatch: pytest.MonkeyPatch) -
     assert 2**20 < free_memory.free_bytes(CPU) < 2**46
 
 
-@pytest.mark.parametrize(("used", "free"), [("100", 900), ("1000", 0), ("1500", 0)])
+def limit_container(path: Path, limit: str, *, used: int, files: int = 0) -> None:
+    """Write what the kernel tells about a container (cgroup v2), of which *files* can give way."""
+    (path / "memory.max").write_text(f"{limit}\n")
+    (path / "memory.current").write_text(f"{used}\n")
+    inactive = files // 3
+    stat = {"anon": used - files, "file": files, "active_file": files - inactive}
+    stat |= {"inactive_file": inactive, "slab": 0}
+    (path / "memory.stat").write_text("".join(f"{name} {size}\n" for name, size in stat.items()))
+
+
+@pytest.mark.parametrize(("used", "free"), [(100, 900), (1000, 0), (1500, 0)])
 def test_a_container_leaves_what_its_limit_leaves(
-    used: str, free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    used: int, free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(free_memory, "_CGROUP", tmp_path)
     without = free_memory.free_bytes(CPU)
-    (tmp_path / "memory.current").write_text(f"{used}\n")
-    (tmp_path / "memory.max").write_text("1000\n")
+    limit_container(tmp_path, "1000", used=used)
     assert free_memory.free_bytes(CPU) == free < without
-    (tmp_path / "memory.max").write_text("max\n")
+    limit_container(tmp_path, "max", used=used)
     assert free_memory.free_bytes(CPU) > 2**20
+
+
+def test_files_that_were_read_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container that has read the weights of its model is full of them, and not out of memory."""
+    monkeypatch.setattr(free_memory, "_CGROUP", tmp_path)
+    limit_container(tmp_path, "1000", used=990, files=700)
+    assert free_memory.free_bytes(CPU) == 710
+
+
+def test_continuous_batching_fits_into_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cache takes a share of what the container can get, and not of the whole machine."""
+    pytest.importorskip("transformers.generation.continuous_batching.cb_logits_processors")
+    from anystreamer._engine.cb_config import MEMORY_SHARE_ON_CPU, validate_cb_config
+
+    model, _ = load_demo()
+    settings = validate_cb_config(model, None, None)
+    unlimited = settings.for_manager(model)
+    monkeypatch.setattr(free_memory, "_CGROUP", tmp_path)
+    limit_container(tmp_path, str(10 * 2**20), used=8 * 2**20)
+    config = settings.for_manager(model)
+    text: Any = model.config
+    heads = text.num_key_value_heads * text.head_dim
+    token_bytes = 2 * text.num_hidden_layers * heads * model.dtype.itemsize
+    cache = config.num_blocks * config.page_size * token_bytes
+    page = config.page_size * token_bytes
+    assert config.num_blocks < unlimited.num_blocks
+    assert cache < MEMORY_SHARE_ON_CPU * 2 * 2**20 + page

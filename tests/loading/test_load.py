@@ -12,7 +12,7 @@ import torch
 from transformers import QuantoConfig
 
 from anystreamer import load_model, stream_text
-from anystreamer._loading import load, placement
+from anystreamer._loading import load, placement, shown_name
 from anystreamer.demo import load_demo
 
 pytestmark = pytest.mark.torch
@@ -87,6 +87,19 @@ def test_a_chat_template_is_text_or_a_file(folder: str, tmp_path: Path, name: st
         _, tokenizer = load_model(name and folder, chat_template=template)
         messages = [{"role": "user", "content": "hi"}]
         assert tokenizer.apply_chat_template(messages, tokenize=False) == "<hi>"
+
+
+def test_paths_can_begin_with_the_home_folder(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell leaves the ``~`` of ``--model=~/model`` as it is."""
+    (tmp_path / "a-model").symlink_to(folder)
+    (tmp_path / "chat.jinja").write_text(TEMPLATE)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model, tokenizer = load_model("~/a-model", device="cpu", chat_template="~/chat.jinja")
+    assert model.config.model_type == "llama"
+    assert tokenizer.chat_template == TEMPLATE
+    assert shown_name("~/a-model") == "a-model"
 
 
 def test_a_chat_template_has_to_be_jinja(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -114,6 +116,23 @@ def test_a_ratio_of_ours_is_compared(program: str, path: str, report: Any) -> No
 def test_a_peers_ratio_is_not_compared(report: Any) -> None:
     for program, peer in (("overhead", "threadpool"), ("edge", "transformers, default")):
         assert not [name for name in report.ratios(report.read(program)) if peer in name]
+
+
+def test_parts_are_recorded_at_their_places_and_shown(
+    report: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    program, each = ModuleType("benchmarks.engines"), {"mib": 103.4, "seconds_to_answer": 0.1}
+    parts = [("opening", "trio", each), ("speed", "ours", "1", {}), ("speed", "ours", "4", {})]
+    program.measure = lambda is_quick: iter(parts)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, program.__name__, program)
+    importlib.import_module("benchmarks.method").record("engines", True, tmp_path / "engines.json")
+    found = report.read(tmp_path / "engines.json")
+    assert found.pop("environment")["is_quick"]
+    assert found == {"opening": {"trio": each}, "speed": {"ours": {"1": {}, "4": {}}}}
+    assert "| trio | 103 | – | 0.10 |" in capsys.readouterr().out
 
 
 def test_a_part_that_no_table_shows_is_an_error(report: Any) -> None:

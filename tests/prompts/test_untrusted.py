@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import pickle
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -303,3 +305,46 @@ async def test_a_model_without_torch_gets_a_list() -> None:
         stream_text(model, model.tokenizer, UntrustedMessages(chat("<s>")))  # none are known to it
     )
     assert stream.text == "a"
+
+
+OWN = [{"role": "system", "content": "Be brief."}]
+
+WAYS_TO_KEEP: dict[str, Callable[[UntrustedMessages], Any]] = {
+    "slice": lambda messages: messages[-2:],
+    "sum": lambda messages: messages + OWN,
+    "sum, on the right": lambda messages: OWN + messages,
+    "copy()": lambda messages: messages.copy(),
+    "copy.copy": copy.copy,
+    "copy.deepcopy": copy.deepcopy,
+    "pickle": lambda messages: pickle.loads(pickle.dumps(messages)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_KEEP)
+@pytest.mark.parametrize("allows", [False, True])
+def test_what_is_made_of_untrusted_messages_is_untrusted(way: str, allows: bool) -> None:
+    """A conversation that is cut to its last turns would lose its protection, and nothing fails."""
+    messages = UntrustedMessages(
+        [{"role": "user", "content": text} for text in "abc"],
+        allow_media_from=["example.org"],
+        allow_special_tokens=allows,
+    )
+    kept = WAYS_TO_KEEP[way](messages)
+    assert type(kept) is UntrustedMessages
+    assert kept is not messages
+    assert (kept.allow_media_from, kept.allow_special_tokens) == (("example.org",), allows)
+    assert messages[1] == {"role": "user", "content": "b"}
+
+
+def test_a_sum_is_as_strict_as_each_of_its_parts() -> None:
+    parts = [
+        UntrustedMessages(allow_media_from=["a.org", "b.org"], allow_special_tokens=True),
+        UntrustedMessages(allow_media_from=["b.org", "c.org"]),
+    ]
+    for one, other in (parts, parts[::-1]):
+        both = one + other
+        assert (both.allow_media_from, both.allow_special_tokens) == (("b.org",), False)
+    wrong: list[Any] = ["text", ()]
+    for each in wrong:
+        with pytest.raises(TypeError):
+            parts[0] + each

@@ -429,7 +429,7 @@ def test_an_engine_that_is_held_is_open_and_closes_when_told() -> None:
     model = ScriptedModel(["one"])
     engine = open_engine(model, model.tokenizer).open()
     gc.collect()
-    time.sleep(2 * sync._engine.OWNER_POLL)  # the loop looks whether it has been forgotten
+    time.sleep(2 * sync._keeper.OWNER_POLL)  # the loop looks whether it has been forgotten
     gc.collect()
     with engine.stream_text("hi") as stream:
         assert stream.read() == "one"
@@ -443,7 +443,7 @@ def test_what_its_context_manager_returns_can_be_held_alone() -> None:
     model = ScriptedModel(["one"])
     engine = open_engine(model, model.tokenizer).__enter__()
     gc.collect()
-    time.sleep(2 * sync._engine.OWNER_POLL)
+    time.sleep(2 * sync._keeper.OWNER_POLL)
     with engine.stream_text("hi") as stream:
         assert stream.read() == "one"
     engine.close()

@@ -13,6 +13,7 @@ from .interrupts import uninterrupted
 from .join import (
     JOIN_POLL,
     SafeEvent,
+    TakenOnce,
     ThreadEvent,
     active_threads,
     cancel_again,
@@ -28,6 +29,7 @@ from .stream import ThreadStream
 from .thread_call import IfInterrupted, LoopGone
 from .thread_condition import ThreadCondition
 from .validation import (
+    is_whole,
     validate_buffer_size,
     validate_limiter,
     validate_max_items,
@@ -57,6 +59,7 @@ __all__ = [
     "Stopping",
     "StreamContext",
     "StreamState",
+    "TakenOnce",
     "ThreadCondition",
     "ThreadContext",
     "ThreadEvent",
@@ -75,6 +78,7 @@ __all__ = [
     "guard",
     "has_waiters",
     "holding",
+    "is_whole",
     "name_of",
     "open_streams",
     "run_named",

@@ -14,9 +14,9 @@ DRIVERS = frozenset({"contextlib", "anyio", "pytest_asyncio", "pytest_trio"})
 
 
 def is_in_async_generator(depth: int) -> bool:
-    """Whether the coroutine that many frames above the caller is awaited by an async generator.
+    """Whether an async generator awaits the coroutine that is *depth* frames above the caller.
 
-    Not if that is a context manager, such as one of ``contextlib.asynccontextmanager``.
+    Generators that are context managers, as of ``contextlib.asynccontextmanager``, do not count.
     """
     frame: FrameType | None = sys._getframe(depth + 1)  # noqa: SLF001  # the only way to see it
     # AsyncExitStack.enter_async_context() is between the block and the generator.

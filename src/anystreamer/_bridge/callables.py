@@ -1,4 +1,4 @@
-"""Functions that a caller passes, to be called in a thread: which do not block, and their names."""
+"""Checks functions that a caller passes, to be called in a thread, and names them in messages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _UNSTARTED: tuple[tuple[type[Any], str], ...] = (
 
 
 def name_of(function: object) -> str:
-    """Return what to call a function in messages: its qualified name, or that of its type."""
+    """Return what to call a function in messages: its qualified name, or its type's."""
     while isinstance(function, partial):
         function = function.func
     name = getattr(function, "__qualname__", None)
@@ -38,7 +38,7 @@ def name_of(function: object) -> str:
 
 
 def unblocking_kind(function: Callable[..., object]) -> str:
-    """Return of which kind a function is that does nothing when it is called; "" if of none."""
+    """Return the kind of a function that only makes a coroutine or a generator; "" for others."""
     while isinstance(function, (partial, MethodType)):
         function = function.func if isinstance(function, partial) else function.__func__
     for is_kind, kind in _KINDS:
@@ -49,7 +49,7 @@ def unblocking_kind(function: Callable[..., object]) -> str:
 
 
 def validate_callback(callback: object, argument: str = "callback") -> None:
-    """Check a function that is called for what it does. Raises TypeError if it does nothing."""
+    """Check that a function does its work when it is called. Raises TypeError if it does not."""
     if not callable(callback):
         raise TypeError(f"{argument} must be a callable, not {type(callback).__name__}")
     if kind := unblocking_kind(callback):
@@ -57,9 +57,9 @@ def validate_callback(callback: object, argument: str = "callback") -> None:
 
 
 def check_result(result: object, name: str) -> None:
-    """Check what a function has returned that was called for what it does.
+    """Check that a function has done its work, by what it has returned.
 
-    What is refused is closed, so that Python does not warn of a coroutine that was never awaited.
+    A refused coroutine is closed, so that Python does not warn that it was never awaited.
 
     Args:
         result: what it returned.

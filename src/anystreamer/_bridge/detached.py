@@ -135,7 +135,10 @@ class DetachedTasks(Generic[TaskT]):
             raise LoopGone(self._kind)
         with suppress(RuntimeError):  # no event loop in this thread: good
             if current_token() == self.token:
-                raise BlockingIOError("this call would block its own event loop: use the engine")
+                raise BlockingIOError(
+                    "this call would block its own event loop: async code awaits the methods of "
+                    "the same name, without anystreamer.sync"
+                )
         call = ThreadCall(func, self.start, self.token, self._kind)
         try:
             with self._lock:
@@ -181,7 +184,7 @@ class DetachedContext(StreamContext[StreamT]):
     ) -> BaseException | None:
         raised = body if is_kind(body, task.cancellation) else None
         # Its task makes the first step as soon as the loop comes to it. If it was cancelled
-        # natively before that, it will make none, and no event would tell us.
+        # natively before that, it will make none, and no event reports that.
         for _ in range(FIRST_STEP):
             if inspect.getcoroutinestate(task.coroutine) != inspect.CORO_CREATED:
                 return raised

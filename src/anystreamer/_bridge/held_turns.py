@@ -37,9 +37,9 @@ _wait: ContextVar[_Wait | None] = ContextVar("anystreamer_wait", default=None)
 
 
 class holding:
-    """While it is entered, the current thread has a turn that nobody else can have meanwhile.
+    """While it is entered, the current thread holds a turn that no other thread can get.
 
-    None is no turn, and a limiter with several tokens is none either.
+    Nothing is noted for None, and for a limiter with several tokens.
     """
 
     # Not a generator: `contextlib` would set attributes of the exceptions that pass through it, and
@@ -78,11 +78,11 @@ def check_turn(turn: object, shown: str) -> None:
     """Refuse a call that needs a turn, if the thread that has it waits for this call.
 
     Args:
-        turn: what there is one of.
-        shown: what to call it in the message.
+        turn: the object that only one thread can hold.
+        shown: its name in the message.
 
     Raises:
-        RuntimeError
+        RuntimeError: the call would wait for itself.
     """
     wait = _wait.get()
     if wait is None or wait.task_id is None or not any(each is turn for each in wait.turns):
@@ -98,7 +98,7 @@ def check_limiter(find_limiter: Callable[[], CapacityLimiter | None]) -> None:
     """The same for the turn of a limiter, which is looked up only if a thread waits.
 
     Raises:
-        RuntimeError
+        RuntimeError: the call would wait for itself.
     """
     if _wait.get() is not None:
         check_turn(find_limiter(), "the turn of its limiter or its model")
@@ -111,7 +111,7 @@ def _is_only(turn: object) -> bool:
 
 
 def _is_within(task_id: int) -> bool:
-    """Whether the current task is that one, or in a task group that it waits for."""
+    """Whether the current task is the one with this id, or in a task group that it waits for."""
     parents = {each.id: each.parent_id for each in get_running_tasks()}
     current: int | None = get_current_task().id
     while current is not None and current != task_id:

@@ -15,7 +15,7 @@ __all__ = ["end_idle_threads_at_exit"]
 
 WORKER_NAME = "AnyIO worker thread"
 
-# The lock of a worker's queue is held for microseconds. After this time (seconds) nobody holds it.
+# A thread holds the lock of a worker's queue for microseconds. After this time (seconds) none does.
 LOCKED = 0.1
 
 

@@ -5,8 +5,8 @@ raises KeyboardInterrupt wherever the main thread is. In asyncio's and anyio's o
 lose a callback: a task is never woken again, and the runner, which waits for all tasks, hangs. So
 for as long as the main task runs, the handler here raises it in a callback of the loop.
 
-trio has its own handler, which raises KeyboardInterrupt at any line of code that is not trio's own,
-or `uninterrupted`. Other handlers are left alone as well.
+trio has its own handler. It raises KeyboardInterrupt at any line of code, except in trio's own code
+and in functions that are `uninterrupted`. Other handlers are left alone as well.
 """
 
 from __future__ import annotations

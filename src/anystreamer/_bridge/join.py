@@ -18,6 +18,7 @@ from .interrupts import uninterrupted
 __all__ = [
     "JOIN_POLL",
     "SafeEvent",
+    "TakenOnce",
     "ThreadEvent",
     "active_threads",
     "cancel_again",
@@ -151,29 +152,42 @@ def cancel_again(scope: CancelScope) -> None:
     """Cancel what a thread has begun to await within *scope* since a scope around it was cancelled.
 
     On asyncio, anyio cancels the tasks that it finds in a scope at that time, and on until they
-    end. A call of `anyio.from_thread.run` that begins after the last of them has ended is not told.
-    An end of a shield makes anyio look again. (On trio this changes nothing.)
+    end. It does not cancel a call of `anyio.from_thread.run` that begins after the last of them has
+    ended. An end of a shield makes anyio look again. (On trio this changes nothing.)
     """
     scope.shield = True
     scope.shield = False
 
 
-class _Call:
-    """A call of a function that either one worker thread makes, or no thread does."""
+class TakenOnce:
+    """Something that one of several threads gets: the first one that takes it.
 
-    def __init__(self, func: Callable[[], object]) -> None:
-        self._func = func
-        self._tickets = [None]
-        self.has_left = False  # the thread has returned from the function
-        self.error: BaseException | None = None  # what the function raised
+    It has no lock, which a Ctrl-C could leave locked.
+    """
+
+    def __init__(self) -> None:
+        self._item = [None]
 
     def take(self) -> bool:
-        """Take the call. Of the worker thread and the loop, one gets it: ``pop`` is atomic."""
+        """Take it, for this thread alone. Returns whether it was there. ``pop`` is atomic."""
         try:
-            self._tickets.pop()
+            self._item.pop()
         except IndexError:
             return False
         return True
+
+
+class _Call(TakenOnce):
+    """A call of a function that either one worker thread makes, or no thread does.
+
+    No thread makes it if the loop takes it first.
+    """
+
+    def __init__(self, func: Callable[[], object]) -> None:
+        super().__init__()
+        self._func = func
+        self.has_left = False  # the thread has returned from the function
+        self.error: BaseException | None = None  # what the function raised
 
     def run(self) -> None:
         """Make the call, unless the loop has taken it. In the worker thread."""

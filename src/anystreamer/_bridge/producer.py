@@ -25,10 +25,10 @@ __all__ = ["Producer"]
 T = TypeVar("T")
 ResultT = TypeVar("ResultT")
 
-# While a worker waits for space in the buffer, nobody tells it that a scope was cancelled, that
-# another task needs the model, that a deadline has passed, or that there is space, but less than
-# half of it. So it looks: this often (seconds), and less and less often if the first and the last
-# are all that can happen: the loop sees a scope by itself, unless it is blocked.
+# While a worker waits for space in the buffer, no event wakes it when a scope is cancelled, when
+# another task needs the model, when a deadline has passed, or when there is space, but less than
+# half of it. So it looks: this often (seconds), and less and less often if only the first and the
+# last can happen: the loop sees a cancelled scope by itself, unless it is blocked.
 SPACE_POLL = 0.01
 SPACE_POLL_AT_MOST = 0.5
 SPACE_POLL_SHARE = 0.1  # of the time that it has waited

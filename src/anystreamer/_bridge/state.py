@@ -27,7 +27,7 @@ This holds without a GIL too.
 - `is_registered`: a producer sets it, and the loop clears it before it takes the items.
 - `space_available`: the producer sets the attribute and waits for the event. The loop sets the
   event, and if a thread waits for it, so does whoever stops the stream.
-- `is_held`: the producer, or the loop for one that has no thread. `held` tells tests of it.
+- `is_held`: the producer, or the loop for one that has no thread. Tests wait for it by `held`.
 - all other attributes: the loop.
 
 Invariants:
@@ -186,7 +186,7 @@ class StreamState(Generic[T]):
             self.stop_callbacks.call()
 
     def abandon_and_cancel(self) -> None:
-        """On the loop: the same, and cancel what the producer awaits there by `from_thread.run`."""
+        """`abandon`, and cancel what the producer awaits by `from_thread.run`. On the loop."""
         self.abandon()
         self.scope.cancel()
 
@@ -297,7 +297,7 @@ class StreamState(Generic[T]):
     def take_many(self, most: float) -> list[T]:
         """Take what `take` would in several calls: all that has been drained, or *most* of it."""
         items = [self.take()]
-        if self.has_item:  # mostly there is no other one, and to be told so takes time
+        if self.has_item:  # mostly there is no other, and to find that out by `take` is slower
             with suppress(WouldBlock, EndOfStream):
                 while len(items) < most:
                     items.append(self.take())
@@ -336,7 +336,7 @@ class StreamState(Generic[T]):
                 self.scope.cancel()
         if not self.closed:
             self.closed = True
-            self._end_guard()  # of what receive() waits for: it goes on to end calls into the loop
+            self._end_guard()  # the part for receive(); then it ends calls into the loop
         self.receiver_waiting.set()
         self.space_available.set()  # a producer that waits for space need not wait any longer
 

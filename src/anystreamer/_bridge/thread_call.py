@@ -1,8 +1,8 @@
 """`ThreadCall`: a thread has something awaited in an event loop, and waits for the result.
 
 An exception can strike the thread while it waits: a Ctrl-C, or what a handler of another signal
-raises. The call is then not simply left: a receive() that went on without anybody would take an
-item, and refuse the next one as the second at once.
+raises. Then `IfInterrupted` decides what becomes of the call. A receive(), for example, must not go
+on: it would take an item that no caller gets, and a second receive() at once would be refused.
 
 Such an exception strikes the main thread alone. If it struck one of Python's or anyio's own waits,
 a lock of theirs could stay locked, and the loop would wait for it for ever. So the main thread
@@ -57,7 +57,7 @@ class Starter(Protocol):
 
 
 class ThreadCall(Generic[T]):
-    """One call. Made and used in the thread that waits, except for what says where it runs.
+    """One call. Made and used in the thread that waits, except where a comment names another place.
 
     Args:
         func: is called and awaited in the loop.
@@ -73,7 +73,7 @@ class ThreadCall(Generic[T]):
         self._start = start
         self._token = token
         self._kind = kind
-        self._is_unwanted = False  # it is to be cancelled
+        self._is_unwanted = False  # the loop is to cancel it
         self._is_over = False
         self._gone: BaseException | None = None  # why the loop could not be asked
         self._over = ThreadEvent()

@@ -8,6 +8,7 @@ from typing import TypeVar
 from anyio import CapacityLimiter
 
 __all__ = [
+    "is_whole",
     "validate_buffer_size",
     "validate_limiter",
     "validate_max_items",
@@ -27,7 +28,7 @@ def validate_limiter(limiter: object) -> CapacityLimiter | None:
 
 def validate_buffer_size(max_buffer_size: float) -> float:
     """Return the *max_buffer_size* argument. Raises TypeError or ValueError if it is not one."""
-    if not _is_whole(max_buffer_size) and max_buffer_size != math.inf:
+    if not is_whole(max_buffer_size) and max_buffer_size != math.inf:
         raise TypeError(
             f"max_buffer_size must be a whole number or math.inf, not {max_buffer_size!r}"
         )
@@ -45,7 +46,7 @@ def validate_name(name: str | None) -> str:
 
 def validate_max_items(max_items: int) -> int:
     """Return the *max_items* argument. Raises TypeError or ValueError if it is not one."""
-    if not _is_whole(max_items):
+    if not is_whole(max_items):
         raise TypeError(f"max_items must be a whole number or None, not {max_items!r}")
     if max_items < 1:
         raise ValueError(f"max_items must be at least 1, not {max_items!r}")
@@ -66,5 +67,6 @@ def validate_seconds(name: str, seconds: float | None) -> None:
         raise ValueError(f"{name} is too large: leave it out for no limit") from None
 
 
-def _is_whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number. A bool is not, although it is an `int` for Python."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -76,7 +76,7 @@ class WorkerTask(Generic[StreamT]):
     def on_worker_exit(self) -> None:
         """React to the worker's exit: it has left its work, or will never enter it."""
 
-    # -- for the block, and for who watches it
+    # -- for the block, and for the owner that watches it
 
     def coroutines(self) -> Iterator[Coroutine[Any, Any, None]]:
         """The coroutines to start, each in a task of its own."""
@@ -223,5 +223,5 @@ def close_if_unstarted(coroutine: Coroutine[Any, Any, Any]) -> bool:
 
 
 def has_waiters(limiter: CapacityLimiter, token: EventLoopToken) -> Callable[[], bool]:
-    """Return a function that tells a worker thread whether a task waits for *limiter*."""
+    """Return a function for a worker thread: whether a task waits for *limiter*."""
     return lambda: from_thread.run_sync(limiter.statistics, token=token).tasks_waiting > 0

@@ -40,15 +40,15 @@ class DeliveredQueue(Protocol):
         """Whether the thread that put the last item runs."""
 
     def items_if_over(self, *, producer_is_alive: bool) -> list[Any]:
-        """What the consumer gets if the text can not be ended any more; nothing if it can."""
+        """What the consumer gets if the text cannot be ended any more; nothing if it can."""
 
 
 class DeliveryThread:
     """Crosses to an event loop in place of the threads that generate.
 
     These can outlive the loop and must not wait for it: a crossing never returns from a loop that
-    was closed under it. Then this thread is stuck, which is a daemon. It is one for all streamers
-    of the loop, so that it has to wake up and to get the interpreter once for all their texts. It
+    was closed under it. Then only this thread is stuck, and it is a daemon. There is one for all
+    streamers of the loop: it wakes up, and waits for the interpreter, once for all their texts. It
     runs while there is something to deliver, or to watch: a text that may never be ended.
     """
 

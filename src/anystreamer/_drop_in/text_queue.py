@@ -19,8 +19,8 @@ from .delivery_thread import DeliveryThread
 
 __all__ = ["TextQueue"]
 
-# After generate() has raised, the code that called it can still end the text. A thread of a pool
-# lives on, so that its end tells nothing: the code is given this long (seconds).
+# After generate() has raised, the code that called it can still end the text, for this long
+# (seconds). The end of its thread cannot be waited for: a thread of a pool lives on.
 END_GRACE = 2.0
 # An item in whose place an error is raised.
 _FAILURE = object()
@@ -194,7 +194,7 @@ class TextQueue:
         return self._producer.is_alive()
 
     def items_if_over(self, *, producer_is_alive: bool) -> list[Any]:
-        """What the consumer gets if the text can not be ended any more."""
+        """What the consumer gets if the text cannot be ended any more."""
         with self._lock:
             call = self._ended_call
             if call is None and self._text_is_open and not producer_is_alive:

@@ -110,7 +110,8 @@ def _batching_engine(
     except (TypeError, ValueError, ImportError) as exc:
         if batching == "continuous":
             raise
-        if not isinstance(exc, TypeError):  # this is no model of transformers, and none is expected
+        # A TypeError says that it is not a model of transformers: that is not worth a warning.
+        if not isinstance(exc, TypeError):
             warn_of_one_by_one(exc)
         return None
     if batching == "continuous":

@@ -21,9 +21,19 @@ from .._text import ResponseFormat, ToolChoice
 from .._workers import Lane, OwnedTask, Owner
 from .metrics import EngineMetrics, EngineStatistics
 
-__all__ = ["BaseEngine", "Engine", "EngineTask", "ThreadEngine", "warn_of_one_by_one"]
+__all__ = [
+    "MAX_RUNNING",
+    "BaseEngine",
+    "Engine",
+    "EngineTask",
+    "ThreadEngine",
+    "warn_of_one_by_one",
+]
 
 logger = SafeLogger()
+
+#: how many requests run at once by default, with continuous batching
+MAX_RUNNING = 64
 
 
 @runtime_checkable
@@ -97,7 +107,7 @@ class BaseEngine(Owner):
         return self.metrics.statistics(
             waiting=len(self.queue.waiting),
             running=len(self.queue.running),
-            **self._alone(),
+            **self._counts_alone(),
             used=self._cache_used(),
         )
 
@@ -105,10 +115,11 @@ class BaseEngine(Owner):
         return f"<anystreamer.Engine {self.describe()}>"
 
     def _cache_used(self) -> float | None:
+        """The share of the cache that is in use; None where the engine has none."""
         return None
 
-    def _alone(self) -> dict[str, int]:
-        """How many requests wait for a turn alone, and have it."""
+    def _counts_alone(self) -> dict[str, int]:
+        """How many requests wait to be served one by one, and how many are."""
         lane = self.alone
         if lane is None:
             return {}

@@ -3,9 +3,6 @@
 transformers' manager takes any model. Where it does not reach the model's attention, or the model
 does not read the positions that it is given, the text is wrong and nothing fails. So when an engine
 opens, two prompts are answered together by a manager, and each alone by ``generate()``.
-
-Logits are compared and not ids. A near tie between two ids then refuses no model that is right, and
-a wrong answer is seen even where the likeliest id is the same.
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from .._kept_caches import free_bytes
 from .._model import is_encoder_decoder
+from .base import MAX_RUNNING
 
 __all__ = [
     "SAMPLING",
@@ -16,9 +18,6 @@ __all__ = [
     "is_neutral_penalty",
     "validate_cb_config",
 ]
-
-# How many requests run at once by default.
-MAX_RUNNING = 64
 
 # The default size of the cache: this many tokens for each request that runs, or one request of the
 # model's full length if that is more. Where attention has no kernel for pages it reads through a
@@ -204,22 +203,9 @@ def _sized_config(model: Any, max_running: int) -> Any:
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     token_bytes = 2 * text.num_hidden_layers * heads * width * model.dtype.itemsize
-    affordable = _free_bytes(model.device) * (MEMORY_SHARE_ON_CPU if is_cpu else MEMORY_SHARE)
+    affordable = free_bytes(model.device) * (MEMORY_SHARE_ON_CPU if is_cpu else MEMORY_SHARE)
     tokens = min(wanted, affordable / token_bytes)
     return ContinuousBatchingConfig(
         num_blocks=max(1, math.ceil(tokens / page)),
         max_batch_tokens=max(BATCH_TOKENS_ON_CPU if is_cpu else BATCH_TOKENS, max_running),
     )
-
-
-def _free_bytes(device: Any) -> float:
-    import torch
-
-    if device.type == "cpu":
-        import psutil
-
-        return float(psutil.virtual_memory().available)
-    module = torch.get_device_module(device)
-    if hasattr(module, "mem_get_info"):
-        return float(module.mem_get_info(device)[0])
-    return math.inf  # the manager looks for itself

@@ -46,7 +46,7 @@ _SETTINGS = {"eos_token_id", "max_length", "max_new_tokens", "repetition_penalty
 
 # Model inputs that are only the ids of a prompt.
 _INPUTS = {"attention_mask", "input_ids"}
-# These tell what kind each token is of. All 0 is plain text.
+# They have the kind of each token. All 0 is plain text.
 _TOKEN_KINDS = {"token_type_ids", "mm_token_type_ids"}
 
 

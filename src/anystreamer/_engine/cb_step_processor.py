@@ -1,4 +1,4 @@
-"""A processor of a manager's scores that learns of the requests of each step."""
+"""A processor of a manager's scores that gets the requests of each step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["StepProcessor"]
 
 
 class StepProcessor(ContinuousBatchingLogitsProcessor, ABC):
-    """Is told of the requests of a step in Python, before its scores. It has no tensor of settings.
+    """Gets the requests of a step as Python objects, before its scores, and no tensor of settings.
 
     For managers whose steps run one after the other. All of it happens in the manager's thread.
     """

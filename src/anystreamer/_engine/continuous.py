@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter, sleep
 from typing import Any
 
-from anyio import from_thread, get_cancelled_exc_class
+from anyio import from_thread
 from anyio.lowlevel import checkpoint
 
 from .._bridge import ThreadEvent, run_sync_joined
@@ -59,7 +59,6 @@ class ContinuousBatchingEngine(ThreadEngine):
         super().__init__(model, tokenizer, settings.max_running, max_waiting, context_length)
         self._settings = settings
         self.manager: Any = None
-        self.cancellation = get_cancelled_exc_class()
         self._page = 1  # tokens
         self.active_requests: dict[str, ActiveRequest] = {}  # by id
         self.to_encode: list[BatchTask] = []
@@ -144,7 +143,7 @@ class ContinuousBatchingEngine(ThreadEngine):
         return sampling_of(request, self.model.config.get_text_config().vocab_size)
 
     def _note_cached_tokens(self, request_id: str, tokens: int) -> None:
-        """A request begins with so much of its prompt computed. In the manager's thread."""
+        """Note how many tokens of a request's prompt are computed. In the manager's thread."""
         if (active := self.active_requests.get(request_id)) is not None:
             (row,) = active.state.rows
             # One that had to make way is searched again, together with its answer so far.
@@ -178,7 +177,7 @@ class ContinuousBatchingEngine(ThreadEngine):
                     self.cancel(active)
 
     def _drain(self, manager: Any) -> None:
-        # A result can have told of the death, which those who wait, or run alone, do not know yet.
+        # A result can have shown that the manager has died, before its other streams were ended.
         while not self._is_closed and self._died_of is None:
             if not self.active_requests:
                 self._has_work.wait()
@@ -315,7 +314,7 @@ class BatchTask(EngineTask):
         """Encode its prompt. Never raises."""
         try:
             inputs, self._rows = self._request.encode(self._prompts, self._engine.context_length)
-            # The keys, and not the form of the prompt, tell of images.
+            # By the inputs, and not by the prompt: they show whether there are images.
             if reason := inputs_refusal(inputs):
                 self._refusal = new_refusal(reason)
             elif self._request.form is None:

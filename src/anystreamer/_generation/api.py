@@ -125,8 +125,7 @@ def stream_text(
             template of the tokenizer (True) or with this one (a dict). Iterating then gives the
             content only; `TextChunk.field` and `TextChunk.value` have the rest, and
             `TextStream.message` has all of it. The types of a call's arguments come from *tools*.
-            *stop* applies to the whole output of the model, with the
-            markers of the template.
+            *stop* applies to the whole output of the model, with the markers of the template.
         response_format: the format of the answer: ``"json"`` for any JSON object, a JSON schema (a
             dict), a pydantic model class, `Regex`, `Choice` or `Grammar`. Tokens that the format
             does not allow are never chosen. `TextStream.parsed` is the answer as an object. If

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .._errors import GenerationStopped
+from .._model import is_compiled
 from .._weak_cache import WeakCache
 from .compare_logits import logits_distance, logits_tolerance
 from .criteria import StopFlagCriteria, criteria_list
@@ -61,7 +62,7 @@ def check_batch(
     """
     is_padded = len(set(map(len, prompts))) > 1
     beginnings = _unlike_beginnings(prompts)
-    if beginnings is None or _is_compiled(model):
+    if beginnings is None or is_compiled(model):  # for inputs of other shapes, it would compile
         return
     known = _distances.get(model, dict)
     if is_padded not in known:
@@ -95,11 +96,6 @@ def _unlike_beginnings(prompts: Sequence[list[int]]) -> tuple[list[int], list[in
                 part = slice(position, position + SHORT)
                 return shortest[part], prompt[part]
     return None
-
-
-def _is_compiled(model: Any) -> bool:
-    """Whether inputs of other shapes would be compiled first."""
-    return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
 
 
 class _Trial:

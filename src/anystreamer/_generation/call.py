@@ -216,7 +216,7 @@ class _Run:
             return contextlib.nullcontext()
         from .inner_calls import inner_calls_reported
 
-        return inner_calls_reported(self._request.model, self._streamer)
+        return inner_calls_reported(self._request.model)
 
     def _add_hooks(self) -> None:
         """Add our criteria and processors to the arguments of ``generate()``."""
@@ -250,7 +250,7 @@ class _Run:
                 lambda sequences, _: all(self._rows_to_stop(sequences)),
             ]
         if any(request.setting(name) not in (None, False) for name in _NEED_TOKENIZER):
-            kwargs["tokenizer"] = request.decoding
+            kwargs["tokenizer"] = request.text_tokenizer
 
     def _new_form_mask(self, argument: str) -> Any:
         from .form_mask import FormMask
@@ -270,7 +270,7 @@ class _Run:
         """For each row, whether it ends with this step: the answer of our criterion."""
         rows, streamer = self._rows, self._streamer
         self._sequences = sequences
-        streamer.criteria_were_called = True
+        streamer.begin_criteria()
         if streamer.is_over:  # a model made of several goes on, with speech for instance
             return [streamer.is_to_stop()]
         stopped = rows_stopped(self._criteria, len(rows))
@@ -283,9 +283,7 @@ class _Run:
                 streamer.mark_row_finished(row.number, sequences)
         if self._producer.should_stop():
             stopped = [True] * len(rows)
-        streamer.all_rows_finished = all(
-            stopped[row.number] or row.ended is not None for row in rows
-        )
+        streamer.end_criteria(stopped)
         return stopped
 
     def _take_returned(self, output: Any) -> None:

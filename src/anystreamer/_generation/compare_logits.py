@@ -41,7 +41,7 @@ def _row_distance(batched: torch.Tensor, alone: torch.Tensor) -> float:
 
 
 def logits_tolerance(model: Any) -> float:
-    """`TOLERANCE` where it is computed with fewer bits than float32 has, and a hundredth there."""
+    """The largest distance of right answers: smaller if the model computes in full float32."""
     import torch
 
     if model.dtype.itemsize < 4 or torch.get_float32_matmul_precision() != "highest":

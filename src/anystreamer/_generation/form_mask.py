@@ -23,8 +23,8 @@ class FormMask(LogitsProcessor):
 
     Args:
         matchers: of the rows.
-        prompt_length: how many of the ids are not of the answer.
-        argument: asks for the form; for messages.
+        prompt_length: returns how many of the ids are the prompt's.
+        argument: the argument that asks for the form, for messages.
         reads_drafts: whether the ids can be drafts, of assisted decoding.
     """
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from .._model import uses_torch
+from .._model import is_compiled, text_config, uses_torch
 
 __all__ = [
     "check_cancel_within",
@@ -212,16 +212,13 @@ def check_score_changes(model: Any, logit_bias: Mapping[int, float] | None, is_a
     """Refuse a bias and penalties that do not go with a model.
 
     Raises:
-        ValueError: the model is not of transformers, or the bias names ids that it has not.
+        ValueError: the model is not of transformers, or does not have an id of the bias.
     """
     if is_any and not uses_torch(model):
         raise ValueError(
             "frequency_penalty, presence_penalty and logit_bias need a model of transformers"
         )
-    config = getattr(model, "config", None)
-    if config is not None and hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    vocabulary = getattr(config, "vocab_size", None)
+    vocabulary = getattr(text_config(model), "vocab_size", None)
     largest = max(logit_bias or (-1,))
     if isinstance(vocabulary, int) and largest >= vocabulary:
         raise ValueError(
@@ -241,10 +238,7 @@ def check_cancel_within(model: Any, generate_kwargs: Mapping[str, Any], cancel_w
     reason = ""
     if not uses_torch(model) or not hasattr(model, "modules"):
         reason = f"{type(model).__name__} is not a model of transformers, and has no layers"
-    elif any(
-        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
-    ):
+    elif any(map(is_compiled, model.modules())):
         reason = "a compiled model does not run the hooks between its layers"
     elif generate_kwargs.get("past_key_values") is not None:
         reason = "a step that is cut leaves past_key_values= with a part of its layers"

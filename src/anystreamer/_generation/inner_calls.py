@@ -20,8 +20,11 @@ _users: dict[int, int] = {}
 
 
 @contextlib.contextmanager
-def inner_calls_reported(model: Any, streamer: Any) -> Iterator[None]:
-    """Within the block, call ``streamer.begin_inner(model, kwargs)`` for each such call."""
+def inner_calls_reported(model: Any) -> Iterator[None]:
+    """Within the block, report each such call to the streamer among its arguments.
+
+    By ``streamer.begin_inner(inner_model, kwargs)``, before the inner model begins.
+    """
     inner = list(_inner_models(model))
     with _lock:
         for each in inner:

@@ -48,11 +48,9 @@ class StopBetweenLayers:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> None:
-        thread, get_thread, should_stop = (
-            threading.get_ident(),
-            threading.get_ident,
-            self._should_stop,
-        )
+        # Local names, which the hook of each layer looks up faster.
+        get_thread, should_stop = threading.get_ident, self._should_stop
+        thread = get_thread()
 
         def stop_before(layer: torch.nn.Module, args: Any) -> None:
             if get_thread() == thread and should_stop():

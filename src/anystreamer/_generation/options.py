@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
-from .._bridge import validate_buffer_size, validate_callback
+from .._bridge import is_whole, validate_buffer_size, validate_callback
 from .._streams import Timeouts, validate_timeouts
 from .._text import (
     AnswerForm,
@@ -61,7 +61,7 @@ class Options:
     tool_use: ToolUse | None = field(init=False)  #: of *tools* and *tool_choice*
 
     def __post_init__(self) -> None:
-        # The class is frozen for everybody else. An iterator in *stop* can be read only once.
+        # The class is frozen for all other code. An iterator in *stop* can be read only once.
         object.__setattr__(self, "stop_strings", validate_stop_strings(self.stop))
         object.__setattr__(self, "timeouts", validate_timeouts(self.timeout))
         object.__setattr__(self, "form", validate_response_format(self.response_format))
@@ -78,13 +78,12 @@ class Options:
             validate_callback(self.worker_context, "worker_context")
         if self.cancel_within not in ("step", "layer"):
             raise ValueError(f"cancel_within must be 'step' or 'layer', not {self.cancel_within!r}")
-        if not _is_whole(self.top_logprobs):
+        if not is_whole(self.top_logprobs):
             raise TypeError(f"top_logprobs must be a whole number, not {self.top_logprobs!r:.60}")
         if self.top_logprobs < 0 or (self.top_logprobs and not self.logprobs):
             raise ValueError(
                 f"top_logprobs={self.top_logprobs} must be at least 0, and needs logprobs=True"
             )
-
         _check_scores(self)
 
     @property
@@ -126,7 +125,7 @@ def _check_scores(options: Options) -> None:
             f"logit_bias must map token ids to numbers, got {type(options.logit_bias).__name__}"
         )
     for token_id, bias in (options.logit_bias or {}).items():
-        if not _is_whole(token_id) or not isinstance(bias, int | float):
+        if not is_whole(token_id) or not isinstance(bias, int | float):
             raise TypeError(
                 f"logit_bias must map token ids to numbers, got {token_id!r:.60}: {bias!r:.60}"
             )
@@ -135,10 +134,6 @@ def _check_scores(options: Options) -> None:
                 "logit_bias needs ids of at least 0 and finite numbers, "
                 f"got {token_id!r:.60}: {bias!r:.60}"
             )
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_finite(value: float) -> bool:

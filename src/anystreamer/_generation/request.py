@@ -91,8 +91,8 @@ class GenerationRequest:
         check_model(name, model)
         check_generate_kwargs(name, model, generate_kwargs, logprobs=options.logprobs)
         check_cancel_within(model, generate_kwargs, options.cancel_within)
-        self.decoding = tokenizer_of(tokenizer)
-        self.template = validate_template(self.decoding, tokenizer, options.parse_response)
+        self.text_tokenizer = tokenizer_of(tokenizer)  # of the processor, or the same
+        self.template = validate_template(self.text_tokenizer, tokenizer, options.parse_response)
         self.form, self._reasoning = self._new_form(), None
         if self.form is not None:
             argument = self.form.argument
@@ -111,13 +111,13 @@ class GenerationRequest:
             check_whisper_fallback(model, generate_kwargs)
 
     def _new_form(self) -> Form | None:
-        """What the answer keeps to, if to anything."""
+        """The form of the answer, from its format and its tools; None if it has none."""
         use, form = self.options.tool_use, self.options.form
         if use is None or (use.mode == "none" and form is not None):
             return form
         if form is None and not use.is_enforced:
             return None
-        template = self.template or response_template_of(self.decoding, self.tokenizer)
+        template = self.template or response_template_of(self.text_tokenizer, self.tokenizer)
         calls = new_tool_form(template, use)
         return calls if form is None or use.mode == "required" else CallOrAnswerForm(calls, form)
 
@@ -135,6 +135,11 @@ class GenerationRequest:
     def stops_between_layers(
         self, should_stop: Callable[[], bool]
     ) -> contextlib.AbstractContextManager[None]:
+        """A context manager around ``generate()`` that stops it within a layer, if asked for.
+
+        Raises:
+            ValueError: the model has no layers of a known kind.
+        """
         if self.options.cancel_within == "step":
             return contextlib.nullcontext()
         from .layer_hooks import StopBetweenLayers, layers_of
@@ -144,7 +149,8 @@ class GenerationRequest:
         return StopBetweenLayers(layers, should_stop)
 
     def decoder(self) -> TextDecoder:
-        return text_decoder(self.decoding, skip_special_tokens=not self._shows_special_tokens)
+        """A new decoder for one row of the answer."""
+        return text_decoder(self.text_tokenizer, skip_special_tokens=not self._shows_special_tokens)
 
     @property
     def _shows_special_tokens(self) -> bool:
@@ -175,14 +181,16 @@ class GenerationRequest:
         return queue_deadline(self.options.timeouts, state.clock.elapsed(perf_counter()))
 
     def new_row(self, prompt_ids: list[int], *, continues_prompt: bool = False) -> Row:
+        """The state of one row, with its response parser if there is a template."""
         row = Row(prompt_ids, continues_prompt=continues_prompt)
         if self.template is not None:
             use = self.options.tool_use
             tools = None if use is None else parser_tools(use)
-            row.response = ResponseParser(self.decoding, self.template, prompt_ids, tools)
+            row.response = ResponseParser(self.text_tokenizer, self.template, prompt_ids, tools)
         return row
 
     def row_detokenizer(self, number: int, row: Row) -> RowDetokenizer:
+        """What makes the chunks of a row from its tokens."""
         eos = self.eos_token_ids
         return RowDetokenizer(
             number,
@@ -203,14 +211,14 @@ class GenerationRequest:
             return None
         return ShownStopStrings(
             strings,
-            partial(text_decoder, self.decoding, skip_special_tokens=False),
+            partial(text_decoder, self.text_tokenizer, skip_special_tokens=False),
             # The decoder of an encoder-decoder does not see the prompt.
             lambda: [] if is_encoder_decoder(self.model) else row.prompt_token_ids,
         )
 
     def pad(self, encoded: list[dict[str, Any]]) -> dict[str, Any]:
         """Put encoded prompts together, as `encode` does with those of a batch."""
-        pad_token_id = getattr(self.decoding, "pad_token_id", None)
+        pad_token_id = getattr(self.text_tokenizer, "pad_token_id", None)
         return padded(encoded, pad_token_id, is_encoder_decoder(self.model))
 
     def form_matcher(self, row: Row) -> FormMatcher | None:
@@ -227,7 +235,7 @@ class GenerationRequest:
             field, reasoning = self._reasoning
             if row.response.open_field == field:
                 reasoning = reasoning._replace(begin="")
-        return new_matcher(self.decoding, form, self.eos_token_ids, reasoning)
+        return new_matcher(self.text_tokenizer, form, self.eos_token_ids, reasoning)
 
     def repetition_penalty(self) -> list[Any]:
         """The processor that ``generate()`` has for its setting of that name, if it needs one.
@@ -313,9 +321,9 @@ class GenerationRequest:
         return encoded, rows
 
     def compile_form(self, rows: Sequence[Row]) -> None:
-        """Raise what is wrong with the form, as `form_matcher` does. In a worker thread.
+        """Compile the form, and raise what is wrong with it, as `form_matcher` does.
 
-        It can take seconds. Those that are made later are copies.
+        In a worker thread: it can take seconds. The matchers that are made later are copies.
         """
         for row in rows:
             self.form_matcher(row)
@@ -345,12 +353,10 @@ class GenerationRequest:
 
     def _stop_ids(self) -> dict[int, str]:
         """The special tokens among the stop strings, where they have no text to be found by."""
-        stop, name_of = (
-            self.options.stop_strings,
-            getattr(self.decoding, "convert_ids_to_tokens", None),
-        )
-        if not stop or self._shows_special_tokens or not callable(name_of):
+        stop = self.options.stop_strings
+        to_token = getattr(self.text_tokenizer, "convert_ids_to_tokens", None)
+        if not stop or self._shows_special_tokens or not callable(to_token):
             return {}
         # By their ids: for a string that is not a token, some tokenizers have the id of <unk>.
-        names = {token_id: name_of(token_id) for token_id in special_ids(self.decoding)}
-        return {token_id: name for token_id, name in names.items() if name in stop}
+        tokens = {token_id: to_token(token_id) for token_id in special_ids(self.text_tokenizer)}
+        return {token_id: token for token_id, token in tokens.items() if token in stop}

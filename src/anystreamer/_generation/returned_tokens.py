@@ -29,7 +29,7 @@ def returned_tokens(
         eos_token_ids: what follows them in a row of several fills it up to the others' length.
 
     Raises:
-        RuntimeError: there are no ids in the result, or not of that many rows.
+        RuntimeError: the result does not have ids for each row.
     """
     ids = _as_list(sequences_of(output))
     if _is_ids(ids) and rows == 1:

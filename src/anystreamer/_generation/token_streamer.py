@@ -57,15 +57,15 @@ class TokenStreamer:
         self._next_is_prompt = True
         self.is_over = False  # the answer has ended, though generate() can go on
         self._is_finished = False
-        self.all_rows_finished = False  # then the scores of the next step are not read
+        self.all_rows_finished = False  #: then the scores of the next step are not read
         self._taken_in_advance = 0  # steps that a criterion handed over before their put()
-        self.criteria_were_called = False  # ours, by generate()
+        self._criteria_were_called = False  # ours, by generate()
         self._puts = 0  # calls with tokens of the answer
         self.prompt_length = 0
         self.steps = 0  # tokens that each row has been given
 
     def begin_inner(self, model: Any, generate_kwargs: Mapping[str, Any]) -> None:
-        """A model's own ``generate()`` passes its work on to a model inside, with these."""
+        """Note that a model's own ``generate()`` calls that of an inner model, with these."""
         if self.is_over:  # it makes speech, for instance
             return
         self.inner_call = model, generate_kwargs
@@ -100,7 +100,7 @@ class TokenStreamer:
         self._take([row[already_seen:] for row in ids] if already_seen else ids)
         self._puts += 1
         # It calls them before or after the first step, or drops them. Then nothing else ends it.
-        if self._puts > 1 and not self.criteria_were_called and self.is_to_stop():
+        if self._puts > 1 and not self._criteria_were_called and self.is_to_stop():
             raise GenerationStopped
 
     def _take_prompts(self, prompts: Sequence[list[int]]) -> None:
@@ -146,6 +146,16 @@ class TokenStreamer:
         if self._producer.should_stop():
             return True
         return not self.is_over and all(row.is_to_stop for row in self._rows)
+
+    def begin_criteria(self) -> None:
+        """Note that ``generate()`` calls our criteria, so that they can end it."""
+        self._criteria_were_called = True
+
+    def end_criteria(self, stopped: Sequence[bool]) -> None:
+        """Take the answer of our criteria for each row: whether it ends with this step."""
+        self.all_rows_finished = all(
+            stopped[row.number] or row.ended is not None for row in self._rows
+        )
 
     def take_from_criteria(self, sequences: Any) -> None:
         """Take the new ids among those that a criterion sees, of shape ``(B, T)``."""

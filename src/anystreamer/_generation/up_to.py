@@ -14,8 +14,8 @@ __all__ = ["UpTo"]
 class UpTo(int):
     """For ``max_new_tokens=``: this many tokens, or as many as the context has left.
 
-    How many are left is known once the prompt is encoded, and then the request takes that number in
-    its place. To an engine of another kind it is a plain number, which `was_fitted` tells.
+    How many are left is known once the prompt is encoded, and the request then uses that number.
+    For an engine of another kind it is a plain number: `was_fitted` stays False.
 
     Args:
         limit: how many tokens at the most.
@@ -32,10 +32,9 @@ class UpTo(int):
         return self
 
     def fit(self, model: Any, rows: Iterable[Row], least: int) -> int:
-        """The limit of answers to these prompts.
+        """The limit of answers to these prompts, and at least *least*.
 
-        It is *least* at the least: what asks for more than there is room for is to be refused by
-        who knows why it was asked for.
+        If even these do not fit, the request is refused later, by a check that can name the reason.
         """
         self.was_fitted = True
         if self.context is None:

@@ -55,7 +55,7 @@ def check_whisper_fallback(model: Any, generate_kwargs: Mapping[str, Any]) -> No
 def check_whisper_rows(
     model: Any, generate_kwargs: Mapping[str, Any], inputs: Mapping[str, Any], rows: int
 ) -> None:
-    """Refuse several rows where Whisper drops one of them without a word.
+    """Refuse several rows where Whisper drops one of them without an error.
 
     Raises:
         ValueError: what to do instead.

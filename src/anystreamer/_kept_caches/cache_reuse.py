@@ -202,6 +202,7 @@ def _is_remote(cls: type) -> bool:
 
 
 def _is_common(model: Any, step: str) -> bool:
+    """Whether a model has transformers' common method for a step, and none of its own."""
     common = getattr(GenerationMixin, step, None)
     own = vars(model).get(step)
     is_own = own is not None and not getattr(own, "takes_turns", False)  # an engine's lock

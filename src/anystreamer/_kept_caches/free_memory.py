@@ -1,12 +1,13 @@
-"""How much memory is free on a device. Needs torch."""
+"""How much memory is free on a device. Needs torch when it is called."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["free_bytes"]
 
@@ -19,6 +20,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 def free_bytes(device: torch.device) -> int:
     """How many bytes are free on a device; on a CPU those that this process can get."""
     if device.type != "cpu":
+        import torch
+
         module: Any = torch.get_device_module(device)
         if hasattr(module, "mem_get_info"):
             return int(module.mem_get_info(device)[0])
@@ -40,7 +43,16 @@ def _of_container() -> int:
     """What the limit of this container leaves, which the system's numbers do not know."""
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
-        used = (_CGROUP / "memory.current").read_text()
-        return max(0, int(limit) - int(used))
+        used = int((_CGROUP / "memory.current").read_text())
+        return max(0, int(limit) - used + _reclaimable())
     except (OSError, ValueError):  # there is no container, or its limit is "max"
         return 2**63
+
+
+def _reclaimable() -> int:
+    """Bytes of files that the system only keeps in memory, such as the weights that were read.
+
+    They count as used, and give way where memory is needed.
+    """
+    pairs = (line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    return sum(int(size) for name, size in pairs if name in ("active_file", "inactive_file"))

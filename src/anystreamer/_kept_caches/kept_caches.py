@@ -123,8 +123,8 @@ def _holds(one: _Kept, other: _Kept) -> bool:
 def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
     """How many ids are the same from the start on.
 
-    Slices are compared in C: a loop over the ids of eight long conversations takes longer than the
-    first token may.
+    Slices are compared in C: a loop in Python over the ids of eight long conversations would delay
+    the first token.
     """
     most = min(len(one), len(other))
     return bisect.bisect_left(range(most), True, key=lambda i: one[: i + 1] != other[: i + 1])

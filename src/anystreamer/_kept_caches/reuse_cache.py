@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .._bridge import is_whole
 from .._generation import GenerationRequest
 from .._model import uses_torch
 from .._streams import Row
@@ -35,7 +36,7 @@ class ReuseCache:
 
     def __post_init__(self) -> None:
         count, share = self.max_conversations, self.max_share
-        if isinstance(count, bool) or not isinstance(count, int):
+        if not is_whole(count):
             raise TypeError(f"max_conversations must be a whole number, not {count!r}")
         if count < 1:
             raise ValueError(

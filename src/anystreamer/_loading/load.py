@@ -6,9 +6,9 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from .._errors import logger
 from .._installing import to_install
 from .._prompts import note_missing_processor
+from .._reporting import SafeLogger
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .model_class import Classes
 
 __all__ = ["EMBEDDED", "load_model", "placement", "shown_name"]
+
+logger = SafeLogger()
 
 EMBEDDED = "anystreamer-demo"
 
@@ -63,7 +65,7 @@ def load_model(
             reached.
     """
     if name is not None:
-        _check_folder(name)
+        name = _checked_name(name)
     try:
         import transformers  # noqa: F401
     except ImportError as exc:
@@ -142,7 +144,8 @@ def shown_name(name: str | None) -> str:
     """Return the name to show for the model: of its folder, or its id on the hub."""
     if name is None:
         return EMBEDDED
-    return os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name
+    path = os.path.expanduser(name)
+    return os.path.basename(os.path.abspath(path)) if os.path.isdir(path) else name
 
 
 def placement(model: Any) -> str:
@@ -151,20 +154,25 @@ def placement(model: Any) -> str:
     return f"{' and '.join(devices)}, {str(model.dtype).removeprefix('torch.')}"
 
 
-def _check_folder(name: str) -> None:
-    """Refuse a path that is not the folder of a model. An id on the hub has one slash at most."""
+def _checked_name(name: str) -> str:
+    """The path of a model's folder, or its id on the hub, which has one slash at most.
+
+    Raises:
+        OSError: it is a path, but not that of a model's folder.
+    """
     path = os.path.expanduser(name)
     if os.path.isdir(path):
         if os.path.isfile(os.path.join(path, "config.json")):
-            return
+            return path
         if os.path.isfile(os.path.join(path, "adapter_config.json")):
             raise OSError(
                 f"{name} has an adapter and no model: load its model, and then put the adapter on "
                 f"it with peft.PeftModel.from_pretrained(model, {name!r})"
             )
         raise OSError(f"{name} has no config.json: it is not the folder of a model")
-    elif os.path.isabs(path) or name.startswith(".") or name.count("/") > 1:
+    if os.path.isabs(path) or name.startswith(".") or name.count("/") > 1:
         raise OSError(f"there is no folder {name}")
+    return name
 
 
 def _dtype(dtype: str | torch.dtype) -> Any:
@@ -238,7 +246,7 @@ def _template(chat_template: str) -> str:
     if "{" in chat_template:
         return chat_template
     try:
-        with open(chat_template, encoding="utf-8") as file:
+        with open(os.path.expanduser(chat_template), encoding="utf-8") as file:
             return file.read()
     except OSError as exc:
         raise ValueError(

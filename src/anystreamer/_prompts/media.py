@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .missing_processors import missing_processor
-from .untrusted import NotText, UntrustedMessages
+from .untrusted import NotText, UntrustedMessages, with_contents
 
 if TYPE_CHECKING:
     from .media_files import Budget
@@ -110,7 +110,7 @@ def media_parts(messages: Any) -> Iterator[MediaPart]:
             continue
         for index, part in enumerate(content):
             if (kind := _kind_of(part)) is not None:
-                yield MediaPart(kind, f"messages[{number}].content[{index}]", part)
+                yield MediaPart(kind, _place(number, index), part)
 
 
 def _kind_of(part: Any) -> str | None:
@@ -134,13 +134,13 @@ def media_kinds(processor: Any) -> list[str]:
     ]
 
 
-def check_processor(model: Any, tokenizer: Any, decoding: Any, part: MediaPart) -> None:
+def check_processor(model: Any, tokenizer: Any, text_tokenizer: Any, part: MediaPart) -> None:
     """Refuse a part that the model or its processor does not take.
 
     Args:
         model: of transformers, or another one.
         tokenizer: what was passed: perhaps a processor.
-        decoding: the tokenizer itself.
+        text_tokenizer: the tokenizer itself, which a processor has inside.
         part: of the prompt.
 
     Raises:
@@ -154,7 +154,7 @@ def check_processor(model: Any, tokenizer: Any, decoding: Any, part: MediaPart) 
             f"{name} the model takes text alone here, because its processor could not be loaded: "
             f"{reason}"
         )
-    if tokenizer is not decoding:
+    if tokenizer is not text_tokenizer:
         raise ValueError(f"{name} {type(tokenizer).__name__} does not take {part.kind} inputs")
     if type(tokenizer).__module__.endswith("mistral_common"):  # a processor of images itself
         return
@@ -191,19 +191,18 @@ def decoded_messages(messages: Any, rate: int, fetched: Mapping[str, bytes]) -> 
 
     is_own = not isinstance(messages, UntrustedMessages)
     decoder = _Decoder(rate, fetched, Budget(is_bounded=not is_own), reads_files=is_own)
-    made = {part.place: decoder.decode(part) for part in media_parts(messages)}
-    changed = [
-        {**message, "content": _replaced(number, message["content"], made)}
-        if isinstance(message.get("content"), list | tuple)
-        else message
-        for number, message in enumerate(messages)
-    ]
-    return messages.replaced(changed) if isinstance(messages, UntrustedMessages) else changed
+    decoded = {part.place: decoder.decode(part) for part in media_parts(messages)}
+
+    def with_decoded(number: int, content: Any) -> Any:
+        if not isinstance(content, list | tuple):
+            return content
+        return [decoded.get(_place(number, index), part) for index, part in enumerate(content)]
+
+    return with_contents(messages, with_decoded)
 
 
-def _replaced(number: int, content: Sequence[Any], made: Mapping[str, Any]) -> list[Any]:
-    places = [f"messages[{number}].content[{index}]" for index in range(len(content))]
-    return [made.get(place, part) for place, part in zip(places, content, strict=True)]
+def _place(number: int, index: int) -> str:
+    return f"messages[{number}].content[{index}]"
 
 
 class _Decoder:

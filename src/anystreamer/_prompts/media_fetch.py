@@ -50,7 +50,7 @@ async def fetch_media(prompts: Sequence[Any]) -> dict[str, bytes]:
 def _split(place: str, address: str) -> SplitResult:
     try:
         split = urlsplit(address.strip())
-        _ = split.port
+        _ = split.port  # raises where it is not a number
     except ValueError as exc:
         raise ValueError(f"{place}: {address[:200]!r} is not an address") from exc
     if split.scheme not in ("http", "https") or not split.hostname:

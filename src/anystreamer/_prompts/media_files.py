@@ -36,7 +36,7 @@ _RATES = range(4_000, 400_000)
 
 
 class Budget:
-    """How much the files of one prompt can become in memory. None of the caller's own is bounded.
+    """How large the files of one prompt can become in memory. The caller's own have no limit.
 
     Args:
         is_bounded: whether others have sent the files.

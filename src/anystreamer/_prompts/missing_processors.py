@@ -1,4 +1,4 @@
-"""Tokenizers in the place of a processor that could not be loaded, and what is missing for it."""
+"""Tokenizers that stand in for a processor that could not be loaded, and what is missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _reasons: dict[int, str] = {}  # by the id of the tokenizer, for as long as it l
 
 
 def note_missing_processor(tokenizer: object, error: Exception) -> None:
-    """Note that a model takes text alone, with this tokenizer, because of that error."""
+    """Note that a model takes text alone, with this tokenizer, because of this error."""
     # The message of an ImportError of transformers names the package and says how to install it.
     # Other errors can have paths, and go to the log only: what is noted here, clients see.
     reason = message_of(error) if is_kind(error, ImportError) else "the log says why"
@@ -21,5 +21,5 @@ def note_missing_processor(tokenizer: object, error: Exception) -> None:
 
 
 def missing_processor(tokenizer: object) -> str | None:
-    """Why the processor is missing in whose place this tokenizer is; None if it is not."""
+    """Why this tokenizer stands in for a processor; None if it does not."""
     return _reasons.get(id(tokenizer))

@@ -8,7 +8,7 @@ from typing import Any
 from .._weak_cache import WeakCache
 from .media import MediaPart, check_processor, decoded_messages, has_media, media_parts
 from .prompts import Prompt, TokenIds, takes_processor_kwargs, tokenizer_of
-from .untrusted import UntrustedMessages
+from .untrusted import with_contents
 
 __all__ = ["check_media", "prompts_for_processor"]
 
@@ -39,11 +39,15 @@ def prompts_for_processor(
         ValueError: a picture or a recording cannot be decoded, or is not for this model.
         ImportError: a package that decodes it is not installed.
     """
-    decoding = tokenizer_of(tokenizer)
-    if isinstance(prompts, Mapping) or (tokenizer is decoding and not any(map(has_media, prompts))):
+    text_tokenizer = tokenizer_of(tokenizer)
+    if isinstance(prompts, Mapping) or (
+        tokenizer is text_tokenizer and not any(map(has_media, prompts))
+    ):
         return prompts
     settings = chat_template_kwargs or {}
-    return [_prepared(model, tokenizer, decoding, each, settings, fetched) for each in prompts]
+    return [
+        _prepared(model, tokenizer, text_tokenizer, each, settings, fetched) for each in prompts
+    ]
 
 
 def check_media(model: Any, tokenizer: Any, kind: str, place: str) -> None:
@@ -64,7 +68,7 @@ def check_media(model: Any, tokenizer: Any, kind: str, place: str) -> None:
 def _prepared(
     model: Any,
     tokenizer: Any,
-    decoding: Any,
+    text_tokenizer: Any,
     prompt: Any,
     settings: Mapping[str, Any],
     fetched: Mapping[str, bytes] | None,
@@ -72,14 +76,14 @@ def _prepared(
     if isinstance(prompt, str | TokenIds | Mapping):
         return prompt
     for part in media_parts(prompt):
-        check_processor(model, tokenizer, decoding, part)
+        check_processor(model, tokenizer, text_tokenizer, part)
     if has_media(prompt):
         decoded: Prompt = decoded_messages(
             prompt, _sampling_rate(tokenizer, settings), fetched or {}
         )
         prompt = decoded
-    if tokenizer is not decoding and not _reads_text(tokenizer, settings):
-        prompt = _in_parts(prompt)
+    if tokenizer is not text_tokenizer and not _reads_text(tokenizer, settings):
+        prompt = with_contents(prompt, _in_parts)
     checked: Prompt = prompt
     return checked
 
@@ -119,12 +123,6 @@ def _shows(processor: Any, content: Any, settings: Mapping[str, Any]) -> bool:
         return False
 
 
-def _in_parts(messages: Any) -> Prompt:
-    """The same chat with parts in place of strings."""
-    changed = [
-        {**message, "content": [{"type": "text", "text": message["content"]}]}
-        if isinstance(message.get("content"), str)
-        else message
-        for message in messages
-    ]
-    return messages.replaced(changed) if isinstance(messages, UntrustedMessages) else changed
+def _in_parts(_: int, content: Any) -> Any:
+    """A content as parts, if it is a string."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content

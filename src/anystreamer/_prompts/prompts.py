@@ -64,7 +64,7 @@ Prompt = str | TokenIds | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 # last ones comes the model's main input: pixels, or audio.
 _IDS = ("input_ids", "inputs")
 _OTHERS_WITH_ROWS = ("inputs_embeds", "input_features", "decoder_input_ids")
-# What padding can be made for here. Anything else is for the processor to pad.
+# The inputs that are padded here. Others have to be padded by the processor.
 _PADDED = {"input_ids", "attention_mask", "token_type_ids"}
 
 
@@ -164,8 +164,9 @@ def as_prompts(prompt: Prompt) -> Sequence[Prompt] | Mapping[str, Any]:
 
 def tokenizer_of(tokenizer: Any) -> Any:
     """The tokenizer of a processor, or the tokenizer itself. Raises TypeError for others."""
-    if not callable(getattr(tokenizer, "encode", None)):  # a processor cannot; some tokenizers
-        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # have a .tokenizer of their own
+    # A processor has no encode(). Some tokenizers have a .tokenizer of their own as well.
+    if not callable(getattr(tokenizer, "encode", None)):
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     if not callable(getattr(tokenizer, "decode", None)):
         raise TypeError(f"tokenizer must have decode(), and {type(tokenizer).__name__} has none")
     return tokenizer
@@ -290,10 +291,10 @@ def _encode_one(
     context_length: int | None,
 ) -> dict[str, Any]:
     return_tensors = {"return_tensors": "pt"} if uses_torch else {}
-    decoding = tokenizer_of(tokenizer)
+    text_tokenizer = tokenizer_of(tokenizer)
     if isinstance(prompt, str):
         if context_length is not None:
-            check_length(decoding, prompt, context_length)
+            check_length(text_tokenizer, prompt, context_length)
         return dict(tokenizer(text=prompt if uses_torch else [prompt], **return_tensors))
     if isinstance(prompt, TokenIds):
         return _inputs_of(list(prompt), uses_torch)
@@ -302,9 +303,9 @@ def _encode_one(
     settings = {"add_generation_prompt": opens_message, **chat_template_kwargs}
     if context_length is not None and _could_exceed(context_length, prompt, settings):
         text = tokenizer.apply_chat_template(list(prompt), tokenize=False, **settings)
-        check_length(decoding, text, context_length)
+        check_length(text_tokenizer, text, context_length)
     if isinstance(prompt, UntrustedMessages) and has_plain_tokens(prompt):
-        ids = encode_untrusted(tokenizer, decoding, prompt, settings)
+        ids = encode_untrusted(tokenizer, text_tokenizer, prompt, settings)
         if ids is not None:
             return _inputs_of(ids, uses_torch)
     settings = {**return_tensors, **settings}
@@ -362,12 +363,12 @@ def _padding(processor: Any, settings: Mapping[str, Any], pads_right: bool) -> d
 
 
 def takes_processor_kwargs(processor: Any) -> bool:
-    """Whether the arguments for encoding are apart from the template's. In transformers 5.0 not."""
+    """Whether a processor takes arguments for encoding apart. Those of transformers 5.0 do not."""
     return "processor_kwargs" in inspect.signature(processor.apply_chat_template).parameters
 
 
 def _could_exceed(context_length: int, messages: Prompt, settings: Mapping[str, Any]) -> bool:
-    """Whether the prompt has more characters than that. Usually not: to render it takes time."""
+    """Whether a prompt has more characters than tokens are allowed. If not, it fits unrendered."""
     if settings.get("truncation"):
         return False
     return sum(map(len, strings_in((messages, settings)))) > context_length

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
 __all__ = [
     "NotText",
@@ -16,6 +16,7 @@ __all__ = [
     "has_plain_tokens",
     "mark_untrusted",
     "strings_in",
+    "with_contents",
 ]
 
 # Arguments of a chat template with text that others can have written.
@@ -39,6 +40,10 @@ class UntrustedMessages(list[Mapping[str, Any]]):
 
     A template whose markers are ordinary text (``[INST]`` of Llama 2) has no such protection: the
     model cannot tell its markers from the text of users.
+
+    Slices, sums and copies are `UntrustedMessages` as well: ``messages[-10:]``, and
+    ``[system] + messages``. A sum of two of them allows special tokens if both do, and the hosts
+    that both name. ``list()`` and comprehensions make a plain list.
 
     Messages can have pictures and recordings. Their files are limited in size, paths are not read,
     and addresses are fetched only from the hosts of *allow_media_from*. If a user writes the token
@@ -71,6 +76,48 @@ class UntrustedMessages(list[Mapping[str, Any]]):
 
             self.allow_media_from = validate_hosts(allow_media_from)
 
+    @overload
+    def __getitem__(self, index: SupportsIndex, /) -> Mapping[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice, /) -> UntrustedMessages: ...
+
+    def __getitem__(self, index: SupportsIndex | slice, /) -> Mapping[str, Any] | UntrustedMessages:
+        """Return a message, or several under the same rules."""
+        if isinstance(index, slice):
+            return self.replaced(super().__getitem__(index))
+        return super().__getitem__(index)
+
+    # Of list, a sum of lists with other items has another type. Here there are no others.
+    def __add__(  # type: ignore[override]
+        self, other: Sequence[Mapping[str, Any]], /
+    ) -> UntrustedMessages:
+        """Return these messages and others after them."""
+        if not isinstance(other, list):
+            return NotImplemented
+        return self._common_rules(other).replaced([*self, *other])
+
+    def __radd__(self, other: Sequence[Mapping[str, Any]], /) -> UntrustedMessages:
+        """Return these messages and others before them."""
+        if not isinstance(other, list):
+            return NotImplemented
+        return self.replaced([*other, *self])
+
+    def copy(self) -> UntrustedMessages:
+        """Return the same messages, under the same rules, in a new list."""
+        return self.replaced(self)
+
+    def _common_rules(self, other: object) -> UntrustedMessages:
+        """No messages, with what both lists allow. A plain list is the caller's own."""
+        if not isinstance(other, UntrustedMessages):
+            return self.replaced(())
+        return UntrustedMessages(
+            allow_media_from=[
+                each for each in self.allow_media_from if each in other.allow_media_from
+            ],
+            allow_special_tokens=self.allow_special_tokens and other.allow_special_tokens,
+        )
+
     def replaced(self, messages: Iterable[Mapping[str, Any]]) -> UntrustedMessages:
         """Other messages, under the same rules."""
         return UntrustedMessages(
@@ -80,41 +127,59 @@ class UntrustedMessages(list[Mapping[str, Any]]):
         )
 
 
+def with_contents(messages: Any, change: Callable[[int, Any], Any]) -> Any:
+    """The same chat with other contents; `UntrustedMessages` stay such.
+
+    Args:
+        messages: the chat.
+        change: returns the content for a message, from its number and from its content.
+    """
+    changed = [
+        _with_content(message, change(number, message.get("content")))
+        for number, message in enumerate(messages)
+    ]
+    return messages.replaced(changed) if isinstance(messages, UntrustedMessages) else changed
+
+
+def _with_content(message: Mapping[str, Any], content: Any) -> Mapping[str, Any]:
+    return message if content is message.get("content") else {**message, "content": content}
+
+
 def has_plain_tokens(messages: Any) -> bool:
     """Whether special tokens in the text of these messages are text."""
     return isinstance(messages, UntrustedMessages) and not messages.allow_special_tokens
 
 
-# transformers' own `sanitize_control_tokens` is not in all supported releases. It also leaves the
-# keys of dicts alone, calls the tokenizer for each token that it finds, and fails where a tokenizer
+# transformers' own `sanitize_control_tokens` is not in all supported releases. It also skips the
+# keys of dicts, calls the tokenizer for each token that it finds, and fails where a tokenizer
 # makes a special token of ordinary text (Unigram, whose vocabulary has it).
 def encode_untrusted(
-    tokenizer: Any, decoding: Any, messages: UntrustedMessages, settings: Mapping[str, Any]
+    tokenizer: Any, text_tokenizer: Any, messages: UntrustedMessages, settings: Mapping[str, Any]
 ) -> list[int] | None:
     """The ids of messages that have special tokens in their text; None if there are none.
 
     Args:
         tokenizer: has the chat template.
-        decoding: the tokenizer itself, where *tokenizer* is a processor.
+        text_tokenizer: the tokenizer itself, where *tokenizer* is a processor.
         messages: the chat, without pictures or other parts that are not text.
         settings: arguments of the chat template.
     """
     chat = _Chat(tokenizer, [messages], settings)
-    known = _control_tokens(tokenizer, decoding, settings)
+    known = _control_tokens(tokenizer, text_tokenizer, settings)
     found = chat.find(known)
     if not found:
         return None
-    return _Encoder(decoding, known).encode(*chat.split(chat.replaceable(found)))
+    return _Encoder(text_tokenizer, known).encode(*chat.split(chat.replaceable(found)))
 
 
 def mark_untrusted(
-    processor: Any, decoding: Any, conversations: Sequence[Any], settings: Mapping[str, Any]
+    processor: Any, text_tokenizer: Any, conversations: Sequence[Any], settings: Mapping[str, Any]
 ) -> Marked | None:
     """The same for a processor, which puts the tokens of pictures into the text before it encodes.
 
     Args:
         processor: has the chat template.
-        decoding: its tokenizer.
+        text_tokenizer: its tokenizer.
         conversations: one or several chats, of which some are `UntrustedMessages`.
         settings: arguments of the chat template.
     """
@@ -122,7 +187,7 @@ def mark_untrusted(
     if not untrusted:
         return None
     chat = _Chat(processor, untrusted, settings)
-    known = _control_tokens(processor, decoding, settings)
+    known = _control_tokens(processor, text_tokenizer, settings)
     found = chat.find(known)
     if not found:
         return None
@@ -132,7 +197,7 @@ def mark_untrusted(
         processor,
         [next(marked) if has_plain_tokens(each) else list(each) for each in conversations],
         chat.marked_settings(replaced),
-        _MarkedTokenizer(decoding, _Encoder(decoding, known), chat, replaced),
+        _MarkedTokenizer(text_tokenizer, _Encoder(text_tokenizer, known), chat, replaced),
     )
 
 
@@ -169,16 +234,18 @@ class _Token:
     is_special: bool
 
 
-def _control_tokens(tokenizer: Any, decoding: Any, settings: Mapping[str, Any]) -> list[_Token]:
+def _control_tokens(
+    tokenizer: Any, text_tokenizer: Any, settings: Mapping[str, Any]
+) -> list[_Token]:
     """The tokens that structure a chat, longest first: a token can be a part of another."""
     template = settings.get("chat_template") or getattr(tokenizer, "chat_template", None)
     if not template:  # it encodes messages by itself (Mistral), and text never becomes a token
         return []
-    own = getattr(decoding, "chat_control_tokens", None) or ()
+    own = getattr(text_tokenizer, "chat_control_tokens", None) or ()
     written = "\0".join([str(template), *own])
     tokens = [
         _Token(added.content, id_, added.special)
-        for id_, added in getattr(decoding, "added_tokens_decoder", {}).items()
+        for id_, added in getattr(text_tokenizer, "added_tokens_decoder", {}).items()
         if len(added.content) > 1 and not added.content.isspace()
         if added.special or _is_marker(added.content, written)
     ]
@@ -188,8 +255,8 @@ def _control_tokens(tokenizer: Any, decoding: Any, settings: Mapping[str, Any]) 
 def _is_marker(text: str, written: str) -> bool:
     """Whether an added token is one of the template's, though it is not called special.
 
-    DeepSeek does not call the markers of its roles so. Some templates put them together from parts:
-    they are known by their form.
+    DeepSeek's markers of roles are not special, for example. Some templates put markers together
+    from parts: these are recognised by their form.
     """
     has_form = text.startswith("<|") and text.endswith("|>")
     return has_form or (text in written and not text.isalnum())
@@ -214,7 +281,7 @@ class _Chat:
         self._others = {name: settings[name] for name in _WITH_TEXT if settings.get(name)}
         self._tokenizer = tokenizer
         self._settings = settings
-        # In place of tokens. Of digits alone, which no template changes; nobody can guess them.
+        # In place of tokens: digits alone, which no template changes, and which no one can guess.
         self._mark = str(10**19 + int.from_bytes(os.urandom(8), "big"))
 
     def find(self, known: Sequence[_Token]) -> list[_Token]:

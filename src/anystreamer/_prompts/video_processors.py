@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from .untrusted import with_contents
 from .video_files import Video, VideoFrames
 
 __all__ = ["reading_video_files"]
@@ -32,7 +33,7 @@ def reading_video_files(
     reading.video_processor = copy.copy(processor.video_processor)
     # `BaseVideoProcessor` calls it with how to choose frames. Its own decodes paths only.
     reading.video_processor.fetch_videos = partial(_fetch_videos, lock)
-    return reading, [_with_videos(chat) for chat in chats]
+    return reading, [with_contents(chat, _with_videos) for chat in chats]
 
 
 def _fetch_videos(
@@ -65,14 +66,8 @@ def _is_video(part: Any) -> bool:
     return isinstance(part, Mapping) and part.get("type") == "video"
 
 
-def _with_videos(chat: Any) -> Any:
-    changed = [
-        {**message, "content": [_with_video(part) for part in message["content"]]}
-        if isinstance(message.get("content"), list | tuple)
-        else message
-        for message in chat
-    ]
-    return chat.replaced(changed) if hasattr(chat, "replaced") else changed
+def _with_videos(_: int, content: Any) -> Any:
+    return list(map(_with_video, content)) if isinstance(content, list | tuple) else content
 
 
 def _with_video(part: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the server, the command that runs it and its replicas on Ray Serve share."""
+"""What the server, the command that runs it, and Ray Serve's replicas share: checks and logs."""
 
 from .asgi_extensions import ABORT, CANCELS_ON_DISCONNECT, CONNECTIONS
 from .logs import LogLevel, RequestLogFormat, write_logs

@@ -90,9 +90,7 @@ class GenerationSpan:
         }
         if (response := _response.get()) is not None:
             attributes["gen_ai.response.id"], attributes["gen_ai.response.model"] = response
-        self._span.set_attributes(
-            {name: value for name, value in attributes.items() if value is not None}
-        )
+        self._set_known(attributes)
 
     def _set_results(self, rows: list[Row], timing: Timing, first_chunk: float | None) -> None:
         usages = [row.usage for row in rows if row.usage is not None]
@@ -111,6 +109,10 @@ class GenerationSpan:
                 "gen_ai.usage.output_tokens": sum(usage.completion_tokens for usage in usages),
                 "anystreamer.usage.computed_tokens": sum(usage.computed_tokens for usage in usages),
             }
+        self._set_known(attributes)
+
+    def _set_known(self, attributes: Mapping[str, Any]) -> None:
+        """Set the attributes that have a value."""
         self._span.set_attributes(
             {name: value for name, value in attributes.items() if value is not None}
         )

@@ -203,7 +203,7 @@ class Row:
         return self.response is not None
 
     def compute_usage(self) -> Usage | None:
-        """Count its tokens, once it has ended."""
+        """Count its tokens, once it has ended; None if another server made it and did not say."""
         return Usage(
             prompt_tokens=len(self.prompt_token_ids),
             completion_tokens=len(self.token_ids),

@@ -1,4 +1,4 @@
-"""The JSON schemas of a tool's arguments, made so that they can be kept to."""
+"""The JSON schemas of tools' arguments, in the forms that a grammar and a parser need."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COMBINE = ("allOf", "anyOf", "oneOf", "$ref", "if", "dependentSchemas", "patter
 
 
 def object_schema(tool: Tool) -> dict[str, Any]:
-    """The schema of a tool's arguments: of objects, without properties that it does not name.
+    """The schema of a tool's arguments, for a grammar: an object with the named properties alone.
 
     Raises:
         ValueError: it describes something else.
@@ -120,9 +120,9 @@ def _types_of_value(value: Any) -> tuple[str, ...]:
 
 
 def parser_tools(use: ToolUse) -> list[dict[str, Any]]:
-    """The tools as transformers' parser looks at them: only at types that a property names itself.
+    """The tools for transformers' parser, which reads only types that a property names itself.
 
-    With them it makes numbers and objects of arguments that are written as text.
+    By these types, the parser makes numbers and objects of arguments that are written as text.
     """
     described = []
     for tool in use.tools:

@@ -54,7 +54,7 @@ def common_prefix(one: str, other: str) -> int:
 
 
 def rust_backend(tokenizer: Any) -> Any:
-    """The tokenizer of the tokenizers library that does the work; None if there is none."""
+    """The tokenizer of the tokenizers library behind a tokenizer; None for one in Python."""
     is_one = type(tokenizer).__module__ == "tokenizers"
     return tokenizer if is_one else getattr(tokenizer, "backend_tokenizer", None)
 

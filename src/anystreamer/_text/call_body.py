@@ -45,7 +45,7 @@ class CallBody:
         self._arguments: dict[str, str] = {}  # by the tool's name
 
     def of(self, tools: Sequence[Tool]) -> str:
-        """Lark's for a call of one of these tools."""
+        """A Lark expression for a call of one of these tools."""
         if self._shape.content == "xml-inline":
             return " | ".join(map(self._in_tags, tools))
         body = self._builder.rule(" | ".join(map(self._as_json, tools)))

@@ -39,7 +39,7 @@ class CallOrAnswerForm:
         """The grammar of the whole answer, as llguidance's list of grammars.
 
         Raises:
-            ValueError: there is none.
+            ValueError: no such grammar can be made.
         """
         answer = self.within.rule(builder, reasoning)
         calls = self.calls.rule(builder, reasoning)

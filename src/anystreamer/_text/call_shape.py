@@ -54,7 +54,7 @@ def shape_of_calls(template: Mapping[str, Any]) -> CallShape:
     """Read the form of calls in a response template.
 
     Raises:
-        ValueError: it has none, or one that cannot be kept to.
+        ValueError: it has none, or one for which no grammar can be made.
     """
     field = template["fields"].get(_FIELD)
     if field is None:

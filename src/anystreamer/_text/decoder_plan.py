@@ -194,7 +194,7 @@ _tables_lock = threading.Lock()
 class Vocabulary:
     def __init__(self, tokenizer: Any, backend: Any, skip: bool, plan: DecoderPlan) -> None:
         self._backend, self._skip, self._plan = backend, skip, plan
-        self.doubted = False
+        self._has_doubt = False
         # A tokenizer that was changed since starts a new table.
         state = (
             backend.decoder and backend.decoder.__getstate__(),
@@ -227,11 +227,16 @@ class Vocabulary:
         if self._plan.decode_pair(first, later) == expected:
             entry = later if self._plan.core == "bytes" else (first, later)
             return self.table.setdefault(token_id, entry)
-        if not self.doubted:
+        if not self._has_doubt:
             logger.warning("Token %r decodes in an unknown way: the text can be inexact", token)
-        self.doubted = True
+        self._has_doubt = True
         text = self._backend.decode([token_id], skip_special_tokens=self._skip)
         return text.encode() if self._plan.core == "bytes" else (text, text)
+
+    def take_doubt(self) -> bool:
+        """Whether a token of the text decodes in an unknown way. The next text begins anew."""
+        has_doubt, self._has_doubt = self._has_doubt, False
+        return has_doubt
 
 
 class Utf8Decoder:
@@ -265,7 +270,7 @@ class ByteRun:
     def __init__(self, hold: bool) -> None:
         self._hold = hold
         self._codec = Utf8Decoder("surrogateescape")
-        self.mixed = False
+        self._was_mixed = False
         self._start()
 
     def _start(self) -> None:
@@ -302,12 +307,17 @@ class ByteRun:
         return ""
 
     def end(self) -> str:
-        """End the run, and note in `mixed` if this is not what the reference makes of it."""
+        """End the run."""
         rest = self._codec.decode(b"", True)
         if self._hold and not self._broken:
             text = "\ufffd" * self.length if rest else "".join(self._held)
         else:
             text = "" if self._hold else self._take(rest)
-        self.mixed |= self._whole and self._broken
+        self._was_mixed |= self._whole and self._broken
         self._start()
         return text
+
+    def take_mixed(self) -> bool:
+        """Whether the reference shows a run of the text otherwise. The next text begins anew."""
+        was_mixed, self._was_mixed = self._was_mixed, False
+        return was_mixed

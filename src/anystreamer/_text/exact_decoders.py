@@ -27,8 +27,7 @@ class ByteLevelDecoder(TextDecoder):
         return text
 
     def flush(self) -> str:
-        self.exact = not self._vocabulary.doubted
-        self._vocabulary.doubted = False
+        self.exact = not self._vocabulary.take_doubt()
         return end_stages(self._stages, self._codec.decode(b"", True))
 
 
@@ -59,6 +58,7 @@ class PieceDecoder(TextDecoder):
 
     def flush(self) -> str:
         text = end_stages(self._stages, self._run.end())
-        self.exact = not (self._run.mixed or self._vocabulary.doubted)
-        self._later = self._run.mixed = self._vocabulary.doubted = False
+        is_mixed, has_doubt = self._run.take_mixed(), self._vocabulary.take_doubt()
+        self.exact = not (is_mixed or has_doubt)
+        self._later = False
         return text

@@ -52,7 +52,7 @@ class Form(Protocol):
         """The grammar of the whole answer, as llguidance's list of grammars.
 
         Raises:
-            ValueError: there is none.
+            ValueError: no such grammar can be made.
         """
 
 
@@ -76,8 +76,8 @@ class FormMatcher:
         matcher: llguidance's.
         eos: the tokens that end an answer.
         special: the special tokens.
-        argument: asks for the form; for messages.
-        within: one for the form of the answers that are parsed, where others are allowed as well.
+        argument: the argument that asks for the form, for messages.
+        within: where an answer can be tool calls instead: the matcher of an answer without calls.
     """
 
     def __init__(
@@ -112,14 +112,14 @@ class FormMatcher:
 
     @property
     def taken(self) -> list[bool]:
-        """For each token that it has seen, whether the form has it."""
+        """For each token that it has seen, whether llguidance's matcher has taken it."""
         return [state.is_taken for state in self._states]
 
     @property
     def is_complete(self) -> bool:
         """Whether the answer is a whole text of the form, and nothing can follow.
 
-        Of the form of the answers that are parsed, where others are allowed as well.
+        Where an answer can be tool calls instead: whether it is a whole answer without calls.
         """
         if self._within is not None:
             within = self._within.copy_unused()
@@ -137,7 +137,7 @@ class FormMatcher:
     def advance(self, token_ids: Iterable[int]) -> bool:
         """Take the next tokens. Returns False if the form does not allow one of them."""
         for token_id in token_ids:
-            self._states.append(self._after(token_id))
+            self._states.append(self._take(token_id))
             self._ids.append(token_id)
         return not self._state.is_off
 
@@ -154,7 +154,8 @@ class FormMatcher:
         del self._ids[same:], self._states[same:]
         self.advance(token_ids[same:])
 
-    def _after(self, token_id: int) -> _State:
+    def _take(self, token_id: int) -> _State:
+        """Let llguidance's matcher take a token, and return the state after it."""
         before = self._state
         if before.has_ended or before.is_off:
             return before._replace(is_taken=False)
@@ -281,12 +282,12 @@ class _Compiler:
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             reason = str(matcher.get_error())
-            if reason.startswith("panic: "):  # a number that it has no place for
+            if reason.startswith("panic: "):  # a number that is too large for it
                 raise FormTooComplex(argument, reason.partition("\n")[0][:MAX_REASON])
             if len(reason) > MAX_REASON:
                 reason = f"{reason[:MAX_REASON]} ..."
             raise ValueError(f"{argument} is not valid: {reason}")
-        # What exceeds a limit does so at the first token, most often: now is the time to say it.
+        # A form that exceeds a limit mostly does so at its first token: so it is refused here.
         trial = matcher.deep_copy()
         bits = int.from_bytes(trial.compute_bitmask(), "little")
         trial.try_consume_tokens([(bits & -bits).bit_length() - 1] if bits else [])

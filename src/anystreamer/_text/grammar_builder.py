@@ -40,34 +40,34 @@ class GrammarBuilder:
         return [part for part in [*parts, text[at:]] if part != ""]
 
     def text(self, text: str) -> str:
-        """Lark's for a text; empty for none."""
+        """A Lark expression for a text; empty for an empty text."""
         parts = self.split(text)
         return " ".join(
             f"<[{part}]>" if isinstance(part, int) else json.dumps(part) for part in parts
         )
 
     def terminal(self, definition: str) -> str:
-        """The name of a terminal."""
+        """Add a terminal, unless it is there, and return its name."""
         return self._name("T", definition)
 
     def rule(self, definition: str, attributes: str = "") -> str:
-        """The name of a rule."""
+        """Add a rule, unless it is there, and return its name."""
         return self._name("r", definition, attributes)
 
     def define(self, name: str, definition: str) -> None:
-        """Add a rule with a name of the caller's, which can be used before."""
+        """Add a rule with this name. Other rules can use the name before."""
         if f"{name}:" not in self._names:
             self._names[f"{name}:"] = name
             self._lines.append(f"{name}: {definition}")
 
     def schema(self, schema: Mapping[str, Any]) -> str:
-        """The name of the grammar of a JSON schema."""
+        """Add the grammar of a JSON schema, and return a reference to it."""
         name = f"json_{len(self._schemas)}"
         self._schemas.append({"name": name, "json_schema": dict(schema)})
         return f"@{name}"
 
     def other(self, name: str, grammar: Mapping[str, Any]) -> str:
-        """The name of another grammar."""
+        """Add another grammar, and return a reference to it."""
         self._schemas.append({"name": name, **grammar})
         return f"@{name}"
 
@@ -85,7 +85,7 @@ class GrammarBuilder:
 
 
 def escaped(text: str) -> str:
-    """An expression that matches a text."""
+    """A regular expression that matches a text."""
     return "".join(
         f"\\{character}" if character in _META else _CONTROL.get(character, character)
         for character in text
@@ -93,7 +93,7 @@ def escaped(text: str) -> str:
 
 
 def in_slashes(expression: str) -> str:
-    """An expression as Lark has it: between slashes, with those in it escaped."""
+    """A regular expression as Lark writes it: between slashes, with its own slashes escaped."""
     written, is_escape = [], False
     for character in expression:
         written.append("\\/" if character == "/" and not is_escape else character)

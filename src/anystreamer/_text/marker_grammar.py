@@ -12,15 +12,15 @@ __all__ = ["render"]
 
 _SPACES = ("\\s", " ")
 # How often something is written that can be repeated without a limit: small models would not stop.
-_MOST_SPACES = 4
-_MOST = 16
+_MAX_SPACES = 4
+_MAX_REPEATS = 16
 
 # Harmony's, between a name and the message, where its template takes any text.
 _CONSTRAIN = "<|constrain|>"
 
 
 def render(builder: GrammarBuilder, nodes: Iterable[Node], names: Mapping[str, str]) -> str:
-    """Lark's for nodes, with these texts in place of groups. Empty for no text."""
+    """A Lark expression for nodes, with *names* in place of groups. Empty if they have no text."""
     return _Renderer(builder, names).sequence(nodes)
 
 
@@ -68,21 +68,21 @@ class _Renderer:
         if isinstance(node.node, Characters) and (node.least, node.most) == (0, None):
             # What a pattern leaves open is left out, except for spaces.
             if node.node.expression in _SPACES:
-                return f"[ \\t\\r\\n]{{0,{_MOST_SPACES}}}"
+                return f"[ \\t\\r\\n]{{0,{_MAX_SPACES}}}"
             return None if _CONSTRAIN in self._builder.special else ""
         each = self._expression(node.node)
-        most = node.least + _MOST if node.most is None else node.most
+        most = node.least + _MAX_REPEATS if node.most is None else node.most
         return None if each is None else f"(?:{each}){{{node.least},{most}}}"
 
     def _lark(self, node: Node) -> str:
-        """Lark's for a node that has special tokens."""
+        """A Lark expression for a node that has special tokens."""
         match node:
             case Literal(text=text):
                 return self._builder.text(text)
             case Repeat(node=Characters()):
                 return f'(/ ?/ {self._builder.text(_CONSTRAIN)} "json")?'
             case Repeat(node=inner, least=least, most=most):
-                highest = least + _MOST if most is None else most
+                highest = least + _MAX_REPEATS if most is None else most
                 return f"({self.sequence((inner,))}){{{least},{highest}}}"
             case Group(node=inner):
                 return f"({self.sequence((inner,))})"

@@ -22,7 +22,7 @@ class Reasoning(NamedTuple):
 
 
 def reasoning_before(builder: GrammarBuilder, reasoning: Reasoning | None) -> str:
-    """Lark's for a reasoning that can stand at the beginning of an answer."""
+    """A Lark expression for a reasoning that can stand at the beginning of an answer."""
     if reasoning is None:
         return ""
     rest = reasoning_rest(builder, reasoning)
@@ -30,14 +30,14 @@ def reasoning_before(builder: GrammarBuilder, reasoning: Reasoning | None) -> st
 
 
 def reasoning_between(builder: GrammarBuilder, reasoning: Reasoning | None) -> str:
-    """Lark's for what can stand between a reasoning and what follows it."""
+    """A Lark expression for what can stand between a reasoning and what follows it."""
     if reasoning is None or not reasoning.between:
         return ""
     return f"({builder.text(reasoning.between)})?"
 
 
 def reasoning_rest(builder: GrammarBuilder, reasoning: Reasoning) -> str:
-    """Lark's for a reasoning after the marker that opens it, with the one that closes it."""
+    """A Lark expression for a reasoning after its opening marker, closing marker included."""
     first, *_ = builder.split(reasoning.end)
     text = builder.terminal(ANY_TEXT)
     if isinstance(first, int):

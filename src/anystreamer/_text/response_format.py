@@ -26,8 +26,8 @@ __all__ = [
 class Regex:
     """An answer that matches a regular expression as a whole."""
 
-    #: in the syntax of Rust's ``regex`` crate, which is close to that of `re`, without look-around,
-    #: back references and lazy quantifiers
+    #: in the syntax of Rust's ``regex`` crate: as for `re`, but without look-around, back
+    #: references and lazy quantifiers
     pattern: str
 
     def __post_init__(self) -> None:
@@ -94,7 +94,7 @@ class AnswerForm:
         return builder.grammars(f"{before} {self.rule(builder, reasoning)}")
 
     def rule(self, builder: GrammarBuilder, reasoning: Reasoning | None) -> str:
-        """Lark's for the answer after the reasoning."""
+        """A Lark expression for the answer after the reasoning."""
         form = builder.other("form", self.grammar)
         if reasoning is None:
             return form
@@ -150,7 +150,7 @@ def _json_form(schema: Mapping[str, Any], parse: Callable[[str], Any] = json.loa
             "response_format['json_schema']['schema']"
         )
     try:
-        # A copy: the caller's can change later. NaN is no JSON.
+        # A copy: the caller's can change later. NaN is not valid JSON.
         copied = json.loads(json.dumps(dict(schema), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as exc:
         raise ValueError(f"response_format is not a JSON schema: {exc}") from None

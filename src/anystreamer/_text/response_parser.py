@@ -1,6 +1,6 @@
 """Splits an answer into reasoning, content and tool calls, with transformers' response parser.
 
-The parser is that of ``tokenizer.get_response_parser()``; only its public methods are used. A live
+The parser comes from ``tokenizer.get_response_parser()``; only its public methods are used. A live
 stream needs more than a parser of complete answers, and this module adds it:
 
 - A tool call counts when its end has been parsed. If a call was cut off, some of its arguments can
@@ -120,11 +120,14 @@ def reasoning_markers(
 
 @dataclass(slots=True)
 class _Hidden:
-    """The text since the parser was first shown something else: a marker can be one after all."""
+    """Where the parser first got escaped text in a value: to go back, if that does not parse.
+
+    Then what looked like a marker in a string is a marker after all.
+    """
 
     parser: Any  # as it was before
     length: int  # of the texts of the field, before
-    texts: list[str]  # since then
+    texts: list[str]  # those since then, as they are
 
 
 class ResponseParser:
@@ -158,7 +161,8 @@ class ResponseParser:
         has_anchor = opened.finalize()[0].get("rest", "") != prompt
         self._parser = new_parser(prompt if has_anchor else "")
         self._take(self._parser.initial_events, [])  # of the prompt: not emitted
-        self._spaces = self._spaces and ""
+        if self._spaces is not None:  # the prompt's are not emitted either
+            self._spaces = ""
         if self._open is not None:  # it is not known whether that is inside a string
             self._strings.turn_off()
 
@@ -185,7 +189,7 @@ class ResponseParser:
         return deltas
 
     def _feed_part(self, part: str, escaped: str, deltas: list[Delta]) -> bool:
-        """Take a part, as it is and as the parser is to see it. Returns False to take it again."""
+        """Take a part, as it is and as the parser gets it. Returns False to take it again."""
         before = copy(self._parser)
         try:
             events = self._parser.feed(escaped)

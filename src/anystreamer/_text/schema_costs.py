@@ -39,7 +39,7 @@ Schema = Mapping[str, Any]
 
 
 def check_cost(schema: Schema) -> None:
-    """Look at a schema before it is compiled.
+    """Refuse a schema that must not be compiled.
 
     Raises:
         ValueError: it is too complex.
@@ -113,7 +113,7 @@ class _Costs:
     # -- limits
 
     def _check_levels(self) -> None:
-        """No way into the schema is longer than all that is referred to, one after the other."""
+        """Add up the levels of all schemas that are referred to: no chain of them has more."""
         levels, counted = 0, set[int]()
         waiting: list[Any] = [self._root]
         while waiting:

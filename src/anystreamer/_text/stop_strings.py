@@ -31,7 +31,7 @@ class StopSet(tuple[str, ...]):
 
 
 def validate_stop_strings(stop: object) -> StopSet:
-    """Return the *stop* argument as a set. Raises TypeError or ValueError for what cannot be."""
+    """Return the *stop* argument as a set. Raises TypeError or ValueError if it is not one."""
     if isinstance(stop, StopSet):
         return stop
     if isinstance(stop, str):

@@ -17,13 +17,13 @@ __all__ = ["TagForm"]
 # The parser takes white space around a value off.
 _NO_SPACE_AROUND = r"~/[\s\x1c-\x1f](?s:.*)/ & ~/(?s:.*)[\s\x1c-\x1f]/"
 
-# What a parser of JSON takes for something else than a text. Python's takes these three words, too.
+# What a parser of JSON does not take for a text. Python's also takes NaN and the infinities.
 _JSON_VALUE = r'true|false|null|NaN|-?Infinity|-?[0-9.eE+-]+|["\[{](?s:.*)'
 
-# How many alternatives the schemas of a tool can have, and how deep they can be in each other:
-# references can lead to themselves.
-_MOST_OPTIONS = 1000
-_MOST_NESTED = 16
+# How many alternatives the schemas of a tool can have, and how deep they can be nested: references
+# can lead to themselves.
+_MAX_OPTIONS = 1000
+_MAX_NESTING = 16
 
 # What a schema can say of a text, or say without a meaning for it.
 _OF_TEXTS = {"const", "enum", "maxLength", "minLength", "pattern", "type"}
@@ -75,7 +75,7 @@ class TagForm:
         self._end = _unclosed(shape)
 
     def tag(self, key: str, schema: Any) -> str:
-        """Lark's for an argument."""
+        """A Lark expression for an argument."""
         assert isinstance(self._key, Group)
         if not re.fullmatch(self._key.expression, key, re.DOTALL):
             raise ValueError(
@@ -87,14 +87,17 @@ class TagForm:
         return f"{self._space} {opened} ({values})"
 
     def end(self) -> str:
-        """Lark's for what can follow the last argument: tags that the template does not close."""
+        """A Lark expression for what can follow the last argument.
+
+        These are the closing tags of what opened the call, if the template's own close has none.
+        """
         closing = " ".join(f"{self._space} {self._builder.text(tag)}" for tag in self._end)
         return f"({closing})?" if closing else self._space
 
     def _values(self, key: str, schema: Any, nested: int = 0) -> Iterator[str]:
         """The texts that a value can be, each with what closes its tag."""
         self._options += bool(nested)
-        if self._options > _MOST_OPTIONS or nested > _MOST_NESTED:
+        if self._options > _MAX_OPTIONS or nested > _MAX_NESTING:
             raise ValueError(f"the parameter {key!r} of {self._name!r} has too many alternatives")
         schema = resolved(schema, self._root)
         known: dict[str, Any] = schema if isinstance(schema, dict) else {}
@@ -112,7 +115,7 @@ class TagForm:
             yield self._json(schema, types)
 
     def _json(self, schema: Any, types: list[str]) -> str:
-        """A value as JSON. Where texts stand without quotes, it is none of them."""
+        """A value as JSON. If texts are written without quotes, it is not a text."""
         definitions = {
             key: self._root[key] for key in ("$defs", "definitions") if key in self._root
         }

@@ -27,7 +27,7 @@ class ToolForm:
     @property
     def argument(self) -> str:
         """The argument that asks for it, for messages."""
-        return "tools" if self.use.mode == "auto" else "tool_choice"
+        return self.use.argument
 
     def grammars(
         self, builder: GrammarBuilder, reasoning: Reasoning | None
@@ -35,7 +35,7 @@ class ToolForm:
         """The grammar of the whole answer, as llguidance's list of grammars.
 
         Raises:
-            ValueError: there is none.
+            ValueError: no such grammar can be made.
         """
         if self.use.mode == "required":
             before = reasoning_before(builder, reasoning)
@@ -47,10 +47,10 @@ class ToolForm:
             raise ValueError(f"{self.argument}: {exc}") from None
 
     def rule(self, builder: GrammarBuilder, reasoning: Reasoning | None) -> str:
-        """Lark's for one call or more, without a text, after the reasoning.
+        """A Lark expression for one call or more, without a text, after the reasoning.
 
         Raises:
-            ValueError: there is none.
+            ValueError: no such grammar can be made.
         """
         between = reasoning_between(builder, reasoning)
         try:
@@ -64,18 +64,17 @@ def new_tool_form(template: Mapping[str, Any] | None, use: ToolUse) -> ToolForm:
     """The form of answers with these tools.
 
     Raises:
-        ValueError: the template has no form that can be kept to.
+        ValueError: there is no template, or no grammar can be made for its calls.
     """
-    argument = "tools" if use.mode == "auto" else "tool_choice"
     if template is None:
         raise ValueError(
-            f"{argument}: calls cannot be enforced without a response template, which says how "
+            f"{use.argument}: calls cannot be enforced without a response template, which says how "
             "they are written; set tokenizer.response_template, or pass parse_response={...}"
         )
     try:
         shape = shape_of_calls(template)
     except ValueError as exc:
-        raise ValueError(f"{argument}: {exc}") from None
+        raise ValueError(f"{use.argument}: {exc}") from None
     return ToolForm(use, shape)
 
 
@@ -86,14 +85,14 @@ class _Calls:
         self.builder = builder
         self.shape = shape
         self.space = builder.terminal(r"/[ \t\r\n]{0,4}/")
-        self.is_last = False  # whether nothing can follow a call
-        self._close = self._closing()
+        # and whether nothing can follow a call
+        self._close, self.is_last = self._closing()
         self.is_single = use.is_single or not shape.can_repeat or self.is_last
         self._use = use
         self._body = CallBody(builder, shape, is_free=use.mode == "auto", is_single=use.is_single)
 
     def all(self) -> str:
-        """Lark's for a call, or several."""
+        """A Lark expression for a call, or several."""
         call = self.builder.rule(" | ".join(map(self._whole, self.shape.openings)))
         return call if self.is_single else f"{call} ({self.space} {call})*"
 
@@ -116,8 +115,11 @@ class _Calls:
         body = self.builder.rule(self._body.of(tools))
         return f"{rest} {self.space} {body} {self.space} {self._close}"
 
-    def _closing(self) -> str:
-        """What closes a call. An end-of-sequence token does, too, and ends the answer."""
+    def _closing(self) -> tuple[str, bool]:
+        """What closes a call, and whether the answer always ends with it.
+
+        An end-of-sequence token closes a call, too, and ends the answer.
+        """
         builder = self.builder
         options, ends = [], False
         for nodes in self.shape.closes:
@@ -129,17 +131,17 @@ class _Calls:
             elif not nodes:
                 ends = True
             else:  # it is closed by what follows
-                return ""
-        self.is_last = ends and not options
-        return f"({' | '.join(dict.fromkeys(options))})" if options else ""
+                return "", False
+        close = f"({' | '.join(dict.fromkeys(options))})" if options else ""
+        return close, ends and not options
 
 
 class _FreeText:
     """The rules of a text in which calls can begin, or cannot.
 
-    A call is recognised by its lead. If that begins with a special token, the token tells; if the
-    token can begin something else, too, the text after it does. Otherwise the text up to the lead
-    is one lexeme, which ends where the lead first comes.
+    A call is recognised by its lead. If the lead begins with a special token, this token is enough,
+    unless it can begin something else: then the text after it decides. If the lead is a text, the
+    text before it is one lexeme, which ends where the lead first comes.
     """
 
     def __init__(
@@ -168,7 +170,7 @@ class _FreeText:
         self._text = self._text_without([])
 
     def start(self) -> str:
-        """Lark's for the answer."""
+        """A Lark expression for the answer."""
         free = self._free()
         if self._reasoning is not None and not self._reasoning.begin:
             return f"{reasoning_rest(self._builder, self._reasoning)} {free}"
@@ -189,12 +191,12 @@ class _FreeText:
         if self._allows_calls:
             for opening in self._texts:
                 until = builder.rule(self._text_before(), f"[suffix={json.dumps(opening.lead)}]")
-                options.append(f"{until} {self._called(opening)}")
+                options.append(f"{until} {self._after_lead(opening)}")
         tail = ["", *self._special_tails(), *self._reasoning_tail()]
         begin = self._reasoning_begin()
         if begin and isinstance(begin[0], str):
             until = builder.rule(self._text_before(), f"[suffix={json.dumps(begin[0])}]")
-            options.append(f"{until} {self._thought(begin[0])}")
+            options.append(f"{until} {self._reasoning_after(begin[0])}")
         builder.define("r_tail", " | ".join(tail))
         builder.define("r_free", " | ".join(options))
         return "r_free"
@@ -203,7 +205,7 @@ class _FreeText:
         # Where calls can begin, the lead that comes first ends the lexeme.
         return self._builder.terminal(ANY_TEXT) if self._allows_calls else self._text
 
-    def _called(self, opening: Opening) -> str:
+    def _after_lead(self, opening: Opening) -> str:
         calls = self._calls
         if calls.is_last:
             return calls.after(opening)
@@ -216,7 +218,7 @@ class _FreeText:
             options = []
             if self._allows_calls:
                 options = [
-                    f"{json.dumps(text) if text else ''} {self._called(each)}"
+                    f"{json.dumps(text) if text else ''} {self._after_lead(each)}"
                     for text, each in openings
                 ]
             if all(text for text, _ in openings):  # then it can begin something else
@@ -241,9 +243,9 @@ class _FreeText:
         begin = self._reasoning_begin()
         if not begin or isinstance(begin[0], str):
             return []
-        return [self._thought("")]
+        return [self._reasoning_after("")]
 
-    def _thought(self, taken: str) -> str:
+    def _reasoning_after(self, taken: str) -> str:
         assert self._reasoning is not None
         rest = self._builder.text(self._reasoning.begin[len(taken) :])
         return f"{rest} {reasoning_rest(self._builder, self._reasoning)} r_free"

@@ -38,6 +38,11 @@ class ToolUse:
     parallel: bool  #: as it was given
 
     @property
+    def argument(self) -> str:
+        """The argument that asks for the form of the answer, for messages."""
+        return "tools" if self.mode == "auto" else "tool_choice"
+
+    @property
     def is_enforced(self) -> bool:
         """Whether the answer has to be kept to something."""
         if self.mode == "auto":

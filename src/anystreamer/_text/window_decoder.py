@@ -22,7 +22,7 @@ _UNCLEAN = re.compile(r"(?: (?:n'?|'[vr ]?)?)?\ufffd*\Z")
 # returned next. Text counts as final if it stays the same when the last token is repeated, up to a
 # trailing U+FFFD, which can be the beginning of a character, or a run of bytes with one.
 #
-# A `decode` can break this: a token comes, and text differs that was shown before. That can not be
+# A `decode` can break this: a token comes, and text differs that was shown before. It cannot be
 # taken back. So the window's new text counts as shown, and what is returned is what the token adds
 # to a text by itself: nothing is lost, and nothing is shown twice.
 class WindowDecoder(TextDecoder):

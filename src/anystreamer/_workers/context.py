@@ -22,7 +22,7 @@ ShownT = TypeVar("ShownT")
 class OwnerContext(
     SingleErrorContext, AbstractAsyncContextManager[ShownT], Generic[OwnerT, ShownT]
 ):
-    """The ``async with`` block of an owner. Its users get what `_show` makes of the owner."""
+    """The ``async with`` block of an owner. It gives its users what `_show` returns."""
 
     _name: str  # of the public function, for messages
 
@@ -33,7 +33,7 @@ class OwnerContext(
 
     @abstractmethod
     def _show(self, owner: OwnerT) -> ShownT:
-        """What the block gives to its users."""
+        """Return what the block gives to its users."""
 
     if not TYPE_CHECKING:  # type checkers refuse the same before the program runs
 

@@ -1,4 +1,4 @@
-"""`Histogram`, and the times of everything that has a queue: of the wait, and in all."""
+"""How long streams of an engine or a worker wait for their turn, and take in all: histograms."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ class Counts:
         self._sum = 0.0
 
     def add(self, seconds: float, times: int = 1) -> None:
-        """Count *times* times of this many seconds."""
+        """Count a time of this many seconds, *times* times."""
         self._counts[bisect_left(self._bounds, seconds)] += times
         self._sum += seconds * times
 
     def histogram(self) -> Histogram:
-        """As it is now."""
+        """The counts so far."""
         return Histogram(bounds=self._bounds, counts=tuple(accumulate(self._counts)), sum=self._sum)
 
 
 class TurnMetrics:
-    """Times of those that wait for their turn, and then have it. Safe from any thread."""
+    """Times of streams, until their turn and until their end. Safe from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -62,7 +62,10 @@ class TurnMetrics:
         self._average_turn: float | None = None  # seconds
 
     def on_turn_end(self, queued: float | None, total: float) -> None:
-        """One has ended. *queued* is None if its turn did not come. Both are in seconds."""
+        """Count a stream that has ended, by the seconds since its call.
+
+        *queued* is the time until its turn, and None if the turn did not come.
+        """
         with self._lock:
             if queued is not None:
                 self._queued.add(queued)
@@ -72,7 +75,7 @@ class TurnMetrics:
             self._total.add(total)
 
     def estimated_wait(self, waiting: int, slots: float) -> float | None:
-        """An estimate of the seconds until all that wait, and one more, have had their turn.
+        """Estimate the seconds until *waiting* streams, and one more, have had their turn.
 
         *slots* is how many turns there can be at once. It is not how many there are now: at the
         beginning of a burst there is none.

@@ -34,7 +34,7 @@ StreamT = TypeVar("StreamT", bound=ThreadStream[Any])
 
 
 class Owner:
-    """What many tasks of one event loop use, and the block that opened it owns.
+    """The base of engines and workers: many tasks of one event loop use it, one block owns it.
 
     Args:
         max_running: how many streams have their turn at once.
@@ -93,7 +93,7 @@ class Owner:
         """Make `_run` look at `_is_closed`."""
 
     def _on_death(self, cause: BaseException) -> None:
-        """It can serve no stream any more. On the loop."""
+        """Note why it cannot serve streams any more, and end all of them. On the loop."""
         self._died_of = cause
         for task in self.tasks:
             task.fail(self.unavailable_error())
@@ -193,7 +193,7 @@ class Owner:
         return EngineBusy(waiting, seconds, self.kind)
 
     def forget(self, task: OwnedTask[Any]) -> None:
-        """A stream has ended."""
+        """Watch a stream no longer: it has ended."""
         self.tasks.discard(task)
 
     def closed_error(self) -> EngineClosed:

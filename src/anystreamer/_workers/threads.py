@@ -10,7 +10,14 @@ from typing import Any
 
 from anyio import CancelScope, get_cancelled_exc_class
 
-from .._bridge import StreamState, check_turn, holding, run_sync_joined, track_active_thread
+from .._bridge import (
+    StreamState,
+    TakenOnce,
+    check_turn,
+    holding,
+    run_sync_joined,
+    track_active_thread,
+)
 
 __all__ = ["WorkItem", "WorkThreads"]
 
@@ -55,8 +62,12 @@ class WorkThreads:
     ) -> None:
         """Have a thread call a function. Does not return while the function runs.
 
-        Not after `end`. *when_cancelled* is called after a native cancellation. *state* is that of
-        the stream that the function is for.
+        Not after `end`.
+
+        Args:
+            item: the function.
+            state: of the stream that the function works for.
+            when_cancelled: called after a native cancellation.
         """
         try:
             self._items.put(item)
@@ -91,16 +102,16 @@ async def _join(
         raise interrupt
 
 
-class WorkItem:
+class WorkItem(TakenOnce):
     """A function that one of the threads calls, unless it is taken back before.
 
     Another thread can wait until it has returned.
     """
 
     def __init__(self, context: Context, func: Callable[..., object], *args: Any) -> None:
+        super().__init__()
         self._context = context
         self._call = func, *args
-        self._tickets = [None]
         self._has_returned = threading.Event()
 
     def run(self) -> None:
@@ -110,14 +121,6 @@ class WorkItem:
                 self._context.run(track_active_thread, *self._call)
             finally:
                 self._has_returned.set()
-
-    def take(self) -> bool:
-        """Take it, for this thread alone. Returns whether it was there. ``pop`` is atomic."""
-        try:
-            self._tickets.pop()
-        except IndexError:
-            return False
-        return True
 
     @property
     def has_returned(self) -> bool:

@@ -7,11 +7,11 @@ from typing import Any
 from .._bridge import DetachedTasks
 from .._engine import Engine, EngineContext, EngineStatistics
 from .._workers import WorkThreads
-from ._keeper import OWNER_POLL, Owned
+from ._keeper import Owned
 from ._signatures import method_with_signature_of
 from ._text_streams import SyncTextStream
 
-__all__ = ["OWNER_POLL", "OwnedSyncEngine", "SyncEngine"]
+__all__ = ["OwnedSyncEngine", "SyncEngine"]
 
 
 class SyncEngine:

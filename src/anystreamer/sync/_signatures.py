@@ -29,4 +29,5 @@ def with_signature_of(
 def method_with_signature_of(
     source: Callable[Concatenate[Any, P], object],
 ) -> Callable[[Callable[..., ResultT]], Callable[Concatenate[Any, P], ResultT]]:
+    """The same for a method: its ``self`` can be of another type."""
     return with_signature_of(source)

@@ -213,7 +213,7 @@ class SyncStream(Generic[StreamT, T]):
             raise_preserving_context(error)
 
     def _close(self) -> BaseException | None:
-        """Do so. Returns the exception of the producer, if no one has seen it."""
+        """Close it as `close` does. Returns the exception that `close` raises."""
         context = self._context
         if context is None or self._opened is None or self._tasks.home.is_in_parent:
             return None

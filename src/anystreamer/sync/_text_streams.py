@@ -37,6 +37,11 @@ class SyncGenerationStream(SyncStream[TextStreamT, TextChunk]):
         return self._stream.queue_position
 
     @property
+    def unread_tokens(self) -> int:
+        """How many tokens have been generated that this consumer has not received yet."""
+        return self._stream.unread_tokens
+
+    @property
     def output(self) -> Any:
         """The return value of ``generate()``; None until the end, and where it did not return."""
         return self._stream.output
@@ -73,11 +78,6 @@ class SyncTextStream(SyncGenerationStream[TextStream]):
     def token_ids(self) -> list[int]:
         """The ids of all tokens delivered so far."""
         return self._stream.token_ids
-
-    @property
-    def unread_tokens(self) -> int:
-        """How many tokens have been generated that this consumer has not received yet."""
-        return self._stream.unread_tokens
 
     @property
     def textless_end(self) -> TextChunk | None:
@@ -148,11 +148,6 @@ class SyncBatchStream(SyncGenerationStream[BatchStream]):
     def token_ids(self) -> list[list[int]]:
         """The ids of all tokens of each row delivered so far."""
         return self._stream.token_ids
-
-    @property
-    def unread_tokens(self) -> int:
-        """How many tokens have been generated that this consumer has not received yet."""
-        return self._stream.unread_tokens
 
     @property
     def textless_end(self) -> list[TextChunk | None]:

@@ -167,5 +167,5 @@ class OwnedSyncWorker(Owned[Worker], SyncWorker):
 def _opener(
     owner: ThreadOwner, context: StreamContext[ThreadStream[T]]
 ) -> Callable[[], tuple[Tasks, StreamContext[ThreadStream[T]]]]:
-    """Return a function that gives the worker's tasks, and *context*, to who enters the block."""
+    """Return a function for `SyncThreadStream`: it returns the worker's tasks, and *context*."""
     return lambda: (owner.tasks, context)

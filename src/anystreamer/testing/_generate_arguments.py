@@ -77,6 +77,7 @@ _PENALTY = "1 or a float above 0"
 
 _RULES = (
     _Rule("max_new_tokens", lambda value: value > 0, "at least 1"),
+    # Any number, but only a number: the comparison raises a TypeError for others.
     _Rule("max_time", lambda value: value > 0 or True, "a number of seconds"),
     _Rule("num_beams", lambda value: value > 0, "at least 1"),
     _Rule("prompt_lookup_num_tokens", lambda value: value > 0, "at least 1"),
@@ -132,7 +133,7 @@ def max_new_tokens(arguments: Mapping[str, Any], prompt_length: int) -> float:
     """How many tokens these arguments allow after a prompt; infinity if they set no limit.
 
     Raises:
-        ValueError: none at all.
+        ValueError: they allow no token at all.
     """
     if (limit := arguments.get("max_new_tokens")) is not None:
         return float(limit)
