@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
 import torch
-from transformers import StoppingCriteria
+from transformers import (
+    EosTokenCriteria,
+    GenerationConfig,
+    LogitsProcessor,
+    StoppingCriteria,
+    StopStringCriteria,
+)
 
 from anystreamer import FinishReason, stream_batch, stream_text
 
 from ..helpers.inside import worker_left
-from ..helpers.tiny_models import generated, llama, seeded, steps_of, tokenizer
+from ..helpers.tiny_models import (
+    generated,
+    ids_of,
+    llama,
+    new_llama,
+    seeded,
+    steps_of,
+    tokenizer,
+)
+from ..helpers.tokenizer_families import word_piece
 
 pytestmark = pytest.mark.torch
 
 PROMPTS = ["one", "a longer prompt", "two, three"]
+HALF = ids_of("é")[0]  # the first byte of a character of two
 EOS = FinishReason.EOS
 LENGTH = FinishReason.LENGTH
 
@@ -160,6 +177,130 @@ async def test_a_criterion_of_the_callers_ends_the_rows_that_it_means() -> None:
     lengths = list(map(len, stream.token_ids))
     assert lengths[0] == lengths[2] == 30
     assert lengths[1] == 7
+
+
+class SayRows(LogitsProcessor):
+    """Makes a model generate these tokens in each row, again and again, beside what fills it up."""
+
+    def __init__(self, *rows: list[int]) -> None:
+        self._rows = rows
+        self._prompt_length: int | None = None
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        if self._prompt_length is None:
+            self._prompt_length = input_ids.shape[1]
+        step = input_ids.shape[1] - self._prompt_length
+        scores = torch.full_like(scores, -torch.inf)
+        for number, row in enumerate(self._rows):
+            scores[number, row[step % len(row)]] = 0.0
+        return scores
+
+
+class LastIsC(StoppingCriteria):
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        return input_ids[:, -1] == ids_of("c")[0]
+
+
+SINGLE_ROWS: dict[str, tuple[Callable[[], dict[str, Any]], FinishReason]] = {
+    "the caller's": (lambda: {"stopping_criteria": [LastIsC()]}, FinishReason.CRITERIA),
+    "EosTokenCriteria": (
+        lambda: {"stopping_criteria": [EosTokenCriteria(ids_of("c"))]},
+        FinishReason.CRITERIA,
+    ),
+    "StopStringCriteria": (
+        lambda: {"stopping_criteria": [StopStringCriteria(tokenizer(), ["bc"])]},
+        FinishReason.CRITERIA,
+    ),
+    "in place of stop_strings": (
+        lambda: {
+            "stopping_criteria": [StopStringCriteria(tokenizer(), ["bc"])],
+            "stop_strings": ["ab"],
+        },
+        FinishReason.CRITERIA,
+    ),
+    "stop_strings": (lambda: {"stop_strings": ["bc"]}, FinishReason.STOP_STRING),
+    "of a config": (
+        lambda: {"generation_config": GenerationConfig(stop_strings=["x", "bc"])},
+        FinishReason.STOP_STRING,
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SINGLE_ROWS)
+async def test_a_row_that_a_criterion_has_ended_is_not_what_fills_it_up(how: str) -> None:
+    """`generate()` fills it up to the length of the others, and the criterion then says no."""
+    make, reason = SINGLE_ROWS[how]
+    async with stream_batch(
+        llama(),
+        tokenizer(),
+        ["one", "two"],
+        logits_processor=[SayRows(ids_of("abcdefgh"), ids_of("zzzz"))],
+        pad_token_id=ids_of("Z")[0],
+        max_new_tokens=8,
+        **make(),
+    ) as stream:
+        await stream.read()
+    assert stream.output[0, -5:].tolist() == ids_of("ZZZZZ")
+    assert stream.text == ["abc", "zzzzzzzz"]
+    assert stream.token_ids == [ids_of("abc"), ids_of("zzzzzzzz")]
+    assert stream.finish_reason == [reason, LENGTH]
+    assert [usage.computed_tokens for usage in stream.usage if usage] == [3, 8]
+
+
+async def test_a_row_that_was_stopped_is_not_ended_by_what_a_criterion_says_later() -> None:
+    class Late(StoppingCriteria):
+        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+            return torch.full((len(input_ids),), input_ids.shape[1] >= 40)
+
+    with steps_of(llama(), {3: lambda: stream.stop(1)}):
+        async with stream_batch(
+            llama(), tokenizer(), PROMPTS, max_new_tokens=4000, stopping_criteria=[Late()]
+        ) as stream:
+            await stream.read()
+    assert stream.finish_reason[1] is FinishReason.STOPPED
+    assert stream.finish_reason[::2] == [FinishReason.CRITERIA] * 2
+
+
+async def test_a_row_goes_on_where_generate_does_not_see_its_stop_string() -> None:
+    """The bytes of half a character are U+FFFD in the text, and are not for `generate()`."""
+    rows = [[*ids_of("ab"), HALF, *ids_of("cde")], ids_of("abcdef")]
+    if StopStringCriteria(tokenizer(), ["\ufffd"])(torch.tensor([rows[0][:3]]), None).any():
+        pytest.skip("generate() of this release sees it")
+    async with stream_batch(
+        llama(),
+        tokenizer(),
+        ["one", "two"],
+        logits_processor=[SayRows(*rows)],
+        stop_strings=["\ufffd", "de"],
+        max_new_tokens=30,
+    ) as stream:
+        await stream.read()
+    assert stream.token_ids == [rows[0], ids_of("abcde")]
+    assert stream.text == ["ab\ufffdcde", "abcde"]
+    assert stream.finish_reason == [FinishReason.STOP_STRING] * 2
+    assert stream.stop_string == ["de", "de"]
+
+
+async def test_a_row_ends_where_its_stop_string_is_in_the_tokens_and_not_in_the_text() -> None:
+    """Clean-up takes the space away that the tokens have."""
+    own = word_piece(cleanup=False, clean_up_tokenization_spaces=True)
+    ids: Any = own.convert_tokens_to_ids(["op", "stop", ".", "fox", "##op"])
+    assert None not in ids
+    model = new_llama(vocabulary=max(300, len(own)))
+    async with stream_batch(
+        model,
+        own,
+        {"input_ids": torch.tensor([[ids[0]], [ids[1]]]), "attention_mask": torch.ones(2, 1)},
+        logits_processor=[SayRows(ids[:3], [ids[1]])],
+        stop_strings=[" ."],
+        eos_token_id=ids[3],
+        pad_token_id=ids[4],
+        max_new_tokens=6,
+    ) as stream:
+        await stream.read()
+    assert stream.output[0, -3:].tolist() == [ids[4]] * 3
+    assert stream.token_ids == [ids[:3], [ids[1]] * 6]
+    assert stream.finish_reason == [FinishReason.STOP_STRING, LENGTH]
 
 
 async def test_a_mapping_of_model_inputs_is_a_batch() -> None:

@@ -205,6 +205,26 @@ async def test_the_next_turn_computes_its_new_tokens_only(family: str) -> None:
     assert second.token_ids == alone(model, [*ids, 1, 2, 3], 4)
 
 
+@pytest.mark.parametrize("where", ["argument", "config", "model"])
+async def test_the_kind_of_cache_that_is_lent_can_be_named(where: str) -> None:
+    """`generate()` refuses the name beside a cache, which is ours and not the caller's."""
+    model = copy.deepcopy(decoder("Llama"))
+    kwargs: dict[str, Any] = {}
+    match where:
+        case "argument":
+            kwargs["cache_implementation"] = "dynamic"
+        case "config":
+            kwargs["generation_config"] = GenerationConfig(cache_implementation="dynamic")
+        case "model":
+            model.generation_config.cache_implementation = "dynamic"
+    async with open_engine(model, tokenizer()) as engine:
+        first = await ask(engine, FIRST, **kwargs)
+        ids = [*FIRST, *first.token_ids, 1]
+        second = await ask(engine, ids, **kwargs)
+    assert second.usage.cached_tokens == len(FIRST) + 3
+    assert second.token_ids == alone(model, ids, 4)
+
+
 async def test_without_reuse_cache_nothing_is_kept() -> None:
     model = decoder("Llama")
     async with open_engine(model, tokenizer(), reuse_cache=False) as engine:

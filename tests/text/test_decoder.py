@@ -221,6 +221,20 @@ def test_random_vocabularies_and_decoders(
         assert text == reference
 
 
+@pytest.mark.parametrize("unknown", [1, 2])
+@pytest.mark.parametrize("size", [1, 2, 9])
+def test_an_unknown_id_makes_no_text_final(unknown: int, size: int) -> None:
+    """Repeated, it adds nothing: that does not show that the text before it stays as it is."""
+    pieces = ["new</w>york</w>", "is</w>"]
+    tokenizer = Tokenizer(models.BPE({piece: n for n, piece in enumerate(pieces)}, []))
+    tokenizer.decoder = decoders.BPEDecoder()  # the last token has no space for its suffixes
+    ids = [0, *[99] * unknown, 0, *[99] * unknown, 1]
+    decoder = text_decoder(tokenizer)
+    text = "".join(pieces_of(decoder, ids, list(range(0, len(ids), size))))
+    assert (text, decoder.exact) == (tokenizer.decode(ids), True)
+    assert text == "new york new york is"
+
+
 def test_clean_up_is_left_out_where_transformers_leaves_it_out() -> None:
     """BPE models ignore the clean-up unless told not to; both are followed."""
     for forced in (False, True):

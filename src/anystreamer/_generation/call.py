@@ -140,6 +140,7 @@ class _Run:
         self._kwargs = {**inputs, **request.generate_kwargs}
         self._criteria = list(self._kwargs.get("stopping_criteria") or ())  # the caller's, wrapped
         self._rows = [request.row_detokenizer(number, row) for number, row in enumerate(state.rows)]
+        self._row_criteria: list[tuple[Any, FinishReason]] = []  # asked again for their answers
         self._form_mask: Any = None
         self._sequences: Any = None  # the prompt and the tokens so far, of shape (B, T)
         self._has_windows = uses_windows(request.model, request.generate_kwargs)
@@ -235,6 +236,8 @@ class _Run:
             kwargs["stopping_criteria"] = criteria_list(
                 *self._criteria, StopFlagCriteria(self._rows_to_stop)
             )
+            if len(self._rows) > 1:
+                self._find_row_criteria()
             processors = [*request.score_changes(), *(kwargs.get("logits_processor") or ())]
             if request.options.logprobs:
                 recorder = LogprobsProcessor(request.options.top_logprobs)
@@ -251,6 +254,26 @@ class _Run:
             ]
         if any(request.setting(name) not in (None, False) for name in _NEED_TOKENIZER):
             kwargs["tokenizer"] = request.text_tokenizer
+
+    def _find_row_criteria(self) -> None:
+        """Find what ends single rows of several, and does not say so.
+
+        ``generate()`` goes on, and fills the row up. Its tokens do not always show that it has
+        ended: a stop string can be in the tokens and not in the text, and the other way round.
+        """
+        from .criteria import new_stop_string_criteria, row_criteria
+
+        request, ends_in_tokens = self._request, self._streamer.ends_in_tokens
+        own = row_criteria(self._criteria)
+        self._row_criteria = [(criterion, FinishReason.CRITERIA) for criterion, _ in own]
+        replaced = {replaces for _, replaces in own}
+        strings = request.setting("stop_strings")
+        if strings and "stop_strings" not in replaced:
+            criterion = new_stop_string_criteria(request.text_tokenizer, strings)
+            self._row_criteria.append((criterion, FinishReason.STOP_STRING))
+        ends_in_tokens.discard(FinishReason.STOP_STRING)
+        if "eos_token_id" in replaced:
+            ends_in_tokens.discard(FinishReason.EOS)
 
     def _new_form_mask(self, argument: str) -> Any:
         from .form_mask import FormMask
@@ -273,18 +296,31 @@ class _Run:
         streamer.begin_criteria()
         if streamer.is_over:  # a model made of several goes on, with speech for instance
             return [streamer.is_to_stop()]
-        stopped = rows_stopped(self._criteria, len(rows))
+        reasons = self._row_reasons(sequences)
+        stopped = [reason is not None for reason in reasons]
         # On a device that stops one step late, criteria are called once more.
         if self._decodes_in_criteria and not streamer.all_rows_finished and not all(stopped):
             streamer.take_from_criteria(sequences)
         for row in rows:
             stopped[row.number] |= row.is_to_stop
             if stopped[row.number] and len(rows) > 1:
-                streamer.mark_row_finished(row.number, sequences)
+                streamer.mark_row_finished(row.number, sequences, reasons[row.number])
         if self._producer.should_stop():
             stopped = [True] * len(rows)
         streamer.end_criteria(stopped)
         return stopped
+
+    def _row_reasons(self, sequences: Any) -> list[FinishReason | None]:
+        """For each row, why a criterion ends it with this step, if one does."""
+        stopped = rows_stopped(self._criteria, len(self._rows))
+        reasons = [FinishReason.CRITERIA if each else None for each in stopped]
+        for criterion, reason in self._row_criteria:
+            answers = criterion(sequences, None).tolist()
+            reasons = [
+                reason if answer and before is None else before
+                for before, answer in zip(reasons, answers, strict=True)
+            ]
+        return reasons
 
     def _take_returned(self, output: Any) -> None:
         """Deliver the tokens that ``generate()`` returned and did not stream."""
@@ -308,12 +344,8 @@ class _Run:
         reached_limit = streamer.steps >= limit if streamer.was_called else streamer.steps == limit
         max_time = request.setting("max_time")
         out_of_time = max_time is not None and seconds >= max_time
-        stopped = rows_stopped(self._criteria, len(self._rows))
         reasons = finish_reasons(
-            [
-                RowEnd(row.ended, stopped[row.number], row.last_step != math.inf)
-                for row in self._rows
-            ],
+            self._row_ends(),
             is_cut=is_cut,
             reached_limit=reached_limit,
             out_of_time=out_of_time,
@@ -331,6 +363,16 @@ class _Run:
             self._producer.succeed(output)
             raise GenerationTimeout(phase)
 
+    def _row_ends(self) -> list[RowEnd]:
+        if len(self._rows) == 1:
+            [row], [stopped] = self._rows, rows_stopped(self._criteria, 1)
+            return [RowEnd(row.ended, stopped, row.last_step != math.inf)]
+        # The latest answers of the criteria are about what fills up a row that has ended.
+        return [
+            RowEnd(row.ended or row.stopped_by, False, row.last_step != math.inf)
+            for row in self._rows
+        ]
+
     def _reason_of_its_own(self) -> FinishReason:
         """Why ``generate()`` has returned, if no reason that we know of ended it."""
         if self._request.setting("stop_strings"):
@@ -347,15 +389,16 @@ class _Run:
         sequences = sequences_of(output)
         if getattr(sequences, "ndim", 0) != 2:  # not every model returns ids beside streaming them
             sequences = self._sequences
-        return sequences is not None and any_would_stop(self._criteria, sequences)
+        scores = getattr(output, "scores", None)
+        return sequences is not None and any_would_stop(self._criteria, sequences, scores)
 
 
 @dataclass(frozen=True, slots=True)
 class RowEnd:
     """What is known about a row when ``generate()`` has returned."""
 
-    ended: FinishReason | None  #: seen in its tokens: an EOS or a stop string
-    stopped_by_criterion: bool  #: one of the caller's criteria stopped it
+    ended: FinishReason | None  #: seen in its tokens, as an EOS is; of one of several, known at all
+    stopped_by_criterion: bool  #: one of the caller's criteria stopped it, at last
     finished_early: bool  #: it ended before others of its batch
 
 

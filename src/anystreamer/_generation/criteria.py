@@ -7,10 +7,12 @@ from typing import Any, cast
 
 import torch
 from transformers import (
+    EosTokenCriteria,
     LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
+    StopStringCriteria,
 )
 
 from .._streams import Logprob
@@ -21,7 +23,9 @@ __all__ = [
     "StopFlagCriteria",
     "any_would_stop",
     "criteria_list",
+    "new_stop_string_criteria",
     "processor_list",
+    "row_criteria",
     "wrap_criteria",
 ]
 
@@ -108,10 +112,27 @@ class LogprobsProcessor(LogitsProcessor):
         return list(zip(chosen, tops, strict=True))
 
 
-def any_would_stop(criteria: Iterable[Any], sequences: torch.Tensor) -> bool:
+def row_criteria(criteria: Iterable[Any]) -> list[tuple[Any, str]]:
+    """Those of transformers' own that end single rows of several.
+
+    Each has the setting of ``generate()`` whose criterion it takes the place of.
+    """
+    settings: dict[type, str] = {
+        EosTokenCriteria: "eos_token_id",
+        StopStringCriteria: "stop_strings",
+    }
+    return [(each, settings[type(each)]) for each in criteria if type(each) in settings]
+
+
+def new_stop_string_criteria(tokenizer: Any, strings: str | Sequence[str]) -> StoppingCriteria:
+    """The criterion that ``generate()`` makes of its stop strings."""
+    return StopStringCriteria(tokenizer, strings if isinstance(strings, str) else list(strings))
+
+
+def any_would_stop(criteria: Iterable[Any], sequences: torch.Tensor, scores: Any) -> bool:
     """Whether one of transformers' own criteria stops after these ids, of shape ``(B, T)``."""
     return any(
-        bool(criterion(sequences, None).any())
+        bool(torch.as_tensor(criterion(sequences, scores)).any())
         for criterion in criteria
         if not isinstance(criterion, RecordingCriteria)
     )

@@ -65,6 +65,8 @@ class RowDetokenizer:
         # generate() goes on filling up a row that has ended beside others, often with pad tokens
         # that are EOS as well. Nothing after this many steps belongs to the row.
         self.last_step = math.inf
+        # Why a criterion of generate() ended a row of several, if one did.
+        self.stopped_by: FinishReason | None = None
 
     @cached_property
     def _decoder(self) -> TextDecoder:
@@ -99,7 +101,7 @@ class RowDetokenizer:
 
         A stop string of ours ends it for good.
         """
-        if self.ended is None or self._is_cut:
+        if self.ended is None or self.is_cut:
             return
         self.ended = self._row.matched_stop_string = None
         if self._shown_stop_strings is not None:
@@ -108,10 +110,10 @@ class RowDetokenizer:
     @property
     def is_to_stop(self) -> bool:
         """Whether nothing more of it is wanted, whatever the model would still generate."""
-        return self._row.stop_requested or self._is_cut
+        return self._row.stop_requested or self.is_cut
 
     @property
-    def _is_cut(self) -> bool:
+    def is_cut(self) -> bool:
         """Whether a stop string of ours has ended the text."""
         return self._stopped_by_id is not None or self._stop_strings.matched is not None
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from .._bridge import Producer
 from .._errors import GenerationStopped
-from .._streams import GenerationState, Logprob, TextChunk
+from .._streams import FinishReason, GenerationState, Logprob, TextChunk
 from .detokenizer import RowDetokenizer, eos_ids
 from .generate_kwargs import effective_setting
 
@@ -54,6 +54,9 @@ class TokenStreamer:
         self.logprobs_of: Callable[[list[int]], list[Logprob]] | None = None
         #: takes the tokens of each row that has not ended, and can refuse them
         self.check_tokens: Callable[[Sequence[Sequence[int]]], None] | None = None
+        #: of rows of several: what ends them if it is seen in their tokens. The rest is seen
+        #: there too, but criteria decide.
+        self.ends_in_tokens = {FinishReason.EOS, FinishReason.STOP_STRING}
         self._next_is_prompt = True
         self.is_over = False  # the answer has ended, though generate() can go on
         self._is_finished = False
@@ -179,10 +182,15 @@ class TokenStreamer:
             row.add_tokens(ids, None, elapsed) for row, ids in zip(self._rows, rows, strict=True)
         )
 
-    def mark_row_finished(self, number: int, sequences: Any) -> None:
-        """End a row with the step that a criterion was called for."""
+    def mark_row_finished(
+        self, number: int, sequences: Any, reason: FinishReason | None = None
+    ) -> None:
+        """End a row with the step that a criterion was called for, unless it has ended before."""
         row = self._rows[number]
-        row.last_step = min(row.last_step, len(sequences[number]) - self.prompt_length)
+        step = len(sequences[number]) - self.prompt_length
+        if row.last_step > step:
+            row.last_step = step
+            row.stopped_by = reason
 
     def finish(self) -> None:
         """Deliver what is still held back, once: the answer has ended, or ``generate()`` has."""
@@ -220,7 +228,7 @@ class TokenStreamer:
         )
         if len(self._rows) > 1:
             for row, _ in unfinished:
-                if row.ended is not None:
+                if row.is_cut or row.ended in self.ends_in_tokens:
                     row.last_step = self.steps
 
     def _deliver(self, chunks: Iterable[list[TextChunk]]) -> None:

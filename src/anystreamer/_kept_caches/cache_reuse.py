@@ -104,6 +104,9 @@ class CacheReuse:
         """See `CacheLender`."""
         if self._caches is None or not _can_reuse(request, kwargs):
             return nullcontext()
+        if request.setting("cache_implementation") is not None:
+            # It names the kind of cache that is lent. generate() refuses a name beside a cache.
+            kwargs["cache_implementation"] = None
         chunk_size = request.setting("prefill_chunk_size")
         return _Loan(self._caches, self._model, kwargs, row, latest_ids, chunk_size)
 

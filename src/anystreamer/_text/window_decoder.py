@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from .._reporting import SafeLogger
@@ -20,7 +21,8 @@ _UNCLEAN = re.compile(r"(?: (?:n'?|'[vr ]?)?)?\ufffd*\Z")
 # Decodes the latest tokens again with each one that comes, and returns what they have added.
 # Invariant: `_shown` is what was returned of the window's text, and what follows it there is
 # returned next. Text counts as final if it stays the same when the last token is repeated, up to a
-# trailing U+FFFD, which can be the beginning of a character, or a run of bytes with one.
+# trailing U+FFFD, which can be the beginning of a character, or a run of bytes with one. A token
+# that adds nothing when it is repeated, as an unknown id, tells nothing: then an earlier one does.
 #
 # A `decode` can break this: a token comes, and text differs that was shown before. It cannot be
 # taken back. So the window's new text counts as shown, and what is returned is what the token adds
@@ -28,6 +30,7 @@ _UNCLEAN = re.compile(r"(?: (?:n'?|'[vr ]?)?)?\ufffd*\Z")
 class WindowDecoder(TextDecoder):
     CONTEXT = 16  # tokens that are decoded along with new ones; decoders look back two or three
     SLIDE = 32  # drop older ones from here on, if that changes nothing
+    PROBES = 4  # tokens that are tried: more than one or two in a row hardly ever add nothing
     LIMIT = 256  # drop them whatever it changes, and show all text: no token can take for ever
 
     def __init__(
@@ -72,14 +75,14 @@ class WindowDecoder(TextDecoder):
             for token_id in new:
                 self._advance([token_id])
             return
-        repeated = self._decode([*window, window[-1]])
+        probe, repeated = self._repeat_token(window, text)
         final = self._settled(text[: common_prefix(text, repeated)])
         addition = self._addition(visible[0]) if changes_shown else None
         self._ids += new
         self._window, self._text = window, text
         self._show(final, addition)
         if len(window) > self.SLIDE:
-            self._slide(repeated)
+            self._slide(probe, repeated)
 
     def _show(self, final: str, addition: str | None) -> None:
         """Return text up to the end of *final*; if older text changed, return the *addition*."""
@@ -122,7 +125,15 @@ class WindowDecoder(TextDecoder):
         is_skipping = self._kwargs.get("skip_special_tokens")
         return special_ids(self._tokenizer) if is_skipping else frozenset()
 
-    def _slide(self, repeated: str) -> None:
+    def _repeat_token(self, window: list[int], text: str) -> tuple[int, str]:
+        """The last token that adds to the window's text when it comes again, and the text then."""
+        for token_id in islice(dict.fromkeys(reversed(window)), self.PROBES):
+            repeated = self._decode([*window, token_id])
+            if repeated != text:
+                return token_id, repeated
+        return window[-1], text
+
+    def _slide(self, probe: int, repeated: str) -> None:
         text, is_forced = self._text, len(self._window) > self.LIMIT
         if not text.startswith(self._shown) and not is_forced:
             return  # a run of bytes with half a character hides what was shown
@@ -131,7 +142,7 @@ class WindowDecoder(TextDecoder):
         held = max(0, len(text) - len(self._shown))
         same = common_prefix(text[::-1], shorter[::-1])
         known = shorter[len(shorter) - same : len(shorter) - held]
-        longer = self._decode([*window, window[-1]])
+        longer = self._decode([*window, probe])
         if same > held and known.strip() and repeated[len(text) :] == longer[len(shorter) :]:
             self._window, self._text = window, shorter
             self._shown = shorter[: len(shorter) - held]
