@@ -1,4 +1,4 @@
-"""The one entry point: `nox` alone runs all that a change has to pass."""
+"""The sessions of nox: `nox` alone runs everything that a change must pass."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ nox.options.error_on_external_run = True
 nox.options.stop_on_first_error = False
 nox.options.sessions = ["everything"]
 
-# Two lanes that take about as long as each other. Where one uses a single core, or waits, the other
-# has the rest.
+# Two lanes, which take about the same time. While one waits or uses a single core, the other uses
+# the rest.
 LANES = (
     ("tests",),
     (
@@ -32,49 +32,50 @@ LANES = (
     ),
 )
 
-# torch is only ever installed with these: in one version, the one that is tested.
+# torch is installed only in the version that this file lists: the one that is tested.
 CONSTRAINTS = ("-c", "constraints.txt")
 
-# The oldest has everything installed; the others show that the rest needs no torch.
+# The oldest Python runs all tests. The others run the tests that need no torch, without torch.
 PYTHON, *OTHER_PYTHONS = nox.project.python_versions(nox.project.load_toml())
 
-# pyenv hides the Pythons it has, all but one, until it is told to show them.
+# pyenv hides all of its Pythons but one, except those in this variable.
 PYENV = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser() / "versions"
 if shown := [
     found.name for python in (PYTHON, *OTHER_PYTHONS) for found in sorted(PYENV.glob(f"{python}.*"))
 ]:
     os.environ.setdefault("PYENV_VERSION", ":".join([*shown, "system"]))
 
-# All but what brings torch along.
+# All extras except those that install torch.
 EXTRAS = "trio,uvloop,structured,video,cli,server,remote"
 
 CORES = min(os.cpu_count() or 1, 8)
 
-# Tests often wait, for servers, deadlines and loops that end: one more than there are cores. A file
-# stays together, for it may share a server. Those with slow tests come first: tests/conftest.py. A
-# worker that dies ends the run: with a replacement, xdist can wait for ever.
+# One worker more than there are cores, because tests often wait: for servers, deadlines and the end
+# of loops. The tests of a file run in one worker, because they can share a server. Files with slow
+# tests come first: see tests/conftest.py. If a worker dies, the run ends: with a new worker in its
+# place, xdist can wait for ever.
 SIDE_BY_SIDE = (
     *("-n", os.environ.get("ANYSTREAMER_WORKERS", str(CORES + 1))),
     *("--dist", "loadfile", "--no-loadscope-reorder", "--max-worker-restart=0"),
 )
 
-# In seconds. Nightly runs take hours, longer than the limit for a whole run.
+# A limit of a day (seconds): nightly runs take hours, longer than other runs can.
 NO_LIMIT = "--session-timeout=86400"
 
 ENV = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # What is tested is what a user installs, not the files of the checkout.
+    # Test the installed package, as a user has it, not the files of the checkout.
     "ANYSTREAMER_REQUIRE_INSTALLED": "1",
 }
 
-# uv does not compile what it installs. What is imported is compiled once, and has to be kept then.
+# uv does not compile what it installs: Python does at the first import, and must keep the result.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @functools.cache
 def settings_of_pip() -> dict[str, str]:
-    """uv's variables for where pip is configured to install from. uv does not read pip's."""
+    """Variables that tell uv where pip is configured to install from: uv does not read pip's."""
     list_them = (sys.executable, "-m", "pip", "config", "list")
     listed = subprocess.run(list_them, capture_output=True, text=True, check=False).stdout
     found = {}
@@ -82,14 +83,14 @@ def settings_of_pip() -> dict[str, str]:
         places = " ".join(re.findall(rf"\.{name}='(.*)'$", listed, re.MULTILINE)).split()
         if places:
             found[f"UV_{name.upper().replace('-', '_')}"] = separator.join(dict.fromkeys(places))
-    # As pip does: the newest that fits, wherever it is.
+    # As pip does: the newest version that fits, from any of these places.
     settings = {"UV_INDEX_STRATEGY": "unsafe-best-match", **found}
-    # A user's own stay. Nothing else of the user's goes in here: UV_PYTHON is the session's then.
+    # A user's own variables are not replaced. They are not copied either: nox sets UV_PYTHON.
     return {name: value for name, value in settings.items() if name not in os.environ}
 
 
 def install(session: nox.Session, *arguments: str) -> None:
-    """Install them, with uv where there is one. `.` is built anew each time."""
+    """Install packages, with uv if there is one. `.` is built again each time."""
     if session.venv_backend == "uv":
         session.install("--reinstall-package=anystreamer", *arguments, env=settings_of_pip())
     else:
@@ -97,7 +98,7 @@ def install(session: nox.Session, *arguments: str) -> None:
 
 
 def install_all(session: nox.Session) -> None:
-    """What every test needs, torch among it."""
+    """Install everything that tests need, torch too."""
     install(
         session,
         *CONSTRAINTS,
@@ -108,26 +109,26 @@ def install_all(session: nox.Session) -> None:
 # For pytest's `-m`: what runs by day and at night with the other Pythons and the oldest releases.
 DAY = "not (nightly or variant or slow or uvloop or trio)"
 NIGHT = "not nightly and (variant or slow or uvloop or trio)"
-# What takes hours at night, in two sessions, so that each fits into a job of the workflow.
+# What takes hours at night. Two sessions, so that each fits into a job of the workflow.
 LONG = "nightly"
 EXAMPLES = "hypothesis and not (nightly or variant)"
 # The long tests of these files are a session of their own: `soak`.
 SOAKED = ("tests/engine/test_soak.py", "tests/bridge/test_teardown.py")
-# A Python or a release does not differ by what Hypothesis thinks of.
+# Other Pythons and releases can hardly differ in the examples that Hypothesis finds.
 FEW_EXAMPLES = {"HYPOTHESIS_PROFILE": "quick"}
 
 
-# What can differ on a Python between the oldest and the newest: threads, tasks and exceptions, and
-# what an interpreter loads. Elsewhere, what passes on both of those passes on it.
+# The tests that can differ on a Python between the oldest and the newest: of threads, tasks and
+# exceptions, and of what an interpreter loads. Other tests that pass on both also pass on it.
 DEPENDS_ON_PYTHON = ("bridge", "streams", "sync", "testing", "workers", "project/test_package.py")
-# The newest that is found here.
+# The newest Python that is found here.
 NEWEST = next((each for each in reversed(OTHER_PYTHONS) if shutil.which(f"python{each}")), None)
 
 
 def run_without_torch(session: nox.Session, *options: str, **env: str) -> None:
-    """The tests that need no model, where torch is not installed."""
+    """Run the tests that need no model, without torch."""
     install(session, *CONSTRAINTS, "--group", "tests", f".[{EXTRAS}]")
-    # A browser does not see which Python it is.
+    # The chat page in a browser does not depend on Python.
     session.run(
         "pytest",
         *SIDE_BY_SIDE,
@@ -139,13 +140,13 @@ def run_without_torch(session: nox.Session, *options: str, **env: str) -> None:
 
 
 def run_with_the_oldest(session: nox.Session, *options: str, **env: str) -> None:
-    """What depends on these packages, with the oldest of them that are supported."""
+    """Run the tests that depend on these packages, with their oldest supported versions."""
     install_all(session)
     oldest = ("anyio==4.11.0", "trio==0.31.0", "transformers==5.0.0", "tokenizers==0.22.2")
-    install(session, *oldest, "openai==2.0.0")  # which is made of another HTTP client
+    install(session, *oldest, "openai==2.0.0")  # which uses another HTTP library
     folders = ("bridge", "drop_in", "generation", "prompts")
     names = (*folders, "engine/test_engine.py", "remote/test_shapes.py")
-    # Of these folders what takes long, and depends on Python and the loop instead.
+    # Slow tests in these folders that depend on Python and the event loop instead.
     others = ("bridge/test_interrupts.py", "bridge/test_teardown.py")
     session.run(
         "pytest",
@@ -158,7 +159,7 @@ def run_with_the_oldest(session: nox.Session, *options: str, **env: str) -> None
     )
 
 
-# Of the other files what is promised of Ray Serve too.
+# The files with tests of Ray Serve: its own, and promises that it must keep, too.
 WITH_RAY = (
     "tests/engine/test_contract.py",
     "tests/engine/test_contract_model.py",
@@ -167,7 +168,7 @@ WITH_RAY = (
 )
 
 
-# What needs applications and libraries that are too large for the other sessions.
+# Tests that need applications and libraries that are too large for the other sessions.
 WITH_FRAMEWORKS = (
     "tests/generation/test_llama_cpp.py",
     "tests/project/test_docs.py",
@@ -177,7 +178,7 @@ WITH_FRAMEWORKS = (
     "tests/test_streamlit.py",
 )
 
-# A cluster's tests are slow, all of them.
+# All tests of a cluster are slow, so these also run the slow ones.
 RAY_BY_DAY = "not (nightly or variant or uvloop or trio)"
 RAY_AT_NIGHT = "not nightly and (variant or uvloop or trio)"
 
@@ -240,7 +241,7 @@ def types(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """The documentation site, into site/. A broken link or a warning fails it."""
     install(session, *CONSTRAINTS, "--group", "docs")
-    # mkdocs-material would speak of its successor at each build.
+    # mkdocs-material would print a note about its successor at each build.
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
     if shutil.which("chromium") or shutil.which("google-chrome"):
         session.run("python", "docs/search.py", "site")
@@ -254,7 +255,7 @@ def try_package(session: nox.Session, package: Path, python: str, empty: Path) -
     programs = empty / ("Scripts" if os.name == "nt" else "bin")
     inside, constraints = str(programs / "python"), Path("constraints.txt").resolve()
     pip_install = (inside, "-m", "pip", "install", "-q", "-c", str(constraints))
-    # Isolated: neither a PYTHONPATH nor the folder of the program has a say in what is imported.
+    # Isolated (-I): nothing is imported from PYTHONPATH or from the folder of the program.
     check = (inside, "-W", "error", "-I", str(Path("tests/project/installed.py").resolve()))
     with session.chdir(empty):
         session.run(*pip_install, str(package), external=True)
@@ -357,7 +358,7 @@ def night_with_frameworks(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON, tags=["night"])
 def nightly(session: nox.Session) -> None:
-    """The long tests, one at a time, for some measure memory. `soak` has those of two files."""
+    """The long tests, one at a time: some measure memory. `soak` runs those of two files."""
     install_all(session)
     session.run(
         "pytest",
@@ -404,7 +405,7 @@ def tests_of_the_newest(session: nox.Session) -> None:
     session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=ENV)
 
 
-# One built for another torch fails when it is imported.
+# A torchvision that was built for another torch fails when it is imported.
 TRY_TORCHVISION = """
 import torch
 try:
@@ -463,15 +464,15 @@ def soak(session: nox.Session) -> None:
     )
 
 
-# Not the version that comes next: no other commit can have it.
+# A version that no commit will ever have.
 REHEARSED = "999.0.0"
 
 
 @nox.session(python=PYTHON, tags=["night"])
 def rehearse_release(session: nox.Session) -> None:
-    """All of a release but its upload: the version, its tag, the packages, on each Python.
+    """Every step of a release except the upload: the version, its tag, the packages, each Python.
 
-    In what is unpacked from the sdist, it runs the README's commands, all tests among them.
+    In the unpacked sdist it runs the README's commands, and so all tests.
     """
     place = Path(session.create_tmp()).resolve() / "release"
     shutil.rmtree(place, ignore_errors=True)
@@ -498,7 +499,7 @@ def rehearse_release(session: nox.Session) -> None:
     with session.chdir(place / f"anystreamer-{REHEARSED}"):
         readme = Path("README.md").read_text(encoding="utf-8")
         demo, nox_itself = re.findall(r"^```console\n(.+)\n```", readme, re.MULTILINE)
-        # As in a terminal, which has nothing of this session.
+        # As in a terminal: without the variables of this session.
         outside = dict.fromkeys(("VIRTUAL_ENV", "UV_PYTHON", "UV_PROJECT_ENVIRONMENT"))
         path = f"export PATH={shlex.quote(os.environ['PATH'])}\n"
         for command in (demo, " ".join((nox_itself, *session.posargs))):

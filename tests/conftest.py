@@ -1,4 +1,4 @@
-"""The three loops, and what every test is held to."""
+"""The three event loops, the marks of tests, and what no test can leave behind."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from typing import Any
 # Before anything can import huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Before torch is imported. The models are too small to share between cores: threads that wait for
-# each other's part would take a third of the time of all tests. Where a program asks for two, they
-# sleep while they wait.
+# Before torch is imported. The models are too small for several cores: threads that wait for each
+# other would take a third of the time of all tests. If a program sets two threads, a thread that
+# waits sleeps.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -36,27 +36,27 @@ from .helpers.watchdog import (  # noqa: F401  hooks
     pytest_unconfigure,
 )
 
-# With these typer takes a pipe for a terminal. It looks when it is imported.
+# With these variables, typer treats a pipe as a terminal. It reads them when it is imported.
 for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):
     os.environ.pop(name, None)
 
-# Many more examples are for the night. Others are tried each time, on a server of tests too.
+# Many more examples are tried at night. Each run tries other examples, also in CI.
 for profile, examples in {"quick": 10, "default": 100, "nightly": 5000}.items():
     hypothesis.settings.register_profile(
         profile, max_examples=examples, deadline=None, derandomize=False, print_blob=True
     )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-# On a busy machine any step takes long, and asyncio's debug mode logs it.
+# In debug mode, asyncio logs steps that take long. On a busy machine, any step can.
 logging.getLogger("asyncio").addFilter(
     lambda record: not str(record.msg).startswith("Executing %s took")
 )
 
-# In debug mode each callback, task and future keeps the frames that made it, ten without this. That
-# takes a seventh of the bridge's tests, and messages of a failure need the innermost one.
+# In debug mode each callback, task and future keeps ten of the frames that made it. This takes a
+# seventh of the time of the bridge's tests, and the message of a failure needs only the innermost.
 asyncio.constants.DEBUG_STACK_DEPTH = 1  # type: ignore[misc]
-# Those that are made in C have this default. Each would read the lines of all frames from their
-# files, which takes a quarter of the time of all tests on asyncio.
+# Tasks and futures that are made in C use this default. Without it, each reads the lines of all
+# frames from their files, which takes a quarter of the time of all tests on asyncio.
 traceback.extract_stack.__defaults__ = (None, asyncio.constants.DEBUG_STACK_DEPTH)
 
 # A shell's background jobs ignore Ctrl-C, and so would the programs that the tests interrupt.
@@ -68,8 +68,8 @@ def installed(*names: str) -> bool:
     return all(importlib.util.find_spec(name) is not None for name in names)
 
 
-# What needs torch and transformers has this mark. Where they are not installed such a test is
-# skipped, and a module is not even imported, if all of its tests have it.
+# Tests that need torch and transformers have this mark. If these are not installed, such tests are
+# skipped. A module whose tests all have the mark is not even imported.
 TORCH = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.torch", re.MULTILINE)
 HAS_TORCH = installed("torch", "transformers")
 HAS_RAY = installed("ray")
@@ -92,7 +92,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(loop)
             if loop == "uvloop" and not is_about_the_loop(item):
                 item.add_marker(pytest.mark.variant)
-    # Workers take files in this order. One that takes minutes must not be the last to be taken.
+    # Workers take files in this order. A file that takes minutes must not be the last one.
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
@@ -103,15 +103,15 @@ def loops_of(item: pytest.Item) -> list[str]:
     return [loop for loop in ("asyncio", "uvloop", "trio") if loop in parameters]
 
 
-# uvloop runs asyncio's own tasks and futures. What it does by itself is to call from threads, to
-# wake, to handle signals and to read and write sockets.
+# uvloop runs asyncio's own tasks and futures. Its own code handles calls from threads, wake-ups,
+# signals and sockets.
 ABOUT_THE_LOOP = ("tests/bridge/", "tests/server/test_server.py", "tests/remote/test_faults.py")
 PROOFS = (Path(__file__).parents[1] / "docs" / "proofs.md").read_text(encoding="utf-8")
 NAMED_AS_PROOF = frozenset(re.findall(r"`(tests/[\w/]+\.py(?:::\w+)?)`", PROOFS))
 
 
 def is_about_the_loop(item: pytest.Item) -> bool:
-    """Whether uvloop can make a difference to it, or it proves a promise: see CONTRIBUTING.md."""
+    """Whether uvloop can change a test's result, or the test proves a promise: CONTRIBUTING.md."""
     if item.get_closest_marker("heavy"):
         return False
     test = item.nodeid.partition("[")[0]
@@ -124,7 +124,7 @@ LOOPS = [
     *(
         [pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop")]
         if installed("uvloop")
-        else []  # there is none for Windows
+        else []  # Windows has no uvloop
     ),
     pytest.param(("trio", {}), id="trio"),
 ]
@@ -147,7 +147,7 @@ def cluster() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def one_thread_for_the_model() -> Iterator[None]:
-    """It is too small to share, and the other cores are for clients and servers."""
+    """The model is too small for several threads. The other cores are for clients and servers."""
     import torch
 
     threads = torch.get_num_threads()
@@ -158,7 +158,7 @@ def one_thread_for_the_model() -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, Any, Any]:
-    """Imported modules are not garbage. To look through them again and again takes seconds."""
+    """Collect no garbage meanwhile: collections that visit each imported module take seconds."""
     gc.disable()
     try:
         return (yield)
@@ -170,19 +170,20 @@ def pytest_collection_finish() -> None:
     collect_garbage()
 
 
-_modules = 0  # that were there at the last collection
+_modules = 0  # how many were imported at the last collection
 
-# Objects that survive a collection, before it leaves them out of the next ones: a collection of as
-# many takes about a millisecond. Vocabularies, grammars and models that tests share are 100,000 and
-# more, and to look through them after each test took as long as the tests.
+# If more objects than this survive a collection, the next ones leave them out. To visit this many
+# takes about a millisecond. Vocabularies, grammars and models that tests share are 100,000 objects
+# and more: visiting them after each test took as long as the tests.
 SURVIVORS = 5000
 
 
 def collect_garbage() -> None:
-    """Tasks and sockets that nobody awaited or closed complain: here, and not in a later test.
+    """Let tasks that were not awaited, and sockets that were not closed, warn now.
 
-    Imported modules are not garbage. Without them a collection after each test costs next to
-    nothing, even with torch among them. torch and others import more when they are used.
+    Otherwise they would warn in a later test. Later collections leave imported modules out, so a
+    collection after each test costs little, also with torch. torch and others import more modules
+    when they are used.
     """
     global _modules
     gc.collect()
@@ -191,10 +192,10 @@ def collect_garbage() -> None:
         gc.freeze()
 
 
-# Loops keep idle worker threads for a while: AnyIO's until the loop ends, trio's for
-# ten seconds more; and the loop of anystreamer.sync stays for the process's life. One
-# is busy while a frame of these folders is on its stack.
+# Event loops keep idle worker threads for a while: AnyIO's until the loop ends, trio's for ten
+# seconds longer. The thread of anystreamer.sync stays as long as the process.
 POOLED = ("AnyIO worker thread", "Trio thread ", "anystreamer portal")
+# A thread is busy while a frame of code in these folders is on its stack.
 PACKAGE = importlib.util.find_spec("anystreamer")
 OWN_CODE = tuple(
     os.path.join(folder, "")
@@ -204,14 +205,14 @@ OWN_CODE = tuple(
     ]
 )
 
-# How often a thread gets 10 ms from its last visible act to its end. Not a time: while the machine
-# does something else, the thread cannot end.
+# How many times a thread gets 10 ms to end. It is not a time, because on a busy machine the thread
+# does not run all the time.
 GRACE = 200
 
 
 def runs_own_code(thread: threading.Thread) -> bool:
     if thread.name == "anystreamer portal":
-        return False  # it does nothing by itself but to keep its loop
+        return False  # it only runs its event loop
     frame: FrameType | None = sys._current_frames().get(thread.ident or 0)
     while frame is not None:
         if frame.f_code.co_filename.startswith(OWN_CODE):
@@ -226,13 +227,13 @@ def stack(thread: threading.Thread) -> str:
 
 
 def signal_handling() -> dict[str, Any]:
-    """What the process does at each signal."""
+    """The handler of each signal."""
     return {each.name: signal.getsignal(each) for each in signal.Signals}
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that leaves a thread running, a signal's handler, or garbage that complains."""
+    """Fail a test that leaves a thread running, a signal's handler, or garbage that warns."""
     signals = signal_handling()
     stuck = tuple(
         name for marker in request.node.iter_markers("may_leave_stuck") for name in marker.args
@@ -274,7 +275,7 @@ def asyncio_complains_of_nothing(caplog: pytest.LogCaptureFixture) -> Iterator[N
 
 @pytest.fixture
 def unraisable(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """What was raised where nobody could catch it."""
+    """The exceptions that Python could only report, for example from a finalizer."""
     gc.collect()
     raised: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", raised.append)

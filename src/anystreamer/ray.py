@@ -48,11 +48,11 @@ __all__ = ["Settings", "app", "application", "error_objects"]
 
 # How long a refused client should wait before it tries again (seconds).
 _RETRY_AFTER = 1
-# How often a replica hands its metrics to Ray (seconds).
+# How often a replica copies its metrics to Ray (seconds).
 _METRICS_INTERVAL = 5.0
-# More of an error than this is not read (bytes).
+# How much of an error of Serve's is read (bytes).
 _MAX_ERROR = 64 * 1024
-# Of a request whose replica has died before it answered: Serve sends nothing then.
+# The response to a request whose replica has died before it answered: Serve itself sends none.
 _DIED: Message = {"type": "http.response.start", "status": 500, "headers": []}
 _DIED_TEXT = b"the replica has died before it answered: send the request again"
 
@@ -64,23 +64,15 @@ class Settings(BaseModel, extra="forbid"):
     or ``args:`` in a config file.
     """
 
-    model: str | None = Field(
-        default=None, description="A folder or a hub id. By default the embedded model."
-    )
-    model_name: str | None = Field(
-        default=None, description="The model's name in requests and responses."
-    )
-    aliases: list[str] | None = Field(
-        default=None, description="More names for requests, as in `anystreamer.server.create_app`."
-    )
+    model: str | None = None  #: a folder or a hub id; by default the embedded model
+    model_name: str | None = None  #: the model's name in requests and responses
+    #: more names for requests, as in `anystreamer.server.create_app`
+    aliases: list[str] | None = None
     batching: Literal["none", "continuous", "auto"] = "auto"  #: as in `anystreamer.open_engine`
-    max_running: PositiveInt | None = Field(
-        default=None, description="How many requests run at once, with continuous batching."
-    )
-    max_waiting: PositiveInt = Field(
-        default=100,
-        description="How many requests can wait at each of Serve's proxies. More get status 503.",
-    )
+    #: how many requests run at once, with continuous batching
+    max_running: PositiveInt | None = None
+    #: how many requests can wait at each of Serve's proxies; others get status 503
+    max_waiting: PositiveInt = 100
     #: the key that clients must send; by default ``ANYSTREAMER_API_KEY`` of the environment, if set
     api_key: str | None = Field(
         default_factory=lambda: os.environ.get("ANYSTREAMER_API_KEY") or None, repr=False
@@ -95,20 +87,20 @@ class Settings(BaseModel, extra="forbid"):
     max_unsent_tokens: PositiveInt | None = 10_000  #: that wait for a client that takes nothing
     #: bytes, made from tokens, that wait for a client that takes nothing
     max_unsent_bytes: PositiveInt | None = 4 * 1024 * 1024
-    page: bool = True  #: serve the chat page
-    timeout: PositiveFloat | None = Field(
-        default=600.0,
-        description="Seconds for a request, once it has reached a replica. null means no limit.",
-    )
+    page: bool = True  #: whether to serve the chat page
+    #: seconds for a request, once it has reached a replica; null sets no limit
+    timeout: PositiveFloat | None = 600.0
     #: let special tokens in the text of messages be special tokens, not text
     allow_special_tokens: bool = False
     #: hosts that pictures and recordings in messages are fetched from
     allow_media_from: list[str] = []
-    allow_origins: list[str] = []  #: sites whose pages can use the server from a browser
+    #: sites whose pages can use the server from a browser, as in `anystreamer.server.create_app`
+    allow_origins: list[str] = []
     allowed_hosts: list[str] | None = None  #: host names that requests can use
     device: str = "auto"  #: where the model runs, as in `anystreamer.load_model`
-    dtype: str = "auto"  #: of its weights, as there
-    quantization: Literal["8bit", "4bit"] | None = None  #: of its weights, as there
+    dtype: str = "auto"  #: of its weights, as in `anystreamer.load_model`
+    #: of its weights, as in `anystreamer.load_model`
+    quantization: Literal["8bit", "4bit"] | None = None
     chat_template: str | None = None  #: a template, or a file with one, in place of the model's own
     trust_remote_code: bool = False  #: run Python code that comes with the model
     #: the lowest level of what a replica logs
@@ -149,12 +141,15 @@ class _Replica:
 
     @asynccontextmanager
     async def _serving(self, outer: Starlette) -> AsyncIterator[None]:
-        """Runs in a task of its own, from before the replica's first request to after its last."""
+        """Own the engine: Starlette enters this before the first request, and leaves it at the end.
+
+        It runs in a task of its own.
+        """
         settings = self._settings
         write_logs(
             LogLevel(settings.log_level),
             RequestLogFormat(settings.request_log),
-            sys.__stderr__,  # Serve puts lines of its own log around what goes to the other
+            sys.__stderr__,  # Serve replaces sys.stderr: each line would become a record of its log
         )
         model, tokenizer = await to_thread.run_sync(
             partial(
@@ -201,7 +196,7 @@ class _Replica:
                 tasks.cancel_scope.cancel()
 
     def check_health(self) -> None:
-        """Called by Serve. It replaces a replica whose check raises, as one with a dead engine."""
+        """Called by Serve, which replaces a replica if this raises: its engine has died."""
         state = getattr(self._engine, "state", "open")
         if state != "open":
             raise RuntimeError(f"the engine is {state}: this replica has to be replaced")
@@ -236,9 +231,9 @@ def application(settings: Settings, **options: Any) -> Any:
 
 
 class _Named:
-    """Names the replica in each response: each replica has a log and metrics of its own.
+    """Middleware that names the replica in each response: each has a log and metrics of its own.
 
-    It also tells the application that Serve cancels the task of a client that has disconnected.
+    It also tells the application that Serve cancels a request's task when the client disconnects.
     """
 
     def __init__(self, app: ASGIApp, replica: str) -> None:
@@ -261,15 +256,15 @@ class _Named:
 
 
 async def _export_metrics(registry: Any) -> None:
-    """Hand a replica's metrics to Ray again and again: each node has them for Prometheus.
+    """Copy a replica's metrics to Ray, again and again: each node exports them to Prometheus.
 
-    A request for ``/metrics`` reaches one replica only, whichever is free. Ray's have the labels
+    A request for ``/metrics`` reaches only one replica, whichever is free. Ray adds the labels
     ``replica``, ``deployment`` and ``application``.
     """
     gauges: dict[str, Gauge] = {}
     while True:
         for family in registry.collect():
-            if not family.name.startswith("anystreamer"):  # Ray has those of the process
+            if not family.name.startswith("anystreamer"):  # Ray has its own metrics of processes
                 continue
             for sample in family.samples:
                 if sample.name.endswith("_created"):
@@ -298,7 +293,7 @@ def error_objects() -> list[Middleware]:
 
 
 class _ErrorObjects:
-    """Middleware of a proxy: makes an error object of an error that is a line of text."""
+    """Middleware of a proxy: turns an error that is a line of text into an error object."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -323,7 +318,7 @@ class _ErrorObjects:
                     await _error_object(head, text)(scope, receive, send)
 
         await self._app(scope, receive, changed)
-        if not has_begun:  # else its server would send a line of its own
+        if not has_begun:  # otherwise Serve's HTTP server would send a line of text
             await _error_object(_DIED, _DIED_TEXT)(scope, receive, send)
 
 

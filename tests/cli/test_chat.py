@@ -23,9 +23,11 @@ pytest.importorskip("typer")
 from typer.testing import CliRunner
 
 from anystreamer._errors import PromptTooLong
-from anystreamer.cli.chat import PARSER, _explained, _final_length
+from anystreamer.cli.chat import _explained
 from anystreamer.cli.chat_commands import Commands, Content, Conversation
+from anystreamer.cli.chat_pictures import read_picture
 from anystreamer.cli.chat_settings import changed
+from anystreamer.cli.chat_views import PARSER, final_length
 from anystreamer.cli.commands import app
 
 if sys.platform == "win32":
@@ -250,10 +252,10 @@ def test_an_answer_that_fails_does_not_take_the_place_of_the_last() -> None:
     conversation = Conversation(None)
 
     def ask(question: Content) -> None:
-        assert conversation.asking(question) == [{"role": "user", "content": "q"}]
+        assert conversation.messages_with(question) == [{"role": "user", "content": "q"}]
 
     conversation.add("q", "a")
-    commands = Commands(conversation, ask)
+    commands = Commands(conversation, ask, read_picture)
     commands.run("/retry")
     assert [each["content"] for each in conversation.turns] == ["q", "a"]
 
@@ -622,12 +624,12 @@ MARKDOWN = st.lists(st.sampled_from([*PIECES.split("|"), *TABLE]), max_size=20).
 
 
 @given(MARKDOWN)
-def test_what_has_final_length_does_not_change(text: str) -> None:
+def test_what_hasfinal_length_does_not_change(text: str) -> None:
     """Blocks that were parsed alone, as soon as they seemed whole, are those of the whole text."""
     found, rest = [], ""
     for character in text:
         rest += character
-        end = _final_length(rest)
+        end = final_length(rest)
         found += tokens_of(rest[:end])
         rest = rest[end:]
     assert found + tokens_of(rest) == tokens_of(text)

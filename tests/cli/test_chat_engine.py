@@ -70,7 +70,7 @@ async def test_a_turn_reads_only_what_is_new(stops_at: int | None) -> None:
     known: list[int] = []
     async with backend.open() as engine:
         for turn, question in enumerate(QUESTIONS):
-            messages = conversation.asking(question)
+            messages = conversation.messages_with(question)
             ids = encoded(tokenizer, messages)
             with tokens_read(model) as read:
                 async with engine.stream_text(messages, **backend.arguments({})) as stream:
@@ -209,7 +209,7 @@ def test_ctrl_c_leaves_a_cache_that_the_next_turn_uses(backend: str, tmp_path: P
     model, tokenizer = load_demo()
     conversation = Conversation(None)
     conversation.add(QUESTIONS[0], answered[1])
-    prompt = encoded(tokenizer, conversation.asking(QUESTIONS[1]))
+    prompt = encoded(tokenizer, conversation.messages_with(QUESTIONS[1]))
     first: list[int] = []
     second: list[int] = []
     for ids in json.loads(told.read_text()):

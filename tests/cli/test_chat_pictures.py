@@ -19,9 +19,9 @@ pytest.importorskip("PIL")
 from PIL import Image
 from typer.testing import CliRunner
 
-from anystreamer.cli.chat import _completer
 from anystreamer.cli.chat_backends import LocalModel, RemoteModel
 from anystreamer.cli.chat_commands import Commands, Conversation
+from anystreamer.cli.chat_keyboard import completer
 from anystreamer.cli.chat_pictures import MOST_POINTS, as_data, read_picture
 from anystreamer.cli.commands import app
 from anystreamer.testing import ScriptedModel
@@ -156,7 +156,7 @@ def test_a_model_that_takes_no_pictures_says_so() -> None:
 
 
 def test_tab_completes_commands_settings_and_paths(folder: Path) -> None:
-    commands = Commands(Conversation(None), print)
+    commands = Commands(Conversation(None), print, read_picture)
     for name in ("one.png", "one more.png", "two[1].png"):
         save(folder / name)
     (folder / "once").mkdir()
@@ -174,7 +174,7 @@ def test_tab_completes_commands_settings_and_paths(folder: Path) -> None:
 
 def test_a_tab_in_a_question_is_a_tab() -> None:
     """Text that is pasted has them."""
-    complete = _completer(lambda _: ["/new", "/next"])
+    complete = completer(lambda _: ["/new", "/next"])
     assert [complete("a", number) for number in (0, 1)] == ["a\t", None]
     assert [complete("/ne", number) for number in (0, 1, 2)] == ["/new", "/next", None]
 
@@ -208,7 +208,7 @@ async def test_the_model_sees_the_picture_in_each_later_turn(name: str, folder: 
             known += asking(*([] if known else [part]), text=text)
             question = conversation.question(text)
             async with engine.stream_text(
-                conversation.asking(question), **backend.arguments({"temperature": 0})
+                conversation.messages_with(question), **backend.arguments({"temperature": 0})
             ) as stream:
                 answer = await stream.read()
             assert list(stream.token_ids) == plain(kind, known)
@@ -232,7 +232,7 @@ async def test_a_server_s_model_sees_the_picture(folder: Path) -> None:
         backend = RemoteModel(f"{url}/v1", "anystreamer", None, 8)
         part = backend.picture_part(read_picture("a.png"))
         conversation.pictures = [part]
-        messages = conversation.asking(conversation.question("What is it?"))
+        messages = conversation.messages_with(conversation.question("What is it?"))
         async with backend.open() as engine:
             async with engine.stream_text(messages, **backend.arguments({"temperature": 0})) as it:
                 answer = await it.read()

@@ -1,4 +1,4 @@
-"""The kinds of engine in this process, as parameters of a test: without the one that is missing."""
+"""The kinds of engine in this process, as parameters of a test. A kind can be missing here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 try:
     import transformers
-except ImportError:  # no test that uses these runs then
+except ImportError:  # tests that use these are skipped then
     transformers = None  # type: ignore[assignment]
 
 __all__ = ["BATCHINGS"]

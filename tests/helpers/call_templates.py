@@ -1,4 +1,4 @@
-"""Response templates of several families, as transformers' tests and models have them."""
+"""Response templates of several families of models, from transformers' tests and the models."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class Family:
         return f"user:hi\n{self.anchor}"
 
     def no_reasoning(self) -> list[Any]:
-        """A processor: of random weights the reasoning would hardly end."""
+        """A processor against reasoning, which a model with random weights would hardly end."""
         id_of = self.tokenizer.convert_tokens_to_ids
         if self.opens_reasoning in self.special:
             return [Never([id_of(self.opens_reasoning)])]

@@ -1,4 +1,4 @@
-"""A real Chromium, headless, and its pages: what goes wrong in one fails the test."""
+"""Opens pages in a real, headless Chromium. An error in a page fails the test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["launched", "opened"]
 REQUIRE = "ANYSTREAMER_REQUIRE_CHROMIUM"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
-# Chromium says this of every status from 400 on.
+# Chromium writes this for every status from 400 on.
 STATUS = re.compile(r"Failed to load resource: the server responded with a status of (\d+)")
 
 expect.set_options(timeout=PATIENCE * 1000)
@@ -47,24 +47,24 @@ async def opened(
 ) -> AsyncIterator[Page]:
     """A page at *url*, in a context of its own.
 
-    At the end it has to be without errors in the console, of which violations of the content
-    security policy are some; statuses and texts in *expected* are none.
+    The test fails if the console has errors, such as a violation of the content security policy,
+    except statuses and texts in *expected*.
     """
     errors: list[str] = []
 
-    def heard(message: ConsoleMessage) -> None:
+    def on_console(message: ConsoleMessage) -> None:
         if message.type not in ("error", "warning"):
             return
         status = STATUS.match(message.text)
-        said = status[1] if status else message.text
-        if not any(each in said for each in expected):
+        text = status[1] if status else message.text
+        if not any(each in text for each in expected):
             errors.append(message.text)
 
     context = await browser.new_context(**options)
     try:
         context.set_default_timeout(PATIENCE * 1000)
         page = await context.new_page()
-        page.on("console", heard)
+        page.on("console", on_console)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("crash", lambda _: errors.append("the page crashed"))
         await page.goto(url)

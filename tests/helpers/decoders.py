@@ -58,12 +58,11 @@ WITH_FULL_ATTENTION: dict[str, Callable[[], Any]] = {
         "Llama", rope_parameters={"rope_type": "yarn", "factor": 2.0, **_ROPE}
     ),
 }
-if "prepare_inputs_for_generation" not in vars(
-    BloomForCausalLM
-):  # in older releases it has a step of its own
+# In older releases, Bloom prepares its inputs in a way of its own.
+if "prepare_inputs_for_generation" not in vars(BloomForCausalLM):
     WITH_FULL_ATTENTION["Bloom"] = lambda: _config("Bloom", n_layer=LAYERS, n_head=2)
 
-#: What the first part of a text leaves in their caches depends on the rest, or is lost.
+#: In these, the cache of a text's first part depends on the rest of the text, or is lost.
 OTHERS: dict[str, Callable[[], Any]] = {
     "Mistral": lambda: _config("Mistral", sliding_window=_WINDOW),
     "Gemma 2": lambda: _config("Gemma2", sliding_window=_WINDOW, head_dim=8),
@@ -119,7 +118,7 @@ class Varied(LogitsProcessor):
 
 
 class Passes:
-    """The forward passes of a model: how many tokens each has computed."""
+    """Records how many tokens each forward pass of a model has computed."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []

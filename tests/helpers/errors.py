@@ -1,4 +1,4 @@
-"""Errors with a history, and whether it is still whole."""
+"""Makes errors with a cause, a context and a traceback, and checks that these are unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A program: a server whose one answer never ends, sent as fast as its client reads, or slowly.
+"""A program: a server that sends one endless answer, as fast as its client reads, or slowly.
 
 It is a process of its own because it must not share the event loop of its client. On uvloop, a
 socket that has new data in each iteration of the loop keeps anyio from delivering a cancellation.

@@ -11,7 +11,7 @@ from .model_calls import Calls
 
 @pytest.fixture(scope="module", autouse=True)
 def torch_is_loaded_completely(request: pytest.FixtureRequest) -> None:
-    """Otherwise each test's garbage collection goes through half of torch."""
+    """Load all of torch before the tests, so that no test's garbage collection visits it."""
     if request.node.get_closest_marker("torch"):
         from . import tiny_models  # imports torch
 

@@ -14,8 +14,8 @@ __all__ = ["write_gguf"]
 def write_gguf(path: Path) -> None:
     """Write the embedded model with its weights, its tokens and its chat template.
 
-    llama.cpp divides texts into words in ways of its own. With this model, it does so otherwise
-    where there is a hyphen: pass ids there, and not text.
+    llama.cpp splits texts into words in ways of its own. With this model, the result differs for
+    words with a hyphen: pass ids in place of such text.
     """
     import gguf  # installed in the session of llama.cpp only
 

@@ -1,4 +1,4 @@
-"""Answers that try to make a client grow, wait or stall, and what the client does.
+"""Answers that try to fill a client's memory or to stall it, and what the client does with them.
 
 As a program it prints a table: `python -m tests.helpers.hostile_answers`.
 """
@@ -46,7 +46,7 @@ def _error(headers: bytes = b"") -> bytes:
 
 
 def _bombs(size: int) -> dict[str, HostileAnswer]:
-    """Gzip of *size* zeros, which is a thousandth of them."""
+    """Answers with *size* zeros, compressed by gzip to a thousandth."""
     zeros = chunked(gzip.compress(bytes(size), 9))
     heads = {"gzip": HEAD, "an error's gzip": _error()}
     return {

@@ -1,4 +1,4 @@
-"""The only looks that tests take at the inside of streams, engines and scripted models."""
+"""The only functions of the tests that read or change private state of the library."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ __all__ = [
     "worker_left",
 ]
 
-# What is on a worker thread's stack while its producer waits for space in the buffer, and while it
-# brings items over to the loop.
+# Code on a worker thread's stack while its producer waits for space in the buffer, and while it
+# delivers items to the loop.
 WAITING_FOR_SPACE = Producer._wait_for_space.__code__
 CROSSING = delivery.Crossing.flush.__code__
 
@@ -98,9 +98,9 @@ def waits_for_a_call(thread: int | None) -> bool:
 
 
 class WakeUps:
-    """The times that the loop wakes a thread which waits for space in a buffer.
+    """Counts how often the loop wakes a thread that waits for space in a buffer.
 
-    One more is counted if the buffer has been half full and then not full before the first wait.
+    It counts one more if the buffer was half full, and then not full, before the first wait.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def decoder_of(row_detokenizer: Any) -> Any:
 
 
 class Deliveries:
-    """The times that any stream looks for items to deliver; a test can act around them."""
+    """Counts how often any stream looks for items to deliver. A test can act around that."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
@@ -162,14 +162,14 @@ class Deliveries:
 
 
 def hold_back(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Hold items back for as long as this, after the first one, while no receive() waits."""
+    """Hold items back for this long, after the first one, while no receive() waits."""
     monkeypatch.setattr(delivery, "CROSSING_SHARE", 1e-9)
     for name in ("CROSSING_CAP", "HOLD_AT_MOST", "LOOK_DELAY"):
         monkeypatch.setattr(delivery, name, seconds)
 
 
 class LoopDeliveries:
-    """The deliveries of the running event loop, which a test counts, and whose budget it sets."""
+    """Counts the deliveries of the running event loop, and changes their budget."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0

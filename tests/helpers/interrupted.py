@@ -111,13 +111,13 @@ def run_child(loop: str, owner: int, report: int) -> None:
         else:
             without_a_loop()
     finally:
-        # Without a loop, one that strikes while a stream opens stops the model, and does not wait.
+        # Without a loop, a Ctrl-C while a stream opens stops the model, and does not wait for it.
         if owner < len(OWNERS) and (inside or model.is_generating):
             os.write(report, b"running")
 
 
 class Process:
-    """A fork of this process, and when it gets which signal."""
+    """A fork of this process, and when it gets Ctrl-Cs."""
 
     def __init__(self, loop: str, owner: int, times: list[float]) -> None:
         self.name = f"{loop} {owner} {times}"
@@ -135,7 +135,10 @@ class Process:
         self.began = time.monotonic()
 
     def poll(self) -> str | None:
-        """Send what is due. Returns a complaint at the end, or "" if it has ended well."""
+        """Send the Ctrl-Cs that are due.
+
+        Returns None while the process runs. Then it returns what went wrong, or an empty text.
+        """
         elapsed = time.monotonic() - self.began
         if os.waitpid(self.pid, os.WNOHANG)[0]:
             needed = f"needed {self.more} more" if self.more else ""

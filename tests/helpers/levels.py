@@ -1,4 +1,4 @@
-"""What there is in the process, between rounds of a test in which nothing may pile up."""
+"""Counts what a process has, between rounds of a test, to see whether anything piles up."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Level:
 
     @classmethod
     async def now(cls) -> Level:
-        await _scopes_that_were_left_are_forgotten()
+        await _let_trio_drop_scopes()
         linecache.clearcache()
         gc.collect()
         assert not gc.garbage
@@ -48,8 +48,8 @@ class Level:
         )
 
 
-async def _scopes_that_were_left_are_forgotten() -> None:
-    """trio keeps those with a deadline until there are 1,000, and then drops all of them."""
+async def _let_trio_drop_scopes() -> None:
+    """trio keeps scopes with a deadline after they were left, until there are 1,000 of them."""
     for _ in range(2000):
         with anyio.move_on_after(3600):
             pass

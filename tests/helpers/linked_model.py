@@ -1,8 +1,8 @@
-"""A scripted model of the test's process that is the model of a replica in another one.
+"""Links a scripted model in the test's process to a replica of Ray Serve in another process.
 
 The contract tests play scripts, open gates and look inside the engine that has the model. Under Ray
-Serve that engine is elsewhere. So its model calls this one, over a socket, for each of its steps;
-and over another it answers a test's questions about the engine.
+Serve, that engine is in a replica. There, `LinkedModel` calls the test's model over a socket for
+each step. Over a second socket, it answers the test's questions about the engine.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GENERATIONS, QUESTIONS = "generations", "questions"
 
 
 class LinkedModel(ScriptedModel):
-    """In the replica: a model whose steps are those of the model that is linked to it."""
+    """In the replica: a model that does in each step what the linked model does."""
 
     def __init__(self, path: str, engine: Callable[[], Any]) -> None:
         super().__init__([])
@@ -46,8 +46,8 @@ class LinkedModel(ScriptedModel):
         stopping_criteria: Iterable[Callable[[Any, Any], bool]] = (),
         **kwargs: Any,
     ) -> list[list[int]]:
-        """Play the other one's script, with this one's streamer and criteria."""
-        raised: BaseException | None = None  # by one of them, which the other one's call ends with
+        """Play the linked model's script, with the streamer and the criteria given here."""
+        raised: BaseException | None = None  # by the streamer or a criterion: it ends both calls
         link = self._generations
         link.send({"input_ids": input_ids, **kwargs})
         share_pieces(self.tokenizer, link.recv())
@@ -90,7 +90,7 @@ class LinkedModel(ScriptedModel):
 
 
 class RemoteLook:
-    """In the test: an engine as `inside.py` sees it, which is in the replica."""
+    """In the test: stands for the engine in the replica, for the functions of `inside.py`."""
 
     def __init__(self, link: Connection[Any, Any]) -> None:
         self._link = link
@@ -109,7 +109,7 @@ class RemoteLook:
 
 
 class _State:
-    """The state of one of its requests. Which of them it is is not known."""
+    """Stands for the state of a request. The replica does not say which request it is."""
 
     def __init__(self, engine: RemoteLook) -> None:
         self._engine = engine
@@ -121,13 +121,13 @@ class _State:
 
 @asynccontextmanager
 async def linked(model: ScriptedModel, path: str) -> AsyncIterator[RemoteLook]:
-    """Link *model* to the replica that listens there. Left when its engine has nothing to do."""
+    """Link *model* to the replica that listens at *path*, until its engine has no more requests."""
     with Client(path, "AF_UNIX") as generations:
         generations.send(GENERATIONS)
         generations.recv()
         async with create_task_group() as tasks:
             tasks.start_soon(to_thread.run_sync, _generate, model, generations)
-            with Client(path, "AF_UNIX") as questions:  # at its end the replica closes the other
+            with Client(path, "AF_UNIX") as questions:  # when it ends, the replica closes both
                 questions.send(QUESTIONS)
                 engine = RemoteLook(questions)
                 try:
@@ -139,7 +139,7 @@ async def linked(model: ScriptedModel, path: str) -> AsyncIterator[RemoteLook]:
 
 
 def _generate(model: ScriptedModel, link: Connection[Any, Any]) -> None:
-    """Make what the replica asks for, until it closes the link."""
+    """Generate what the replica requests, until it closes the link."""
 
     def call(what: str, value: Any = None) -> list[bool]:
         link.send((what, value))

@@ -1,4 +1,4 @@
-"""The ways for a model to end by itself, and what could be taken for one."""
+"""The ways in which a model ends by itself, and settings that could be mistaken for the reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from anystreamer import FinishReason
 from .llama_streams import ENDLESS, PROMPT
 from .tiny_models import EOS, Say
 
-# What could be taken for the reason, when none of it is.
+# Arguments that could be mistaken for the reason of an end, and never are.
 SUSPECTS: dict[str, Callable[[], dict[str, Any]]] = {
     "nothing": dict,
     "criterion": lambda: {"stopping_criteria": [lambda input_ids, scores: False]},
@@ -44,7 +44,7 @@ def after_tokens(count: int) -> Callable[..., bool]:
     return lambda input_ids, scores, **kwargs: input_ids.shape[1] - len(PROMPT) >= count
 
 
-# Ways for the model to end by itself in its third step. Each with what it is called.
+# Ways in which the model ends by itself in its third step, each with its finish reason.
 OWN_ENDS: dict[str, tuple[FinishReason, Callable[[], dict[str, Any]]]] = {
     "eos": (FinishReason.EOS, lambda: {"logits_processor": [Say("ab", EOS)], **ENDLESS}),
     "length": (FinishReason.LENGTH, lambda: {"max_new_tokens": 3}),

@@ -37,9 +37,9 @@ NODE = {
 
 
 class _Linked(_Replica):
-    """The application of a replica, but for its model."""
+    """A replica whose model is linked to the test's."""
 
-    # Serve wants it so.
+    # Serve accepts a constructor that is async.
     async def __init__(self, settings: Settings, path: str) -> None:  # type: ignore[misc]
         model = LinkedModel(path, lambda: self._engine)
         patch("anystreamer.ray.load_model", lambda *_, **__: (model, model.tokenizer)).start()
@@ -58,8 +58,16 @@ def get_node_patiently(*args: Any, get_node: Callable[..., Any] = services.get_n
         time.sleep(0.1)
 
 
+def replicas_of(application: str) -> list[dict[str, Any]]:
+    """What Serve reports of each replica of an application."""
+    applications = _get_global_client().get_serve_details()["applications"]
+    replicas: list[dict[str, Any]]
+    replicas = applications[application]["deployments"]["anystreamer"]["replicas"]
+    return replicas
+
+
 class TwoNodes:
-    """What can be done to the cluster."""
+    """Starts the cluster. Its public methods are the commands of the program."""
 
     def __init__(self, port: int) -> None:
         with patch("ray._private.services.get_node", get_node_patiently):
@@ -100,13 +108,11 @@ class TwoNodes:
             _run(application(made, **options), _blocking=False)
 
     def replicas(self, number: int) -> list[dict[str, Any]]:
-        """Wait until there are so many, and all run. One that is being started is nowhere yet."""
+        """Wait until there are this many, and all run. One that is being started is not listed."""
         deadline = time.monotonic() + CLUSTER_PATIENCE
         while True:
-            details = _get_global_client().get_serve_details()
-            found = details["applications"]["default"]["deployments"]["anystreamer"]["replicas"]
             keep = ("replica_id", "node_id", "pid", "state")
-            found = [{name: each.get(name) for name in keep} for each in found]
+            found = [{name: each.get(name) for name in keep} for each in replicas_of("default")]
             alive = {each["pid"] for each in found if psutil.pid_exists(each["pid"] or -1)}
             runs = all(each["state"] == "RUNNING" for each in found)
             if runs and len(found) == number == len(alive):
@@ -116,19 +122,17 @@ class TwoNodes:
             time.sleep(0.1)
 
     def in_state(self, state: str) -> dict[str, Any]:
-        """Wait for a replica in that state which has a process."""
+        """Wait for a replica that is in this state and has a process."""
         deadline = time.monotonic() + CLUSTER_PATIENCE
         while time.monotonic() < deadline:
-            details = _get_global_client().get_serve_details()
-            found = details["applications"]["default"]["deployments"]["anystreamer"]["replicas"]
-            for each in found:
+            for each in replicas_of("default"):
                 if each["state"] == state and psutil.pid_exists(each.get("pid") or -1):
                     return {name: each[name] for name in ("replica_id", "pid")}
             time.sleep(0.02)
         raise TimeoutError(f"no replica is {state}")
 
     def metrics(self) -> str:
-        """What the agents of all nodes have for Prometheus."""
+        """What the agents of all nodes export to Prometheus."""
         texts = []
         for node in ray.nodes():
             if node["Alive"]:
@@ -140,7 +144,7 @@ class TwoNodes:
     def scale(self, seconds: float) -> None:
         """Serve from one to two replicas, as many as the load needs, beside the others.
 
-        *seconds* is how long a load has to last, or to be away.
+        *seconds* is how long a load must last, or must have ended, until their number changes.
         """
         options = {
             "num_replicas": "auto",
@@ -159,16 +163,15 @@ class TwoNodes:
 
     def running(self, name: str) -> int:
         """How many replicas of an application run."""
-        details = _get_global_client().get_serve_details()
-        found = details["applications"][name]["deployments"]["anystreamer"]["replicas"]
-        return sum(each["state"] == "RUNNING" for each in found)
+        return sum(each["state"] == "RUNNING" for each in replicas_of(name))
 
     def link(self, path: str) -> None:
         """Serve beside it, in one replica, whatever model is linked to it there."""
         # The head of a response comes with its first part. For a request that waits that is a
         # comment, by default after 15 seconds.
         settings = Settings.model_validate({"model_name": "anystreamer", "keep_alive": 0.2})
-        options = {"max_ongoing_requests": 1000, "max_queued_requests": 1000}  # it has the line
+        # No request waits in Serve: the engine's own queue is what is tested.
+        options = {"max_ongoing_requests": 1000, "max_queued_requests": 1000}
         deployment = serve.deployment(_Linked).options(**options).bind(settings, path)
         serve.run(deployment, name="linked", route_prefix="/linked")
 

@@ -43,19 +43,19 @@ __all__ = [
 
 SERVERS = ["uvicorn", "hypercorn"]
 
-# On trio, who breaks off leaves the generators of its HTTP client to be collected.
+# On trio, a client that stops reading leaves the generators of its HTTP library to be collected.
 LEFT_GENERATORS = pytest.mark.filterwarnings(
     "ignore:Async generator '(httpx|httpx2|httpcore|openai):ResourceWarning"
 )
 
-# For clients of servers without TLS. To load all certificates takes each of them 15 ms.
+# For clients of servers without TLS: each client would load all certificates, which takes 15 ms.
 PLAIN = httpx.create_ssl_context(verify=False)
 
 
 class _Impatient:
-    """asyncio for uvicorn's server, which looks every 0.1 s whether it is to stop, and then sleeps.
+    """asyncio for uvicorn's server, which sleeps for 0.1 s before it checks whether to stop.
 
-    In the hundreds of tests that start one, it would be minutes in which nothing happens.
+    Hundreds of tests start a server: together they would wait for minutes.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -70,10 +70,10 @@ uvicorn.server.asyncio = _Impatient()  # type: ignore[assignment,attr-defined]
 
 
 class _Server(uvicorn.Server):
-    """It leaves signals alone.
+    """A server of uvicorn that handles no signals.
 
-    uvicorn's puts back the handlers that it found. Where two have run at once, and the first one
-    ends first, the last one puts back the first one's, and later tests get no Ctrl-C.
+    uvicorn restores the handlers that it found. If two servers run at once and the first one ends
+    first, the second one restores the first one's handlers, and later tests get no Ctrl-C.
     """
 
     @contextmanager
@@ -123,7 +123,7 @@ async def limited_serving(
 ) -> AsyncIterator[str]:
     """Serve *app* as ``anystreamer serve`` does. Yields its address.
 
-    *send_buffer* is how many bytes the kernel takes for a client that does not read, about.
+    *send_buffer* is about how many bytes the kernel keeps for a client that does not read.
     """
     backend = sniffio.current_async_library()
     if backend == "trio" and server == "uvicorn":
@@ -181,7 +181,7 @@ def official(url: str) -> openai.AsyncOpenAI:
     client = openai.AsyncOpenAI(
         base_url=f"{url}/v1", api_key="key", max_retries=0, http_client=http_client
     )
-    # It would ask in a thread of asyncio's, which stays for as long as the loop.
+    # The client would look the platform up in a thread of asyncio, which stays as long as the loop.
     client._platform = openai._base_client.get_platform()
     return client
 
@@ -190,7 +190,7 @@ def official(url: str) -> openai.AsyncOpenAI:
 async def edge(
     model: ScriptedModel, *, server: str = "", max_waiting: int | None = None, **kwargs: Any
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Engine]]:
-    """A client of a server of an application of an engine of *model*."""
+    """Serve *model*. Yields a client of the server, and the engine."""
     async with open_engine(model, model.tokenizer, max_waiting=max_waiting) as engine:
         async with serving(create_app(engine, **kwargs), server) as url:
             async with client_of(url) as client:
@@ -206,7 +206,7 @@ def error_of(response: httpx.Response) -> Any:
 def events_of(stream: str) -> list[tuple[str, str]]:
     """The types and the data of events, as ``EventSource`` takes them: by WHATWG's algorithm."""
     events, kind, data = [], "", ""
-    # What has no end of line is no line, and what no empty line dispatches is no event.
+    # A line without its end does not count, and neither does an event without an empty line.
     *lines, _ = re.split("\r\n|\n|\r", stream.removeprefix("\ufeff"))
     for line in lines:
         name, _, value = line.partition(":")
@@ -223,9 +223,9 @@ def events_of(stream: str) -> list[tuple[str, str]]:
 
 
 def data_of(body: str) -> list[Any]:
-    """What the events of a body say: JSON, or the str ``[DONE]``. Comments are left out."""
+    """The data of the events in a body: JSON, or the str ``[DONE]``. Comments are left out."""
     assert body.endswith("\n\n")
     events = [each for each in body.removesuffix("\n\n").split("\n\n") if not each.startswith(":")]
     assert all(each.startswith("data: ") and "\n" not in each for each in events)
-    said = [each.removeprefix("data: ") for each in events]
-    return [each if each == "[DONE]" else json.loads(each) for each in said]
+    data = [each.removeprefix("data: ") for each in events]
+    return [each if each == "[DONE]" else json.loads(each) for each in data]

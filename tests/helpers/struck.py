@@ -1,4 +1,4 @@
-"""A Ctrl-C at each call of a program, one after the other, where CPython looks for signals."""
+"""Sends a Ctrl-C at each call in a program, one after another, where CPython checks for signals."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Striker:
     def __init__(
         self, may_strike: Callable[[FrameType], bool], report: Callable[[str], object] = str
     ) -> None:
-        """*report* is told each place before the program is struck there: it might hang."""
+        """*report* is called with each place before the Ctrl-C there, which can make it hang."""
         self.places: list[str] = []
         self._report = report
         self._known: set[str] = set()
         self._may_strike = may_strike
-        self._seen: dict[int, FrameType] = {}  # kept, so that no other gets the number of one
+        self._seen: dict[int, FrameType] = {}  # by id: kept, so that no other frame gets the same
 
     def begin(self) -> None:
         """A new run of the program begins."""
@@ -37,7 +37,7 @@ class Striker:
             return
         if event == "call":
             if id(frame) in self._seen:
-                return  # a coroutine goes on: CPython does not look for signals then
+                return  # a coroutine goes on: CPython does not check for signals then
             self._seen[id(frame)] = frame
         elif event != "c_return":
             return

@@ -1,4 +1,4 @@
-"""A program on a terminal of its own: what is typed reaches it, and what it shows can be read."""
+"""Runs a program on a terminal of its own: a test types keys, and reads what the program shows."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .scripted import PROGRAM_PATIENCE
 
 __all__ = ["Terminal", "terminal"]
 
-# A session's first terminal is the one whose Ctrl-C it gets.
+# A session gets the Ctrl-C of the first terminal that it opens.
 TAKE_TERMINAL = "import os; os.close(os.open(os.ttyname(0), os.O_RDWR))\n"
 
-# What would decide about colours, widths and encodings in a test's place.
+# Variables of the environment that would change colours, widths and encodings.
 UNSET = {"FORCE_COLOR", "GITHUB_ACTIONS", "NO_COLOR", "PYTHONIOENCODING", "COLUMNS", "LINES"}
 
 
@@ -44,8 +44,8 @@ class Terminal:
     def interrupt_prompt(self) -> None:
         """Press Ctrl-C at a prompt that has been shown.
 
-        Only in its wait for a key readline is woken by it: one that strikes between the prompt and
-        the wait is seen after the next line. On Linux one can see that it waits.
+        It wakes readline only while that waits for a key. A Ctrl-C between the prompt and this wait
+        is noticed after the next line. Linux shows whether the program waits.
         """
         status = Path(f"/proc/{self.process.pid}/stat")
         while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "S":
@@ -59,7 +59,7 @@ class Terminal:
         return "\n".join(line.rstrip() for line in [*above, *self.screen.display]).rstrip()
 
     def until(self, pattern: str, times: int = 1) -> str:
-        """Read until *pattern* is on the screen, so often. Returns all that is."""
+        """Read until *pattern* is on the screen, *times* times. Returns all text of the screen."""
         deadline = time.monotonic() + PROGRAM_PATIENCE
         while len(re.findall(pattern, self.text)) < times:
             if not self._read(deadline):

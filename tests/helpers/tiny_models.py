@@ -94,7 +94,7 @@ def new_llama(
                 pad_token_id=eos,
             )
         )
-    # Of random weights the largest logit is not far from the rest: these are never the largest.
+    # With random weights, the largest logit is more than 0, so these are never the largest.
     model.lm_head.weight.data[list(never)] = 0
     return model.eval()
 
@@ -217,9 +217,7 @@ class Steps:
     """The forward passes of a model: how many there were, and what happens in which."""
 
     def __init__(self, at: Mapping[int, Callable[..., object]] | None = None) -> None:
-        self.at = (
-            at or {}
-        )  # called in the worker thread, in the forward pass of that number, from 1
+        self.at = at or {}  # by number, from 1: called in the worker thread during that pass
         self.count = 0
 
     def _hook(self, *args: Any) -> None:
@@ -264,14 +262,14 @@ def decoded(token_ids: Sequence[int], **kwargs: Any) -> str:
 
 @cache
 def load_all_of_torch() -> None:
-    """What torch and transformers import when they are first used, and not before."""
+    """Import what torch and transformers import only when they are first used."""
     generated(llama(), "Once upon", max_new_tokens=2)
     generated(llama(), "Once upon", max_new_tokens=2, prompt_lookup_num_tokens=2)
     torch.compile(llama(), backend="eager")
 
 
 class Adapter(torch.nn.Module):
-    """As peft's, around a model: the attributes of the model inside are its own."""
+    """A wrapper like peft's: it has the attributes of the model inside."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 __all__ = ["NAMES", "Kind", "clip", "kind_named", "picture", "png", "recording", "video", "wav"]
 
-# As LLaVA's and Qwen2-Audio's: strings as contents are not looked for.
+# As LLaVA's and Qwen2-Audio's: contents must be lists of parts, not strings.
 PARTS_ONLY = """
 {%- for message in messages %}
     {{- message.role + ":" }}
@@ -31,7 +31,7 @@ PARTS_ONLY = """
 {%- endfor %}
 {%- if add_generation_prompt %}{{ "assistant:" }}{% endif %}
 """
-# As Qwen-VL's and Gemma's: both.
+# As Qwen-VL's and Gemma's: contents can be strings, too.
 EITHER = PARTS_ONLY.replace(
     "{%- for part in message.content %}",
     "{%- if message.content is string %}{{ message.content }}{% endif %}"
@@ -93,12 +93,12 @@ def new_model(model_class: Any, config: Any, tokenizer: Any) -> Any:
         model = model_class(config)
         with torch.no_grad():
             for weights in model.parameters():
-                # So that an answer depends on what is seen: of the usual weights, it hardly does.
+                # So that an answer depends on the picture. With the usual weights, it hardly does.
                 if weights.dim() > 1:
                     weights.copy_(torch.randn(weights.shape) / math.sqrt(weights.shape[-1]))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    # Its text is that of its letters: by itself it makes no special token.
+    # By itself, the model generates letters only, no special tokens.
     model.get_output_embeddings().weight.data[len(_ALPHABET) :] = 0
     return model.eval()
 
@@ -337,7 +337,7 @@ def kind_named(name: str) -> Kind:
 
 
 def picture(number: int = 0, width: int = 24, height: int = 16) -> Image.Image:
-    """A picture of noise: a model that sees others answers otherwise."""
+    """A picture of noise. For a picture with another number, a model gives another answer."""
     values = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(values)
 

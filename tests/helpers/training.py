@@ -1,4 +1,4 @@
-"""What made the embedded model: it is in the checkout, and not in what is installed."""
+"""Imports the programs that made the embedded model: the checkout has them, a wheel does not."""
 
 from __future__ import annotations
 

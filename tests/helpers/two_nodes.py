@@ -60,10 +60,10 @@ class Cluster:
 
 @contextmanager
 def two_nodes() -> Iterator[Cluster]:
-    """With the application on both of them."""
+    """A cluster of two nodes that has a replica of the application on each of them."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    # Not pytest's own folder: the paths of sockets may not be so long.
+    # Not pytest's own folder: the paths of sockets would be too long.
     with (
         tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder,
         ray_environment(folder) as env,
@@ -88,10 +88,11 @@ def two_nodes() -> Iterator[Cluster]:
 
 @contextmanager
 def ray_environment(folder: str) -> Iterator[dict[str, str]]:
-    """At the end, no process is left that was started in it, or by one that was.
+    """Variables for the programs of a cluster. At the end, all processes that have them are killed.
 
-    Ray's ports are open to the network, for whoever has its token. It is of this cluster alone. So
-    is the folder, where Ray otherwise notes one address for all clusters of a machine.
+    Ray's ports are open to the network, for programs that have its token, so each cluster has its
+    own token. It also has its own folder, where Ray otherwise keeps one address for all clusters of
+    a machine.
     """
     paths = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     env = os.environ | {
@@ -102,8 +103,8 @@ def ray_environment(folder: str) -> Iterator[dict[str, str]]:
         "RAY_TMPDIR": folder,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "anystreamer.ray:error_objects",
-        # A node that does not answer for so long (milliseconds) counts as dead. One that has ended
-        # is noticed at once.
+        # A node that does not answer for this long (milliseconds) counts as dead. If a node has
+        # ended, this is noticed at once.
         "RAY_health_check_timeout_ms": "120000",
         # A busy machine takes longer to start a proxy than Serve waits, which then kills it.
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120",
@@ -119,14 +120,14 @@ def ray_environment(folder: str) -> Iterator[dict[str, str]]:
                     process.kill()
                     left.append(process)
             except psutil.Error:
-                continue  # ended, or somebody else's
+                continue  # it has ended, or belongs to another user
         psutil.wait_procs(left, timeout=CLUSTER_PATIENCE)
 
 
 async def figures_of(client: httpx.AsyncClient, replica: str) -> dict[str, float]:
-    """What that replica's metrics say."""
+    """The metrics of a replica."""
     with anyio.fail_after(CLUSTER_PATIENCE):
-        while True:  # whoever answers
+        while True:  # until this replica answers
             async with anyio.create_task_group() as tasks:
                 found: list[httpx.Response] = []
 
@@ -136,14 +137,15 @@ async def figures_of(client: httpx.AsyncClient, replica: str) -> dict[str, float
                 for _ in range(4):
                     tasks.start_soon(ask)
             for response in found:
-                # None has one that Serve refuses: those who have left are still in the line.
+                # A refusal of Serve's own has no such header: its queue still counts clients that
+                # have left.
                 if response.headers.get("x-replica") == replica:
                     lines = [line.rsplit(" ", 1) for line in response.text.splitlines()]
                     return {name: float(value) for name, value in lines if name[0] != "#"}
 
 
 async def idle(client: httpx.AsyncClient, replica: str) -> dict[str, float]:
-    """Its metrics, once its model works on nothing."""
+    """The metrics of a replica, once it has no requests."""
     with anyio.fail_after(CLUSTER_PATIENCE):
         while True:
             found = await figures_of(client, replica)

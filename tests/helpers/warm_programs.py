@@ -1,6 +1,6 @@
-"""Programs that start in a copy of a process which has imported torch and transformers.
+"""Programs that start in a fork of a process that has imported torch and transformers.
 
-To import them takes an interpreter seconds, and the rest of such a program next to nothing.
+The imports take seconds. The rest of such a program takes very little time.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any, TextIO
 
 __all__ = ["Program", "WarmProgram", "start_program"]
 
-# Neither this library nor what else it uses: a program can hide those, or say which it has loaded.
+# Not this library, or others that it uses: programs can hide them, or report which ones are loaded.
 PRELOADED = ["torch", "transformers.models.auto", "transformers.models.llama.modeling_llama"]
 
 
 class WarmProgram:
-    """What tests use of `subprocess.Popen`, for `python -m` and `python -c`. Not for Windows."""
+    """What tests need of `subprocess.Popen`, for `python -m` and `python -c`. Not on Windows."""
 
     def __init__(
         self,
@@ -38,9 +38,9 @@ class WarmProgram:
         Args:
             command: what comes after `python`.
             env: its environment.
-            joined: its errors go to its output, and `stderr` stays None.
-            given: what it reads from standard input, a few lines at most.
-            terminal: where its output goes instead, and `stdout` is empty.
+            joined: standard error goes to standard output, and `stderr` is None.
+            given: its standard input, a few lines at most.
+            terminal: a file descriptor to which its output goes. `stdout` is then empty.
         """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
@@ -101,7 +101,7 @@ Program = subprocess.Popen[str] | WarmProgram
 
 
 def start_program(*command: str, env: dict[str, str], joined: bool = False) -> Program:
-    """Start a warm one, or another where torch cannot be forked."""
+    """Start a `WarmProgram`, or on systems other than Linux an ordinary one."""
     if sys.platform == "linux":
         return WarmProgram(*command, env=env, joined=joined)
     return subprocess.Popen(

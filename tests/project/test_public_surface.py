@@ -82,8 +82,6 @@ def undocumented_fields(kind: type) -> list[str]:
         and is_public(field.target.id)
         and "#:" not in lines[field.lineno - 1]
         and not lines[field.lineno - 2].lstrip().startswith("#:")
-        # pydantic's own way, which the schema of the settings shows too
-        and "description=" not in text(field)
     ]
 
 

@@ -11,8 +11,8 @@ import pytest
 from anyio import create_task_group
 
 from anystreamer import EngineBusy, open_engine
+from anystreamer._serving import validate_origins
 from anystreamer.server import create_app
-from anystreamer.server._origins import validate_origins
 from anystreamer.testing import Gate, ScriptedModel
 
 from ..helpers.serving import client_of, error_of, serving

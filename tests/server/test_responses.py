@@ -378,6 +378,22 @@ async def test_what_is_not_supported_is_refused_by_name() -> None:
     assert not model.calls
 
 
+async def test_a_field_with_a_fixed_value_says_what_to_do() -> None:
+    picture = part(type="input_image", image_url="data:image/png;base64,AA==", file_id="file_1")
+    async with edge(ScriptedModel(["a"])) as (client, _):
+        for body, param, instead in (
+            (picture, "input[1].content[1].file_id", "leave it out"),
+            (
+                {"stream": True, "stream_options": {"include_obfuscation": True}},
+                "stream_options.include_obfuscation",
+                "leave it out, or send false",
+            ),
+        ):
+            error = error_of(await client.post(RESPONSES, json={"input": "Hi!", **body}))
+            assert (error["param"], error["code"]) == (param, "unsupported_value")
+            assert error["message"] == f"{param} is not supported: {instead}"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_too_long_an_input_is_400(stream: bool) -> None:
     async with edge(ScriptedModel(["a"] * 50), context_length=40) as (client, _):

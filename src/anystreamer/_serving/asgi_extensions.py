@@ -2,8 +2,8 @@
 
 __all__ = ["ABORT", "CANCELS_ON_DISCONNECT", "CONNECTIONS"]
 
-# A function that closes the request's connection at once. Nothing else does: what a server has not
-# sent yet keeps a connection open.
+# A function that closes the request's connection at once. An application has no other way: a
+# connection stays open while the server has unsent data.
 ABORT = "anystreamer.abort"
 
 # A function that returns how many connections the server has now, and how many it can have.

@@ -9,9 +9,18 @@ from typing import TextIO
 
 __all__ = ["LogLevel", "RequestLogFormat", "write_logs"]
 
+# Attributes of the records that `anystreamer.server` logs for requests, in the order of the JSON.
 _FIELDS = (
-    *("method", "path", "status", "outcome", "prompt_tokens", "completion_tokens"),
-    *("first_seconds", "seconds", "request_id", "trace_id"),
+    "method",
+    "path",
+    "status",
+    "outcome",
+    "prompt_tokens",
+    "completion_tokens",
+    "first_seconds",
+    "seconds",
+    "request_id",
+    "trace_id",
 )
 
 

@@ -18,7 +18,7 @@ _ANY_OR_OPAQUE = ("*", "null")
 
 
 def validate_allowed_hosts(names: Sequence[str] | None) -> None:
-    """Check names that requests can use. Raises TypeError or ValueError for one that cannot be."""
+    """Check host names that requests can use. Raises TypeError or ValueError for a wrong one."""
     for name in _listed("allowed_hosts", names):
         if not _HOST.fullmatch(name):
             raise ValueError(
@@ -31,7 +31,7 @@ def validate_origins(origins: Sequence[str]) -> None:
     """Check a list of origins: one that no browser sends would allow nothing.
 
     Raises:
-        TypeError, ValueError: for one of them.
+        TypeError, ValueError: for a wrong one.
     """
     for origin in _listed("allow_origins", origins):
         if origin in _ANY_OR_OPAQUE:

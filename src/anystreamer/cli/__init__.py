@@ -13,8 +13,8 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line."""
     _open_closed_streams()
-    # As a KeyboardInterrupt, Ctrl-C could hit a __del__ during an import, which swallows it; and a
-    # second one could hit an event loop that is just ending.
+    # Ctrl-C exits at once: a KeyboardInterrupt could be raised in a __del__ during an import, where
+    # it is lost, and a second one in an event loop that is just ending.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not so under nohup
         signal.signal(signal.SIGINT, exit_now)
     try:
@@ -28,9 +28,10 @@ def main() -> None:
 
 
 def _open_closed_streams() -> None:
-    """Put a device in the place of a standard stream that was closed, as by ``>&-``.
+    """Open the null device for each standard stream that was closed, as ``>&-`` does.
 
-    Otherwise a socket or a file of ours would get its number, and libraries write to that.
+    Otherwise a socket or a file would get its number, and libraries that write to standard error
+    would write into it.
     """
     if sys.platform == "win32":
         return

@@ -19,15 +19,15 @@ from .terminal import fail
 
 __all__ = ["ChatBackend", "local_model", "remote_model"]
 
-Settings = Mapping[str, Any]  # those of `chat_settings`
+Settings = Mapping[str, Any]  # values of some of `chat_settings.SETTINGS`
 
-# A chat is one conversation, so its KV cache can have more of the memory than one of many can. The
-# rest is for the next conversation, which begins while this one is still kept.
+# A chat is one conversation, so its KV cache can have half of the memory. The other half is for the
+# next conversation, which begins while this one is still kept.
 KEPT = ReuseCache(max_conversations=1, max_share=0.5)
 
 
 class ChatBackend(Protocol):
-    """What answers in a chat: an engine, and what an answer is requested with."""
+    """What answers in a chat: opens an engine, and makes the arguments of its requests."""
 
     @property
     def shown_as(self) -> str:
@@ -37,10 +37,10 @@ class ChatBackend(Protocol):
         """The block of the engine, for the whole session."""
 
     def arguments(self, settings: Settings) -> dict[str, Any]:
-        """Arguments of `Engine.stream_text` for an answer. Raises ValueError for a setting."""
+        """Arguments of `Engine.stream_text`. Raises ValueError for a setting that has no effect."""
 
     def check_pictures(self) -> None:
-        """Raises ValueError if the model takes no pictures, as far as that is known here."""
+        """Raises ValueError if it is known that the model takes no pictures."""
 
     def picture_part(self, picture: Any) -> Part:
         """A picture of Pillow's as a part of a message."""
@@ -49,9 +49,9 @@ class ChatBackend(Protocol):
 class LocalModel:
     """A model of transformers. Its context limits the conversation.
 
-    The engine runs one request at a time. One user never has two, and continuous batching would
-    take memory for many, and would serve fewer settings. What counts here is that each turn reads
-    only what is new, which the engine's kept cache does.
+    The engine runs one request at a time, because one user never has two. Continuous batching would
+    reserve memory for many, and support fewer settings. The engine keeps the KV cache, so each
+    turn computes only what is new.
     """
 
     def __init__(self, model: Any, tokenizer: Any, shown_as: str, max_new_tokens: int) -> None:
@@ -106,7 +106,7 @@ class RemoteModel:
         return arguments | _sampling(settings)
 
     def check_pictures(self) -> None:
-        """The server says it, when it is asked: most do not list what their models take."""
+        """Not known before a request: most servers do not list what their models take."""
 
     def picture_part(self, picture: Any) -> Part:
         return as_data(picture)
@@ -161,6 +161,6 @@ async def _model_names(base_url: str, api_key: str | None) -> list[str]:
     from ..remote import open_remote_engine
 
     async with open_remote_engine(base_url, "", api_key=api_key) as engine:
-        remote: Any = engine  # its OpenAI client sends this key only
-        models = await remote.client.models.list(extra_headers=remote.headers)
-        return [each.id for each in models.data]
+        remote: Any = engine  # other engines have no such method
+        names: list[str] = await remote.model_names()
+        return names

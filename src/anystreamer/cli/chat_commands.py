@@ -1,4 +1,4 @@
-"""The commands of the chat: lines that begin with a slash."""
+"""The conversation of a chat, and the commands that change it: lines that begin with a slash."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Content = str | list[Part]  # of a message
 
 @dataclass
 class Conversation:
-    """What the next question goes with."""
+    """What the next request is made of: earlier messages, settings, pictures."""
 
     system: str | None
-    # Questions, each with its answer.
+    # Messages: each question, and after it its answer.
     turns: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     pictures: list[Part] = field(default_factory=list)  # of the next question
@@ -29,19 +29,19 @@ class Conversation:
         """The next question, with its pictures."""
         return [*self.pictures, {"type": "text", "text": text}] if self.pictures else text
 
-    def asking(self, question: Content) -> list[dict[str, Any]]:
-        """The messages of a request."""
+    def messages_with(self, question: Content) -> list[dict[str, Any]]:
+        """The messages of a request for an answer to *question*."""
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*system, *self.turns, {"role": "user", "content": question}]
 
     def add(self, question: Content, answer: str) -> None:
-        """Keep a question that has been answered. Its pictures do not go with the next one."""
+        """Keep a question that has been answered. The next question does not have its pictures."""
         self.turns += [
             {"role": "user", "content": question},
             {"role": "assistant", "content": answer},
         ]
-        asked = [] if isinstance(question, str) else question
-        self.pictures = [each for each in self.pictures if all(each is not part for part in asked)]
+        parts = [] if isinstance(question, str) else question
+        self.pictures = [each for each in self.pictures if all(each is not part for part in parts)]
 
     def shown_pictures(self) -> str:
         """How many pictures the next question has."""
@@ -51,15 +51,11 @@ class Conversation:
         return f"The next question has {counted(count, 'picture')}. /image alone removes pictures."
 
 
-def _no_picture(_: str) -> Part:
-    raise ValueError("this chat takes no pictures")
-
-
 @dataclass(frozen=True)
 class _Command:
     form: str
     help: str
-    run: Callable[[str], str]  # with what follows the name; returns what to say
+    run: Callable[[str], str]  # called with the text after the name; returns what to show
 
 
 class Commands:
@@ -76,7 +72,7 @@ class Commands:
         self,
         conversation: Conversation,
         ask: Callable[[Content], object],
-        picture: Callable[[str], Part] = _no_picture,
+        picture: Callable[[str], Part],
     ) -> None:
         self._conversation = conversation
         self._ask = ask
@@ -104,11 +100,11 @@ class Commands:
         self._aliases = {"/clear": "/new", "/quit": "/exit"}
 
     def run(self, line: str) -> str:
-        """Run one. Returns what to tell the user, or an empty text.
+        """Run a command. Returns what to show to the user, or an empty text.
 
         Raises:
             ValueError: there is no such command, or its argument is wrong.
-            ImportError: what it needs is not installed.
+            ImportError: a package that it needs is not installed.
         """
         name, _, argument = line.partition(" ")
         command = self._commands.get(self._aliases.get(name, name))
@@ -145,7 +141,7 @@ class Commands:
             raise ValueError("there is no answer yet")
         self._conversation.turns = before[:-2]
         self._ask(before[-2]["content"])
-        if len(self._conversation.turns) < len(before):  # there is no other one
+        if len(self._conversation.turns) < len(before):  # no new answer: keep the last one
             self._conversation.turns = before
         return ""
 

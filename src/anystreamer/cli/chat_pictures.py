@@ -23,11 +23,11 @@ QUALITY = 85  # of JPEG
 
 
 def read_picture(path: str) -> Any:
-    """The picture of Pillow's in a file, upright and in RGB.
+    """Read a file as a picture of Pillow's, upright and in RGB.
 
     Args:
-        path: as it was typed: ``~`` is the home directory, and quotes or backslashes can be around
-            spaces, as terminals write a file that is dropped on them.
+        path: as it was typed: ``~`` is the home directory, and spaces can be in quotes or after
+            backslashes, as terminals write the path of a file that is dropped on them.
 
     Raises:
         ValueError: with the path, and why it cannot be used.
@@ -35,7 +35,7 @@ def read_picture(path: str) -> Any:
     """
     found = _as_typed(path)
     try:
-        # Opening others, such as a pipe, could wait for ever.
+        # To open a pipe could wait for ever.
         if not stat.S_ISREG(os.stat(found).st_mode):
             raise ValueError("it is not a file")
         with open(found, "rb") as file:
@@ -48,7 +48,7 @@ def read_picture(path: str) -> Any:
 
 
 def as_data(picture: Any) -> Part:
-    """A picture as a server takes it. It is sent with each later question of the conversation."""
+    """A picture as servers take it, made smaller: each later request of the chat has it, too."""
     smaller = picture.copy()
     smaller.thumbnail((MOST_POINTS, MOST_POINTS))
     file = io.BytesIO()
@@ -58,7 +58,7 @@ def as_data(picture: Any) -> Part:
 
 
 def completed_path(typed: str) -> list[str]:
-    """The paths that begin as what has been typed; those of folders end with a separator."""
+    """The paths that begin with what has been typed. Folders end with a separator."""
     expanded = os.path.expanduser(typed)
     return [
         typed + found[len(expanded) :] + (os.sep if os.path.isdir(found) else "")
@@ -67,7 +67,7 @@ def completed_path(typed: str) -> list[str]:
 
 
 def _as_typed(path: str) -> str:
-    """The path that is meant: the text itself if there is such a file, else without its quoting."""
+    """The path that was typed: if there is no such file, with quotes and backslashes removed."""
     expanded = os.path.expanduser(path)
     if not os.path.lexists(expanded):
         with suppress(ValueError):  # a quote that is not closed

@@ -19,14 +19,14 @@ __all__ = ["ChatSession", "open_session"]
 T = TypeVar("T")
 ArgsT = TypeVarTuple("ArgsT")
 
-# Windows handles a Ctrl-C only between two waits (seconds).
+# How long the main thread waits at a time (seconds). Windows handles a Ctrl-C only between waits.
 INTERRUPT_POLL = 0.1
 
 
 class ChatSession:
-    """Has an engine answer. Its event loop runs in another thread, also while the user types.
+    """Requests answers from an engine, whose event loop runs in another thread all the time.
 
-    Used in the main thread, where a Ctrl-C arrives.
+    It is used in the main thread, where a Ctrl-C arrives.
     """
 
     def __init__(self, chat_backend: ChatBackend, engine: Engine, portal: BlockingPortal) -> None:

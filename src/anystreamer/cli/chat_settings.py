@@ -16,12 +16,12 @@ class Setting:
     kind: type[int] | type[float]
     least: float
     most: float
-    form: str  #: what its text has to be, for messages
+    form: str  #: what its text must be, for error messages
 
     def parse(self, text: str) -> float:
-        """The number. Raises ValueError if it is none, or is not within the limits."""
+        """Parse the number. Raises ValueError if it is not one, or not within the limits."""
         value = self.kind(text)
-        if not self.least <= value <= self.most:  # a NaN neither
+        if not self.least <= value <= self.most:  # also for a NaN
             raise ValueError
         return value
 
@@ -39,7 +39,7 @@ def changed(settings: Mapping[str, Any], name: str, text: str) -> dict[str, Any]
     """The settings with one more, or, if *text* is empty, without that one.
 
     Raises:
-        ValueError: with what to write.
+        ValueError: for a name or a text that cannot be set. The message says what can.
     """
     if name not in SETTINGS:
         raise ValueError(f"there is no setting {name!r}: use {', '.join(SETTINGS)}")

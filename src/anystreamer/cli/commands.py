@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Annotated
 
-import rich.console  # noqa: F401  # typer runs without it, the commands do not
+import rich.console  # noqa: F401  # typer can do without rich, the commands cannot
 import typer
 
 from .._prompts import UntrustedMessages
@@ -210,25 +210,25 @@ def serve(
     write_logs(log_level, request_log)
     run_serve(
         model,
-        host,
-        port,
-        uds,
-        Certificate(ssl_certfile, ssl_keyfile) if ssl_certfile else None,
-        backend,
-        server or (Server.UVICORN if backend is Backend.ASYNCIO else Server.HYPERCORN),
-        batching,
-        max_running,
-        max_waiting,
-        drain,
-        grace,
-        given(
+        host=host,
+        port=port,
+        uds=uds,
+        certificate=Certificate(ssl_certfile, ssl_keyfile) if ssl_certfile else None,
+        backend=backend,
+        server=server or (Server.UVICORN if backend is Backend.ASYNCIO else Server.HYPERCORN),
+        batching=batching,
+        max_running=max_running,
+        max_waiting=max_waiting,
+        drain=drain,
+        grace=grace,
+        loading=given(
             device=device,
             dtype=dtype,
             quantization=quantization,
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
         ),
-        ConnectionLimits(
+        connections=ConnectionLimits(
             max_connections=max_connections,
             max_head_bytes=max_head_bytes,
             head_timeout=head_timeout,
@@ -252,7 +252,7 @@ def serve(
 
 
 def _check_names(hosts: list[str], origins: list[str], media_hosts: list[str]) -> None:
-    """Check the names of other machines: `create_app` would, when the model has been loaded."""
+    """Check the names of other machines. `create_app` does too, but after the model is loaded."""
     checks: dict[str, Callable[[], object]] = {
         "--allow-host": lambda: validate_allowed_hosts(hosts),
         "--allow-origin": lambda: validate_origins(origins),

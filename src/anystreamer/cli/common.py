@@ -61,13 +61,13 @@ class Batching(StrEnum):
 
 
 def require_installed(package: str, install: str = INSTALL) -> None:
-    """Exit with a message if *package* is not installed. ``asyncio`` always is."""
+    """Exit with a message if *package*, such as ``trio``, is not installed."""
     if find_spec(package) is None:
         fail(f"{package} is not installed: {install}")
 
 
 def load_embedded() -> tuple[Any, Any]:
-    """Load the embedded model. It takes seconds, nearly all of them for importing torch."""
+    """Load the embedded model. It takes seconds, mostly to import torch."""
     from ..demo import load_demo
 
     notice = "Loading the model ..." if sys.stderr and sys.stderr.isatty() else ""
@@ -107,13 +107,13 @@ def load_or_fail(name: str | None, **options: Any) -> tuple[Any, Any]:
         fail(f"{exc}{' (here: --trust-remote-code)' if needs_trust else ''}")
     except OSError:
         raise  # `main` shows it
-    except Exception as exc:  # a file that is cut off, too little memory: each library has its own
+    except Exception as exc:  # a damaged file, too little memory: each library has its own errors
         logger.debug("%s", "".join(traceback.format_exception(exc)))
         fail(f"{name} cannot be loaded: {type(exc).__name__}: {message_of(exc)}")
 
 
 def finite(value: float) -> float:
-    """Check a number of seconds, as a callback of an option. NaN is not less than any limit."""
+    """Check a number of seconds, as a callback of an option: no minimum refuses a NaN."""
     import typer
 
     if not math.isfinite(value):
@@ -122,7 +122,7 @@ def finite(value: float) -> float:
 
 
 def refuse_empty(context: Any, *allowed: str) -> None:
-    """Exit with a message if a text is empty, as one with a variable of a shell that is not set.
+    """Exit with a message if a text is empty, as if it was a shell's variable that is not set.
 
     Args:
         context: typer's, of the command.
@@ -142,7 +142,7 @@ def refuse_empty(context: Any, *allowed: str) -> None:
 
 
 def refuse_beside(context: Any, option: str, *names: str) -> None:
-    """Exit with a message if an option was given that has no effect beside *option*.
+    """Exit with a message if an option was given that has no effect together with *option*.
 
     Args:
         context: typer's, of the command.

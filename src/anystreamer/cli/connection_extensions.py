@@ -1,4 +1,4 @@
-"""What a connection tells the application: how to close it at once, and how many are open."""
+"""Lets the application close a connection at once, and see how many connections are open."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["with_extensions"]
 def with_extensions(
     app: Any, abort: Callable[[], Awaitable[None]], open_connections: Callable[[], int], most: int
 ) -> Any:
-    """The application of a connection.
+    """The application for one connection: requests have the extensions ABORT and CONNECTIONS.
 
     Args:
-        app: that of all connections.
+        app: the application for all connections.
         abort: closes this connection at once, for a client that does not take its response.
-        open_connections: how many the server has now.
+        open_connections: returns how many connections the server has now.
         most: how many it can have.
     """
     own = {ABORT: abort, CONNECTIONS: (open_connections, most)}

@@ -13,26 +13,26 @@ __all__ = [
     "lines_of_head",
 ]
 
-# A head, and trailers, can have this many lines. Each takes h11 some 10 us, and the loop waits.
+# A head, or trailers, can have this many lines. h11 takes about 10 us for each, and holds the loop.
 MAX_HEAD_LINES = 256
 
 # This many bytes are given to h11 at once, because it applies limits only to what is incomplete.
 PARSED_AT_ONCE = 4 * 1024
 
-# How long an idle client can take to say that it has seen the end of a connection with TLS
-# (seconds). Many never do, and asyncio would wait for 30.
+# How long an idle client can take to confirm the end of a connection with TLS (seconds). Many never
+# do, and asyncio would wait for 30.
 TLS_END_TIMEOUT = 1.0
 
 # What a server has open beside its connections: files of the model, sockets and pipes of its own.
 OTHER_FILES = 100
 
-# All of the response to a connection that is one too many.
+# The whole response to a connection above the limit.
 REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectionLimits:
-    """What a client can take from the server before the application knows of a request."""
+    """What a client can use of the server before the application sees a request."""
 
     max_connections: int = 900  # with `OTHER_FILES`; most processes can have 1,024
     max_head_bytes: int = 64 * 1024  # of a request's head, of a chunk's size, and of trailers
@@ -59,14 +59,14 @@ class ConnectionLimits:
     def abort_timeout(self) -> float | None:
         """Seconds until the connection of a client that takes nothing is aborted.
 
-        The application's own limit, `send_timeout`, comes first, and counts the client.
+        The application's own limit, `send_timeout`, passes first: it counts the client as stalled.
         """
         return None if self.send_timeout is None else 2 * self.send_timeout
 
 
 def lines_of_head(waiting: bytes) -> int:
-    """How many lines the first head, or the trailers, have of which these bytes are the begin.
+    """How many lines of a head, or of trailers, have arrived in bytes that the parser keeps.
 
-    Of the requests behind a request that is being answered, each has a head of its own.
+    Only the first head counts: behind a request that is being answered, several can wait.
     """
     return waiting.partition(b"\r\n\r\n")[0].count(b"\n")

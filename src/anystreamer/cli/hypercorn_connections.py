@@ -1,9 +1,8 @@
 """hypercorn's connections, with limits.
 
-hypercorn has no limit for their number, and none for the time that a client which takes nothing can
-take. Where bytes of a next request wait, it stops reading, and does not notice that the client
-disconnects. What a client of HTTP/2 sends can raise exceptions in it, which on trio would end the
-server.
+hypercorn does not limit their number, or the time in which a client receives nothing. While bytes
+of a next request wait, it stops reading, and does not notice that the client disconnects. A client
+of HTTP/2 can make it raise exceptions, which on trio would end the server.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class LimitedConfig(Config):
         self.connection_limits = limits
         self.open_connections = 0
         self.h11_max_incomplete_size: int = limits.max_head_bytes
-        # Its time for idle connections runs until a request's head has arrived.
+        # hypercorn's timeout for idle connections runs until a request's head has arrived.
         self.keep_alive_timeout: float = limits.head_timeout
 
 
@@ -75,10 +74,11 @@ def limited_connections(run: Any, backend: str) -> Iterator[None]:
 
 
 class _ServersThatClose:
-    """The asyncio that hypercorn uses to serve. To wait for its servers is to wait for nothing.
+    """asyncio for hypercorn, with servers whose ``wait_closed()`` returns at once.
 
-    hypercorn waits for them, and then gives connections their grace. From Python 3.12 on, a server
-    has closed only when all its connections have: one that stays open would hold the end for ever.
+    hypercorn first waits for its servers, and then for connections, but not longer than their
+    grace. From Python 3.12 on, ``wait_closed()`` waits for all connections of a server: one that
+    stays open would hold the shutdown for ever.
     """
 
     def __init__(self, asyncio: Any) -> None:
@@ -93,11 +93,11 @@ class _ServersThatClose:
         return SimpleNamespace(close=server.close, wait_closed=checkpoint)
 
 
-# The base class is another one for each backend: `_Limits` comes before it.
+# hypercorn has a class of connections for each backend. This one is a base class before either.
 _TCPServer: Any = object
 
 
-class _Limits(_TCPServer):  # type: ignore[misc]
+class _LimitedConnection(_TCPServer):  # type: ignore[misc]
     """What the connections of both backends add to hypercorn's own ``TCPServer``."""
 
     app: Any
@@ -107,11 +107,11 @@ class _Limits(_TCPServer):  # type: ignore[misc]
 
     @abstractmethod
     async def _receive_some(self) -> bytes:
-        """Read some bytes; none where the client has disconnected."""
+        """Read some bytes; none if the client has disconnected."""
 
     @abstractmethod
     def _has_unsent(self) -> bool:
-        """Whether bytes wait for the client to take them."""
+        """Whether bytes wait until the client receives them."""
 
     @abstractmethod
     async def _refuse(self) -> None:
@@ -126,7 +126,7 @@ class _Limits(_TCPServer):  # type: ignore[misc]
             return await self._refuse()
         self.config.open_connections += 1
         self._unsent_since: float | None = None
-        self._is_read = False
+        self._has_read_all = False
         most = self.config.connection_limits.max_connections
         self.app = with_extensions(
             self.app, self._abort, lambda: self.config.open_connections, most
@@ -136,7 +136,7 @@ class _Limits(_TCPServer):  # type: ignore[misc]
                 tasks.start_soon(self._abort_when_stalled)
                 await super().run()
                 tasks.cancel_scope.cancel()
-        except Exception as exc:  # it is about this connection, and the others go on
+        except Exception as exc:  # the other connections go on
             log.warning("a connection failed, and is closed", exc_info=exc)
             await self._abort()
         finally:
@@ -145,20 +145,21 @@ class _Limits(_TCPServer):  # type: ignore[misc]
     # -- what a client sends
 
     async def _read_data(self) -> None:
-        """Read until the client disconnects, also while the parser does not go on.
+        """Read until the client disconnects, also while the parser waits.
 
-        It does not while a request is being answered, if bytes of the next one have arrived.
+        It waits while a request is being answered and bytes of the next one have arrived.
         """
         received = _Received()
         try:
             await self._read_into(received)
         finally:
-            # Also if the server ends: no time for idle connections begins any more.
-            self._is_read = True
+            # Also if the server ends. From now on, `protocol_send` does not let the timeout for
+            # idle connections begin.
+            self._has_read_all = True
         # Once more, for a request whose head was being parsed meanwhile.
         await self.protocol.handle(Closed())
-        # On trio, hypercorn would wait for the end of its time for idle connections, and begin that
-        # time once more when the application has ended.
+        # On trio, hypercorn would wait until its timeout for idle connections has passed, and start
+        # it again when the application has ended.
         await self.idle_task.stop()
 
     async def _read_into(self, received: _Received) -> None:
@@ -179,7 +180,7 @@ class _Limits(_TCPServer):  # type: ignore[misc]
     async def _handle(self, part: bytes) -> None:
         """Give some bytes to the parser."""
         await self.protocol.handle(RawData(part))
-        connection = self.protocol.protocol.connection  # HTTP/2 has another one, with own limits
+        connection = self.protocol.protocol.connection  # of h11, or of h2, which has own limits
         waiting, _ = getattr(connection, "trailing_data", (b"", False))
         if lines_of_head(waiting) > MAX_HEAD_LINES:
             await self._abort()
@@ -187,12 +188,13 @@ class _Limits(_TCPServer):  # type: ignore[misc]
     # -- what a client takes
 
     async def protocol_send(self, event: ProtocolEvent) -> None:
-        if self._is_read and isinstance(event, Updated):
+        if self._has_read_all and isinstance(event, Updated):
             return
         if isinstance(event, RawData) and self._unsent_since is None:
             self._unsent_since = current_time()
         await super().protocol_send(event)
-        if isinstance(event, RawData):  # and it was not cancelled: its bytes could still wait
+        # Not in a `finally`: after a cancellation, the bytes can still wait.
+        if isinstance(event, RawData):
             self._unsent_since = None
 
     async def _abort_when_stalled(self) -> None:
@@ -210,7 +212,7 @@ class _Limits(_TCPServer):  # type: ignore[misc]
 
 
 class _LimitedH2Protocol(H2Protocol):
-    """HTTP/2 of a client that can be silent, or send what nothing waits for any more."""
+    """HTTP/2 for clients that stay silent, or send more of a body after its response has ended."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -218,23 +220,24 @@ class _LimitedH2Protocol(H2Protocol):
 
     async def initiate(self, *args: Any, **kwargs: Any) -> None:
         await super().initiate(*args, **kwargs)
-        # The time for idle connections was stopped by the request that asked for HTTP/2.
+        # The request that asked for HTTP/2 has stopped the timeout for idle connections.
         await self.send(Updated(idle=self.idle))
 
     async def send_task(self) -> None:
         try:
             await super().send_task()
         finally:
-            # A response that is cut off when the server ends waits until this has sent its last
-            # part. Nothing sends it any more.
+            # If the server ends, a response can still wait until this task has sent its last part,
+            # which never happens now.
             for buffer in self.stream_buffers.values():
                 await buffer.close()
 
 
 class _Streams(dict[int, Any]):
-    """Streams by their ids. The rest of a body whose response has been sent is dropped.
+    """Streams by their ids. A missing one drops its events.
 
-    hypercorn looks its stream up, which is no longer there.
+    If a response has been sent before all of its request's body has arrived, hypercorn still looks
+    up the stream for the rest of the body.
     """
 
     def __missing__(self, stream_id: int) -> _Ended:
@@ -242,7 +245,7 @@ class _Streams(dict[int, Any]):
 
 
 class _Ended:
-    """A stream that has ended."""
+    """Takes the place of a stream that has ended."""
 
     async def handle(self, event: object) -> None:
         """Drop an event."""
@@ -263,7 +266,7 @@ class _Received:
         self.arrived.set()
 
     async def handle_with(self, handle: Callable[[bytes], Awaitable[None]]) -> None:
-        """Call *handle* with all bytes, a few at a time, until this is cancelled."""
+        """Call *handle* with all bytes, `PARSED_AT_ONCE` at a time, until this is cancelled."""
         while True:
             await self.arrived.wait()
             self.arrived = Event()
@@ -277,10 +280,10 @@ class _Received:
 def _asyncio_connection() -> type[Any]:
     from hypercorn.asyncio.tcp_server import TCPServer
 
-    class Connection(_Limits, TCPServer):
+    class Connection(_LimitedConnection, TCPServer):
         async def run(self) -> None:
-            # Bytes that wait make a send wait, which is how the time is measured. With a limit of
-            # 0, a transport with TLS would wait also where there are none.
+            # Unsent bytes make a send wait, and that time is measured. With a limit of 0, a
+            # transport with TLS would also wait without unsent bytes.
             self.writer.transport.set_write_buffer_limits(high=1)
             await super().run()
 
@@ -314,9 +317,9 @@ def _asyncio_connection() -> type[Any]:
 def _trio_connection() -> type[Any]:
     from hypercorn.trio.tcp_server import TCPServer
 
-    # Errors of a broken or closed stream are trio's own, which only anyio imports. A read or a
-    # write that fails for another reason ends the connection as well.
-    class Connection(_Limits, TCPServer):
+    # Errors of a broken or closed stream are trio's own classes, and only anyio imports trio. A
+    # read or a write that fails for another reason ends the connection as well.
+    class Connection(_LimitedConnection, TCPServer):
         async def _receive_some(self) -> bytes:
             try:
                 return bytes(await self.stream.receive_some(READ_AT_ONCE))

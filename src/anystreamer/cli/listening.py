@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-__all__ = ["BACKLOG", "Certificate", "listening", "listening_on_path", "url_of"]
+__all__ = ["BACKLOG", "Certificate", "host_in_url", "listening", "listening_on_path", "url_of"]
 
-# Connections that wait until a busy loop accepts them. One more has to retry a second later.
+# How many connections can wait until a busy loop accepts them. The client of one more tries again
+# a second later.
 BACKLOG = 2048
 
 
@@ -30,7 +31,7 @@ class Certificate:
             OSError: with the name of the file, if one cannot be read or used.
         """
         for path in filter(None, (self.certificate, self.key)):
-            with open(path, "rb"):  # its error has the name, that of `ssl` has not
+            with open(path, "rb"):  # its error has the name of the file, unlike an error of `ssl`
                 pass
         files = f"{self.certificate}{f' and {self.key}' if self.key else ''}"
         try:
@@ -53,11 +54,10 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
-    except (OSError, UnicodeError) as exc:  # the latter of a name that cannot be one
-        shown = f"[{host}]" if ":" in host else host
-        raise OSError(f"cannot listen on {shown}:{port}: {_reason(exc)}") from exc
+    except (OSError, UnicodeError) as exc:  # UnicodeError: a name that no host can have
+        raise OSError(f"cannot listen on {host_in_url(host)}:{port}: {_reason(exc)}") from exc
     # With its protocol, which `create_server` leaves out. asyncio sets TCP_NODELAY only for sockets
-    # that have it; without that option a response waits up to 40 ms for the client's kernel.
+    # with a protocol. Without TCP_NODELAY, a response waits up to 40 ms for the client's kernel.
     return socket.socket(family, listener.type, socket.IPPROTO_TCP, fileno=listener.detach())
 
 
@@ -66,7 +66,7 @@ def listening_on_path(path: str) -> Iterator[socket.socket]:
     """A socket that listens on a path, which is removed at the end.
 
     Raises:
-        OSError: it cannot, or another process listens there.
+        OSError: it cannot listen there, for example because another process does.
     """
     listener = socket.socket(socket.AF_UNIX)
     try:
@@ -74,7 +74,7 @@ def listening_on_path(path: str) -> Iterator[socket.socket]:
             if not stat.S_ISSOCK(os.stat(path).st_mode):
                 raise OSError("what is there is not a socket")
             if not _is_served(path):
-                os.unlink(path)  # a process that was killed has left it
+                os.unlink(path)  # left by a process that was killed
         listener.bind(path)
         listener.listen(BACKLOG)
         made = os.stat(path)
@@ -93,9 +93,9 @@ def listening_on_path(path: str) -> Iterator[socket.socket]:
 def _reason(exc: OSError | UnicodeError) -> str:
     if isinstance(exc, UnicodeError):
         return "it is not the name of a host"
-    if isinstance(exc, socket.gaierror) or not exc.errno:  # whose number is no error of the system
+    if isinstance(exc, socket.gaierror) or not exc.errno:  # a gaierror has numbers of its own
         return exc.strerror or str(exc)
-    return os.strerror(exc.errno)  # `create_server` adds the address
+    return os.strerror(exc.errno)  # without the address that `create_server` adds
 
 
 def _is_served(path: str) -> bool:
@@ -104,9 +104,14 @@ def _is_served(path: str) -> bool:
 
 
 def url_of(listener: socket.socket, scheme: str = "http") -> str:
-    """The URL of a listening socket; of one with a path, as curl and nginx write it."""
+    """The URL of a listening socket; if it has a path, the form of curl and nginx: ``unix:...``."""
     name = listener.getsockname()
     if isinstance(name, str):
         return f"unix:{name}"
     host, port = name[:2]
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{scheme}://{host_in_url(host)}:{port}"
+
+
+def host_in_url(host: str) -> str:
+    """A host as URLs and the header ``Host`` have it: an IPv6 address is in brackets."""
+    return f"[{host}]" if ":" in host else host

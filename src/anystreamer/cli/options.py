@@ -1,4 +1,4 @@
-"""The options of the commands: what each takes, and what ``--help`` says about it."""
+"""The options of the commands: their types, their limits, and their texts in ``--help``."""
 
 from __future__ import annotations
 

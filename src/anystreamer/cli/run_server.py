@@ -21,23 +21,23 @@ from anyio import (
 from .._engine import Engine
 from .connection_limits import ConnectionLimits
 from .listening import BACKLOG, Certificate
+from .terminal import handling
 
 __all__ = ["ending_signals", "run", "serve"]
 
-# How long a server may take to send the last parts, once the engine is closed (seconds).
+# How long a server can take to send the last parts, once the engine is closed (seconds).
 SHUTDOWN_SEND_TIMEOUT = 5.0
+
+# How often to check for a signal where the event loop itself cannot handle them (seconds).
+SIGNAL_POLL = 0.1
 
 
 def ending_signals() -> list[signal.Signals]:
-    """Those that end a server. Under ``nohup``, the end of its terminal is not one of them."""
+    """The signals that end a server. SIGHUP, the end of a terminal, does not under ``nohup``."""
     hangup: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has none
     if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
         return [signal.SIGINT, signal.SIGTERM]
     return [signal.SIGINT, signal.SIGTERM, hangup]
-
-
-# How often to check for a signal where the event loop itself cannot handle them (seconds).
-SIGNAL_POLL = 0.1
 
 
 async def run(
@@ -56,9 +56,9 @@ async def run(
 ) -> None:
     """Serve on *listener* until SIGINT, SIGTERM or SIGHUP.
 
-    From then on it is not ready, as ``/health`` says, and serves for *drain* seconds more. Then no
-    new requests are accepted. Open streams have *grace* seconds to end; the others then end with an
-    error event. A second signal calls *at_once*.
+    After the signal, ``/health`` reports that the server is draining, and it serves for *drain*
+    seconds more. Then it accepts no new requests. Open streams have *grace* seconds to end; those
+    that remain end with an error event. A second signal calls *at_once*.
 
     Args:
         engine_context: the unopened block of the engine to serve.
@@ -94,7 +94,7 @@ async def run(
             tasks.start_soon(serve_until_stopped)
             ready()
             await ending.wait()
-            app.state.is_draining = True
+            app.state.is_draining = True  # `/health` reads it
             with move_on_after(drain):
                 await served.wait()
             stop.set()
@@ -116,19 +116,12 @@ async def _at_each_signal(act: Callable[[], object]) -> None:
 
 async def _poll_signals(act: Callable[[], object]) -> None:
     received: list[int] = []
-    before = {
-        each: signal.signal(each, lambda number, _: received.append(number))
-        for each in ending_signals()
-    }
-    try:
+    with handling(ending_signals(), lambda number, _: received.append(number)):
         while True:
             await sleep(SIGNAL_POLL)
             while received:
                 received.pop()
                 act()
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 async def serve(
@@ -145,7 +138,7 @@ async def serve(
     if server == "uvicorn":
         await _uvicorn(app, listener, limits, stop, timeout, certificate)
     else:
-        await _hypercorn(backend, app, listener, limits, stop, timeout, certificate)
+        await _hypercorn(app, listener, backend, limits, stop, timeout, certificate)
 
 
 async def _uvicorn(
@@ -163,7 +156,7 @@ async def _uvicorn(
     class Server(uvicorn.Server):
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            yield  # we handle them
+            yield  # `run` handles them
 
     config = LimitedConfig(
         app,
@@ -189,9 +182,9 @@ async def _uvicorn(
 
 
 async def _hypercorn(
-    backend: str,
     app: Any,
     listener: socket.socket,
+    backend: str,
     limits: ConnectionLimits,
     stop: Event,
     timeout: float,

@@ -7,8 +7,8 @@ import ipaddress
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,14 +19,14 @@ from .._errors import logger
 from .._loading import placement, shown_name
 from .common import INSTALL_SERVER, Backend, Batching, Server, load_or_fail, require_installed
 from .connection_limits import ConnectionLimits
-from .listening import Certificate, listening, listening_on_path, url_of
-from .terminal import exit_now, fail
+from .listening import Certificate, host_in_url, listening, listening_on_path, url_of
+from .terminal import exit_now, fail, handling
 
 __all__ = ["allowed_hosts", "is_loopback", "run_serve"]
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach that address."""
+    """Whether only this machine can reach this address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -37,12 +37,12 @@ def allowed_hosts(host: str, more: list[str]) -> list[str] | None:
     """The host names that requests to a server on *host* can use; None allows all."""
     if not (more or is_loopback(host)):
         return None
-    own = f"[{host}]" if ":" in host else host
-    return ["localhost", "127.0.0.1", "[::1]", own, *more]
+    return ["localhost", "127.0.0.1", "[::1]", host_in_url(host), *more]
 
 
 def run_serve(
     name: str | None,
+    *,
     host: str,
     port: int,
     uds: str | None,
@@ -61,8 +61,19 @@ def run_serve(
 ) -> None:
     """Load a model and serve it until a signal.
 
-    *loading* are arguments of `load_model`, and *limits* of `create_app`. *served_names* are the
-    model's name in responses, and its aliases; by default its own.
+    Args:
+        name: a folder or an id on the hub; None loads the embedded model.
+        host, port: where to listen, if *uds* is None.
+        uds: the path of a Unix domain socket.
+        certificate: to serve HTTPS.
+        backend, server: the event loop and the HTTP server.
+        batching, max_running, max_waiting: arguments of `open_engine`.
+        drain: seconds for which the server still accepts requests after a signal.
+        grace: seconds that open streams have after that.
+        loading: arguments of `load_model`.
+        connections: the limits of connections.
+        served_names: the model's name in responses, and its aliases. Empty: its own name.
+        limits: further arguments of `create_app`.
     """
     try:
         from ..server import create_app
@@ -73,7 +84,8 @@ def run_serve(
         require_installed(package, INSTALL_SERVER)
     if few := connections.too_few_files():
         logger.warning("%s", few)
-    # First, because loading takes long: a port that is in use is found out before.
+    # Before the model is loaded, which takes long: a wrong certificate, or a port in use, is
+    # reported at once.
     if certificate:
         certificate.check()
     with ExitStack() as stack:
@@ -82,15 +94,15 @@ def run_serve(
         model, tokenizer = load_or_fail(name, **loading)
         shown, *aliases = served_names or [shown_name(name)]
 
-        def tell() -> None:
+        def print_address() -> None:
             url = url_of(listener, "https" if certificate else "http")
-            _say(f"Serving {shown} on {url}")
-            if sys.stdout and sys.stdout.isatty():  # programs read the line above, and nothing else
-                page = "" if uds else f"Chat page: {url}/. "  # browsers open no paths
-                _say(f"Model: {placement(model)}. {page}API: {url}/v1. Ctrl-C stops.")
+            _print_line(f"Serving {shown} on {url}")
+            if sys.stdout and sys.stdout.isatty():  # programs read only the line above
+                page = "" if uds else f"Chat page: {url}/. "  # browsers cannot open a socket's path
+                _print_line(f"Model: {placement(model)}. {page}API: {url}/v1. Ctrl-C stops.")
 
-        def leave() -> None:
-            stack.close()  # a path of a socket is removed
+        def clean_up_and_exit() -> None:
+            stack.close()  # removes the path of a socket
             exit_now()
 
         try:
@@ -121,12 +133,12 @@ def run_serve(
                 drain=drain,
                 grace=grace,
                 certificate=certificate,
-                ready=tell,
-                at_once=leave,
+                ready=print_address,
+                at_once=clean_up_and_exit,
             )
 
-        # A model and torch are 400,000 objects that stay. Looking through them takes 0.2 s, in
-        # which nothing is sent: later collections leave them out.
+        # A model and torch are 400,000 objects that stay. A collection that visits them takes
+        # 0.2 s, in which nothing is sent. After freeze(), collections leave them out.
         gc.collect()
         gc.freeze()
         uses_uvloop = backend is Backend.ASYNCIO and find_spec("uvloop") is not None
@@ -137,12 +149,13 @@ def run_serve(
         )
 
 
-@contextmanager
-def _ended_by(signals: Sequence[signal.Signals], clean_up: Callable[[], object]) -> Iterator[None]:
+def _ended_by(
+    signals: Sequence[signal.Signals], clean_up: Callable[[], object]
+) -> AbstractContextManager[None]:
     """Let these signals end the process at once, after *clean_up*, until the server handles them.
 
-    The first process of a container ignores them without a handler: it would load its model to the
-    end, although it was told to stop.
+    The first process of a container ignores signals without a handler: it would not stop before
+    its model has been loaded.
     """
 
     def end(number: int, _: object) -> None:
@@ -151,20 +164,15 @@ def _ended_by(signals: Sequence[signal.Signals], clean_up: Callable[[], object])
             exit_now()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)  # so that a supervisor sees why it has ended
-        os._exit(128 + number)  # the first process of a container goes on after that
+        os._exit(128 + number)  # the first process of a container ignores the kill() above
 
-    before = {each: signal.signal(each, end) for each in signals}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    return handling(signals, end)
 
 
-def _say(line: str) -> None:
-    """Print a line, if somebody can read it. A server also works without."""
+def _print_line(line: str) -> None:
+    """Print a line. A server goes on if standard output cannot be written."""
     try:
         print(line, flush=True)
     except OSError:  # a pipe whose reader has gone, or a disk that is full
-        # What Python still has of the line would fail again at the end.
+        # At exit, Python flushes the rest of the line, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""What the commands do with a terminal: plain text, statistics, errors, and exiting at once."""
+"""What the commands share to write to a terminal, to handle signals, and to exit."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from .._streams import TextStream
 
-__all__ = ["Screen", "counted", "exit_now", "fail", "format_stats"]
+__all__ = ["Screen", "counted", "exit_now", "fail", "format_stats", "handling"]
 
 
 class Screen:
@@ -56,7 +58,7 @@ def format_stats(stream: TextStream) -> str:
     usage, timing = stream.usage, stream.timing
     assert timing is not None
     stats = [str(stream.finish_reason)]
-    if usage is not None:  # a server sends none for an answer that was stopped
+    if usage is not None:  # a server sends no usage for an answer that was stopped
         stats.append(counted(usage.completion_tokens, "token"))
     if timing.first_token is not None:
         stats.append(f"the first after {timing.first_token * 1e3:.1f} ms")
@@ -75,6 +77,19 @@ def fail(message: str) -> NoReturn:
     """Print an error and exit."""
     print(f"Error: {message}", file=sys.stderr)
     raise SystemExit(1)
+
+
+@contextmanager
+def handling(
+    signals: Sequence[signal.Signals], handler: Callable[[int, object], object]
+) -> Iterator[None]:
+    """Let *handler* handle these signals in this block."""
+    before = {each: signal.signal(each, handler) for each in signals}
+    try:
+        yield
+    finally:
+        for each, usual in before.items():
+            signal.signal(each, usual)
 
 
 def exit_now(*_: object) -> NoReturn:

@@ -1,7 +1,7 @@
 """uvicorn's connections, with limits.
 
-uvicorn has no limit for their number, and none for the time that a request's head, or a client
-that takes nothing, can take. Where bytes of a next request wait, it stops reading, and does not
+uvicorn does not limit their number, the time until a request's head has arrived, or the time in
+which a client receives nothing. While bytes of a next request wait, it stops reading, and does not
 notice that the client disconnects.
 """
 
@@ -55,12 +55,12 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        # Bytes that wait pause writing, which is how the time that they wait is measured. With a
-        # limit of 0, a transport with TLS would pause also where none wait.
+        # Unsent bytes pause writing, and the time of the pause is measured. With a limit of 0, a
+        # transport with TLS would also pause without unsent bytes.
         transport.set_write_buffer_limits(high=1)
         most = self._limits.max_connections
         self.app = with_extensions(self.app, self._abort, lambda: len(self.connections), most)
-        if len(self.connections) > self._limits.max_connections:
+        if len(self.connections) > most:
             transport.write(REFUSAL)
             transport.close()
         else:
@@ -85,8 +85,8 @@ class _Connection(H11Protocol):
 
     def handle_events(self) -> None:
         super().handle_events()
-        # uvicorn stops reading when it has bytes behind a request that is not answered yet. But
-        # without reading it does not notice that the client disconnects.
+        # uvicorn has stopped reading if it has bytes of a next request. Without reading it would
+        # not notice that the client disconnects.
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             waiting, _ = self.conn.trailing_data
             if len(waiting) > self._limits.max_head_bytes:
@@ -97,7 +97,7 @@ class _Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
-        else:  # it is within a response, where uvicorn would fail
+        else:  # a response has begun: uvicorn would fail
             self.transport.close()
 
     def on_response_complete(self) -> None:
@@ -105,7 +105,7 @@ class _Connection(H11Protocol):
         self._update_head_timer()
 
     def _update_head_timer(self) -> None:
-        """Let the time run while the client owes the rest of a request that no task waits for."""
+        """Run the timer while the rest of a request is due, and no task waits for it."""
         state = self.conn.their_state
         is_answered = self.cycle is not None and self.cycle.response_complete
         if state is h11.IDLE or (state is h11.SEND_BODY and is_answered):
@@ -144,11 +144,16 @@ class _Connection(H11Protocol):
     async def _abort(self) -> None:
         self.transport.abort()
 
+    def _stop_abort_timer(self) -> None:
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
+            self._abort_timer = None
+
     # -- the end of the server
 
     def shutdown(self) -> None:
-        # At a second close(), asyncio's TLS transport forgets its connection: then nothing can be
-        # asked of it, and it cannot be aborted.
+        # At a second close(), asyncio's TLS transport forgets its connection. It can then neither
+        # be aborted nor asked for its buffer.
         if not self.transport.is_closing():
             super().shutdown()
         if self.transport.is_closing() and self.scheme == "https":
@@ -158,8 +163,3 @@ class _Connection(H11Protocol):
         with suppress(AttributeError):  # uvicorn has closed it twice
             if not self.transport.get_write_buffer_size():
                 self.transport.abort()
-
-    def _stop_abort_timer(self) -> None:
-        if self._abort_timer is not None:
-            self._abort_timer.cancel()
-            self._abort_timer = None

@@ -1,9 +1,9 @@
 """What the demo model learns and is tested on: counts in four scripts, with the right answers.
 
-Pure: random numbers come in as a `random.Random`, nothing here knows of tensors or tokens.
+Pure: each function gets its random numbers from a `random.Random`, and uses no tensors or tokens.
 
-A count is named by its kind, where it starts and how long it is. `is_held_out` puts one name in
-ten aside for good: training never meets it, the accuracy is measured on nothing else.
+A count is named by its kind, where it starts and how long it is. `is_held_out` keeps one name in
+ten for tests: training never has it, and the accuracy is measured only on these.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ CLOCKS = tuple(chr(0x1F550 + hour) for hour in range(12))
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One way of counting: numerals in the order they are said, and how people ask for them.
+    """One way of counting: numerals in their order, and how people ask for them.
 
-    After the last numeral a text without an end begins again at the first.
+    After the last numeral, a text without an end begins again with the first one.
     """
 
     name: str
@@ -72,9 +72,9 @@ class Kind:
         return given, space + wanted
 
     def fitting_requests(self, start: int, length: int) -> list[str]:
-        """The requests that may be made for this count, numerals filled in.
+        """The requests that can be made for this count, with its numerals.
 
-        "Count to five." leaves out that it starts at one, and can ask for no other start.
+        "Count to five." does not name its start, so it can only be used for a count from one.
         """
         return [
             request.format(first=self.numerals[start], last=self.numerals[start + length - 1])
@@ -142,7 +142,7 @@ _SYSTEM_PROMPTS = ("You are a helpful assistant.", "You count.", "Be brief.", "A
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt, bare text or chat messages, and the one right continuation of it."""
+    """A prompt, bare text or chat messages, and its only right continuation."""
 
     kind: str
     prompt: str | list[dict[str, str]]
@@ -150,7 +150,7 @@ class Question:
 
 
 def is_held_out(kind: Kind, start: int, length: int = 0) -> bool:
-    """Whether this count belongs to the test; length 0 stands for a text without an end."""
+    """Whether this count is kept for tests. Length 0 stands for a text without an end."""
     return zlib.crc32(f"count {kind.name}/{start}/{length}".encode()) % 10 == 0
 
 
@@ -178,19 +178,19 @@ def held_out_questions(bare: int = 15, chats: int = 80, seed: int = 0) -> list[Q
 
 
 def render_chat(messages: Sequence[Mapping[str, str]]) -> str:
-    """The messages as the chat template writes them, up to where the assistant speaks next."""
+    """The messages as the chat template writes them, with the beginning of the next answer."""
     return "".join(f"<|{m['role']}|>{m['content']}{END}" for m in messages) + ASSISTANT
 
 
-# A document is a list of segments; the model learns to write those that are marked True.
+# A document is a list of segments. The model learns to write the segments that are marked True.
 Document = list[tuple[str, bool]]
 
 
 def documents(rng: random.Random, lengths: Sequence[int]) -> Iterator[Document]:
     """Training texts without end: bare sequences and conversations of a few exchanges.
 
-    An answer's count is as long as one of *lengths*, or shorter. A few bare sequences outgrow any
-    answer, and so begin again at one several times.
+    An answer's count is as long as one of *lengths*, or shorter. A few bare sequences are longer
+    than any answer, and begin again several times.
     """
     while True:
         chance = rng.random()
@@ -205,8 +205,8 @@ def documents(rng: random.Random, lengths: Sequence[int]) -> Iterator[Document]:
 def _sequence_document(rng: random.Random, length: int) -> Document:
     chance = rng.random()
     if chance < 0.06:
-        # A header alone starts at the first numeral, and a prompt that asks for nothing gets
-        # a count from one: better than babble.
+        # After a header alone, the count starts at the first numeral. A prompt that asks for
+        # nothing also gets a count from one, which is better than nonsense.
         prompt = _noise(rng) if chance < 0.03 else rng.choice([h for k in KINDS for h in k.headers])
         kind = next((kind for kind in KINDS if prompt in kind.headers), KINDS[0])
         given, wanted = kind.sequence(0, 1, length)
@@ -243,7 +243,7 @@ def _exchange(rng: random.Random, lengths: Sequence[int]) -> tuple[str, str]:
 
 
 def _noise(rng: random.Random) -> str:
-    """Words of no language, so that every byte of plain ASCII has been seen in a prompt."""
+    """Invented words, so that training has each letter of plain ASCII in a prompt."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = ["".join(rng.choices(letters, k=rng.randint(1, 9))) for _ in range(rng.randint(1, 8))]
     words[0] = rng.choice((words[0], words[0].capitalize()))
@@ -251,7 +251,7 @@ def _noise(rng: random.Random) -> str:
 
 
 def english_texts() -> list[str]:
-    """All that is ever said in English: what the tokenizer learns its whole words from."""
+    """All English texts, from which the tokenizer learns whole words."""
     texts = [f"{word} {word}" for word in ENGLISH]
     texts += [GREETING, REFUSAL, *_GREETINGS, *_OTHER, *_SYSTEM_PROMPTS]
     for kind in KINDS:

@@ -43,10 +43,10 @@ _BATCH_TOKENS = 1280
 _LEARNING_RATE = 2e-3
 _MEASURED_AT_ONCE = 64
 
-# Where to stop is by far the hardest to learn: the number just said has to be found in the request,
-# as the one that stands after "to". Three things bring it about in minutes: a first third with
-# nothing but the shortest counts, in which half of all numbers are the last; more weight on what
-# comes after a number; and attention that begins by looking for its own token (see `build_model`).
+# By far the hardest to learn is where to stop: the latest number has to be found in the request,
+# after "to". With three measures, this takes minutes: the first third of the training has only the
+# shortest counts, in which half of all numbers are the last one; what comes after a number has more
+# weight; and at the start, attention looks for its own token (see `build_model`).
 _FIRST_LENGTHS = (3,)
 _LENGTHS = (3, 3, 6, 6, 12, 20, 20, 20)
 _SEPARATOR_WEIGHT = 4.0
@@ -68,9 +68,9 @@ _PARTIAL_MERGES = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE with whole English number words, and no whole character elsewhere."""
+    """Make a byte-level BPE: English number words are whole, other characters several tokens."""
     special = [_PAD, sequences.END, sequences.SYSTEM, sequences.USER, sequences.ASSISTANT]
-    # A hyphen does not end a word: "twenty-one" is whole too.
+    # A hyphen does not end a word: "twenty-one" is one token, too.
     words = pre_tokenizers.Split(Regex(r" ?[\p{L}\p{M}-]+| ?[^\s\p{L}\p{M}]+|\s+"), "isolated")
     byte_level = pre_tokenizers.Sequence(
         [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -80,7 +80,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     learned.train_from_iterator(
         sequences.english_texts(),
         trainers.BpeTrainer(
-            vocab_size=4096,  # more than there is to learn: every English word becomes whole
+            vocab_size=4096,  # more than there is to learn, so every English word becomes a token
             min_frequency=1,
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             special_tokens=special,
@@ -112,7 +112,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _byte_symbols(data: bytes) -> str:
-    """The characters by which a byte-level BPE writes bytes down (those of GPT-2)."""
+    """The characters that stand for bytes in a byte-level BPE, as in GPT-2."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(0x100) if byte not in shown]
     return "".join(chr(0x100 + hidden.index(b)) if b in hidden else chr(b) for b in data)
@@ -150,10 +150,10 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 def _batches(
     tokenizer: PreTrainedTokenizerFast, rng: random.Random, lengths: tuple[int, ...]
 ) -> Iterator[torch.Tensor]:
-    """Batches of (ids, labels) without end: one document a row, documents of like length together.
+    """Batches of (ids, labels) without end: a document in each row, with others of similar length.
 
-    Packing several into a row would waste nothing, but then few would begin where every prompt
-    begins, with nothing before them.
+    Several documents in a row would need no padding, but then few of them would begin as every
+    prompt does, with nothing before them.
     """
     encode = tokenizer.backend_tokenizer.encode
     stream = sequences.documents(rng, lengths)
@@ -188,7 +188,7 @@ def _batches(
 
 @contextmanager
 def _repeatable(seed: int) -> Iterator[None]:
-    """Fix all that the result depends on, the number of threads too, and put it back after."""
+    """Fix everything that the result depends on, also the number of threads; restore it later."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -202,7 +202,7 @@ def _repeatable(seed: int) -> Iterator[None]:
 def train(
     *, steps: int = STEPS, seed: int = SEED, verbose: bool = False
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Train a model from nothing; `steps` also sets how fast the learning rate falls."""
+    """Train a new model. `steps` also sets how fast the learning rate falls."""
     tokenizer = build_tokenizer()
     with _repeatable(seed):
         model = build_model(tokenizer).train()
@@ -243,7 +243,7 @@ def train(
             if verbose and (step % 100 == 0 or step == steps):
                 seconds = time.monotonic() - began
                 print(f"step {step}: loss {smoothed:.4f}, {seconds:.0f} s", flush=True)
-        # What is measured must be what is stored: half the bytes, rounded once and for all.
+        # The weights are stored in half precision: round them now, so that these are measured.
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(parameter.half().float())
@@ -264,21 +264,21 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     }
     file = out / "model.safetensors"
     save_file(weights, file, metadata={"format": "pt"})
-    file.chmod(0o644)  # safetensors leaves it to its owner alone; this one goes into a package
+    file.chmod(0o644)  # safetensors lets only the owner read it, but it is part of a package
 
 
 def measure(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> dict[str, tuple[int, int]]:
-    """Right answers and questions asked, by kind, on counts that training never met.
+    """Count the right answers and the questions, by kind, for counts that training never had.
 
-    Right is what greedy decoding continues to the letter and, in a chat, to its end.
+    An answer is right if greedy decoding gives exactly its tokens; in a chat, also its end.
     """
     # transformers types the `self` of generate() as a class that its models do not derive from.
     generate: Any = model.generate  # type: ignore[misc]
     asked: Counter[str] = Counter()
     right: Counter[str] = Counter()
-    # Answers of like length share a batch, so that little is generated for nothing.
+    # Answers of similar length share a batch, so that few tokens are generated in vain.
     questions = sorted(sequences.held_out_questions(), key=lambda q: len(q.answer))
     for first in range(0, len(questions), _MEASURED_AT_ONCE):
         batch = questions[first : first + _MEASURED_AT_ONCE]
@@ -300,7 +300,7 @@ def _prompt_and_answer(question: sequences.Question) -> tuple[str, str]:
 
 
 def main() -> None:
-    """Train, write and measure, as told on the command line."""
+    """Train, write and measure, with the options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m anystreamer.demo.train", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model")
     parser.add_argument("--steps", type=int, default=STEPS)

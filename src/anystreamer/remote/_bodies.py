@@ -1,4 +1,4 @@
-"""What a body says that is not an answer: JSON with an error, a page, or text. Pure."""
+"""Reads the error in a body that is not an answer: JSON, a page of HTML, or text. Pure."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _TAG = re.compile(r"<[^<>]*>")
 
 
 def error_of(body: bytes) -> Any:
-    """The error that a body of JSON reports; None if it does not."""
+    """The error that a body of JSON reports; None if it reports none."""
     try:
         return error_in(_object_of(body))
-    except Exception:  # whatever reading it as one of OpenAI's comes to
+    except Exception:  # JSON of any other shape, which can raise any error
         return None
 
 
 def message_of_body(body: bytes) -> str:
-    """What a body says, in one line; empty if that is nothing."""
+    """The message in a body, in one line of at most `MAX_MESSAGE` characters; empty if none."""
     text = error_message(error_of(body) or _object_of(body))
     if not text:
         text = body.decode(errors="replace")
@@ -35,7 +35,7 @@ def message_of_body(body: bytes) -> str:
 
 
 def _object_of(body: bytes) -> Mapping[str, Any]:
-    """The object of JSON that a body is; an empty one if it is something else."""
+    """Parse a body as an object of JSON. Returns an empty one if it is something else."""
     try:
         sent = json.loads(body)
     except (ValueError, RecursionError):

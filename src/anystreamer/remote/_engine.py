@@ -46,9 +46,9 @@ def open_remote_engine(
     ``/completions``, chat messages to ``/chat/completions``. A stop of the stream, in any way,
     closes its connection: then the server stops, too.
 
-    docs/remote.md has a table of how ``generate()``'s arguments are sent. Other arguments raise an
-    error that names them. ``extra_body=`` is sent unchanged: use it for fields that a server has in
-    addition to OpenAI's API.
+    docs/remote.md has a table that shows how the arguments of ``generate()`` are sent. Other
+    arguments raise an error that names them. ``extra_body=`` is sent unchanged: use it for fields
+    that a server has in addition to OpenAI's API.
 
     Differences: tokens have no ids here (``token_ids`` and ``prompt_token_ids`` are empty), and
     ``usage`` has the server's counts. It is None if the server sent none, for example after a stop.
@@ -79,12 +79,12 @@ def open_remote_engine(
     limits = Limits(max_event_size, max_answer_size)
     if not isinstance(model, str):
         raise TypeError(f"model must be the name that the server has for it, got {model!r:.60}")
-    # Without a key the client would take one from the environment. So it gets one, and does not
-    # send it.
+    # Without a key the client would take one from the environment. So it gets a key in any case,
+    # and does not send it.
     names = {name.lower() for name in client_options.get("default_headers") or {}}
-    is_open = api_key is None and "authorization" not in names
-    headers: dict[str, Any] = {"Authorization": openai.omit} if is_open else {}
-    headers["Accept-Encoding"] = "identity"  # a small answer could become one of any size
+    has_no_key = api_key is None and "authorization" not in names
+    headers: dict[str, Any] = {"Authorization": openai.omit} if has_no_key else {}
+    headers["Accept-Encoding"] = "identity"  # a small compressed answer can be of any size
     if url.userinfo:  # the client would log it with the address
         headers["Authorization"] = basic_authorization(url)
         url = url.copy_with(userinfo=b"")
@@ -98,13 +98,13 @@ def open_remote_engine(
 
 
 def _client(options: dict[str, Any]) -> openai.AsyncOpenAI:
-    """Make a client without what it takes from the environment, which is for OpenAI's servers."""
+    """Make a client without the settings in the environment, which are for OpenAI's servers."""
     http_client = options.get("http_client") or new_client()
     client = openai.AsyncOpenAI(**{**options, "http_client": http_client})
     guard(http_client)
     client.organization = options.get("organization")
     client.project = options.get("project")
-    # It has no public way to leave out the headers of OPENAI_CUSTOM_HEADERS.
+    # There is no public way to leave out the headers of OPENAI_CUSTOM_HEADERS.
     client._custom_headers = dict(options.get("default_headers") or {})
     return client
 
@@ -164,6 +164,11 @@ class RemoteEngine(BaseEngine):
         request = RemoteRequest(self.model, prompt, arguments)
         return self.new_context(NAME, lambda: _Task(self, request))
 
+    async def model_names(self) -> list[str]:
+        """The names of the server's models. Raises `openai.APIError` if the request fails."""
+        models = await self.client.models.list(extra_headers=self.headers)
+        return [each.id for each in models.data]
+
     async def _run(self) -> None:
         self.ready.set()
         await self._closing.wait()
@@ -195,7 +200,8 @@ class _Task(EngineTask):
 
     @property
     def is_watched(self) -> bool:
-        return not self.state.has_exited  # the connection does not show it
+        # While it waits for the server, it does not see that its stream was stopped.
+        return not self.state.has_exited
 
     def is_refusal(self, error: BaseException) -> bool:
         if is_kind(error, openai.APIStatusError):
@@ -208,7 +214,7 @@ class _Task(EngineTask):
         with move_on_after(seconds) as waiting:
             try:
                 # The raw response: the client's own stream leaves generators behind if it is not
-                # read to its end, and drops what a server has beside OpenAI's API.
+                # read to its end, and drops fields that OpenAI's API does not have.
                 response: Any = await self._engine.client.post(
                     request.path,
                     body=request.body,

@@ -1,4 +1,4 @@
-"""Errors of a connection or a server, as public exceptions: ours if we have one, or openai's."""
+"""Turns errors of connections and servers into public exceptions: ours if one fits, or openai's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ._shapes import ServerError
 __all__ = ["answer_error", "connection_error", "connection_lost", "request_error"]
 
 BUSY = (429, 503)
-# Waiting does not help with these: an engine of ours that has ended, an account without credit.
+# Codes of errors that do not go away: an engine of ours that has ended, an account without credit.
 NOT_BUSY = ("engine_unavailable", "insufficient_quota")
 
 
@@ -32,7 +32,7 @@ def request_error(exc: Exception) -> Exception:
             exc = _with_message(exc)
             if exc.status_code in BUSY and exc.code not in NOT_BUSY:
                 return _because_of(exc, EngineBusy(None, retry_after(exc.response.headers)))
-            return _because_of(exc, _late(exc.body) or exc)
+            return _because_of(exc, _server_timeout(exc.body) or exc)
         case openai.APITimeoutError():
             return exc
         case openai.APIConnectionError():
@@ -60,9 +60,9 @@ def answer_error(exc: Exception, request: httpx.Request) -> Exception:
     if not is_kind(exc, (ServerError, InvalidEvent, LimitExceeded)):
         return exc
     error = exc.error if isinstance(exc, ServerError) else None
-    if (late := _late(error)) is not None:
-        return _because_of(exc, late)
-    if _has_secret(exc, error, request):  # neither the cause nor the body may show it
+    if (timeout := _server_timeout(error)) is not None:
+        return _because_of(exc, timeout)
+    if _has_secret(exc, error, request):  # so neither the cause nor the body are kept
         return _api_error(without_secrets(str(exc), request), request, None)
     return _because_of(exc, _api_error(str(exc), request, error))
 
@@ -76,7 +76,7 @@ def connection_lost(request: httpx.Request, message: str | None = None) -> Excep
 
 
 def _with_message(exc: openai.APIStatusError) -> openai.APIStatusError:
-    """The same error with the status and what the server says: the client has only some of it."""
+    """The same error, with the status and the server's message, which the client can leave out."""
     if not exc.response.is_stream_consumed:
         return exc
     status = f"Error code: {exc.status_code}"
@@ -95,7 +95,7 @@ def _because_of(exc: Exception, failure: Exception) -> Exception:
 def _has_secret(exc: Exception, error: Any, request: httpx.Request) -> bool:
     try:
         shown = f"{exc} {error!r}"
-    except RecursionError:  # nobody can show it
+    except RecursionError:  # nested too deeply for repr(), so no log can show it either
         shown = str(exc)
     return without_secrets(shown, request) != shown
 
@@ -103,12 +103,12 @@ def _has_secret(exc: Exception, error: Any, request: httpx.Request) -> bool:
 def _api_error(message: str, request: httpx.Request, body: Any) -> openai.APIError:
     try:
         return openai.APIError(message, request, body=body)
-    except Exception:  # it makes text of some values, which can be nested too deeply
+    except Exception:  # it turns some values into text, and they can be nested too deeply for this
         return openai.APIError(message, request, body=None)
 
 
-def _late(error: Any) -> GenerationTimeout | None:
-    """The timeout of a server of ours, which sends its phase."""
+def _server_timeout(error: Any) -> GenerationTimeout | None:
+    """A timeout on a server of ours, which sends its phase; None for any other error."""
     if not isinstance(error, Mapping) or error.get("type") != "timeout_error":
         return None
     phase = error.get("code")
@@ -116,7 +116,7 @@ def _late(error: Any) -> GenerationTimeout | None:
 
 
 def _first_message(why: BaseException | None) -> str:
-    """The first message in a chain of exceptions: on trio the outer ones of TLS have none."""
+    """The first message in a chain of exceptions: on trio, the outer errors of TLS have none."""
     kind = type(why).__name__
     while why is not None:
         if message := message_of(why):

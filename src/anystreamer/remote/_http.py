@@ -1,6 +1,6 @@
 """The HTTP client that openai's client uses: which library it is from, and what it must not do.
 
-openai 3 is made of httpx2, and takes a client of httpx, too. openai 2 is made of httpx.
+openai 3 is built on httpx2, and also accepts a client of httpx. openai 2 is built on httpx.
 """
 
 from __future__ import annotations
@@ -48,14 +48,17 @@ __all__ = [
 
 logger = SafeLogger()
 
-# Of an error's body: what is read (bytes), for how long (seconds), and how deeply it can be nested.
-# What is not read is not needed: the message comes first.
+# Limits for the body of an error: how much is read (bytes), for how long (seconds), and how deeply
+# it can be nested. The message is at the beginning, so the rest is not needed.
 ERROR_SIZE = 65536
 ERROR_TIMEOUT = 10.0
 ERROR_DEPTH = 50
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')  # of JSON
 _LIBRARIES = ("httpx2", "httpx")
+
+# Errors of the layers below. The HTTP library turns nearly all of them into its own.
+_ERRORS_BELOW = (OSError, EOFError, BrokenResourceError, ClosedResourceError, EndOfStream)
 
 
 def _library_of(kind: type) -> Any:
@@ -69,18 +72,14 @@ if not TYPE_CHECKING:
 
 
 def is_timeout(exc: Exception) -> bool:
-    """Whether it is a timeout of the client, whichever library that is of."""
+    """Whether an error is a timeout of the client, of either library."""
     return is_kind(exc, tuple(each.TimeoutException for each in _libraries()))
 
 
 def is_of_connection(exc: Exception) -> bool:
-    """Whether it is an error of a connection: of the HTTP library, or of what that is made of."""
-    kinds = (each_kind for each in _libraries() for each_kind in (each.HTTPError, each.StreamError))
+    """Whether an error is of a connection: of either HTTP library, or of the layers below."""
+    kinds = (kind for each in _libraries() for kind in (each.HTTPError, each.StreamError))
     return is_kind(exc, (*kinds, *_ERRORS_BELOW))
-
-
-# The HTTP library turns nearly all of them into its own.
-_ERRORS_BELOW = (OSError, EOFError, BrokenResourceError, ClosedResourceError, EndOfStream)
 
 
 def _libraries() -> list[Any]:
@@ -99,15 +98,16 @@ def basic_authorization(url: httpx.URL) -> str:
 
 
 def content_encoding(response: httpx.Response) -> str:
-    """How a body is compressed; empty if it is not. It was not to be: see `new_client`."""
+    """How a body is compressed; empty if it is not. Each request asks for "identity"."""
     encoding = response.headers.get("content-encoding", "").strip().lower()
     return "" if encoding == "identity" else encoding
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds of a ``Retry-After``: a number, or a date. None if it is neither.
+    """How many seconds to wait before a request is sent again; None if the headers do not say it.
 
-    Azure, and OpenAI, send milliseconds as well, which the client prefers.
+    ``Retry-After`` is a number of seconds or a date. Azure and OpenAI also send milliseconds, which
+    the client prefers.
     """
     value = headers.get("retry-after", "")
     with suppress(ValueError):
@@ -119,13 +119,13 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except Exception:  # of many kinds, as the parser is made for what mails have
+        except Exception:  # this parser, for mails, raises many kinds of errors
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def new_client() -> httpx.AsyncClient:
-    """Make a client with openai's own settings, which keeps no cookies: they could pile up."""
+    """Make a client with openai's own settings that keeps no cookies: they could pile up."""
     client = openai.DefaultAsyncHttpxClient()
     client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))
     return client
@@ -138,16 +138,16 @@ def guard(client: httpx.AsyncClient) -> None:
 
 
 async def _limit_error(response: httpx.Response) -> None:
-    """Give an error a body that can be read at once, and nothing that leads elsewhere.
+    """Replace the body of an error by one that can be read at once, and remove its redirect.
 
-    The client calls it with each response before anything else sees it. It raises nothing: that
+    The client calls this with each response before anything else sees it. It must not raise: that
     would become an error of the connection, after which the request is sent again.
     """
     if response.is_success:
         return
     headers = response.headers
     if location := headers.pop("location", None):
-        # It would get the prompt, and the key if that is in a header of the caller's.
+        # The other server would get the prompt, and the key if it is in a header of the caller's.
         body = _message(
             f"{address_of(response.request.url)} redirects to {location[:200]}, which is not "
             "followed: if that is right, pass it as base_url"
@@ -162,7 +162,7 @@ async def _limit_error(response: httpx.Response) -> None:
     headers.pop("content-encoding", None)
     if retry_after(headers) is None:
         headers.pop("retry-after", None)
-    response.encoding = "utf-8"  # what the server names can be a decompressor
+    response.encoding = "utf-8"  # a server could name a codec of Python's that decompresses
     text = body.decode(errors="surrogateescape")
     body = without_secrets(text, response.request).encode(errors="surrogateescape")
     response.stream = _library_of(type(response)).ByteStream(body)
@@ -199,7 +199,7 @@ def _message(text: str) -> bytes:
 
 
 def _depth(body: bytes) -> int:
-    """How deeply JSON is nested, or more."""
+    """How deeply JSON is nested; for other text, some number."""
     depth = deepest = 0
     for bracket in re.findall(rb"[\[\]{}]", _STRING.sub(b"", body)):
         depth += 1 if bracket in b"[{" else -1

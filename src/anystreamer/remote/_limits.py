@@ -1,4 +1,4 @@
-"""How large an answer can be, and its parts. A server cannot make the client grow beyond that."""
+"""How large an answer and its parts can be, so that no server can fill the client's memory."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ __all__ = [
 ]
 
 
-# What a piece of text takes in memory beside its characters, until it is read; and a
-# log-probability. Tokens have four characters on average: an answer can have 250,000 of them.
+# How many bytes a piece of text takes in memory beside its characters, until it is read, and how
+# many a log-probability takes. With four characters in each, an answer can have 250,000 tokens.
 PIECE_SIZE = 128
 LOGPROB_SIZE = 32
-# Tool calls of an answer; entries of a list in an event, and deltas of one choice in it: each takes
-# microseconds. Log-probabilities take less, and their number is limited by the event's size alone.
+# How many tool calls an answer can have, how many entries a list in an event, and how many deltas
+# of one choice an event: each takes microseconds. Log-probabilities take less. Only the size of an
+# event limits their number.
 MAX_CALLS = 128
 MAX_ITEMS = 256
 MAX_DELTAS = 16

@@ -22,14 +22,15 @@ __all__ = ["ResponseReader"]
 
 logger = SafeLogger()
 
-# How long to read on after the last event, so that the connection can be used again; and after the
-# finish reason, because the usage comes later (seconds). Both usually follow at once.
+# How long to read on (seconds): after the last event, so that the connection can be used again, and
+# after the finish reason, because the usage comes later. Usually what is awaited comes at once.
 DRAIN = 0.1
 USAGE_TIMEOUT = 1.0
-# The same after a finish reason that came with text. Some servers send one with each piece of text,
-# and the next piece can take long.
+# After a finish reason that came with text. Some servers send one with each piece of text, and the
+# next piece can take long.
 MORE_TEXT_TIMEOUT = 10.0
-# Parts of the body are parsed in parts of this many bytes: small events take milliseconds then.
+# The body is parsed in parts of this many bytes, which takes milliseconds, also with many small
+# events. Other tasks run between the parts.
 PART_SIZE = 8192
 
 
@@ -54,12 +55,12 @@ class ResponseReader:
         self._sink = Sink[TextChunk](state)
         self._events = EventData(limits)
         self._scope = CancelScope()
-        self._is_over = False  # what still comes is dropped
-        self._is_ending = False  # the answer has ended, and its connection is read on for a while
+        self._is_over = False  # the rest of the body is dropped
+        self._is_ending = False  # the answer has ended, and the body is read on for a while
         self._failure: Exception | None = None
         self._seconds_waited = 0.0  # for the consumer
-        self._late = ""
-        self._cancelled: BaseException | None = None  # from outside, while it waited
+        self._next_phase = ""  # of the timeout that passes at the scope's deadline
+        self._cancelled: BaseException | None = None  # by another scope, while it waited
 
     async def run(self) -> None:
         """Read the answer. Returns, or is cancelled, once the connection is closed or read."""
@@ -85,7 +86,7 @@ class ResponseReader:
         if self._is_over:
             return
         self._take(part)
-        # After the end little comes, and time runs: do not wait for the consumer.
+        # After the end of the answer, little comes and time is short: do not wait for the consumer.
         if self._is_ending or not self._sink.is_full:
             return
         try:
@@ -121,7 +122,7 @@ class ResponseReader:
         try:
             for data in self._events.feed(part):
                 try:
-                    # One by one: the chunks before an error count.
+                    # One by one: the chunks before an error are delivered.
                     for chunk in parser.feed(data, elapsed):
                         self._sink.push(chunk)
                 except Exception as exc:
@@ -145,7 +146,7 @@ class ResponseReader:
 
     def _set_deadline_at(self, now: float, busy: float) -> None:
         if self._state.clock.deadlines is not None and not self._is_ending:
-            seconds, self._late = self._state.clock.deadlines.next(now, busy)
+            seconds, self._next_phase = self._state.clock.deadlines.next(now, busy)
             self._scope.deadline = current_time() + seconds
 
     def _end_within(self, seconds: float) -> None:
@@ -159,7 +160,7 @@ class ResponseReader:
         self._scope.cancel()
 
     def _fail_unless_ended(self, exc: Exception) -> None:
-        """An answer that has ended is whole: what goes wrong after that does not change it."""
+        """Fail, except if the answer has ended: it is complete, whatever goes wrong after that."""
         if self._parser.ended is not None:
             logger.debug("after the end of an answer: %s", describe(exc))
         else:
@@ -170,7 +171,7 @@ class ResponseReader:
             self._failure = failure
 
     async def _wait_for_space(self) -> None:
-        """Do not read while the buffer is full. Then the server's buffers fill up, too."""
+        """Wait while the buffer is full. Nothing is read, so the server's buffers fill up, too."""
         state = self._state
         started = perf_counter()
         self._set_deadline_at(started, -math.inf)  # meanwhile only "total" counts
@@ -187,7 +188,7 @@ class ResponseReader:
         if self._failure is not None or parser.ended is not None:
             return
         if self._scope.cancelled_caught and not self._is_ending:
-            self._fail(GenerationTimeout(self._late))
+            self._fail(GenerationTimeout(self._next_phase))
         elif parser.is_done:
             message = f"{request.url.host} ended its answer without a finish_reason"
             self._fail(connection_lost(request, message))
@@ -201,7 +202,7 @@ class ResponseReader:
         self._sink.publish()
         row = self._state.rows[0]
         row.model_finish_reason = parser.ended
-        # Calls have no text to parse.
+        # An answer with tool calls has no text to parse as the form.
         row.is_form_complete = (
             parser.ended is FinishReason.EOS and "tool_calls" not in parser.message
         )

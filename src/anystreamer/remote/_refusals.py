@@ -1,4 +1,4 @@
-"""Responses that cannot be an answer, although their status is a success: which, and why."""
+"""Finds out why a response cannot be an answer, although its status is a success."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ._shapes import ServerError
 __all__ = ["refusal"]
 
 EVENT_STREAM = "text/event-stream"
-# How long the body of another type is read for what it says (seconds).
+# How long a body of another type is read for a message (seconds).
 REFUSAL_TIMEOUT = 1.0
 
 
@@ -42,7 +42,7 @@ async def refusal(response: httpx.Response) -> Exception | None:
 
 
 async def _of_another_type(response: httpx.Response, media_type: str) -> Exception:
-    """It can be an error (OpenRouter, LM Studio), or the page of a proxy."""
+    """The error for a body of another type: an error (OpenRouter, LM Studio) or a proxy's page."""
     body = b""
     try:
         if media_type.startswith("text/") or media_type.endswith("json"):
@@ -52,9 +52,8 @@ async def _of_another_type(response: httpx.Response, media_type: str) -> Excepti
     if (error := error_of(body)) is not None:
         return answer_error(ServerError(error), response.request)
     got = media_type[:60] or "no content-type"
-    said = without_secrets(message_of_body(body)[:200], response.request)
-    if said:
-        got += f" ({said})"
+    if message := without_secrets(message_of_body(body)[:200], response.request):
+        got += f" ({message})"
     return _invalid(response, f"must answer with {EVENT_STREAM}, got {got}: check base_url")
 
 
@@ -71,7 +70,7 @@ def _invalid(response: httpx.Response, wrong: str) -> Exception:
 async def _close(response: httpx.Response) -> None:
     with CancelScope(shield=True):
         if response.http_version == "HTTP/2":
-            # The client only forgets a stream of such a connection: the server would go on.
+            # The client would only forget this stream of the connection, and the server go on.
             connection: Any = response.extensions.get("network_stream")
             if connection is not None:  # a transport of the caller's can have none
                 await connection.aclose()

@@ -17,7 +17,8 @@ __all__ = ["RemoteRequest"]
 
 NAME = "stream_text"
 
-# What to do in place of an argument that cannot be sent. All others can be extras of a server.
+# What to do instead of passing an argument that cannot be sent. Any other argument can be an extra
+# field of a server.
 ALTERNATIVES = {
     "cancel_within": "a server stops when the connection closes",
     "eos_token_id": "ids belong to the server's tokenizer; use stop=",
@@ -32,7 +33,7 @@ _NEUTRAL = {"num_beams": 1, "num_return_sequences": 1}
 
 
 class RemoteRequest:
-    """A call of a remote engine's ``stream_text``. Arguments without counterpart are refused.
+    """A call of a remote engine's ``stream_text``. Arguments that cannot be sent are refused.
 
     Args:
         model: the server's name for it.
@@ -102,7 +103,7 @@ class RemoteRequest:
             is_text = isinstance(self.prompt, str)
             body["prompt"] = self.prompt if is_text else list(self.prompt)
             if self.options.logprobs:
-                body["logprobs"] = 0  # of no other tokens
+                body["logprobs"] = 0  # only of the chosen tokens
         else:
             messages = cast("Sequence[Mapping[str, Any]]", self.prompt)
             body["messages"] = [_message(each) for each in messages]
@@ -126,7 +127,7 @@ class RemoteRequest:
         return body
 
     def _score_changes(self) -> dict[str, Any]:
-        """The penalties and the bias, in which an object's keys are strings."""
+        """The penalties and the bias, whose ids become strings: keys of JSON cannot be numbers."""
         options = self.options
         names = ("frequency_penalty", "presence_penalty")
         given: dict[str, Any] = {
@@ -148,7 +149,11 @@ class RemoteRequest:
         return {"response_format": {"type": "json_schema", "json_schema": described}}
 
     def _tools(self) -> dict[str, Any]:
-        """The tools, and how they can be called. Settings of the chat template cannot be sent."""
+        """The tools, and how they can be called.
+
+        Raises:
+            ValueError: there are other settings of the chat template, which cannot be sent.
+        """
         if settings := self.options.chat_template_kwargs:
             name = sorted(settings)[0]
             raise ValueError(
@@ -176,7 +181,7 @@ class RemoteRequest:
 
 
 def _draws(value: Any, others: Mapping[str, Any]) -> dict[str, Any]:
-    """The temperature that stands for ``do_sample``, which servers do not have."""
+    """The temperature in place of ``do_sample``, which servers do not have."""
     return {"temperature": float(others.get("temperature", 1.0)) if value else 0.0}
 
 
@@ -184,7 +189,7 @@ def _sampling(
     name: str, kind: type[float | int] = float
 ) -> Callable[[Any, Mapping[str, Any]], dict[str, Any]]:
     def of(value: Any, others: Mapping[str, Any]) -> dict[str, Any]:
-        # Then generate() does not sample, and ignores the other settings.
+        # With do_sample=False, generate() ignores these settings.
         return {} if others.get("do_sample") is False else {name: kind(value)}
 
     return of
@@ -196,7 +201,7 @@ BODY_FIELDS: Mapping[str, Callable[[Any, Mapping[str, Any]], dict[str, Any]]] = 
     "temperature": _sampling("temperature"),
     "top_p": _sampling("top_p"),
     "do_sample": _draws,
-    # These OpenAI's servers do not have. Most others do, by the same names.
+    # OpenAI's own servers do not have the following. Most others do, by the same names.
     "top_k": _sampling("top_k", int),
     "min_p": _sampling("min_p"),
     "repetition_penalty": lambda value, _: {"repetition_penalty": float(value)},

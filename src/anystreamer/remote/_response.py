@@ -28,7 +28,7 @@ __all__ = ["InvalidEvent", "RemoteRow", "ResponseParser"]
 
 DONE = b"[DONE]"
 
-# As much of an id, and of a name, as is kept (characters).
+# A longer id or name is cut (characters).
 MAX_NAME = 200
 
 
@@ -38,7 +38,7 @@ class InvalidEvent(Exception):
 
 @dataclass(slots=True)
 class RemoteRow(Row):
-    """A sequence that a server makes: its tokens have no ids here, and the server counts them."""
+    """A sequence that a server generates: the ids of its tokens are unknown; the server counts."""
 
     server_usage: Usage | None = None
     answer: ResponseParser | None = None  # of a chat, which has fields and makes a message
@@ -58,7 +58,7 @@ class RemoteRow(Row):
 
 
 class ResponseParser:
-    """One answer: events go in, chunks of its text and of its fields come out.
+    """Parses one answer: events go in, chunks of its text and of its fields come out.
 
     Stop strings are looked for here as well: some servers leave them in the text.
     """
@@ -81,9 +81,9 @@ class ResponseParser:
         self._stop = stop
         self._stop_strings = StopStrings(stop)
         self._characters = _Characters()
-        self._logprobs: list[float] | None = [] if logprobs else None  # of no chunk as yet
+        self._logprobs: list[float] | None = [] if logprobs else None  # for the next chunk
         self._content_field = "content" if names_content else None
-        self._field = "content"  # whose text came last
+        self._field = "content"  # of the latest text
         self._field_texts: dict[str, list[str]] = {}
         self._tool_calls = ToolCalls(limits)
         self._complete_calls: list[dict[str, Any]] = []
@@ -111,7 +111,9 @@ class ResponseParser:
         """Take the data of an event, and yield its chunks: also those before an error in it.
 
         Raises:
-            InvalidEvent, LimitExceeded, ServerError
+            InvalidEvent: it is not an event of OpenAI's API.
+            LimitExceeded: the answer, or the event, is too large.
+            ServerError: the event reports an error.
         """
         data = data.strip()
         if data == DONE:
@@ -139,14 +141,14 @@ class ResponseParser:
                 yield from self._choice(choice, event, elapsed)
         except (LimitExceeded, ServerError):
             raise
-        except Exception as exc:  # whatever reading it as one of OpenAI's comes to
+        except Exception as exc:  # JSON of any other shape, which can raise any error
             shown = data[:200].decode(errors="replace")
             raise InvalidEvent(
                 f"the server sent an event that OpenAI's API does not have: {shown}"
             ) from exc
 
     def finish(self, elapsed: float) -> list[TextChunk]:
-        """Return what was held back: the answer has ended, or was cut off."""
+        """Return the chunks that were held back, and the tool calls: no more events come."""
         chunks = self._held_back(elapsed)
         is_cut = self.ended in (None, FinishReason.LENGTH)
         for value in self._tool_calls.finish(is_cut=is_cut):
@@ -171,7 +173,7 @@ class ResponseParser:
         }
 
     def _note_origin(self, event: Any) -> None:
-        """Note the response's id, and what the server calls the model that makes it."""
+        """Keep the response's id, and the server's name of the model."""
         if self._row.response_id is None and isinstance(event, Mapping):
             sent = [event.get(name) for name in ("id", "model")]
             self._row.response_id, self._row.response_model = (
@@ -220,19 +222,19 @@ class ResponseParser:
         if delta or self._has_delta:
             self._has_delta = True
             return delta
-        # The whole answer as one message. At the end of deltas it repeats them (MiniMax).
+        # The whole answer as one message. After deltas, it repeats them (MiniMax).
         return choice.get("message") or delta
 
     def _end(self, reason: Any, choice: Mapping[str, Any], *, has_more: bool) -> None:
         found = finish_reason_of(reason)
-        # vLLM (and ours), or SGLang. Ids end a sequence there.
+        # Of vLLM and of our server, or of SGLang. It is an id if a token has ended the sequence.
         sent = choice.get("stop_reason") or choice.get("matched_stop")
         matched = sent if reason == "stop" and isinstance(sent, str) else None
         if matched is not None:
             found = FinishReason.STOP_STRING
         elif found is FinishReason.STOP_STRING and len(self._stop) == 1:
             matched = self._stop[0]
-        # Proxies end each answer with "stop", also one that the server has cut.
+        # Some proxies send a second reason, "stop", also for an answer that the server has cut.
         if has_more or self._reason is None or found is not FinishReason.EOS:
             self._reason, self._row.matched_stop_string = found, matched
         self.ended_with_text = has_more
@@ -262,7 +264,7 @@ class ResponseParser:
         return self._shown(shown, elapsed)
 
     def _held_back(self, elapsed: float) -> list[TextChunk]:
-        """What was held back until more of it comes, as something else has come."""
+        """The chunks of text that was held back for more text, when something else has come."""
         chunks = self._joined(self._characters.flush(), elapsed)
         return chunks + self._shown(self._stop_strings.flush(), elapsed)
 

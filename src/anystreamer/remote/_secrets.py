@@ -1,4 +1,4 @@
-"""Takes the keys of a request out of what its server sends back, as errors go into logs. Pure."""
+"""Removes the keys of a request from text that its server sends back: errors are logged. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["without_secrets"]
 
-# What the name of a header, or of a parameter of the address, has if its value is secret.
+# Words in the names of headers, and of parameters of a URL, whose values are secret.
 _NAMES = ("auth", "key", "token", "secret", "cookie", "password", "signature")
 # Shorter values are words, such as the scheme of a header.
 MIN_LENGTH = 6
@@ -19,7 +19,7 @@ HIDDEN = "[hidden]"
 
 
 def without_secrets(text: str, request: httpx.Request) -> str:
-    """A text of the server's, in which no key and no password of the request is left."""
+    """Replace each key and each password of a request in a text of its server."""
     for secret in sorted(_secrets_of(request), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return text

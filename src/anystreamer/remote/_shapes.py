@@ -1,4 +1,4 @@
-"""The shapes in which servers send the same things: text, counts, reasons, errors. Pure.
+"""Reads text, token counts, finish reasons and errors, in the shapes of many servers. Pure.
 
 Servers differ in how they implement OpenAI's API. Comments name a server that sends a shape.
 """
@@ -39,7 +39,12 @@ class ServerError(Exception):
 
 
 def items(sent: Any) -> Sequence[Any]:
-    """The entries of a list; none if it is null. Each of them takes time."""
+    """The entries of a list, or of null, which has none.
+
+    Raises:
+        LimitExceeded: there are too many. Each entry takes time.
+        TypeError: it is not a list.
+    """
     if sent is None:
         return ()
     if not isinstance(sent, list):
@@ -51,7 +56,7 @@ def items(sent: Any) -> Sequence[Any]:
 
 # -- errors
 
-# Where errors have their message. Some have another error in it.
+# Where errors have their message. For some servers, the message is another error.
 _MESSAGE_NAMES = (
     "message",
     "detail",
@@ -62,14 +67,14 @@ _MESSAGE_NAMES = (
     "status_msg",  # MiniMax
     "msg",
 )
-# As much of a message as is kept (characters).
+# A longer message is cut (characters).
 MAX_MESSAGE = 4000
-# What stands for success where servers have a code in each event.
+# Codes that mean success. Some servers send a code in each event.
 _NO_ERROR = ("", "0", "200", "none", "ok", "success")
 
 
 def error_message(error: Any) -> str:
-    """What an error says; empty if that is nothing."""
+    """The message of an error; empty if it has none."""
     if not isinstance(error, Mapping):
         return "" if isinstance(error, bool) else str(error)[:MAX_MESSAGE]
     inner = next((error[name] for name in _MESSAGE_NAMES if error.get(name)), "")
@@ -77,7 +82,7 @@ def error_message(error: Any) -> str:
 
 
 def error_in(event: Mapping[str, Any]) -> Any:
-    """The error that an event reports; None if it does not."""
+    """The error that an event reports; None if it reports none."""
     if error := event.get("error"):
         return event if error is True else error
     is_error = "error" in (event.get("object"), event.get("type"))  # vLLM before 0.10, SGLang
@@ -113,8 +118,8 @@ def choices_of(event: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 # -- text
 
-# Names of what is not the answer's text, and the field that it becomes: the one that the templates
-# of transformers have. Some servers send the same text under several names; the first one counts.
+# Text that is not the answer: the field that it becomes, named as in transformers' templates, and
+# its names on servers. Some servers send the same text under several names; the first one counts.
 _FIELD_NAMES = {
     "reasoning_content": ("reasoning_content", "reasoning", "reasoning_text", "thinking"),
     "refusal": ("refusal",),
@@ -157,7 +162,7 @@ def _parts(value: Any, field: str) -> Iterator[tuple[str, str]]:
 
 
 def logprobs_of(sent: Any) -> list[float]:
-    """The log-probabilities of a choice's tokens. Chats have another form than completions."""
+    """The log-probabilities of a choice's tokens, from the form of a chat or of a completion."""
     if isinstance(sent, int | float):  # Together
         return [float(sent)]
     if not sent:
@@ -170,7 +175,7 @@ def logprobs_of(sent: Any) -> list[float]:
 
 # -- usage
 
-# Larger counts are a mistake, and integers of any size cannot be used as float.
+# Larger counts are a mistake, and Python cannot convert an integer of any size to a float.
 MAX_TOKENS = 2**53
 
 
@@ -206,7 +211,7 @@ def _usage(sent: Any) -> Usage | None:
 
 
 def _cached(sent: Mapping[str, Any], prompt: int) -> int:
-    """How many tokens of a prompt the server had in its cache. Most servers do not say it."""
+    """How many tokens of a prompt the server had in its cache. Most servers do not send it."""
     details = sent.get("prompt_tokens_details") or sent.get("input_tokens_details")
     cached = _count(details, "cached_tokens") if isinstance(details, Mapping) else None
     if cached is None:
@@ -245,8 +250,8 @@ _REASONS = {
     "guardrail_intervened": FinishReason.CRITERIA,  # Bedrock
     "error_toxic": FinishReason.CRITERIA,  # Cohere
 }
-# The model has ended its answer by itself. So it has for words that are not known: an answer that
-# has a reason to end is complete.
+# The model has ended its answer by itself. A word that is not known counts as one of these: an
+# answer that has a reason to end is complete.
 _MODEL_ENDED = (
     "stop",
     "eos",  # Together
@@ -282,12 +287,12 @@ def _reason_name(word: Any) -> str:
 
 
 def has_reason(word: Any) -> bool:
-    """Whether a finish reason is one, and does not stand for "not yet"."""
+    """Whether a word is a finish reason, and does not stand for "not yet"."""
     return bool(word) and _reason_name(word) not in _NO_REASON
 
 
 def finish_reason_of(word: Any) -> FinishReason:
-    """What a server's finish reason is here. Raises ServerError if the answer is not complete."""
+    """Translate a server's finish reason. Raises ServerError if the answer is not complete."""
     name = _reason_name(word)
     if name in _FAILURES:
         raise ServerError(f"the server ended its answer with finish_reason={word!r:.200}")

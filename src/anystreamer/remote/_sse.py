@@ -15,11 +15,11 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 class EventData:
     """Takes the bytes of an event stream and yields the ``data`` of its events, as bytes.
 
-    Lines are joined before anything is decoded, so that no character is ever cut. Ids, comments and
-    most names are ignored: servers that stream text put nothing into them. An event without an
-    empty line at its end is dropped, as the standard demands. An event whose name is ``error``, and
-    a field of that name, become an event with an error: DashScope and others send their errors so,
-    and llama.cpp did until 2025.
+    Lines are joined before anything is decoded, so that no character is cut. Ids, comments and most
+    names are ignored: servers that stream text do not use them. An event without an empty line at
+    its end is dropped, as the standard demands. An event with the name ``error``, or a field
+    ``error``, becomes an event with an error: DashScope and others send errors in this way, and
+    llama.cpp did until 2025.
 
     https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
     """
@@ -28,10 +28,10 @@ class EventData:
         self._limits = limits
         self._line = bytearray()  # the line that has not ended
         self._is_first_line = True
-        self._after_cr = False  # the line has ended: a line feed that comes now belongs to its end
+        self._after_cr = False  # the part ended with CR: an LF that comes now ends the same line
         self._data: list[bytes] = []  # of the event that has not ended
-        self._size = 0  # of the lines with this data
-        self._is_error = False  # by the name of this event
+        self._size = 0  # of the lines with this data, in bytes
+        self._is_error = False  # by the name of the event that has not ended
 
     def feed(self, part: bytes) -> Iterator[bytes]:
         """Take more bytes, and yield the data of each event that they end.
@@ -79,17 +79,17 @@ class EventData:
         if not data:
             return None
         joined = b"\n".join(data)
-        # If it has too many values, nothing may parse it.
+        # Data with too many values must not be parsed. `ResponseParser` refuses it.
         is_parsed = is_error and joined.count(b",") <= self._limits.max_values
         return _as_error(joined) if is_parsed else joined
 
     def _add(self, line: bytes, data: bytes) -> None:
         self._data.append(data)
-        self._size += len(line) + 1  # also of empty ones, which take memory, too
+        self._size += len(line) + 1  # one more byte, because empty lines take memory, too
 
 
 def _as_error(data: bytes) -> bytes:
-    """The data of an event that is named ``error``, as OpenAI's API has errors in events."""
+    """The data of an event with the name ``error``, in the form of errors in OpenAI's API."""
     try:
         error = json.loads(data)
     except (ValueError, RecursionError):

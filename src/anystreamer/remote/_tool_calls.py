@@ -13,11 +13,11 @@ from ._shapes import items
 
 __all__ = ["ToolCalls"]
 
-# Characters that are parsed to see whether arguments are whole, while they come.
+# How many characters are parsed to see whether arguments are complete, while they still arrive.
 PARSED_AT_MOST = 2**22
 _ENDS = frozenset('}"l')  # of an object, of JSON in JSON, and of null
 
-# Everything else in a delta, such as the signature that Gemini wants back, stays with the call.
+# Any other key of a delta stays with the call, such as the signature that Gemini wants back.
 _KNOWN_KEYS = frozenset(("index", "id", "type", "function", "custom", "name", "arguments", "input"))
 
 
@@ -54,7 +54,7 @@ class ToolCalls:
         if call is None:
             call = self._begin(key)
         elif key.name and call.is_complete:
-            arguments = ""  # it was sent again as a whole
+            arguments = ""  # the server has sent the whole call again
         extra = {
             name: value
             for name, value in delta.items()
@@ -86,8 +86,8 @@ class ToolCalls:
         """Return the calls, in the order in which they began. A malformed call is its text.
 
         Args:
-            is_cut: the answer was cut off, so that a call whose arguments are not complete would
-                be another call than the model wanted: it is left out.
+            is_cut: the answer was cut off. A call whose arguments are not complete is left out: it
+                would not be the call that the model began.
         """
         values = (call.value for call in self._calls if not (is_cut and call.is_cut))
         return [value for value in values if value]
@@ -122,7 +122,7 @@ class _Key:
 
 
 class _Arguments:
-    """The arguments of a call: a text that grows, and the object that it is once it is whole."""
+    """The arguments of a call: a text that grows until it is a JSON object."""
 
     def __init__(self) -> None:
         self._text = io.StringIO()
@@ -156,11 +156,12 @@ class _Arguments:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is a JSON object, as far as it has come.
+        """Whether what has arrived so far is a JSON object.
 
-        It is looked at whenever the server repeats the call's name. So that the time does not grow
-        with the square of its length, only some ends are looked at, and only until
-        `PARSED_AT_MOST`: then the server sends pieces, and not the same call over and over.
+        This is checked whenever the server repeats the call's name. So that the time does not grow
+        with the square of the length, a text is parsed only if its last character can end an
+        object, and only until `PARSED_AT_MOST`. By then it is clear that the server sends pieces,
+        and not the same call over and over.
         """
         if not self._is_parsed:
             if self._end not in _ENDS or self._characters_parsed > PARSED_AT_MOST:
@@ -179,9 +180,9 @@ class _Arguments:
 
 @dataclass(slots=True)
 class _Call:
-    """One call, as far as it has come."""
+    """One call, as far as it has arrived."""
 
-    index: Any  # compared, and nothing else
+    index: Any  # only compared
     id: str | None = None
     name: str | None = None
     is_custom: bool = False  # its argument is any text
@@ -206,12 +207,12 @@ class _Call:
 
     @property
     def is_cut(self) -> bool:
-        """Whether the arguments end before they are whole, once no more of them comes."""
+        """Whether the call is not complete, given that no more deltas come."""
         return not self.name or self.arguments.is_empty or self.arguments.object is None
 
     @property
     def value(self) -> dict[str, Any] | str:
-        """The call as a message has it. The text of its arguments if it is malformed."""
+        """The call in the form of a chat message; the text of its arguments if it is malformed."""
         arguments = self.arguments.object
         if not self.name or (arguments is None and not self.is_custom):
             return str(self.arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
@@ -12,9 +13,11 @@ from ._errors import APIError
 
 __all__ = ["AllowedHosts"]
 
+_PORT = re.compile(r":[0-9]*$")
+
 
 class AllowedHosts:
-    """Middleware around Starlette's, whose own refusal is a plain text without a reason."""
+    """Middleware around Starlette's `TrustedHostMiddleware`, whose error gives no reason."""
 
     def __init__(self, app: ASGIApp, allowed_hosts: Sequence[str]) -> None:
         self._app = app
@@ -25,7 +28,7 @@ class AllowedHosts:
         if scope["type"] != "http" or await self._is_allowed(scope, receive):
             return await self._app(scope, receive, send)
         host = Headers(scope=scope).get("host", "")[:200]
-        name = host.rpartition(":")[0] or host
+        name = _PORT.sub("", host)
         error = APIError(
             f"the host name {host!r} is not one of this server's: if it is yours, allow it with "
             f"anystreamer serve --allow-host {name}, or create_app(allowed_hosts=[...])",

@@ -18,13 +18,14 @@ from starlette.routing import Route
 from .._engine import Engine
 from .._model import max_context_length
 from .._prompts import UntrustedMessages, media_kinds, tokenizer_of
-from .._serving import validate_allowed_hosts
+from .._serving import validate_allowed_hosts, validate_origins
 from .._streams import TextStream, Timeouts, validate_timeouts
 from .._text import response_template_of, validate_template
 from ._allowed_hosts import AllowedHosts
 from ._body_sender import SendLimits
 from ._chat_page import page_routes
-from ._completion_response import CompletionResponse, Limits
+from ._completion_response import CompletionResponse
+from ._engine_response import Limits
 from ._errors import APIError
 from ._failures import Failures
 from ._model_names import ModelNames
@@ -36,7 +37,7 @@ from ._observing import (
     note_end,
 )
 from ._openai_format import ChatCompletionBuilder, CompletionBuilder, TextCompletionBuilder
-from ._origins import cross_origin, validate_origins
+from ._origins import cross_origin
 from ._request_body import BodyParser, RequestT
 from ._request_models import ChatRequest, CompletionRequest, TextRequest
 from ._request_target import AbsoluteTargets
@@ -188,7 +189,7 @@ def create_app(
             HTTPException: _http_exception,
         },
     )
-    # A redirect has the whole address: behind a proxy, that of another scheme or host.
+    # A redirect names a scheme and a host. Behind a proxy, these are not the client's.
     app.router.redirect_slashes = False
     app.state.metrics = endpoints.metrics_registry
     return app
@@ -200,7 +201,8 @@ def _middleware(
     middleware = [Middleware(AbsoluteTargets), Middleware(RequestIds), Middleware(RequestLog)]
     if allow_origins:
         middleware.append(cross_origin(allow_origins))
-    # Inside of it are those that answer themselves: pages of other sites can read their errors.
+    # These two send errors themselves. They are inside the middleware above, whose headers let
+    # pages of other sites read the errors.
     middleware.append(Middleware(Failures))
     if allowed_hosts is not None:
         middleware.append(Middleware(AllowedHosts, allowed_hosts=allowed_hosts))
@@ -229,7 +231,7 @@ class _Endpoints:
 
     @property
     def metrics_registry(self) -> CollectorRegistry:
-        """Where all metrics are."""
+        """The registry with all metrics."""
         return self._metrics.registry
 
     # -- the routes
@@ -241,11 +243,11 @@ class _Endpoints:
         return await self._text(request, "completions", CompletionRequest, TextCompletionBuilder)
 
     async def responses(self, request: Request) -> Response:
-        def new_response(asked: ResponsesRequest, on_end: OnEnd) -> Response:
+        def new_response(parsed: ResponsesRequest, on_end: OnEnd) -> Response:
             builder = ResponseBuilder(
-                self._names.main, asked.settings, streams=asked.streams, offered=asked.offered
+                self._names.main, parsed.settings, streams=parsed.streams, offered=parsed.offered
             )
-            return ResponsesResponse(self._engine, asked, builder, self._limits, on_end)
+            return ResponsesResponse(self._engine, parsed, builder, self._limits, on_end)
 
         return await self._answer(request, "responses", ResponsesRequest, new_response)
 
@@ -259,6 +261,7 @@ class _Endpoints:
 
     async def health(self, request: Request) -> Response:
         state = getattr(self._engine, "state", "open")
+        # `anystreamer serve` sets it when it has got a signal to end.
         if state == "open" and getattr(request.app.state, "is_draining", False):
             state = "draining"
         return JSONResponse({"status": state}, 200 if state == "open" else 503)
@@ -277,15 +280,15 @@ class _Endpoints:
         kind: type[TextRequest],
         new_builder: type[CompletionBuilder],
     ) -> Response:
-        def new_response(asked: TextRequest, on_end: OnEnd) -> Response:
+        def new_response(parsed: TextRequest, on_end: OnEnd) -> Response:
             builder = new_builder(
                 self._names.main,
-                includes_usage=asked.includes_usage,
-                includes_running_usage=asked.includes_running_usage,
-                top=asked.top_logprobs_asked,
-                custom_tools=asked.custom_tools,
+                includes_usage=parsed.includes_usage,
+                includes_running_usage=parsed.includes_running_usage,
+                top=parsed.top_logprobs_asked,
+                custom_tools=parsed.custom_tools,
             )
-            return CompletionResponse(self._engine, asked, builder, self._limits, on_end)
+            return CompletionResponse(self._engine, parsed, builder, self._limits, on_end)
 
         return await self._answer(request, endpoint, kind, new_response)
 
@@ -303,9 +306,9 @@ class _Endpoints:
         self._metrics.on_begin(endpoint)
         try:
             self._check_key(request)
-            asked = await self._parser.parse(kind, await self._body(request))
-            self._names.check(asked.model)
-            response = new_response(asked, on_end)
+            parsed = await self._parser.parse(kind, await self._body(request))
+            self._names.check(parsed.model)
+            response = new_response(parsed, on_end)
         except APIError as refused:
             on_end(str(refused.status))
             raise
@@ -313,7 +316,7 @@ class _Endpoints:
             on_end("disconnected")
             return Response(status_code=400)  # nothing receives it
         except get_cancelled_exc_class():
-            on_end("disconnected")  # Ray Serve says it in this way
+            on_end("disconnected")  # Ray Serve cancels the request then
             raise
         except Exception:
             on_end("500")

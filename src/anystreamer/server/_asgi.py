@@ -1,4 +1,4 @@
-"""What responses need of ASGI: a disconnect cancels their work, and several works run at once."""
+"""What responses share: headers, the log, and running their work until the client disconnects."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ async def cancel_on_disconnect(
 ) -> bool:
     """Do *work*, and cancel it when the client disconnects. Returns whether it came to its end.
 
-    The last part of a response must go out after this: some servers announce a disconnect while
-    they still send it, and a cancelled send would leave their connection open.
+    *work* must not send the last part of a response: some servers announce a disconnect while they
+    still send it, and a cancelled send would leave their connection open.
 
     What *work* raises is raised unchanged, not in a group; or logged, if the client has
-    disconnected. If another scope cancels it, as servers do at the end of their time to shut down,
-    *cut* has a moment to send an error to the client.
+    disconnected. If another scope cancels *work*, as servers do when their time to shut down is
+    over, *cut* has a moment to send an error to the client.
     """
     error: Exception | None = None
     is_done = False

@@ -21,12 +21,12 @@ STALL_CHECK_INTERVAL = 2.0
 
 
 class ClientStalled(Exception):
-    """The client does not take the parts of its response."""
+    """The client does not receive the parts of its response."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SendLimits:
-    """When to send a comment, and when a client counts as stalled. None of it by default.
+    """When to send a comment, and when a client counts as stalled. By default neither happens.
 
     Raises:
         ValueError: for a number that cannot work.
@@ -77,10 +77,10 @@ class BodySender:
         self._head = {"type": "http.response.start", "status": status, "headers": headers}
         self._sent_at = perf_counter()
         self._sending_since: float | None = None  # while the server takes a part
-        self._part_taken: Event | None = None  # for tasks that wait to send theirs
+        self._part_taken: Event | None = None  # set when the next task can send its part
         self._unsent_bytes = 0  # of the parts that the server takes, or that wait for that
         self.is_stalled = False  # its client takes no parts
-        self.has_started = False  # a head has been sent: ours, or that of another response
+        self.has_started = False  # a head has been sent: ours, or another response's
         self.is_open = False  # our head has been sent, and the last part has not
 
     async def __call__(self, message: Message) -> None:
@@ -124,8 +124,8 @@ class BodySender:
     async def _begin(self) -> None:
         """Wait until no other task sends. If none does, this is not a checkpoint.
 
-        So it costs no turn of the event loop for each part. anyio's `Lock` would look up the
-        current task for each. `ReadyItems` says where the checkpoints are.
+        A checkpoint for each part would take an iteration of the event loop, and anyio's `Lock`
+        would look up the current task. `ReadyItems` says where the checkpoints are.
         """
         while self._sending_since is not None:
             if self._part_taken is None:
@@ -192,7 +192,7 @@ class BodySender:
                 return
 
     def _until_keep_alive(self, seconds: float | None) -> float:
-        """How long until a comment is due, in seconds. None is due while a part is being sent."""
+        """Seconds until a comment is due. While a part is being sent, that is never."""
         if seconds is None or self._sending_since is not None:
             return math.inf
         return self._sent_at + seconds - perf_counter()
@@ -203,7 +203,7 @@ class BodySender:
         seconds = perf_counter() - self._sending_since
         if limits.timeout is not None and seconds > limits.timeout:
             return True
-        # A part that has only just been handed over tells nothing about the client.
+        # A part that the server has only just got says nothing about the client.
         return seconds >= limits.check_interval and (
             _exceeds(unsent_tokens(), limits.max_unsent_tokens)
             or _exceeds(self._unsent_bytes, limits.max_unsent_bytes)
@@ -211,7 +211,7 @@ class BodySender:
 
 
 class _Unsendable(bytes):
-    """A part of a body which middlewares pass on, and which raises an error where it is sent."""
+    """A part of a body that middlewares pass on, and that raises an error where it is sent."""
 
     _error: Exception
 

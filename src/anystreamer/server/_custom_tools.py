@@ -1,4 +1,4 @@
-"""Custom tools, whose input is a text: the functions that they become, and what calls of them say.
+"""Custom tools, whose input is a text: turned into functions, and calls of these turned back.
 
 A chat template knows only functions. A custom tool becomes one with a single parameter, a text, and
 a call of it becomes the call of a custom tool again.
@@ -7,7 +7,6 @@ a call of it becomes the call of a custom tool again.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
@@ -16,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from ._errors import APIError
 from ._fields import Strict, chosen_by
+from ._sendable import sendable
 
 __all__ = [
     "CustomFormat",
@@ -29,7 +29,6 @@ __all__ = [
 ]
 
 _INPUT = "input"  # the function's parameter
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _known_syntax(syntax: str) -> str:
@@ -99,9 +98,9 @@ def function_arguments(text: str) -> dict[str, Any]:
 
 
 def input_of(arguments: str) -> str:
-    """The input in a call: of arguments as JSON.
+    """The input of a custom tool, from the arguments of the function, as JSON.
 
-    Without a grammar they are not enforced. What has no input among them is the input itself.
+    Only a grammar enforces this form. Arguments of another form are the input themselves.
     """
     try:
         parsed = json.loads(arguments)
@@ -110,12 +109,11 @@ def input_of(arguments: str) -> str:
     if not isinstance(parsed, dict) or parsed.keys() != {_INPUT}:
         return arguments
     text = parsed[_INPUT]
-    # Half a pair of surrogates would be refused when it is sent back.
-    return _SURROGATE.sub("\ufffd", text) if isinstance(text, str) else arguments
+    return sendable(text) if isinstance(text, str) else arguments
 
 
 def call_in_chat(call: Mapping[str, Any], custom: Collection[str]) -> Mapping[str, Any]:
-    """A call as a chat's answer has it, where it is of one of these custom tools."""
+    """A call of a function as a chat's answer has it: of a custom tool, if it is one of these."""
     function = call["function"]
     name = function["name"]
     if name not in custom:
@@ -128,7 +126,7 @@ def choice_of_functions(choice: Any, custom: Collection[str]) -> Any:
     """A ``tool_choice`` with functions in place of these custom tools.
 
     Raises:
-        APIError: it says of a tool that it is of the other type.
+        APIError: it has the wrong type for a tool.
     """
     match choice:
         case {"type": "function", "function": {"name": str(name)}} if name in custom:

@@ -21,9 +21,9 @@ class Echo:
 
     Args:
         prompt: a text, or its ids.
-        engine: that answers it.
-        top: how many of the likeliest tokens to list for each of the prompt's; None lists none, nor
-            the prompt's own.
+        engine: the engine that answers it.
+        top: how many of the likeliest tokens to list for each token of the prompt. None: the tokens
+            of the prompt are not listed.
 
     Raises:
         APIError: the engine's model cannot score a prompt.
@@ -44,7 +44,7 @@ class Echo:
         self.scores = PromptScores(model, top)
 
     def chunk(self, stream: TextStream, *, skip_special_tokens: bool) -> TextChunk:
-        """The text of the prompt."""
+        """The text of the prompt, as a chunk."""
         text = self._prompt
         if isinstance(text, TokenIds):
             decoding = tokenizer_of(self._engine.tokenizer)
@@ -53,7 +53,7 @@ class Echo:
         return TextChunk(text, stream.prompt_token_ids)
 
     def tokens(self, stream: TextStream, texts: TokenTexts) -> Iterable[Token]:
-        """The tokens of the prompt, once the answer has begun. None where none are listed.
+        """The tokens of the prompt, once the answer has begun. Empty if they are not listed.
 
         Raises:
             RuntimeError: the model has not called the processor.

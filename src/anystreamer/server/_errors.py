@@ -32,7 +32,7 @@ __all__ = [
 # The longest wait that clients are asked for (seconds). After a longer one they would give up.
 LONGEST_RETRY = 60
 
-# Names of the engine's arguments, and what they are called in OpenAI's API.
+# Names of the engine's arguments, and of the parameters of OpenAI's API that set them.
 _PARAMS = {
     "logprobs": "logprobs",
     "do_sample": "temperature",
@@ -95,36 +95,37 @@ SHUTDOWN_ERROR = APIError(
 
 def engine_error(exc: Exception) -> APIError | None:
     """An error of the engine's own as clients get it; None for any other exception."""
-    if not is_kind(exc, (EngineBusy, EngineClosed, EngineDied, GenerationTimeout)):
-        return None
-    match exc:
-        case EngineBusy():
-            return APIError(
-                str(exc),
-                status=503,
-                type="server_error",
-                code="engine_busy",
-                headers=_retry_after(exc),
-            )
-        case EngineClosed() | EngineDied():
-            return APIError(str(exc), status=503, type="server_error", code="engine_unavailable")
-        case GenerationTimeout():
-            return APIError(str(exc), status=504, type="timeout_error", code=exc.phase)
+    if is_kind(exc, EngineBusy):
+        return APIError(
+            str(exc),
+            status=503,
+            type="server_error",
+            code="engine_busy",
+            headers=_retry_after(exc),
+        )
+    if is_kind(exc, (EngineClosed, EngineDied)):
+        return APIError(str(exc), status=503, type="server_error", code="engine_unavailable")
+    if is_kind(exc, GenerationTimeout):
+        return APIError(str(exc), status=504, type="timeout_error", code=exc.phase)
     return None
 
 
 def is_about_request(exc: Exception) -> bool:
-    """Whether it refuses what the client sent, given that nothing has been generated yet."""
-    # A chat template raises when it does not like the messages, such as two answers in a row.
+    """Whether an exception refuses what the client sent, if nothing has been generated yet."""
+    # Chat templates raise errors for messages that they do not accept, such as two answers in a
+    # row. `NotInstalled` is raised if the request needs a package that this server does not have.
     is_template_error = type(exc).__module__.partition(".")[0] == "jinja2"
-    # What is not installed, such as what keeps answers to a form, no request can ask for.
     return is_kind(exc, (ValueError, TypeError, NotInstalled)) or is_template_error
 
 
 def in_clients_terms(exc: Exception, param: str, names: Mapping[str, str]) -> APIError:
-    """A refusal with OpenAI's name of the parameter; *param* if the message names none.
+    """A refusal by the engine, with OpenAI's name of the argument that the message names.
 
-    *names* are those of the engine's arguments that depend on the request.
+    Args:
+        exc: the refusal.
+        param: the parameter if the message names no argument.
+        names: names of the engine's arguments, and the parameters of this request that set them.
+            `_PARAMS` has those that are the same for each request.
     """
     message = message_of(exc) or type(exc).__name__
     if is_kind(exc, PromptTooLong):
@@ -137,7 +138,7 @@ def in_clients_terms(exc: Exception, param: str, names: Mapping[str, str]) -> AP
 
 
 def unexpected_error(exc: Exception) -> APIError:
-    """What a client gets instead of an error found inside the server, which goes to the log."""
+    """Log an error that clients must not see. Returns what they get instead."""
     log.error("a request failed", exc_info=exc)
     return APIError("the model failed", status=500, type="server_error")
 

@@ -12,8 +12,8 @@ __all__ = ["Failures"]
 class Failures:
     """Middleware that sends the status 500, and passes the exception on to the server's log.
 
-    Starlette would send it from outside of all middleware: without the headers that let pages of
-    other sites read it.
+    Starlette itself would send it outside of all middleware, and so without the headers that let
+    pages of other sites read it.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -1,7 +1,7 @@
 """The fields of a request: which values change nothing, which only annotate, what is refused.
 
-One rule for all of them. A null, and a value that a field's annotation calls neutral, are as good
-as no value. All else a field acts on, or takes as a note of the client's, or refuses by name.
+One rule for all of them. A null, and a value that a field's annotation calls neutral, mean the same
+as no value. Any other value has an effect, or is accepted and not read, or is refused by name.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ INSTEAD = {
 # takes an equal one in its place: `Fixed(0)` would become the `Fixed(False)` of another field.
 @dataclass(frozen=True, slots=True, eq=False)
 class Neutral:
-    """Annotates a field that is acted on: these of its values are as good as none."""
+    """Annotates a field that has an effect: these of its values mean the same as no value."""
 
     values: tuple[Any, ...]
 
@@ -63,12 +63,12 @@ class Neutral:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Annotates:
-    """Annotates a field that is a note of the client's: each value is taken, and none is read."""
+    """Annotates a field that is a note of the client's: any value is accepted, and not read."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fixed:
-    """Annotates a field of which only neutral values are taken.
+    """Annotates a field that accepts only neutral values.
 
     Args:
         values: the neutral ones, beside null.
@@ -132,7 +132,7 @@ class Strict(BaseModel):
 
 @cache
 def neutral_values(kind: type[Strict]) -> dict[str, tuple[Any, ...]]:
-    """The neutral values of each field, by its name in requests; null is one of all."""
+    """The neutral values of each field, by its name in requests. Null is always one, too."""
     return {
         field.alias or name: tuple(
             value
@@ -145,7 +145,7 @@ def neutral_values(kind: type[Strict]) -> dict[str, tuple[Any, ...]]:
 
 
 def _is_same(value: Any, neutral: Any) -> bool:
-    """Whether they are the same in JSON, where 0 is not false, and 0.0 is 0."""
+    """Whether they are the same value in JSON: 0 is not false, but 0.0 is 0."""
     return isinstance(value, bool) is isinstance(neutral, bool) and bool(value == neutral)
 
 

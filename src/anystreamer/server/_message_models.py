@@ -1,40 +1,51 @@
-"""The messages and tools of a chat request, in OpenAI's format."""
+"""The messages, tools and response formats of a chat request, in OpenAI's format."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    Tag,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from .._text import Regex
 from ._bounded_json import MAX_CONTAINERS, MAX_DEPTH, from_bounded_json
 from ._custom_tools import CustomFormat, as_function, function_arguments
-from ._fields import Annotates, Fixed, Neutral, chosen_by
-from ._fields import Strict as _Strict
+from ._fields import Annotates, Fixed, Neutral, Strict, chosen_by
+
+__all__ = [
+    "MAX_CALLS",
+    "MAX_PARTS",
+    "CustomTool",
+    "FunctionTool",
+    "FunctionType",
+    "JSONSchema",
+    "Message",
+    "ResponseFormat",
+    "Tool",
+    "ToolType",
+]
 
 MAX_PARTS = 1024  # of one message
 MAX_CALLS = 128  # of one message
 
 
-class TextPart(_Strict):
-    """A part of a message."""
+class TextPart(Strict):
+    """A text in a message."""
 
     type: Literal["text"]
     text: str
     cache_control: Annotated[Any, Annotates()] = None
     prompt_cache_breakpoint: Annotated[Any, Annotates()] = None
 
+    def as_prompt(self) -> dict[str, Any]:
+        """The part in OpenAI's shape, which engines take."""
+        return {"type": self.type, "text": self.text}
+
 
 Content = str | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
-class ImageURL(_Strict):
+class ImageURL(Strict):
     """Where a picture is: in a data URL, or at an address."""
 
     url: Annotated[str, Field(min_length=1)]
@@ -46,7 +57,7 @@ def _as_object(url: Any) -> Any:
     return {"url": url} if isinstance(url, str) else url
 
 
-class ImagePart(_Strict):
+class ImagePart(Strict):
     """A picture in a message."""
 
     type: Literal["image_url"]
@@ -59,14 +70,14 @@ class ImagePart(_Strict):
         return {"type": self.type, "image_url": {"url": self.image_url.url}}
 
 
-class InputAudio(_Strict):
+class InputAudio(Strict):
     """A recording, in base64."""
 
     data: Annotated[str, Field(min_length=1)]
-    format: Literal["wav", "mp3", "flac", "ogg"] | None = None  # the file says it itself
+    format: Literal["wav", "mp3", "flac", "ogg"] | None = None  # read from the file itself
 
 
-class AudioPart(_Strict):
+class AudioPart(Strict):
     """A recording in a message."""
 
     type: Literal["input_audio"]
@@ -80,13 +91,13 @@ class AudioPart(_Strict):
         return {"type": self.type, "input_audio": audio}
 
 
-class FileURL(_Strict):
+class FileURL(Strict):
     """Where a recording or a video is: in a data URL, or at an address."""
 
     url: Annotated[str, Field(min_length=1)]
 
 
-class AudioURLPart(_Strict):
+class AudioURLPart(Strict):
     """A recording in a message, as vLLM takes it."""
 
     type: Literal["audio_url"]
@@ -99,7 +110,7 @@ class AudioURLPart(_Strict):
         return {"type": self.type, "audio_url": {"url": self.audio_url.url}}
 
 
-class VideoPart(_Strict):
+class VideoPart(Strict):
     """A video in a message, as vLLM takes it."""
 
     type: Literal["video_url"]
@@ -131,21 +142,17 @@ UserContent = str | Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=
 
 def _user_content(content: UserContent) -> str | list[dict[str, Any]]:
     """The text; or the parts, if some of them are not text."""
+    if isinstance(content, str):
+        return content
     texts = [each for each in content if isinstance(each, TextPart)]
-    if isinstance(content, str) or len(texts) == len(content):
-        return content if isinstance(content, str) else _text_of(texts)
-    return [
-        {"type": "text", "text": each.text} if isinstance(each, TextPart) else each.as_prompt()
-        for each in content
-        if not isinstance(each, str)
-    ]
+    return _text_of(texts) if len(texts) == len(content) else [each.as_prompt() for each in content]
 
 
 def _text_of(content: Content) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
-class TextMessage(_Strict):
+class TextMessage(Strict):
     """A chat message that has only text."""
 
     role: Literal["system", "developer"]
@@ -158,7 +165,7 @@ class TextMessage(_Strict):
         return {"role": "system", "content": _text_of(self.content)}
 
 
-class UserMessage(_Strict):
+class UserMessage(Strict):
     """A chat message that can have pictures, recordings and videos."""
 
     role: Literal["user"]
@@ -187,7 +194,7 @@ def _object_of(text: object) -> object:
     return parsed
 
 
-class CalledFunction(_Strict):
+class CalledFunction(Strict):
     """The function of a tool call."""
 
     name: str
@@ -195,7 +202,7 @@ class CalledFunction(_Strict):
     parsed_arguments: Annotated[Any, Annotates()] = None  # added by the official client
 
 
-class ToolCall(_Strict):
+class ToolCall(Strict):
     """A tool call of an earlier answer, sent back."""
 
     id: str
@@ -209,14 +216,14 @@ class ToolCall(_Strict):
         return {"id": self.id, "type": self.type, "function": function}
 
 
-class CalledCustomTool(_Strict):
+class CalledCustomTool(Strict):
     """The custom tool of a call, and its input."""
 
     name: str
     input: str
 
 
-class CustomToolCall(_Strict):
+class CustomToolCall(Strict):
     """A call of a custom tool in an earlier answer, sent back."""
 
     id: str
@@ -237,13 +244,13 @@ Call = Annotated[
 ]
 
 
-class AssistantMessage(_Strict):
+class AssistantMessage(Strict):
     """An earlier answer, sent back: it can have everything that our own answers have."""
 
     role: Literal["assistant"]
     content: Content | None = None
     # The values that our answers have. The official client sends back all fields of its types.
-    refusal: Annotated[None, Fixed(instead="send what was said as content")] = None
+    refusal: Annotated[None, Fixed(instead="send its text as content")] = None
     annotations: Annotated[None, Fixed([])] = None
     audio: Annotated[None, Fixed()] = None
     function_call: Annotated[None, Fixed(instead="send tool_calls")] = None
@@ -276,7 +283,7 @@ class AssistantMessage(_Strict):
         return message
 
 
-class ToolMessage(_Strict):
+class ToolMessage(Strict):
     """The result of a tool call, which can be a picture: vLLM and the Responses API take it too."""
 
     role: Literal["tool"]
@@ -302,7 +309,7 @@ Message = Annotated[
 ]
 
 
-class JSONSchema(_Strict):
+class JSONSchema(Strict):
     """A JSON schema with what clients send beside it. The schema is always kept to."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -311,7 +318,7 @@ class JSONSchema(_Strict):
     strict: bool | None = None
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     """The form that the answer keeps to: OpenAI's fields, and those of other servers.
 
     ``value`` is of text-generation-inference: Hugging Face's client sends it, also for a form in
@@ -359,7 +366,7 @@ class ResponseFormat(_Strict):
         return "json" if self.type == "json_object" else None
 
 
-class Function(_Strict):
+class Function(Strict):
     """A function that a model can call."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -385,7 +392,7 @@ FunctionType = Annotated[Literal["function"], BeforeValidator(_tool_type)]
 ToolType = Annotated[Literal["function", "custom"], BeforeValidator(_tool_type)]
 
 
-class FunctionTool(_Strict):
+class FunctionTool(Strict):
     """A function that a model can call."""
 
     type: FunctionType = "function"
@@ -405,7 +412,7 @@ class FunctionTool(_Strict):
         return {"type": "function", "function": function}
 
 
-class Custom(_Strict):
+class Custom(Strict):
     """A tool whose input is a text."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -413,7 +420,7 @@ class Custom(_Strict):
     format: CustomFormat | None = None
 
 
-class CustomTool(_Strict):
+class CustomTool(Strict):
     """A custom tool that a model can call."""
 
     type: Literal["custom"]

@@ -9,7 +9,7 @@ from ._errors import APIError
 
 __all__ = ["ModelNames"]
 
-# What the client of huggingface_hub sends where it has an address and no name.
+# What the client of huggingface_hub sends if it has an address and no name.
 PLACEHOLDERS = ("dummy",)
 
 
@@ -18,8 +18,8 @@ class ModelNames:
 
     Args:
         main: the name in responses.
-        aliases: more names for requests. None takes those that clients send without being asked,
-            and does not list them.
+        aliases: more names for requests. None accepts the names that clients send by default, and
+            does not list them.
         modalities: what messages can have, such as ``"text"`` and ``"image"``.
     """
 
@@ -33,7 +33,7 @@ class ModelNames:
         self._created = int(time.time())
 
     def check(self, name: str | None) -> None:
-        """Raises APIError if it is none of them. None is the main one."""
+        """Check a name in a request; None means the main one. Raises APIError if it is unknown."""
         if name is None or name in self._taken:
             return
         names = ", ".join(map(repr, self._listed))
@@ -49,7 +49,7 @@ class ModelNames:
         return [self._card(name) for name in self._listed]
 
     def card(self, name: str) -> dict[str, object]:
-        """One name, as OpenAI's API describes a model. Raises APIError if it is none of them."""
+        """One name, as OpenAI's API describes a model. Raises APIError if it is unknown."""
         self.check(name)
         return self._card(name)
 

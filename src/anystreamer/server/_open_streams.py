@@ -14,7 +14,10 @@ T = TypeVar("T")
 
 
 class OpenStreams:
-    """As `contextlib.AsyncExitStack`, which asks an exception for attributes that it can refuse."""
+    """Like `contextlib.AsyncExitStack`, for exceptions of any class.
+
+    That one reads and sets attributes of an exception, and a class of exceptions can refuse this.
+    """
 
     def __init__(self) -> None:
         self._contexts: list[AbstractAsyncContextManager[object]] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from .._streams import TextChunk
 from ._custom_tools import call_in_chat
+from ._sendable import sendable
 
 __all__ = [
     "ChatChoiceBuilder",
@@ -25,8 +25,6 @@ __all__ = [
 
 # OpenAI's value for a probability of practically 0: JSON has no infinity.
 MIN_LOGPROB = -9999.0
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Names that response templates give to the reasoning.
 REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -43,7 +41,7 @@ class Token:
 
     text: str
     logprob: float | None  # None for the first token of a prompt
-    utf8: bytes | None  # None where they are not known
+    utf8: bytes | None  # None if they are not known
     start: int = 0  # of its text, in characters from the beginning of the choice's
     top: Sequence[Token] = ()
 
@@ -140,7 +138,7 @@ class ChatChoiceBuilder(ChoiceBuilder):
         super().__init__(top, custom)
         self._texts: dict[str, list[str]] = {}
         self._calls: list[Mapping[str, Any]] = []
-        self._last_field = ""  # that of the previous chunk
+        self._last_field = ""  # of the previous chunk
 
     def first_delta(self, delta: dict[str, Any]) -> dict[str, Any]:
         content = "" if "content" in delta["delta"] or not delta["delta"] else None
@@ -158,7 +156,7 @@ class ChatChoiceBuilder(ChoiceBuilder):
             self._last_field = field
             indexed = [{"index": first + index, **call} for index, call in enumerate(calls)]
             return {"delta": {"tool_calls": indexed}}
-        if field != self._last_field and field in self._texts:  # it goes on after another field
+        if field != self._last_field and field in self._texts:  # text of another field came between
             text = f"\n{text}"
         self._last_field = field
         self._texts.setdefault(field, []).append(text)
@@ -232,7 +230,7 @@ class TextChoiceBuilder(ChoiceBuilder):
 
 
 def field_of(chunk: TextChunk) -> tuple[str, str | list[dict[str, Any]]]:
-    """The field of a message that a chunk is for, and its text; or its calls: ``tool_calls``."""
+    """The field that a chunk belongs to, and its text; or, for ``tool_calls``, its calls."""
     field = chunk.field or "content"
     value = chunk.value if chunk.field else str(chunk)
     if field == "tool_calls":
@@ -245,7 +243,10 @@ def field_of(chunk: TextChunk) -> tuple[str, str | list[dict[str, Any]]]:
 
 
 def _calls(value: Any) -> list[dict[str, Any]]:
-    """The calls of a value, which some templates (Cohere, Mistral) parse as a list; or none."""
+    """The calls of a value, which some templates (Cohere, Mistral) parse as a list.
+
+    An empty list if one of them is malformed.
+    """
     calls = [_call(each) for each in (value if isinstance(value, list) else [value])]
     return [call for call in calls if call is not None] if None not in calls else []
 
@@ -260,7 +261,7 @@ def _call(value: Any) -> dict[str, Any] | None:
         return None
     try:
         arguments = _arguments(function.get("arguments"))
-    except ValueError:  # NaN, which Python's parser of JSON takes, and others do not
+    except ValueError:
         return None
     own_id = value.get("id")  # some models number their calls, and refer to them by it
     return {
@@ -274,12 +275,11 @@ def _arguments(value: Any) -> str:
     """The arguments of a call, as JSON that clients can parse and send back.
 
     Raises:
-        ValueError: there is none.
+        ValueError: they have a NaN or an infinity, for which JSON has no number.
     """
     if not isinstance(value, str):
         value = json.dumps({} if value is None else value, ensure_ascii=False, allow_nan=False)
-    # Half a pair of surrogates, which a model can write as an escape, would be refused then.
-    return _SURROGATE.sub("\ufffd", value)
+    return sendable(value)
 
 
 def logprob_entry(token: Token) -> dict[str, Any]:

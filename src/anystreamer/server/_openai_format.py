@@ -66,13 +66,13 @@ class CompletionBuilder:
             "system_fingerprint": None,
         }
         self._includes_usage = includes_usage
-        # Of each choice: what it has used so far. None where no event says it.
+        # What each choice has used so far. None if events do not have it.
         self._running_usage: list[RunningUsage] | None = [] if includes_running_usage else None
         self._top = top
         self._custom_tools = custom_tools
         self._choices: list[ChoiceBuilder] = []
         self._begun: set[int] = set()  # choices that have had an event
-        # By choice and field: what is around the text in an event that has nothing else.
+        # By choice and field: what comes before and after the text in an event with text alone.
         self._around_text: dict[tuple[int, str], tuple[str, str]] = {}
 
     @property

@@ -1,4 +1,4 @@
-"""Which pages of other sites can use the application from a browser: CORS."""
+"""Lets pages of other sites use the application from a browser: CORS."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Any
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from .._serving import validate_origins
 from ._observing import HEADER
 
-__all__ = ["cross_origin", "validate_origins"]
+__all__ = ["cross_origin"]
 
 
 def cross_origin(origins: Sequence[str]) -> Middleware:
     """The middleware for pages of these sites."""
     options: dict[str, Any] = {}
-    # Browsers can ask in this way before a page of the Internet reaches loopback or a private
-    # network. Older releases of Starlette do not look at it.
+    # Before a page of the Internet reaches loopback or a private network, browsers can ask for this
+    # permission. Older releases of Starlette do not know it.
     if "allow_private_network" in signature(CORSMiddleware).parameters:
         options["allow_private_network"] = True
     return Middleware(

@@ -26,7 +26,7 @@ class PromptScores:
     def __init__(self, model: Any, top: int) -> None:
         self._model = model
         self._top = top
-        #: for each token of the prompt but the first, which no token predicts; None until then
+        #: of each token of the prompt but the first, which nothing predicts; None until the call
         self.logprobs: list[Logprob] | None = None
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
@@ -44,11 +44,15 @@ class PromptScores:
         return scores
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PromptScores:
-        # Assisted decoding copies processors for the drafts.
+        # Assisted decoding copies processors for its draft model.
         return self
 
     def _logprobs(self, logits: Any, ids: Any) -> Iterator[Logprob]:
-        """The tokens' log-probabilities: of shape ``(T, vocabulary)``, and ``(T - 1,)``."""
+        """The log-probabilities of *ids*.
+
+        *logits* has the shape ``(T, vocabulary)``, and *ids*, the tokens from the second on, has
+        ``(T - 1,)``.
+        """
         for start in range(0, len(ids), POSITIONS_AT_ONCE):
             chosen = ids[start : start + POSITIONS_AT_ONCE, None].to(logits.device)
             rows = logits[start : start + len(chosen)].float().log_softmax(dim=-1)

@@ -1,4 +1,4 @@
-"""From the body of a request to the request. Only the first error in it is looked for."""
+"""Parses and validates the body of a request. Its first error becomes an `APIError`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Request(Protocol):
         """Make one from parsed JSON. Raises ValidationError."""
 
     def prepare(self) -> None:
-        """Make now what takes long and is needed later: this can be another thread."""
+        """Compute now what takes long and is needed later. This can run in a worker thread."""
 
 
 RequestT = TypeVar("RequestT", bound=Request)
@@ -39,17 +39,17 @@ class BodyParser:
     """Parses bodies: large ones in a worker thread, one at a time, beside the event loop."""
 
     def __init__(self) -> None:
-        self._limiter = CapacityLimiter(1)  # more of them would wait for the interpreter's lock
+        self._limiter = CapacityLimiter(1)  # several would wait for the interpreter's lock
 
     async def parse(self, kind: type[RequestT], body: bytes) -> RequestT:
-        """The request that a body has. Raises APIError as `parsed` does."""
+        """Parse a body. Raises APIError as `parsed` does."""
         if len(body) <= INLINE_BYTES:
             return parsed(kind, body)
         return await to_thread.run_sync(parsed, kind, body, limiter=self._limiter)
 
 
 def parsed(kind: type[RequestT], body: bytes) -> RequestT:
-    """The request that a body has.
+    """Parse a body, validate it, and prepare the request.
 
     Raises:
         APIError: it is not a JSON object, or asks for something that is not supported.
@@ -66,7 +66,7 @@ def parsed(kind: type[RequestT], body: bytes) -> RequestT:
 
 
 def validated(kind: type[RequestT], data: Mapping[str, Any]) -> RequestT:
-    """A request from what its body says. Raises APIError, which names the first error."""
+    """Make a request from the object in its body. Raises APIError, which names the first error."""
     try:
         return kind.model_validate(data)
     except ValidationError as exc:

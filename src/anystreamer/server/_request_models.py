@@ -155,7 +155,7 @@ class TextRequest(Strict):
         return self
 
     def prepare(self) -> None:
-        """Make now what takes long and is needed later: this can be another thread."""
+        """Compute now what takes long and is needed later. This can run in a worker thread."""
         _ = self.prompts
 
     @cached_property
@@ -368,31 +368,39 @@ class ChatRequest(TextRequest):
 
     def arguments(self, choice: int, template: Mapping[str, Any] | None) -> dict[str, Any]:
         arguments = super().arguments(choice, template)
-        if self.tools is not None and "tool_calls" not in (template or {"fields": ()})["fields"]:
+        fields = {} if template is None else dict(template["fields"])
+        if self.tools is not None and "tool_calls" not in fields:
             raise APIError(
                 "tools is not supported by this model: its templates have no tool calls",
                 param="tools",
             )
+        if template_kwargs := self._template_kwargs():
+            arguments["chat_template_kwargs"] = template_kwargs
+        arguments |= self._tool_arguments()
+        if template is not None:
+            if self.tools is None:
+                # The client expects no call: text that looks like one stays text.
+                fields.pop("tool_calls", None)
+            arguments["parse_response"] = {**template, "fields": fields}
+        if self._form is not None:
+            arguments["response_format"] = self._form
+        return arguments
+
+    def _template_kwargs(self) -> dict[str, Any]:
         template_kwargs = self._effort_kwargs() | (self.chat_template_kwargs or {})
         for name in ("add_generation_prompt", "continue_final_message"):
             if (value := getattr(self, name)) is not None:
                 template_kwargs[name] = value
-        if template_kwargs:
-            arguments["chat_template_kwargs"] = template_kwargs
-        if self.tools is not None:
-            arguments["tools"] = [tool.as_argument() for tool in self.tools]
-            if self.tool_choice is not None:
-                choice = choice_of_functions(self.tool_choice, self.custom_tools)
-                arguments["tool_choice"] = choice
-            if self.parallel_tool_calls is not None:
-                arguments["parallel_tool_calls"] = self.parallel_tool_calls
-        if template is not None:
-            # Without tools the client expects no call: text that looks like one stays text.
-            hidden = ("tool_calls",) if self.tools is None else ()
-            fields = {name: each for name, each in template["fields"].items() if name not in hidden}
-            arguments["parse_response"] = {**template, "fields": fields}
-        if self._form is not None:
-            arguments["response_format"] = self._form
+        return template_kwargs
+
+    def _tool_arguments(self) -> dict[str, Any]:
+        if self.tools is None:
+            return {}
+        arguments: dict[str, Any] = {"tools": [tool.as_argument() for tool in self.tools]}
+        if self.tool_choice is not None:
+            arguments["tool_choice"] = choice_of_functions(self.tool_choice, self.custom_tools)
+        if self.parallel_tool_calls is not None:
+            arguments["parallel_tool_calls"] = self.parallel_tool_calls
         return arguments
 
 
@@ -408,7 +416,7 @@ class CompletionRequest(TextRequest):
         | IDs
         | Annotated[list[IDs], Field(min_length=1, max_length=MAX_ANSWERS, fail_fast=True)]
     )
-    # 0 with echo alone, for the log-probabilities of a prompt
+    # 0 only with echo: the answer is the prompt, with its log-probabilities.
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     echo: Annotated[bool | None, Neutral(False)] = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None

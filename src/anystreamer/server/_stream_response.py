@@ -99,7 +99,7 @@ class StreamResponse(Response, ABC):
         """Send it. Called by Starlette."""
         extensions = scope.get("extensions", {})
         sender = BodySender(send, self.status_code, self.raw_headers, extensions.get(ABORT))
-        if scope["method"] == "HEAD":  # wants no text
+        if scope["method"] == "HEAD":  # its response has no body
             return await sender.end()
         fail = partial(self._fail, scope, receive, sender)
         error: APIError | None = None
@@ -109,8 +109,8 @@ class StreamResponse(Response, ABC):
             try:
                 error = await self._serve(sender)
             except ClientStalled:
-                # Nothing can be sent any more. The streams have been left; what remains is to wait
-                # until the server has closed the connection, which cancels this.
+                # Nothing can be sent any more, and the streams have been left. Wait until the
+                # server has closed the connection: this is cancelled then.
                 await sleep(STALLED_CLOSE_TIMEOUT)
 
         async def cut() -> None:

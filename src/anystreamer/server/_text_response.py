@@ -27,7 +27,7 @@ from ._stream_response import ReadyItems, StreamResponse, unread_tokens
 __all__ = ["TextStreamResponse"]
 
 
-# Of the last event. EventSource sends it along when it connects again, and no page has to know it.
+# The id of the last event. EventSource sends it by itself when it connects again.
 LAST_ID = "anystreamer-end"
 
 

@@ -13,7 +13,7 @@ from ._openai_choices import Token
 
 __all__ = ["KnownTokens", "TokenTexts"]
 
-#: The texts and the bytes of tokens, by their ids, where they are not the first of a text.
+#: The texts and the bytes of tokens that are not the first of a text, by their ids.
 KnownTokens = dict[int, tuple[str, bytes | None]]
 
 
@@ -24,7 +24,7 @@ class TokenTexts:
         tokenizer: of the engine.
         continued_ids: the tokens of the prompt, if the text goes on from it.
         skip_special_tokens: whether the text is without them.
-        known: what is known of the tokenizer, by several of these.
+        known: texts and bytes of tokens that were found before. Several of these objects share it.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class TokenTexts:
     ) -> Token:
         likeliest = [self._token(each, number) for each, number in top]
         token = self._token(token_id, logprob, likeliest)
-        # By what the text has become, and not by the texts of the tokens: several that are
-        # parts of one character begin where it begins, and a skipped one adds nothing.
+        # Measured in the decoded text, not in the texts of the tokens: tokens that are parts of one
+        # character begin where it begins, and a skipped token adds nothing.
         self._length += len(self._decoder.decode([token_id]))
         self._is_first &= token_id in self._special_ids
         return token
@@ -73,7 +73,7 @@ class TokenTexts:
         return Token(text, logprob, utf8, self._length, top)
 
     def _text(self, token_id: int) -> tuple[str, bytes | None]:
-        """What it adds to a text: many tokenizers drop the space of a text's first token."""
+        """What a token adds to a text: many tokenizers drop the space of a text's first token."""
         if self._is_first:
             text = str(self._tokenizer.decode([token_id]))
             return text, self._bytes.of(token_id, text)

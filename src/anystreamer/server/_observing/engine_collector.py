@@ -26,7 +26,7 @@ _TIMES = {
 
 
 class EngineCollector(Collector):
-    """Asks the engine anew each time."""
+    """Reads the statistics of the engine at each collection."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

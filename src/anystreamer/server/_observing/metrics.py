@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: of requests, and in the same registry of all that serves them."""
+"""Metrics for Prometheus: of requests, and in the same registry those of engine and server."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Metrics:
     """The metrics of one application, in a registry of its own.
 
     Args:
-        engine: that it serves.
-        model_name: in requests and responses.
-        limits: by their names.
+        engine: the engine that the application serves.
+        model_name: the model's name in requests and responses.
+        limits: the limits of the application, by their names.
     """
 
     def __init__(self, engine: Engine, model_name: str, limits: Mapping[str, float | None]) -> None:
@@ -101,7 +101,7 @@ class Metrics:
     def response(self, accept: str, extensions: Mapping[str, Any]) -> Response:
         """All metrics, in the format that *accept* asks for.
 
-        *extensions* are those of the request, by which a server tells of its connections.
+        *extensions* are the ASGI extensions of the request: one of them counts connections.
         """
         self._server.take_connections(extensions)
         encode, media_type = choose_encoder(accept)

@@ -12,17 +12,17 @@ __all__ = ["HEADER", "RequestIds", "request_id_of"]
 
 HEADER = "x-request-id"
 
-# What goes into a log or a header without harm, of a length that all tracing systems keep to.
-_SANE = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+# An id that does no harm in a log or a header, and is not too long for any tracing system.
+_HARMLESS = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 _KEY = "anystreamer.request_id"
 
 
 def request_id_of(scope: Scope) -> str:
-    """The id of the request that this is the scope of: the client's if it is sane, or a new one."""
+    """The id of the request with this scope: the client's if it is harmless, or a new one."""
     if _KEY not in scope:
         given = Headers(scope=scope).get(HEADER, "")
-        scope[_KEY] = given if _SANE.fullmatch(given) else secrets.token_hex(16)
+        scope[_KEY] = given if _HARMLESS.fullmatch(given) else secrets.token_hex(16)
     return str(scope[_KEY])
 
 

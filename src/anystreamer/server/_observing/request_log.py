@@ -19,7 +19,7 @@ _logger = SafeLogger("anystreamer.requests")
 
 _KEY = "anystreamer.end"
 
-# As much of a path as is shown.
+# A longer path is cut (characters).
 _PATH_LENGTH = 200
 
 
@@ -61,7 +61,7 @@ class RequestLog:
         try:
             await self._app(scope, receive, noted)
         except Exception:
-            fields["status"] = fields["status"] or 500  # that response is made further out
+            fields["status"] = fields["status"] or 500  # an outer layer sends this response
             raise
         finally:
             fields |= {

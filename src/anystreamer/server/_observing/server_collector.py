@@ -1,4 +1,4 @@
-"""Metrics of what serves: its model's name, versions, limits, and open connections."""
+"""Metrics of a server: its model's name, versions, limits, and open connections."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PACKAGES = ("anystreamer", "transformers", "torch")
 
 
 class ServerCollector(Collector):
-    """What does not change, and the connections of the server that runs the application."""
+    """Collects what does not change, and the connections of the server."""
 
     def __init__(self, engine: Engine, model_name: str, limits: Mapping[str, float | None]) -> None:
         self._model = {"model_name": model_name, "engine": type(engine).__name__}
@@ -29,7 +29,7 @@ class ServerCollector(Collector):
         self._connections: tuple[Callable[[], int], int] | None = None
 
     def take_connections(self, extensions: Mapping[str, Any]) -> None:
-        """Learn of the server's connections, from the extensions of a request."""
+        """Keep the function that counts the server's connections, if a request's scope has it."""
         self._connections = extensions.get(CONNECTIONS)
 
     def collect(self) -> Iterable[Metric]:

@@ -1,6 +1,6 @@
 """The trace that a request belongs to, by W3C's ``traceparent``, and a span for each request.
 
-Names are those of OpenTelemetry's conventions for HTTP servers:
+The names follow OpenTelemetry's conventions for HTTP servers:
 https://opentelemetry.io/docs/specs/semconv/http/http-spans/
 """
 
@@ -31,7 +31,7 @@ _TRACEPARENT = re.compile(
 def trace_id_of(scope: Scope) -> str | None:
     """The id of the trace that a request belongs to, if it has one.
 
-    It is that of the request's span, or else the one that the client has sent.
+    The id is from the request's span or, if the request has no span, from the client's header.
     """
     if (known := scope.get(_KEY)) is not None:
         return str(known)
@@ -47,7 +47,7 @@ def trace_id_of(scope: Scope) -> str | None:
 
 
 def _current_trace_id() -> str | None:
-    """That of the span that the application is in, where something around it has begun one."""
+    """The id of the trace of the current span; None if there is no span."""
     trace = sys.modules.get("opentelemetry.trace")
     with reporting:
         if trace is not None:
@@ -57,10 +57,10 @@ def _current_trace_id() -> str | None:
 
 
 class RequestSpans:
-    """Middleware of a route: a span for each request, in the trace that the client is in.
+    """Middleware of a route: a span for each request, in the client's trace.
 
-    Only in an application that uses OpenTelemetry, and only where no middleware of OpenTelemetry's
-    own has begun a span for the request. The spans of generations are in it.
+    It starts a span only if the application uses OpenTelemetry, and no middleware of OpenTelemetry
+    has started one. The spans of generations are inside this span.
     """
 
     def __init__(self, app: ASGIApp, route: str) -> None:

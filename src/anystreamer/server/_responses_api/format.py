@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ..._streams import TextChunk, Usage
 from .._custom_tools import input_of
 from .._errors import APIError
-from .._openai_choices import Token, field_of, logprob_entry
+from .._openai_choices import Token, as_json, field_of, logprob_entry
 from .input import REASONING_PREFIX
 from .tools import CustomTool, Offered
 
@@ -25,34 +25,48 @@ class Encoded(str):
     """JSON: a part of several events, which is encoded once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextKind:
     """A kind of item that has text: what its events and its parts are called."""
 
     name: str
     prefix: str  # of its id
-    text: str  # events with text
+    events: str  # the types of its events begin with this
     part: str  # the type of its part
+    lists_tokens: bool  # with their log-probabilities
+    fields: Mapping[str, Any]  # which only items of this kind have
 
     def new_part(self, text: str, logprobs: Encoded) -> Encoded:
         """The part that has all of the item's text."""
         part: dict[str, Any] = {"type": self.part, "text": text}
-        own = {} if self is REASONING else {"annotations": [], "logprobs": logprobs}
+        own = {"annotations": [], "logprobs": logprobs} if self.lists_tokens else {}
         return _object({**part, **own})
 
     def new_item(self, id: str, status: Status, parts: Sequence[Encoded]) -> Encoded:
         """The item."""
         item = {"id": id, "type": self.name, "status": status, "content": _array(parts)}
-        if self is REASONING:
-            return _object({**item, "summary": [], "encrypted_content": None})
-        return _object({**item, "role": "assistant"})
+        return _object({**item, **self.fields})
 
 
-MESSAGE = Kind("message", "msg", "response.output_text", "output_text")
-REASONING = Kind("reasoning", REASONING_PREFIX, "response.reasoning_text", "reasoning_text")
-
-# A field that is in neither has no place in this API, and is left out.
-KINDS = {"content": MESSAGE, "reasoning_content": REASONING}
+# By the field of a chat message. Text of any other field has no place in this API: it is left out.
+TEXT_KINDS = {
+    "content": TextKind(
+        name="message",
+        prefix="msg",
+        events="response.output_text",
+        part="output_text",
+        lists_tokens=True,
+        fields={"role": "assistant"},
+    ),
+    "reasoning_content": TextKind(
+        name="reasoning",
+        prefix=REASONING_PREFIX,
+        events="response.reasoning_text",
+        part="reasoning_text",
+        lists_tokens=False,
+        fields={"summary": [], "encrypted_content": None},
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +75,8 @@ class CallKind:
 
     name: str
     prefix: str  # of its id
-    events: str
-    field: str  # of what it is called with
+    events: str  # the types of its events begin with this
+    field: str  # has what the tool is called with
 
 
 FUNCTION_CALL = CallKind("function_call", "fc", "response.function_call_arguments", "arguments")
@@ -72,21 +86,21 @@ CUSTOM_CALL = CallKind("custom_tool_call", "ctc", "response.custom_tool_call_inp
 class TextItem:
     """An item whose text is being made."""
 
-    def __init__(self, kind: Kind, output_index: int) -> None:
+    def __init__(self, kind: TextKind, output_index: int) -> None:
         self.kind = kind
         self.id = f"{kind.prefix}_{secrets.token_hex(24)}"
         self._texts: list[str] = []
         self._logprobs: list[Encoded] = []
         self.at_item = {"output_index": output_index}
         self.at_part = {"item_id": self.id, **self.at_item, "content_index": 0}
-        # All of an event with text but the text, the number and the tokens.
-        head = {"type": f"{kind.text}.delta", **self.at_part}
-        self._head = f"event: {kind.text}.delta\ndata: {_json(head)[:-1]}"
+        # An event with text begins with this. Its number, its text and its tokens follow.
+        head = {"type": f"{kind.events}.delta", **self.at_part}
+        self._head = f"event: {kind.events}.delta\ndata: {as_json(head)[:-1]}"
 
     @property
     def logprobs(self) -> dict[str, Any]:
-        """A field of its last event."""
-        return {} if self.kind is REASONING else {"logprobs": _array(self._logprobs)}
+        """The field of its last event that lists all tokens, if it lists them."""
+        return {"logprobs": _array(self._logprobs)} if self.kind.lists_tokens else {}
 
     @property
     def text(self) -> str:
@@ -106,7 +120,7 @@ class TextItem:
     def take(self, text: str, tokens: Sequence[Token]) -> Sequence[Encoded]:
         """Take more text. Returns its tokens as they are listed."""
         self._texts.append(text)
-        if not tokens or self.kind is REASONING:
+        if not (tokens and self.kind.lists_tokens):
             return []
         logprobs = [
             _object({**_listed(token), "top_logprobs": [_listed(each) for each in token.top]})
@@ -118,7 +132,7 @@ class TextItem:
     def delta(self, number: int, text: str, logprobs: Sequence[Encoded]) -> str:
         """The event with more text."""
         listed = ""
-        if self.kind is MESSAGE:
+        if self.kind.lists_tokens:
             listed = f',"logprobs":{_array(logprobs)}'
         return f'{self._head},"sequence_number":{number},"delta":{json.dumps(text)}{listed}}}\n\n'
 
@@ -130,7 +144,8 @@ class ResponseBuilder:
         model: the model's name.
         settings: what the response repeats of its request: an object, as JSON. All events with the
             response have it, so it is encoded once.
-        streams: whether the response is sent in events. If not, all events are empty strings.
+        streams: whether the response is sent in events. If not, `take` and `take_end` return empty
+            strings, and only `full_response` is used.
         offered: the tools that the model can call.
     """
 
@@ -159,7 +174,7 @@ class ResponseBuilder:
     def take(self, chunk: TextChunk | None, tokens: Sequence[Token]) -> str:
         """Take a chunk and its tokens, or more of its tokens only. Returns its events."""
         if chunk is None:
-            is_listed = self._item is not None and self._item.kind is MESSAGE
+            is_listed = self._item is not None and self._item.kind.lists_tokens
             return self._text("", tokens) if is_listed else ""
         field, text = field_of(chunk)
         if field == "reasoning_content":
@@ -167,7 +182,7 @@ class ResponseBuilder:
         if not isinstance(text, str):
             opening = self._begin() + self._close("completed")
             return opening + "".join(self._call(call["id"], call["function"]) for call in text)
-        if (kind := KINDS.get(field)) is None:
+        if (kind := TEXT_KINDS.get(field)) is None:
             return ""
         opening = ""
         if self._item is None or self._item.kind is not kind:
@@ -179,7 +194,7 @@ class ResponseBuilder:
         self._is_cut = reason == "length"
         opening = self._begin()
         if self._item is None and not self._output:
-            opening += self._open(MESSAGE)
+            opening += self._open(TEXT_KINDS["content"])
         ending = self._text("", tokens) if tokens and self._item is not None else ""
         return opening + ending + self._close("incomplete" if self._is_cut else "completed")
 
@@ -190,33 +205,32 @@ class ResponseBuilder:
 
     def failed(self, error: APIError) -> str:
         """The events that end the response with an error."""
-        said = error.object["error"]
+        fields = error.object["error"]
         opening = self._begin()
         if self._item is not None:
             self._output.append(self._item.as_object("incomplete"))
-        is_about_request = said["type"] == "invalid_request_error"
-        shown = {
+        is_about_request = fields["type"] == "invalid_request_error"
+        in_response = {
             "code": "invalid_prompt" if is_about_request else "server_error",
-            "message": said["message"],
+            "message": fields["message"],
         }
-        response = self._response("failed", error=shown, output=_array(self._output))
-        told = {"code": said["code"], "message": said["message"], "param": said["param"]}
+        response = self._response("failed", error=in_response, output=_array(self._output))
+        in_event = {name: fields[name] for name in ("code", "message", "param")}
         return (
             opening
-            + self._event("error", **told)
+            + self._event("error", **in_event)
             + self._response_event("response.failed", response)
         )
 
     def _begin(self) -> str:
-        if self._number:
-            return ""
-        if not self._streams:
+        """The first events; empty if they were sent before."""
+        if self._number or not self._streams:
             return ""
         response = self._response("in_progress")
         created = self._response_event("response.created", response)
         return created + self._response_event("response.in_progress", response)
 
-    def _open(self, kind: Kind) -> str:
+    def _open(self, kind: TextKind) -> str:
         self._item = item = TextItem(kind, len(self._output))
         return self._event(
             "response.output_item.added", **item.at_item, item=item.as_object("in_progress")
@@ -238,7 +252,7 @@ class ResponseBuilder:
         self._item = None
         self._output.append(item.as_object(status))
         return (
-            self._event(f"{item.kind.text}.done", **item.at_part, text=item.text, **item.logprobs)
+            self._event(f"{item.kind.events}.done", **item.at_part, text=item.text, **item.logprobs)
             + self._event("response.content_part.done", **item.at_part, part=item.part)
             + self._event("response.output_item.done", **item.at_item, item=self._output[-1])
         )
@@ -254,7 +268,10 @@ class ResponseBuilder:
     def _call_item(
         self, kind: CallKind, id: str, named: Mapping[str, str], text: str, more: Mapping[str, str]
     ) -> str:
-        """Events of a call. *text* is what it is called with, and *more* is in the last of it."""
+        """Events of a call.
+
+        *text* is what the tool is called with, and *more* are fields of the event that ends it.
+        """
         item = {
             "id": f"{kind.prefix}_{secrets.token_hex(24)}",
             "type": kind.name,
@@ -281,7 +298,7 @@ class ResponseBuilder:
         return f"event: {type}\ndata: {_object(data)}\n\n"
 
     def _response_event(self, type: str, response: str) -> str:
-        head = _json({"type": type, "sequence_number": self._number})
+        head = as_json({"type": type, "sequence_number": self._number})
         self._number += 1
         return f'event: {type}\ndata: {head[:-1]},"response":{response}}}\n\n'
 
@@ -326,13 +343,9 @@ def _listed(token: Token) -> dict[str, Any]:
     return {**entry, "bytes": entry["bytes"] or []}  # a list in this API, also if not known
 
 
-def _json(data: object) -> str:
-    return json.dumps(data, separators=(",", ":"))
-
-
 def _object(fields: Mapping[str, Any]) -> Encoded:
     pairs = (
-        f'"{name}":{value if isinstance(value, Encoded) else _json(value)}'
+        f'"{name}":{value if isinstance(value, Encoded) else as_json(value)}'
         for name, value in fields.items()
     )
     return Encoded(f"{{{','.join(pairs)}}}")

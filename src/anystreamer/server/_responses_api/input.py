@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from .._fields import Fixed, Strict, chosen_by
+from .._fields import Annotates, Fixed, Strict, chosen_by
 from .._message_models import MAX_PARTS
 from .tools import name_in_chat
 
@@ -20,7 +20,7 @@ Status = Literal["in_progress", "completed", "incomplete"]
 
 
 class _Part(Strict):
-    prompt_cache_breakpoint: Any = None  # nothing is billed by it
+    prompt_cache_breakpoint: Annotated[Any, Annotates()] = None
 
 
 class TextPart(_Part):
@@ -31,7 +31,7 @@ class TextPart(_Part):
     # What our own answers have, and what the official client adds to them.
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
-    parsed: Any = None
+    parsed: Annotated[Any, Annotates()] = None
 
     def as_chat(self) -> dict[str, Any]:
         """The part in a chat request."""
@@ -55,7 +55,7 @@ class ImagePart(_Part):
     type: Literal["input_image"]
     image_url: str
     detail: str | None = None
-    file_id: None = None
+    file_id: Annotated[None, Fixed()] = None
 
     def as_chat(self) -> dict[str, Any]:
         """The part in a chat request."""
@@ -83,7 +83,7 @@ def _refuse(kind: object) -> object:
 class UnknownPart(Strict):
     """A part of another type. It is refused."""
 
-    model_config = ConfigDict(extra="ignore")  # it is not about them
+    model_config = ConfigDict(extra="ignore")  # the error is about the type
 
     type: Annotated[Literal["input_text"], BeforeValidator(_refuse)]
 
@@ -125,7 +125,7 @@ class _Call(_Item):
     call_id: str
     name: str
     namespace: str | None = None
-    caller: Any = None
+    caller: Annotated[Any, Annotates()] = None
     is_async: Annotated[None, Fixed(False)] = Field(None, alias="async")
 
 
@@ -134,7 +134,7 @@ class CallItem(_Call):
 
     type: Literal["function_call"]
     arguments: str
-    parsed_arguments: Any = None  # added by the official client
+    parsed_arguments: Annotated[Any, Annotates()] = None  # added by the official client
 
     def as_chat(self) -> dict[str, Any]:
         """The call in a chat request."""
@@ -162,7 +162,7 @@ class CallOutputItem(_Item):
     output: Content
     name: str | None = None
     namespace: str | None = None
-    caller: Any = None
+    caller: Annotated[Any, Annotates()] = None
 
 
 class ReasoningText(Strict):
@@ -178,7 +178,7 @@ class ReasoningItem(_Item):
     type: Literal["reasoning"]
     summary: list[ReasoningText] | None = None
     content: list[ReasoningText] | None = None
-    encrypted_content: str | None = None  # none is ever sent, so this is another server's
+    encrypted_content: str | None = None  # from another server: this one never sends it
 
     @property
     def text(self) -> str:
@@ -210,7 +210,7 @@ class ReferenceItem(Strict):
 class UnknownItem(Strict):
     """An item of another type. It is refused."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore")  # the error is about the type
 
     type: Annotated[Literal["message"], BeforeValidator(_refuse)]
 
@@ -286,25 +286,30 @@ class Conversation:
                 self._places[f"{self._last}.content"] = f"{place}.output"
             case MessageItem():
                 self._add({"role": item.role, "content": _content(item.content)}, place)
+            case ReferenceItem():
+                pass  # to a reasoning, which is left out
 
     def _add_reasoning(self, item: ReasoningItem, place: str) -> None:
-        answer = self._answer
-        if answer is None or (answer["content"] and "tool_calls" not in answer):
-            answer = self._begin_answer(place)
+        answer = self._answer_to_extend(place)
         self._places[f"{self._last}.reasoning_content"] = place
         if item.text:
             texts = [answer.get("reasoning_content"), item.text]
             answer["reasoning_content"] = "\n".join(filter(None, texts))
 
     def _add_answer_text(self, item: MessageItem, place: str) -> None:
-        answer = self._answer
-        if answer is None or (answer["content"] and "tool_calls" not in answer):
-            answer = self._begin_answer(place)
+        answer = self._answer_to_extend(place)
         self._places[f"{self._last}.content"] = f"{place}.content"
         content = _content(item.content)
         if answer["content"]:  # text that goes on after calls
             content = [*_as_parts(answer["content"]), *_as_parts("\n"), *_as_parts(content)]
         answer["content"] = content
+
+    def _answer_to_extend(self, place: str) -> dict[str, Any]:
+        """The message that reasoning or text belongs to: after text without calls, a new one."""
+        answer = self._answer
+        if answer is None or (answer["content"] and "tool_calls" not in answer):
+            return self._begin_answer(place)
+        return answer
 
     def _begin_answer(self, place: str) -> dict[str, Any]:
         answer: dict[str, Any] = {"role": "assistant", "content": ""}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -12,6 +11,7 @@ from pydantic import Field, Tag, model_validator
 from .._errors import APIError
 from .._fields import Annotates, Fixed, Strict, chosen_by
 from .._message_models import JSONSchema
+from .._openai_choices import as_json
 from .._request_body import validated
 from .._request_models import MAX_MESSAGES, ChatRequest, Effort
 from .input import Conversation, Item
@@ -72,7 +72,7 @@ _CHAT_NAME = re.compile(rf"\b({'|'.join(map(re.escape, _NAMES))})\b")
 class TextFormat(Strict):
     """The form of an answer without a schema."""
 
-    type: Literal["text", "json_object", "json_schema"]  # the last with a schema, below
+    type: Literal["text", "json_object", "json_schema"]  # for the last see `SchemaFormat`
 
     def as_chat(self) -> dict[str, Any]:
         """The form in a chat request."""
@@ -117,7 +117,7 @@ class Reasoning(Strict):
 class StreamOptions(Strict):
     """How a streamed response is sent."""
 
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: Annotated[None, Fixed(False)] = None
 
 
 Includable = Literal[
@@ -174,7 +174,7 @@ class ResponsesRequest(Strict):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
-    prompt_cache_options: Any = None
+    prompt_cache_options: Annotated[Any, Annotates()] = None
     service_tier: str | None = None
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None  # of hosted tools only
 
@@ -203,7 +203,7 @@ class ResponsesRequest(Strict):
     # -- as a chat request
 
     def prepare(self) -> None:
-        """Make now what takes long and is needed later: this can be another thread."""
+        """Compute now what takes long and is needed later. This can run in a worker thread."""
         self.chat.prepare()
         _ = self.settings
 
@@ -289,7 +289,7 @@ class ResponsesRequest(Strict):
         )
 
     def _place_of(self, param: str) -> str:
-        """The place in the request of what has the place *param* in the chat request."""
+        """Where the field *param* of the chat request stands in this request."""
         for number, each in enumerate(self.offered):
             if param.startswith(f"tools[{number}]"):
                 own = param.replace(f"tools[{number}]", each.place, 1)
@@ -340,4 +340,4 @@ class ResponsesRequest(Strict):
             "truncation": self.truncation or "disabled",
             "user": self.user,
         }
-        return json.dumps(settings, separators=(",", ":"))
+        return as_json(settings)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from ..._engine import Engine
 from ..._streams import TextChunk, TextStream
 from .._body_sender import BodySender
-from .._completion_response import EngineResponse, Limits
+from .._engine_response import EngineResponse, Limits
 from .._errors import APIError
 from .._openai_choices import Token
 from .._stream_response import ReadyItems

@@ -48,8 +48,8 @@ class FunctionTool(Strict):
         Args:
             name: of the function there.
         """
-        told = self.model_dump(include={"description", "parameters", "strict"})
-        return {"type": self.type, "function": {"name": name, **told}}
+        own = self.model_dump(include={"description", "parameters", "strict"})
+        return {"type": self.type, "function": {"name": name, **own}}
 
     def as_response(self) -> dict[str, Any]:
         """The tool as a response repeats it."""
@@ -210,7 +210,7 @@ def name_in_chat(name: str, namespace: str | None) -> str:
     joined = f"{namespace.removesuffix('__')}__{name}"
     if len(joined) <= MAX_NAME:
         return joined
-    # Its end says the most. Those that end alike differ in the hash.
+    # The end of a name says the most about it. The hash tells names with the same end apart.
     digest = sha256(joined.encode()).hexdigest()[:8]
     return f"{digest}_{joined[len(digest) + 1 - MAX_NAME :]}"
 

@@ -9,10 +9,10 @@ import { offerPictures, pictureAsPart, setPictures, takePictures } from "./pictu
 import { sampling, systemMessages } from "./settings.js";
 import { inTab } from "./storage.js";
 
-const KEY = `anystreamer key of ${location.pathname}`; // this host can have others
-const SHORTEST = 0.05; // what came in less time came at once, and has no rate (seconds)
-const SHOWN = 2000; // how long a button says that it has copied (milliseconds)
-const BLOCKS = "p, h2, h3, h4, h5, h6, pre, tr, .line"; // what is read as a line
+const KEY = `anystreamer key of ${location.pathname}`; // a host can have several servers
+const SHORTEST = 0.05; // in less time (seconds), all text came at once: there is no rate to show
+const COPIED_SHOWN = 2000; // how long a button shows that it has copied (milliseconds)
+const BLOCKS = "p, h2, h3, h4, h5, h6, pre, tr, .line"; // elements that are read as one line each
 const DEMO = "anystreamer-demo"; // the name that `anystreamer serve` gives to the embedded model
 
 const element = (id) => document.getElementById(id);
@@ -33,7 +33,7 @@ class Problem extends Error {}
 function request(path, init = {}) {
   const headers = { ...init.headers };
   const stored = inTab.get(KEY);
-  // In UTF-8: a header takes bytes only.
+  // In UTF-8, because a header can have only bytes.
   if (stored) headers.authorization = `Bearer ${String.fromCharCode(...new TextEncoder().encode(stored))}`;
   return fetch(path, { ...init, headers, cache: "no-store" });
 }
@@ -87,7 +87,7 @@ async function problemOf(response) {
   return new Problem(`The server responded with an error: ${message ?? response.status}.`);
 }
 
-/** Show the model's name. It also finds out at once whether a key is needed. */
+/** Show the model's name. The request for it also shows at once whether a key is needed. */
 async function greet() {
   let response;
   try {
@@ -128,13 +128,13 @@ async function ask(question, replaced = null) {
   } catch (error) {
     if (!abort.signal.aborted) turn.problem = error.message;
   }
-  if (running !== abort) return; // there is a new conversation
+  if (running !== abort) return; // a new conversation has begun
   running = null;
   turn.end(abort.signal.aborted);
   problem.textContent = turn.problem;
   if (turn.text) {
     answered = [...before, turn];
-    status.textContent = turn.readText(); // once, and not chunk by chunk
+    status.textContent = turn.readText(); // screen readers read it once, not chunk by chunk
   } else {
     status.textContent = "";
     // Without an answer the question does not count: it can be sent again.
@@ -152,7 +152,7 @@ function takeBack(turn, replaced) {
   }
 }
 
-/** Ask for the last answer once more. It stays if there is no other. */
+/** Ask for the last answer again. It stays if no new one comes. */
 function retry() {
   const last = answered.at(-1);
   if (running === null && last) ask(last.asked, last);
@@ -163,7 +163,7 @@ async function copied(text, button) {
   const isCopied = await copy(text);
   status.textContent = isCopied ? "Copied." : "The browser does not allow copying.";
   button.textContent = isCopied ? "Copied" : "Not copied";
-  setTimeout(() => (button.textContent = label), SHOWN);
+  setTimeout(() => (button.textContent = label), COPIED_SHOWN);
 }
 
 /** A question with its answer, on the page. */
@@ -203,7 +203,7 @@ class Turn {
     conversation.scrollTop = conversation.scrollHeight;
   }
 
-  /** What it adds to the conversation. */
+  /** The messages that it adds to the conversation. */
   get messages() {
     return [this.question, { role: "assistant", content: this.text }];
   }
@@ -264,11 +264,11 @@ class Turn {
   }
 }
 
-/** What one answer took: its tokens, and their times. */
+/** Counts the tokens of one answer, and measures their times. */
 class Clock {
   #begun = performance.now();
   #chunks = 0;
-  #tokens = null; // as the server counts them
+  #tokens = null; // the server's count
   #first = null; // [milliseconds, tokens] when the first text came
   #last = null;
 
@@ -301,10 +301,10 @@ class Clock {
 
 const tokens = (number) => `${number.toLocaleString("en")} token${number === 1 ? "" : "s"}`;
 
-/** A time in seconds; a short one in milliseconds, because it would be 0.0 s. */
+/** A time in seconds, or a short time in milliseconds: in seconds it would be 0.0 s. */
 const duration = (ms) => (ms < 100 ? `${Math.ceil(ms) || 1} ms` : `${(ms / 1000).toFixed(1)} s`);
 
-/** Stay at the end while *change* makes it grow, unless the user has scrolled away. */
+/** Keep the end of the conversation in sight while *change* makes it grow, if it was in sight. */
 function keepingEndInSight(change) {
   const { scrollTop, scrollHeight, clientHeight } = conversation;
   change();

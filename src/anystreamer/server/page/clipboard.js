@@ -1,12 +1,12 @@
-// Copies text to the clipboard, also where the page has no secure connection.
+// Copies text to the clipboard, also on a page without a secure connection.
 
-/** Whether it has been copied. */
+/** Copy a text. Returns whether this was possible. */
 export async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    return copySelected(text); // there is no such clipboard over HTTP, except on this machine
+    return copySelected(text); // browsers have this clipboard over HTTP only for their own machine
   }
 }
 

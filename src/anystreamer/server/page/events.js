@@ -2,7 +2,8 @@
 
 /** The events of a response's body, each as `{type, data}`. Leaving the loop cancels the body. */
 export async function* eventsOf(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader(); // which drops a byte order mark
+  // The decoder drops a byte order mark.
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   const parser = new EventParser();
   try {
     for (;;) {
@@ -17,7 +18,7 @@ export async function* eventsOf(body) {
 
 export class EventParser {
   #line = ""; // the line that has not ended yet
-  #endedInReturn = false; // a line feed that comes next belongs to it
+  #endedInReturn = false; // the text ended with CR: an LF that comes next ends the same line
   #type = "";
   #data = [];
 

@@ -1,12 +1,12 @@
 // Parses the blocks of Markdown: CommonMark, and GitHub's tables. It makes no nodes of a document.
 //
-// Every text has a tree, also half of an answer. HTML is text. The time is proportional to the
-// length of the text, whatever the text is: the nesting is limited, and no pattern is tried at
-// each place up to the end of the text.
+// Every text can be parsed, also half of an answer. HTML is text. The time is proportional to the
+// length of any text: the nesting is limited, and no pattern is tried at each place up to the end
+// of the text.
 
 import { isBlank, spansOf } from "./markdown_spans.js";
 
-const DEEPEST = 12; // quotes and lists inside each other; what is deeper is text
+const DEEPEST = 12; // quotes and lists inside each other; deeper ones are text
 const TAB = 4;
 
 /**
@@ -126,7 +126,7 @@ function markerOf(line) {
   const [{ length }, bullet, number, delimiter] = found;
   const rest = line.slice(length);
   const space = indentOf(rest, length);
-  const taken = isBlank(rest) || space > 4 ? 1 : space; // more is code in the item
+  const taken = isBlank(rest) || space > 4 ? 1 : space; // more than 4: the item begins with code
   return {
     kind: bullet ?? delimiter,
     first: bullet ? null : Number(number),
@@ -252,7 +252,7 @@ class OpenParagraph {
   #fence = null;
 
   add(line) {
-    // What is nested in it counts too, so the marks at the beginning are nothing.
+    // A paragraph can be nested in quotes and lists: leave out their marks at the beginning.
     const bare = line.replace(/^(?:[ \t]*(?:>|[-+*][ \t]|\d{1,9}[.)][ \t]))*/, "");
     const fence = fenceOf(bare.trimStart());
     if (this.#fence) {
@@ -304,7 +304,7 @@ function table(lines, at, depth) {
   return [{ kind: "table", children: rows }, at];
 }
 
-// A row has no cells that nobody wrote: many short rows in a wide table would have too many.
+// A short row gets no empty cells: in a wide table, many short rows would have too many.
 const row = (line, aligns, isHead) => ({
   kind: "row",
   children: cellsOf(line)

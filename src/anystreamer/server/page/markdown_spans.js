@@ -1,9 +1,9 @@
 // Parses what is within a block of Markdown: emphasis, code, links, escapes. It makes no nodes.
 //
-// An answer's links are not for following: the address is shown beside the text. In linear time:
-// see `markdown.js`.
+// The links of an answer cannot be followed: the address is shown beside the text. The time is
+// linear, as in `markdown.js`.
 
-const DEEPEST = 16; // emphasis and links inside each other; what is deeper has none of its own
+const DEEPEST = 16; // emphasis and links inside each other; deeper ones have no effect
 
 const SPECIAL = /[\\`*_~[\]!<&]/g;
 const ESCAPED = /\\([!-/:-@[-`{-~\n])/y;
@@ -39,10 +39,10 @@ class Scanner {
   #text;
   #at = 0;
   #parts = [];
-  #runs = []; // those of `#parts` that can still become emphasis
-  #brackets = []; // those that can still become a link
-  #without = 0; // so many of them contain a link, and cannot become one
-  #lastTicks = null; // where the last run of so many backticks is
+  #runs = []; // the runs in `#parts` that can still become emphasis
+  #brackets = []; // the brackets that can still become a link
+  #without = 0; // how many of the first brackets contain a link, and cannot become one
+  #lastTicks = null; // by the number of backticks: where the last run of this length is
 
   constructor(text) {
     this.#text = text;
@@ -104,7 +104,7 @@ class Scanner {
       this.#lastTicks = new Map();
       for (const { 0: run, index } of text.matchAll(/`+/g)) this.#lastTicks.set(run.length, index);
     }
-    // After an escaped one, what is left of a run can have a length that no run has.
+    // After an escaped backtick, the rest of a run can have a length that no whole run has.
     if (!(this.#lastTicks.get(ticks) > at)) return this.#take("`".repeat(ticks), ticks);
     let end = at + ticks;
     for (;;) {
@@ -158,7 +158,7 @@ class Scanner {
     return this.#take({ end: true, address: target.address }, target.end - this.#at);
   }
 
-  /** What follows a link's text: its address, and the place after it. Or null. */
+  /** The address that follows a link's text, and the place after it; null if there is none. */
   #target() {
     const text = this.#text;
     let at = this.#at + 1;
@@ -214,7 +214,7 @@ function pair(runs) {
         searched.set(kind, run.number);
         break;
       }
-      open.length = at + 1; // those between them open nothing any more
+      open.length = at + 1; // the runs between them can open nothing
       const opener = open[at];
       const width = opener.left >= 2 && run.left >= 2 ? 2 : 1;
       const span = run.character === "~" ? "deleted" : width === 2 ? "strong" : "emphasis";

@@ -1,14 +1,14 @@
 // Shows Markdown that grows. Nodes are created one by one, and text enters them as text.
 //
-// Blocks that further text cannot change are left alone. The last one is parsed again for each
-// picture of the screen, or, once it is long, when it has grown by an eighth; until then its new
-// text is shown as it is. So an answer of any shape costs time in proportion to its length.
+// Blocks that further text cannot change stay as they are. The last block is parsed again for each
+// frame of the screen. A long one is parsed again when it has grown by an eighth: until then, its
+// new text is shown unparsed. So for any answer, the time is proportional to its length.
 
 import { parse } from "./markdown.js";
 
 const LONG = 4096; // characters
 
-// A last line of which this is all can still become anything: it is shown when it goes on.
+// A last line that has only this can still become several kinds of block: it is not shown yet.
 const UNDECIDED = /(?:^|\n)[ \t]*(?:[-=*+_#>`~|:][-=*+_#>`~|: \t]*|\d{1,9}[.)][ \t]*)$/;
 
 const ELEMENTS = {
@@ -28,9 +28,9 @@ export class MarkdownView {
   #root;
   #draws;
   #text = ""; // of the blocks that can still change
-  #final = 0; // so many nodes of the root cannot
-  #parsed = 0; // so much of the text has been parsed
-  #shown = 0; // and so much is on the page
+  #final = 0; // how many nodes of the root can no longer change
+  #parsed = 0; // how many characters of the text have been parsed
+  #shown = 0; // how many are on the page
   #frame = null;
 
   /** *draws* is called with each function that changes *root*. */
@@ -79,7 +79,7 @@ export class MarkdownView {
   }
 }
 
-/** Where text goes that continues the last block. */
+/** The element that text is added to if it continues the last block. */
 function lastBlock(node) {
   while (node.lastElementChild && !SPANS.has(node.lastElementChild.localName)) {
     node = node.lastElementChild;
@@ -94,7 +94,7 @@ function elementOf(node) {
   if (typeof node === "string") return node;
   const children = node.children.map(elementOf);
   switch (node.kind) {
-    case "heading": // the page's own is the first
+    case "heading": // the page's own heading is the h1
       return element(`h${Math.min(node.level + 1, 6)}`, children);
     case "code":
       return node.text === undefined ? element("code", children) : codeBlock(node);
@@ -107,7 +107,7 @@ function elementOf(node) {
       return table(children);
     case "cell":
       return element(node.isHead ? "th" : "td", children, node.align);
-    case "address": // on its own, whichever way its letters are written
+    case "address": // isolated: its letters can be written from right to left
       return element("bdi", children, "address");
     case "link":
     case "image":
@@ -133,7 +133,7 @@ function codeBlock({ language, text }) {
 
 function table([head, ...rows]) {
   const parts = [element("thead", [head]), ...(rows.length ? [element("tbody", rows)] : [])];
-  // With the keyboard one can scroll only what can have the focus.
+  // The keyboard can scroll only an element that can have the focus.
   const attributes = { tabindex: 0, role: "group", "aria-label": "Table" };
   return element("div", [element("table", parts)], "scroll", attributes);
 }

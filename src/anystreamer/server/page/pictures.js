@@ -1,7 +1,7 @@
 // The pictures of the next question: chosen or pasted, made smaller, and shown.
 //
-// They are drawn on a canvas: the page's policy lets no picture be loaded. What is sent is drawn
-// too, so that it has nothing of the file but its points: no place and no name.
+// They are drawn on a canvas, because the page's policy allows no picture to be loaded. The drawn
+// picture is what is sent: it has the points of the file, but not where and by whom it was taken.
 
 const MOST_POINTS = 1024; // of a side: models see no more, and requests are limited
 const QUALITY = 0.85;
@@ -11,7 +11,7 @@ const [list, chosen, add] = ["pictures", "picture-files", "add-picture"].map(ele
 
 let pictures = []; // canvases
 
-/** Let the user choose pictures, which *message* takes when they are pasted. *fail* shows why not. */
+/** Let the user choose pictures, or paste them into *message*. *fail* shows an error. */
 export function offerPictures(message, fail) {
   add.hidden = false;
   add.addEventListener("click", () => chosen.click());
@@ -28,7 +28,7 @@ export function offerPictures(message, fail) {
   });
 }
 
-/** The pictures for the next question, which has them from now on. */
+/** Return the pictures for the next question, and remove them from the list. */
 export function takePictures() {
   const taken = pictures;
   setPictures([]);
@@ -65,7 +65,7 @@ async function drawn(file) {
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", "Picture");
   const context = canvas.getContext("2d");
-  context.fillStyle = "white"; // behind what is transparent
+  context.fillStyle = "white"; // behind transparent points
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   bitmap.close();

@@ -1,11 +1,11 @@
-// The system prompt and the settings of sampling, in a dialog. What is empty is left to the server.
+// The system prompt and the settings of sampling, in a dialog. An empty one is not sent.
 //
-// The numbers are kept in the browser. The system prompt can be private, and other programs can
-// get the same address later, so it is kept in its tab only.
+// The numbers are kept in the browser. The system prompt is kept only in the tab, because it can be
+// private, and other programs can get the same address later.
 
 import { inBrowser, inTab } from "./storage.js";
 
-const PLACE = location.pathname; // this host can have others
+const PLACE = location.pathname; // a host can have several servers
 
 const element = (id) => document.getElementById(id);
 const dialog = element("settings-dialog");

@@ -1,4 +1,4 @@
-// Keeps texts in the browser. Where it forbids that, they last as long as the page.
+// Keeps texts in the browser. If the browser forbids that, they last as long as the page.
 
 class Kept {
   #texts = new Map();
@@ -25,7 +25,7 @@ class Kept {
       if (text === null) this.#storage().removeItem(name);
       else this.#storage().setItem(name, text);
     } catch {
-      return; // it is forbidden, or full
+      return; // the storage is forbidden, or full
     }
     this.#texts.delete(name);
   }
@@ -34,5 +34,5 @@ class Kept {
 /** Until the tab is closed. */
 export const inTab = new Kept(() => sessionStorage);
 
-/** For all later visits, and for whatever else has this address. */
+/** For all later visits. Any page with the same scheme, host and port can read it. */
 export const inBrowser = new Kept(() => localStorage);
