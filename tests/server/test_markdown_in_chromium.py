@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import AsyncIterator
 from html.parser import HTMLParser
@@ -277,7 +278,10 @@ MANY = [
     [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.nightly)],
 )
 async def test_the_time_grows_as_the_length_does(page: Page, patterns: list[str]) -> None:
-    """It is the processor's time. Without this, an answer four times as long takes it 16 times."""
+    """It is the processor's time. Without this, an answer four times as long takes it 16 times.
+
+    The least of several times: on a busy machine, some take a hundred times as long.
+    """
     devtools = await page.context.new_cdp_session(page)
     await devtools.send("Performance.setTimeDomain", {"timeDomain": "threadTicks"})
     await devtools.send("Performance.enable")
@@ -298,7 +302,12 @@ async def test_the_time_grows_as_the_length_does(page: Page, patterns: list[str]
         return await seconds_so_far() - before
 
     for pattern in patterns:
-        short, long = await seconds(pattern, 25_000), await seconds(pattern, 100_000)
+        short = long = math.inf
+        for _ in range(5):
+            short = min(short, await seconds(pattern, 25_000))
+            long = min(long, await seconds(pattern, 100_000))
+            if long < 10 * short + 1:
+                break
         assert long < 10 * short + 1, pattern
 
 
