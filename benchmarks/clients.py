@@ -144,8 +144,8 @@ def decoded(sent: float, parts: list[tuple[float, bytes]]) -> Answer:
 # -- one that keeps its connection
 
 
-def connected(port: int) -> closing[HTTPConnection]:
-    return closing(HTTPConnection("127.0.0.1", port))
+def connected(port: int, timeout: float | None = None) -> closing[HTTPConnection]:
+    return closing(HTTPConnection("127.0.0.1", port, timeout))
 
 
 def whole_answer(connection: HTTPConnection, path: str, body: str = "") -> tuple[int, float]:

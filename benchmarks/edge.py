@@ -84,7 +84,7 @@ def wait_for(port: int, process: Any, log: Path) -> None:
     deadline = time.monotonic() + 300
     while True:
         try:
-            with clients.connected(port) as client:
+            with clients.connected(port, timeout=5) as client:
                 clients.whole_answer(client, "/health")
                 return
         except OSError:

@@ -336,8 +336,10 @@ async def test_the_passes_of_the_lanes_alternate(
     prepare = model.prepare_inputs_for_generation
 
     def hold(_: Any, args: Any, kwargs: Any) -> None:
-        is_batch = kwargs.get("cache") is not None
-        passes.append("batch" if is_batch else "alone")
+        lane = "batch" if kwargs.get("cache") is not None else "alone"
+        if set(passes) == {lane}:  # the thread of the other one has not come yet
+            passes.clear()
+        passes.append(lane)
         wait_for_the_other()
 
     def prepare_and_hold(*args: Any, **kwargs: Any) -> Any:
@@ -362,8 +364,7 @@ async def test_the_passes_of_the_lanes_alternate(
         finally:
             handle.remove()
         assert all(each.finish_reason is None for each in streams)
-    contended = passes[passes.index("alone" if passes[0] == "batch" else "batch") : 58]
-    assert len(contended) > 40
+    contended = passes[1:58]
     assert all(a != b for a, b in pairwise(contended)), passes
 
 
