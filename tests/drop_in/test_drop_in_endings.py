@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
@@ -11,10 +13,11 @@ from typing import Any
 import anyio
 import pytest
 import transformers
+import trio
 from anyio import to_thread
 
 from anystreamer import AsyncTextIteratorStreamer
-from anystreamer._drop_in import text_queue
+from anystreamer._drop_in import delivery_thread, text_queue
 
 from ..helpers.misbehaving import MISBEHAVING
 from ..helpers.scripted import PATIENCE
@@ -259,6 +262,64 @@ async def test_a_subclass_that_drops_the_end() -> None:
             async for piece in streamer:
                 text += piece
     assert text == tokenizer().decode(generated(llama(), PROMPT, max_new_tokens=9))
+
+
+class PutsOnTheLoop(AsyncTextIteratorStreamer):
+    """Callbacks on the loop put the items; the end is put by a task that a callback starts."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self.loop.call_soon_threadsafe(self.text_queue.put_nowait, text)
+        if stream_end:
+            self.loop.call_soon_threadsafe(self.start_end)
+
+    def start_end(self) -> None:
+        async def put_end() -> None:
+            await self.text_queue.put(self.stop_signal)
+
+        if isinstance(self.loop, asyncio.AbstractEventLoop):
+            self.task = self.loop.create_task(put_end())
+        else:
+            trio.lowlevel.spawn_system_task(put_end)
+
+
+class PutsByCallbacks(PutsOnTheLoop):
+    def start_end(self) -> None:
+        self.text_queue.put_nowait(self.stop_signal)
+
+
+puts_on_the_loop = pytest.mark.parametrize("subclass", [PutsByCallbacks, PutsOnTheLoop])
+
+
+@puts_on_the_loop
+async def test_an_end_that_the_loop_has_still_to_put(subclass: type[PutsOnTheLoop]) -> None:
+    async def consume() -> None:
+        for _ in range(2):
+            text = await text_of(streamer)
+            assert text == tokenizer().decode(generated(llama(), PROMPT, max_new_tokens=9))
+
+    streamer = subclass(tokenizer(), skip_prompt=True)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consume)
+        for _ in range(2):
+            await anyio.wait_all_tasks_blocked()
+            thread = Thread(target=generate, args=(streamer, {}))
+            thread.start()
+            thread.join()  # on the loop, which puts nothing meanwhile
+            time.sleep(3 * delivery_thread.LIFE_POLL)
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+async def test_an_error_behind_what_the_loop_has_still_to_put(is_busy: bool) -> None:
+    streamer = PutsOnTheLoop(tokenizer(), skip_prompt=True)
+    thread = Thread(target=generate, args=(streamer, {"logits_processor": [NoStep(32)]}))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fails, streamer, ZeroDivisionError)
+        await anyio.wait_all_tasks_blocked()
+        thread.start()
+        if is_busy:
+            thread.join()
+    await to_thread.run_sync(thread.join)
 
 
 async def test_a_subclass_that_raises() -> None:

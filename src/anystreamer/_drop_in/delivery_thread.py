@@ -16,6 +16,11 @@ __all__ = ["DeliveredQueue", "DeliveryThread"]
 # How often the thread looks whether texts can still be ended (seconds).
 LIFE_POLL = 0.1
 
+# What a thread has left on the loop can still end its text: a loop runs callbacks in the order in
+# which threads gave them to it, so after one crossing it has run those of a thread that has ended,
+# and after two (on trio, which shuffles tasks, three) the first step of a task that one started.
+CROSSINGS_TO_SETTLE = 3
+
 
 class DeliveredQueue(Protocol):
     """What the thread needs of a queue. All of it can be called in any thread."""
@@ -38,6 +43,9 @@ class DeliveredQueue(Protocol):
     @property
     def producer_is_alive(self) -> bool:
         """Whether the thread that put the last item runs."""
+
+    def is_over(self, *, producer_is_alive: bool) -> bool:
+        """Whether its text cannot be ended any more, but by what its thread left on the loop."""
 
     def items_if_over(self, *, producer_is_alive: bool) -> list[Any]:
         """What the consumer gets if the text cannot be ended any more; nothing if it can."""
@@ -108,16 +116,19 @@ class DeliveryThread:
         waiting = list(dict.fromkeys(to for to, item in items if to.push(item)))
         for each in waiting:
             each.crossing.register()
+        if waiting:
+            self._cross(waiting[0])
+        return bool(items) and not self.loop_closed
+
+    def _cross(self, to: DeliveredQueue) -> None:
         try:
-            if waiting:
-                waiting[0].crossing.flush()
+            to.crossing.flush()
         except KeyboardInterrupt as exc:  # it struck the loop just then; trio raises it here
-            waiting[0].push_failure(exc)
+            to.push_failure(exc)
         except RuntimeError:
             with self._lock:
                 self.loop_closed = True
                 self._drop()
-        return bool(items) and not self.loop_closed
 
     def _next_items(self) -> list[tuple[DeliveredQueue, Any]]:
         """Wait for items. Returns all that are there; none if the thread is to end."""
@@ -153,8 +164,12 @@ class DeliveryThread:
         with self._lock:
             # First: a thread that has ended puts nothing more, but it can have put something last.
             is_alive = {each: each.producer_is_alive for each in self._watched}
+        over = [each for each, alive in is_alive.items() if each.is_over(producer_is_alive=alive)]
+        if over:
+            for _ in range(CROSSINGS_TO_SETTLE):
+                self._cross(over[0])
         items = self._take(0.0)
-        for each in is_alive.keys() - {to for to, _ in items}:
+        for each in set(over) - {to for to, _ in items}:
             new = each.items_if_over(producer_is_alive=is_alive[each])
             items += [(each, item) for item in new]
         return items

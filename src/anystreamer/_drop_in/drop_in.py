@@ -234,7 +234,7 @@ class AsyncTextIteratorStreamer:
 
     @contextmanager
     def _watch_call(self) -> Iterator[None]:
-        texts_ended = self._queue.texts_ended
+        texts_ended = self._queue.call_began()
         error: BaseException | None = None
         try:
             yield
@@ -243,11 +243,8 @@ class AsyncTextIteratorStreamer:
             raise
         finally:
             # In the thread of the loop the call itself raises, in place of the iteration.
-            if (
-                self._queue.texts_ended == texts_ended
-                and threading.get_ident() != self._loop_thread
-            ):
-                self._queue.call_ended(error)
+            if threading.get_ident() != self._loop_thread:
+                self._queue.call_ended(error, texts_ended)
             error = None  # its traceback leads back to this frame
 
     def _should_stop(self) -> bool:

@@ -47,22 +47,27 @@ class TextQueue:
         self.crossing = Crossing(self._state)  #: for the delivery thread
         self._failures: deque[BaseException] = deque()  # one for each _FAILURE among the items
         self._getters = 0  # calls of get() that wait
+        self._loop_thread = threading.current_thread()
         self._lock = threading.Lock()  # of the following
         self._text_is_open = False  # a text has begun and not ended
-        self._producer = threading.current_thread()  # of the open text
+        self._producer = self._loop_thread  # of the open text
         self._ended_call: _EndedCall | None = None
 
     # -- putting
 
     def put_nowait(self, item: Any) -> None:
         """Add an item."""
-        self.open()
+        if threading.current_thread() is not self._loop_thread:
+            self.open()
+        else:  # by a callback, as a subclass can: for a thread that can have ended since
+            self._open_for_another_thread()
         if not self._state.closed:
             self._delivery.submit(self, item)
         if (is_end := self._is_end()) is not None and is_end(item):
             with self._lock:
                 self.texts_ended += 1
                 self._text_is_open = False
+                self._ended_call = None
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> _Done:
         """Add an item. What is returned can be awaited, and need not be."""
@@ -141,6 +146,13 @@ class TextQueue:
             self._watch()
         return begins
 
+    def _open_for_another_thread(self) -> None:
+        with self._lock:
+            begins = not self._text_is_open
+            self._text_is_open = True
+        if begins:
+            self._watch()
+
     def stop(self) -> None:
         """Ask the model to end after the current step. From any thread or a signal handler."""
         self._stream.stop()
@@ -154,9 +166,17 @@ class TextQueue:
         self._state.close(cancel_worker=False)  # the thread is the caller's own
         self._state.close_and_take_error()
 
-    def call_ended(self, error: BaseException | None) -> None:
-        """A call in this thread has raised *error*, or returned, and has not ended its text."""
+    def call_began(self) -> int:
+        """A call begins in this thread. Returns what `call_ended` needs."""
         with self._lock:
+            self._ended_call = None
+            return self.texts_ended
+
+    def call_ended(self, error: BaseException | None, texts_ended: int) -> None:
+        """A call in this thread has raised *error*, or returned; so many texts had ended before."""
+        with self._lock:
+            if self.texts_ended != texts_ended:
+                return
             self._ended_call = _EndedCall.of(error)
         self._watch()
 
@@ -193,18 +213,26 @@ class TextQueue:
         """Whether the thread that put the last item runs."""
         return self._producer.is_alive()
 
+    def is_over(self, *, producer_is_alive: bool) -> bool:
+        """Whether the text cannot be ended any more by its thread, and the consumer waits."""
+        with self._lock:
+            return self._call_if_over(producer_is_alive) is not None
+
     def items_if_over(self, *, producer_is_alive: bool) -> list[Any]:
         """What the consumer gets if the text cannot be ended any more."""
         with self._lock:
-            call = self._ended_call
-            if call is None and self._text_is_open and not producer_is_alive:
-                call = _EndedCall.unseen(self._producer)
-            if call is None or not self._getters or not call.is_over:
+            if (call := self._call_if_over(producer_is_alive)) is None:
                 return []
             self._failures.append(call.failure)
             self._text_is_open = False
             self._ended_call = None
             return [_FAILURE]
+
+    def _call_if_over(self, producer_is_alive: bool) -> _EndedCall | None:
+        call = self._ended_call
+        if call is None and self._text_is_open and not producer_is_alive:
+            call = _EndedCall.unseen(self._producer)
+        return call if call is not None and self._getters and call.is_over else None
 
 
 class _Done:
