@@ -24,13 +24,16 @@ def test_some_of_the_machine_s_memory_is_free(monkeypatch: pytest.MonkeyPatch) -
     assert 2**20 < free_memory.free_bytes(CPU) < 2**46
 
 
-def limit_container(path: Path, limit: str, *, used: int, files: int = 0) -> None:
-    """Write what the kernel tells about a container (cgroup v2), of which *files* can give way."""
+def limit_container(path: Path, limit: str, *, used: int, files: int = 0, mapped: int = 0) -> None:
+    """Write what the kernel tells about a container (cgroup v2), of which *files* can give way.
+
+    Of these, programs use the part that is *mapped* where it is.
+    """
     (path / "memory.max").write_text(f"{limit}\n")
     (path / "memory.current").write_text(f"{used}\n")
     inactive = files // 3
     stat = {"anon": used - files, "file": files, "active_file": files - inactive}
-    stat |= {"inactive_file": inactive, "slab": 0}
+    stat |= {"inactive_file": inactive, "file_mapped": mapped, "slab": 0}
     (path / "memory.stat").write_text("".join(f"{name} {size}\n" for name, size in stat.items()))
 
 
@@ -51,6 +54,23 @@ def test_files_that_were_read_give_way(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(free_memory, "_CGROUP", tmp_path)
     limit_container(tmp_path, "1000", used=990, files=700)
     assert free_memory.free_bytes(CPU) == 710
+    limit_container(tmp_path, "1000", used=990, files=700, mapped=600)  # the weights are in use
+    assert free_memory.free_bytes(CPU) == 110
+    limit_container(tmp_path, "1000", used=990, files=700, mapped=800)  # with pages of devices
+    assert free_memory.free_bytes(CPU) == 10
+
+
+@pytest.mark.parametrize("stat", [None, "", "active_file 700 kB\n", "active_file\n", "a much\n"])
+def test_without_a_count_of_files_all_memory_counts_as_used(
+    stat: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(free_memory, "_CGROUP", tmp_path)
+    limit_container(tmp_path, "1000", used=990, files=700)
+    if stat is None:
+        (tmp_path / "memory.stat").unlink()
+    else:
+        (tmp_path / "memory.stat").write_text(stat)
+    assert free_memory.free_bytes(CPU) == 10
 
 
 def test_continuous_batching_fits_into_the_container(

@@ -50,9 +50,15 @@ def _of_container() -> int:
 
 
 def _reclaimable() -> int:
-    """Bytes of files that the system only keeps in memory, such as the weights that were read.
+    """Bytes of files that the system only keeps in memory, such as weights that were copied.
 
-    They count as used, and give way where memory is needed.
+    They count as used, and give way where memory is needed. A model can use weights where they are
+    mapped from their file: those are needed, and stay counted.
     """
-    pairs = (line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-    return sum(int(size) for name, size in pairs if name in ("active_file", "inactive_file"))
+    try:
+        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+        sizes = {name: int(size) for name, size in map(str.split, lines)}
+    except (OSError, ValueError):  # then all of it counts as used
+        return 0
+    files = sizes.get("active_file", 0) + sizes.get("inactive_file", 0)
+    return max(0, files - sizes.get("file_mapped", 0))
