@@ -313,6 +313,8 @@ WAYS_TO_KEEP: dict[str, Callable[[UntrustedMessages], Any]] = {
     "slice": lambda messages: messages[-2:],
     "sum": lambda messages: messages + OWN,
     "sum, on the right": lambda messages: OWN + messages,
+    "product": lambda messages: messages * 2,
+    "product, on the right": lambda messages: 2 * messages,
     "copy()": lambda messages: messages.copy(),
     "copy.copy": copy.copy,
     "copy.deepcopy": copy.deepcopy,
@@ -344,6 +346,14 @@ def test_a_sum_is_as_strict_as_each_of_its_parts() -> None:
     for one, other in (parts, parts[::-1]):
         both = one + other
         assert (both.allow_media_from, both.allow_special_tokens) == (("b.org",), False)
+        extended = one.copy()
+        extended += other
+        assert extended == both
+        assert (extended.allow_media_from, extended.allow_special_tokens) == (("b.org",), False)
+    own = parts[0].copy()
+    own += iter(OWN)  # as a list takes any iterable
+    assert own == OWN
+    assert (own.allow_media_from, own.allow_special_tokens) == (("a.org", "b.org"), True)
     wrong: list[Any] = ["text", ()]
     for each in wrong:
         with pytest.raises(TypeError):

@@ -43,7 +43,7 @@ class UntrustedMessages(list[Mapping[str, Any]]):
 
     Slices, sums and copies are `UntrustedMessages` as well: ``messages[-10:]``, and
     ``[system] + messages``. A sum of two of them allows special tokens if both do, and the hosts
-    that both name. ``list()`` and comprehensions make a plain list.
+    that both name; so do ``+=`` and ``extend``. ``list()`` and comprehensions make a plain list.
 
     Messages can have pictures and recordings. Their files are limited in size, paths are not read,
     and addresses are fetched only from the hosts of *allow_media_from*. If a user writes the token
@@ -102,6 +102,27 @@ class UntrustedMessages(list[Mapping[str, Any]]):
         if not isinstance(other, list):
             return NotImplemented
         return self.replaced([*other, *self])
+
+    def __iadd__(  # type: ignore[override]
+        self, other: Iterable[Mapping[str, Any]], /
+    ) -> UntrustedMessages:
+        """Append others, as `extend` does."""
+        self.extend(other)
+        return self
+
+    def __mul__(self, times: SupportsIndex, /) -> UntrustedMessages:
+        """Return these messages several times."""
+        return self.replaced(super().__mul__(times))
+
+    __rmul__ = __mul__
+
+    def extend(self, messages: Iterable[Mapping[str, Any]], /) -> None:
+        """Append others. Of `UntrustedMessages`, their rules apply as well, as in a sum."""
+        if isinstance(messages, UntrustedMessages):  # not while it is unpickled: without rules yet
+            rules = self._common_rules(messages)
+            self.allow_media_from = rules.allow_media_from
+            self.allow_special_tokens = rules.allow_special_tokens
+        super().extend(messages)
 
     def copy(self) -> UntrustedMessages:
         """Return the same messages, under the same rules, in a new list."""
