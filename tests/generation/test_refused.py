@@ -123,6 +123,11 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "stop_strings must be a str or a list of str, not an iterator",
     ),
+    "stop_strings without one": (
+        lambda: stream_llama(stop_strings=[]),
+        ValueError,
+        "stop_strings has no string: leave it out",
+    ),
     "stop_strings empty": (
         lambda: stream_llama(stop_strings=""),
         ValueError,
