@@ -11,7 +11,6 @@ import torch
 from transformers import (
     EosTokenCriteria,
     GenerationConfig,
-    LogitsProcessor,
     StoppingCriteria,
     StopStringCriteria,
 )
@@ -20,6 +19,7 @@ from anystreamer import FinishReason, stream_batch, stream_text
 
 from ..helpers.inside import worker_left
 from ..helpers.tiny_models import (
+    SayRows,
     generated,
     ids_of,
     llama,
@@ -177,23 +177,6 @@ async def test_a_criterion_of_the_callers_ends_the_rows_that_it_means() -> None:
     lengths = list(map(len, stream.token_ids))
     assert lengths[0] == lengths[2] == 30
     assert lengths[1] == 7
-
-
-class SayRows(LogitsProcessor):
-    """Makes a model generate these tokens in each row, again and again, beside what fills it up."""
-
-    def __init__(self, *rows: list[int]) -> None:
-        self._rows = rows
-        self._prompt_length: int | None = None
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        if self._prompt_length is None:
-            self._prompt_length = input_ids.shape[1]
-        step = input_ids.shape[1] - self._prompt_length
-        scores = torch.full_like(scores, -torch.inf)
-        for number, row in enumerate(self._rows):
-            scores[number, row[step % len(row)]] = 0.0
-        return scores
 
 
 class LastIsC(StoppingCriteria):

@@ -213,6 +213,23 @@ class Say(LogitsProcessor):
         return scores
 
 
+class SayRows(LogitsProcessor):
+    """Makes a model generate these tokens in each row, again and again, beside what fills it up."""
+
+    def __init__(self, *rows: list[int]) -> None:
+        self._rows = rows
+        self._prompt_length: int | None = None
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        if self._prompt_length is None:
+            self._prompt_length = input_ids.shape[1]
+        step = input_ids.shape[1] - self._prompt_length
+        scores = torch.full_like(scores, -torch.inf)
+        for number, row in enumerate(self._rows):
+            scores[number, row[step % len(row)]] = 0.0
+        return scores
+
+
 class Steps:
     """The forward passes of a model: how many there were, and what happens in which."""
 

@@ -155,11 +155,10 @@ class _Run:
         state.clock.set_deadlines(request.options.timeouts, producer.busy_clock())
         if state.clock.deadlines is not None:
             producer.check_also(lambda: state.clock.is_late(perf_counter(), producer.busy_clock()))
+        # In assisted decoding, criteria also see drafts that are not accepted yet.
+        self._is_assisted = is_assisted(request.model, request.generate_kwargs)
         # A stop string must end the step that completes it. Criteria are called before put().
-        # In assisted decoding they also see drafts that are not accepted yet.
-        self._decodes_in_criteria = bool(request.options.stop_strings) and not is_assisted(
-            request.model, request.generate_kwargs
-        )
+        self._decodes_in_criteria = bool(request.options.stop_strings) and not self._is_assisted
 
     def run(self, caches: CacheLender | None) -> Any:
         request, streamer, producer = self._request, self._streamer, self._producer
@@ -236,7 +235,7 @@ class _Run:
             kwargs["stopping_criteria"] = criteria_list(
                 *self._criteria, StopFlagCriteria(self._rows_to_stop)
             )
-            if len(self._rows) > 1:
+            if not self._is_assisted:
                 self._find_row_criteria()
             processors = [*request.score_changes(), *(kwargs.get("logits_processor") or ())]
             if request.options.logprobs:
@@ -256,24 +255,30 @@ class _Run:
             kwargs["tokenizer"] = request.text_tokenizer
 
     def _find_row_criteria(self) -> None:
-        """Find what ends single rows of several, and does not say so.
+        """Find what ends single rows, and does not say so.
 
-        ``generate()`` goes on, and fills the row up. Its tokens do not always show that it has
-        ended: a stop string can be in the tokens and not in the text, and the other way round.
+        Beside others, ``generate()`` goes on with such a row, and fills it up. Its tokens do not
+        always show that it has ended: a stop string can be in the tokens and not in the text, and
+        the other way round.
         """
         from .criteria import new_stop_string_criteria, row_criteria
 
-        request, ends_in_tokens = self._request, self._streamer.ends_in_tokens
+        request = self._request
         own = row_criteria(self._criteria)
         self._row_criteria = [(criterion, FinishReason.CRITERIA) for criterion, _ in own]
         replaced = {replaces for _, replaces in own}
-        strings = request.setting("stop_strings")
-        if strings and "stop_strings" not in replaced:
-            criterion = new_stop_string_criteria(request.text_tokenizer, strings)
-            self._row_criteria.append((criterion, FinishReason.STOP_STRING))
-        ends_in_tokens.discard(FinishReason.STOP_STRING)
+        ends_in_tokens = {FinishReason.EOS, FinishReason.STOP_STRING}
         if "eos_token_id" in replaced:
             ends_in_tokens.discard(FinishReason.EOS)
+        strings = request.setting("stop_strings")
+        if "stop_strings" in replaced:
+            ends_in_tokens.discard(FinishReason.STOP_STRING)
+        elif strings and len(self._rows) > 1:  # of one row, the text says which one it was
+            ends_in_tokens.discard(FinishReason.STOP_STRING)
+            criterion = new_stop_string_criteria(request.text_tokenizer, strings)
+            self._row_criteria.append((criterion, FinishReason.STOP_STRING))
+        for row in self._rows:
+            row.ends_in_tokens = frozenset(ends_in_tokens)
 
     def _new_form_mask(self, argument: str) -> Any:
         from .form_mask import FormMask
@@ -303,7 +308,7 @@ class _Run:
             streamer.take_from_criteria(sequences)
         for row in rows:
             stopped[row.number] |= row.is_to_stop
-            if stopped[row.number] and len(rows) > 1:
+            if stopped[row.number]:
                 streamer.mark_row_finished(row.number, sequences, reasons[row.number])
         if self._producer.should_stop():
             stopped = [True] * len(rows)
@@ -364,12 +369,11 @@ class _Run:
             raise GenerationTimeout(phase)
 
     def _row_ends(self) -> list[RowEnd]:
-        if len(self._rows) == 1:
-            [row], [stopped] = self._rows, rows_stopped(self._criteria, 1)
-            return [RowEnd(row.ended, stopped, row.last_step != math.inf)]
-        # The latest answers of the criteria are about what fills up a row that has ended.
+        [stopped, *_] = rows_stopped(self._criteria, len(self._rows))
+        # It is known by the step, if criteria were called for the steps that were streamed.
+        uses_latest = len(self._rows) == 1 and (self._is_assisted or not self._streamer.was_called)
         return [
-            RowEnd(row.ended or row.stopped_by, False, row.last_step != math.inf)
+            RowEnd(row.end_reason, uses_latest and stopped, row.last_step != math.inf)
             for row in self._rows
         ]
 

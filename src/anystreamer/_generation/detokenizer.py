@@ -65,8 +65,11 @@ class RowDetokenizer:
         # generate() goes on filling up a row that has ended beside others, often with pad tokens
         # that are EOS as well. Nothing after this many steps belongs to the row.
         self.last_step = math.inf
-        # Why a criterion of generate() ended a row of several, if one did.
+        # Why a criterion of generate() ended the row, if one did.
         self.stopped_by: FinishReason | None = None
+        # What ends the row if it is seen in its tokens. The rest is seen there too, but criteria of
+        # generate() decide.
+        self.ends_in_tokens = frozenset({FinishReason.EOS, FinishReason.STOP_STRING})
 
     @cached_property
     def _decoder(self) -> TextDecoder:
@@ -88,6 +91,12 @@ class RowDetokenizer:
             token_ids, logprobs = self.window.take(token_ids, logprobs)
         return self._process(token_ids, logprobs, elapsed)
 
+    def own_part(self, token_ids: Sequence[int], steps: int) -> Sequence[int]:
+        """Those of new tokens that belong to the row, after this many *steps*."""
+        if self.last_step == math.inf:
+            return token_ids
+        return token_ids[: max(0, int(self.last_step) - steps)]
+
     def set_eos(self, token_ids: Collection[int]) -> None:
         """Let these end the row, in place of those that the caller's arguments name."""
         self._eos_token_ids = frozenset(token_ids)
@@ -101,7 +110,7 @@ class RowDetokenizer:
 
         A stop string of ours ends it for good.
         """
-        if self.ended is None or self.is_cut:
+        if self.ended is None or self._is_cut:
             return
         self.ended = self._row.matched_stop_string = None
         if self._shown_stop_strings is not None:
@@ -110,10 +119,25 @@ class RowDetokenizer:
     @property
     def is_to_stop(self) -> bool:
         """Whether nothing more of it is wanted, whatever the model would still generate."""
-        return self._row.stop_requested or self.is_cut
+        return self._row.stop_requested or self._is_cut
 
     @property
-    def is_cut(self) -> bool:
+    def has_ended(self) -> bool:
+        """Whether ``generate()`` goes on without this row, or only fills it up."""
+        return self.ended_in_tokens or self.last_step != math.inf
+
+    @property
+    def ended_in_tokens(self) -> bool:
+        """Whether the tokens so far end the row: by a stop string of ours, or as ``generate()``."""
+        return self._is_cut or self.ended in self.ends_in_tokens
+
+    @property
+    def end_reason(self) -> FinishReason | None:
+        """What has ended the row: its tokens, or a criterion."""
+        return self.ended if self.ended_in_tokens else self.stopped_by
+
+    @property
+    def _is_cut(self) -> bool:
         """Whether a stop string of ours has ended the text."""
         return self._stopped_by_id is not None or self._stop_strings.matched is not None
 
@@ -145,10 +169,12 @@ class RowDetokenizer:
         if self._shown_stop_strings is not None:
             self._shown_stop_strings.finish()
         self._note_stop_strings()
+        if self.end_reason is not FinishReason.STOP_STRING:  # one in the text that ended nothing
+            self._row.matched_stop_string = None
         if (response := self._row.response) is not None:
             deltas = response.feed(text)
             deltas += response.finish(
-                has_ended=self.ended is FinishReason.EOS,
+                has_ended=self.end_reason is FinishReason.EOS,
                 end_ids=self._skipped,
                 stop_string=self._stop_strings.matched,
             )
@@ -162,7 +188,7 @@ class RowDetokenizer:
         The token that ended it can complete a stop string, though it is not text itself.
         """
         held = self._stop_strings.held
-        if self.ended is FinishReason.EOS and self._skipped and self._row.response is None:
+        if self.end_reason is FinishReason.EOS and self._skipped and self._row.response is None:
             decoder = self._new_decoder()
             shown = self._apply_stop_strings(decoder.decode(self._skipped[-1:]) + decoder.flush())
             if self._stop_strings.matched is not None:

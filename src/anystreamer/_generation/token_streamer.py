@@ -54,9 +54,6 @@ class TokenStreamer:
         self.logprobs_of: Callable[[list[int]], list[Logprob]] | None = None
         #: takes the tokens of each row that has not ended, and can refuse them
         self.check_tokens: Callable[[Sequence[Sequence[int]]], None] | None = None
-        #: of rows of several: what ends them if it is seen in their tokens. The rest is seen
-        #: there too, but criteria decide.
-        self.ends_in_tokens = {FinishReason.EOS, FinishReason.STOP_STRING}
         self._next_is_prompt = True
         self.is_over = False  # the answer has ended, though generate() can go on
         self._is_finished = False
@@ -66,6 +63,8 @@ class TokenStreamer:
         self._puts = 0  # calls with tokens of the answer
         self.prompt_length = 0
         self.steps = 0  # tokens that each row has been given
+        # Why a criterion ended the only row, by the step. generate() can undo the latest one.
+        self._reasons: dict[int, FinishReason | None] = {}
 
     def begin_inner(self, model: Any, generate_kwargs: Mapping[str, Any]) -> None:
         """Note that a model's own ``generate()`` calls that of an inner model, with these."""
@@ -119,6 +118,7 @@ class TokenStreamer:
             raise GenerationStopped  # or each window would begin, and cost a step
         self.prompt_length = len(prompts[0])
         self.steps = 0
+        self._reasons.clear()
         self.all_rows_finished = False
 
     def put_draft(self, value: Any) -> None:
@@ -156,9 +156,7 @@ class TokenStreamer:
 
     def end_criteria(self, stopped: Sequence[bool]) -> None:
         """Take the answer of our criteria for each row: whether it ends with this step."""
-        self.all_rows_finished = all(
-            stopped[row.number] or row.ended is not None for row in self._rows
-        )
+        self.all_rows_finished = all(stopped[row.number] or row.has_ended for row in self._rows)
 
     def take_from_criteria(self, sequences: Any) -> None:
         """Take the new ids among those that a criterion sees, of shape ``(B, T)``."""
@@ -188,7 +186,9 @@ class TokenStreamer:
         """End a row with the step that a criterion was called for, unless it has ended before."""
         row = self._rows[number]
         step = len(sequences[number]) - self.prompt_length
-        if row.last_step > step:
+        if len(self._rows) == 1:
+            self._reasons[step] = reason
+        elif row.last_step > step:
             row.last_step = step
             row.stopped_by = reason
 
@@ -197,6 +197,8 @@ class TokenStreamer:
         if self._is_finished or self._state.abandoned:
             return
         self._is_finished = True
+        if len(self._rows) == 1:
+            self._rows[0].stopped_by = self._reasons.get(self.steps)
         elapsed = self._state.clock.elapsed(perf_counter())
         self._deliver(row.finish(elapsed) for row in self._rows)
 
@@ -206,14 +208,10 @@ class TokenStreamer:
             return
         now = perf_counter()
         state = self._state
+        own = [row.own_part(ids, self.steps) for row, ids in zip(self._rows, step, strict=True)]
         if self.check_tokens is not None:
-            rows = zip(self._rows, step, strict=True)
-            self.check_tokens([ids if row.last_step > self.steps else () for row, ids in rows])
-        unfinished = [
-            (row, ids)
-            for row, ids in zip(self._rows, step, strict=True)
-            if row.last_step > self.steps
-        ]
+            self.check_tokens(own)
+        unfinished = [(row, ids) for row, ids in zip(self._rows, own, strict=True) if ids]
         self.steps += len(step[0])
         state.clock.tokens(len(step[0]), now, self._producer.busy_clock())
         logprobs = self.logprobs_of([ids[-1] for ids in step]) if self.logprobs_of else None
@@ -228,8 +226,8 @@ class TokenStreamer:
         )
         if len(self._rows) > 1:
             for row, _ in unfinished:
-                if row.is_cut or row.ended in self.ends_in_tokens:
-                    row.last_step = self.steps
+                if row.ended_in_tokens:  # a criterion can have marked a step that comes later
+                    row.last_step = min(row.last_step, self.steps)
 
     def _deliver(self, chunks: Iterable[list[TextChunk]]) -> None:
         ready = [chunk for each in chunks for chunk in each]
