@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from anyio import CancelScope, create_task_group, from_thread
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from anystreamer import FinishReason, open_engine, stream_batch, stream_text
 
@@ -113,6 +114,7 @@ async def check_text(tiny: TinyModel) -> None:
         assert stream.usage.prompt_tokens == inputs["input_ids"].shape[1]
     await _check_stop_strings(tiny, inputs, ids)
     await _check_eos(tiny, inputs, ids)
+    await _check_criteria(tiny, inputs, ids)
 
 
 async def _check_stop_strings(tiny: TinyModel, inputs: Mapping[str, Any], ids: list[int]) -> None:
@@ -137,6 +139,19 @@ async def _check_eos(tiny: TinyModel, inputs: Mapping[str, Any], ids: list[int])
         if len(expected) < len(ids):
             assert stream.finish_reason is FinishReason.EOS
             assert stream.text == _decoded(_before(eos, expected))
+
+
+async def _check_criteria(tiny: TinyModel, inputs: Mapping[str, Any], ids: list[int]) -> None:
+    class LastIs(StoppingCriteria):
+        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+            return input_ids[:, -1] == ids[len(ids) // 2]
+
+    criteria = StoppingCriteriaList([LastIs()])
+    with contextlib.suppress(Refused):
+        expected = generated(tiny.model, inputs, stopping_criteria=criteria)
+        stream = await _read(stream_text, tiny, inputs, stopping_criteria=criteria)
+        assert stream.token_ids == expected
+        assert stream.finish_reason is FinishReason.CRITERIA or expected == ids
 
 
 class Steps:
