@@ -151,6 +151,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "foo"}}},
         "response_format is not valid: Invalid type",
     ),
+    (  # a name in the schema is not taken for that of a parameter
+        {"type": "json_schema", "json_schema": {"name": "n", "schema": {"$ref": "#/top_k"}}},
+        "response_format is not valid: Pointer '/top_k'",
+    ),
     (
         {"type": "json_schema", "json_schema": {"name": "n", "schema": {"$ref": "http://a.b/c"}}},
         "response_format is not valid",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -119,7 +120,9 @@ def is_about_request(exc: Exception) -> bool:
 
 
 def in_clients_terms(exc: Exception, param: str, names: Mapping[str, str]) -> APIError:
-    """A refusal by the engine, with OpenAI's name of the argument that the message names.
+    """A refusal by the engine, with OpenAI's name of the argument that the message names first.
+
+    What follows can be text of the request.
 
     Args:
         exc: the refusal.
@@ -130,10 +133,10 @@ def in_clients_terms(exc: Exception, param: str, names: Mapping[str, str]) -> AP
     message = message_of(exc) or type(exc).__name__
     if is_kind(exc, PromptTooLong):
         return APIError(message, param=param, code="context_length_exceeded")
-    for name, known_as in (*names.items(), *_PARAMS.items()):
-        if name in message:
-            message, param = message.replace(name, known_as), known_as
-            break
+    params = {**_PARAMS, **names}
+    if (named := re.search(rf"\b(?:{'|'.join(params)})\b", message)) is not None:
+        param = params[named[0]]
+        message = re.sub(rf"\b{named[0]}\b", param, message)
     return APIError(message, param=param, code="invalid_value")
 
 
