@@ -33,6 +33,12 @@ def threads_may_end_by_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
 
 
+@pytest.fixture
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing ends the text afterwards."""
+    monkeypatch.setattr(text_queue, "END_GRACE", 0.0)
+
+
 def inputs() -> dict[str, Any]:
     return dict(tokenizer()([PROMPT], return_tensors="pt"))
 
@@ -67,6 +73,10 @@ BOTH = (EARLY["an unknown argument"], LATE["a later step"])
 
 def generate(streamer: Any, kwargs: dict[str, Any]) -> None:
     llama().generate(**{"max_new_tokens": 9, **inputs(), **kwargs}, streamer=streamer)
+
+
+def whole_text() -> str:
+    return str(tokenizer().decode(generated(llama(), PROMPT, max_new_tokens=9)))
 
 
 async def text_of(streamer: Any) -> str:
@@ -120,11 +130,11 @@ async def test_an_error_before_the_consumer_comes(
     await fails(streamer, kind)
 
 
+@pytest.mark.usefixtures("no_grace")
 @pytest.mark.parametrize(("kwargs", "kind"), BOTH, ids=["early", "late"])
 async def test_an_error_in_a_thread_of_a_pool(
-    kwargs: dict[str, Any], kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+    kwargs: dict[str, Any], kind: type[Exception]
 ) -> None:
-    monkeypatch.setattr(text_queue, "END_GRACE", 0.0)  # nothing handles the error here
     streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(generate, streamer, kwargs)
@@ -178,7 +188,7 @@ async def test_an_error_whose_handler_ends_the_text(
     thread = Thread(target=handle)
     thread.start()
     text = await text_of(streamer)
-    whole = tokenizer().decode(generated(llama(), PROMPT, max_new_tokens=9))
+    whole = whole_text()
     assert whole.startswith(text.rstrip("\N{REPLACEMENT CHARACTER}"))
     await to_thread.run_sync(thread.join)
 
@@ -196,7 +206,7 @@ async def test_an_error_in_a_thread_of_a_task_group_ends_the_consumer_with_its_s
 
 async def test_a_streamer_serves_a_generation_after_one_that_failed() -> None:
     streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True)
-    expected = tokenizer().decode(generated(llama(), PROMPT, max_new_tokens=9))
+    expected = whole_text()
     for kwargs, kind in BOTH:
         thread = Thread(target=generate, args=(streamer, kwargs))
         thread.start()
@@ -219,7 +229,7 @@ async def test_an_error_that_is_handled_by_trying_again() -> None:
     thread = Thread(target=try_twice)
     thread.start()
     text = await text_of(streamer)
-    assert text == tokenizer().decode(generated(llama(), PROMPT, max_new_tokens=9))
+    assert text == whole_text()
     await to_thread.run_sync(thread.join)
 
 
@@ -227,6 +237,7 @@ def other_decoding(model: Any, input_ids: Any, **kwargs: Any) -> Any:
     return input_ids  # the streamer is not among the arguments
 
 
+@pytest.mark.usefixtures("no_grace")
 async def test_a_generate_that_never_calls_the_streamer() -> None:
     streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True)
     thread = Thread(target=generate, args=(streamer, {"custom_generate": other_decoding}))
@@ -248,6 +259,7 @@ async def test_a_model_class_with_a_generate_of_its_own() -> None:
     await fails(streamer, NotImplementedError)
 
 
+@pytest.mark.usefixtures("no_grace")
 async def test_a_subclass_that_drops_the_end() -> None:
     class Streamer(AsyncTextIteratorStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
@@ -261,7 +273,7 @@ async def test_a_subclass_that_drops_the_end() -> None:
         with anyio.fail_after(PATIENCE):
             async for piece in streamer:
                 text += piece
-    assert text == tokenizer().decode(generated(llama(), PROMPT, max_new_tokens=9))
+    assert text == whole_text()
 
 
 class PutsOnTheLoop(AsyncTextIteratorStreamer):
@@ -296,7 +308,7 @@ async def test_an_end_that_the_loop_has_still_to_put(subclass: type[PutsOnTheLoo
     async def consume() -> None:
         for _ in range(2):
             text = await text_of(streamer)
-            assert text == tokenizer().decode(generated(llama(), PROMPT, max_new_tokens=9))
+            assert text == whole_text()
 
     streamer = subclass(tokenizer(), skip_prompt=True)
     async with anyio.create_task_group() as tasks:
@@ -309,6 +321,7 @@ async def test_an_end_that_the_loop_has_still_to_put(subclass: type[PutsOnTheLoo
             time.sleep(3 * delivery_thread.LIFE_POLL)
 
 
+@pytest.mark.usefixtures("no_grace")
 @pytest.mark.parametrize("is_busy", [False, True])
 async def test_an_error_behind_what_the_loop_has_still_to_put(is_busy: bool) -> None:
     streamer = PutsOnTheLoop(tokenizer(), skip_prompt=True)
@@ -320,6 +333,77 @@ async def test_an_error_behind_what_the_loop_has_still_to_put(is_busy: bool) -> 
         if is_busy:
             thread.join()
     await to_thread.run_sync(thread.join)
+
+
+@puts_on_the_loop
+async def test_an_error_of_a_call_before_the_loop_has_ended_the_text_of_the_one_before(
+    subclass: type[PutsOnTheLoop],
+) -> None:
+    def two_calls() -> None:
+        generate(streamer, {})
+        generate(streamer, {"no_such_argument": 1})
+
+    streamer = subclass(tokenizer(), skip_prompt=True)
+    for is_busy in (False, True):
+        thread = Thread(target=two_calls)
+        thread.start()
+        if is_busy:
+            thread.join()
+        assert await text_of(streamer) == whole_text()
+        await fails(streamer, ValueError)
+        await to_thread.run_sync(thread.join)
+
+
+class Typewriter(AsyncTextIteratorStreamer):
+    """A task on the loop puts the characters one by one, after the thread has ended as well."""
+
+    def __init__(self) -> None:
+        super().__init__(tokenizer(), skip_prompt=True)
+        self.typed: list[str | None] = []
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.typed += [*text, self.stop_signal] if stream_end else text
+
+    async def type(self) -> None:
+        while True:
+            await anyio.sleep(2 * delivery_thread.LIFE_POLL)
+            if self.typed:
+                self.text_queue.put_nowait(item := self.typed.pop(0))
+                if item is None:
+                    return
+
+
+async def test_a_text_that_the_loop_ends_long_after_the_thread() -> None:
+    streamer = Typewriter()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(streamer.type)
+        thread = Thread(target=generate, args=(streamer, {}))
+        thread.start()
+        assert await text_of(streamer) == whole_text()
+
+
+async def test_the_loop_begins_a_text_or_makes_all_of_it_after_one_of_a_thread() -> None:
+    def generate_late() -> None:
+        time.sleep(3 * delivery_thread.LIFE_POLL)
+        generate(streamer, {})
+
+    async def put_all() -> None:
+        for item in ("b", "c", None):
+            await anyio.sleep(3 * delivery_thread.LIFE_POLL)
+            streamer.on_finalized_text(item or "", stream_end=item is None)
+
+    streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True)
+    for prefix in ("", "a "):
+        if prefix:
+            streamer.on_finalized_text(prefix)
+        thread = Thread(target=generate_late)
+        thread.start()
+        assert await text_of(streamer) == prefix + whole_text()
+        await to_thread.run_sync(thread.join)
+    streamer.on_finalized_text("a")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(put_all)
+        assert await text_of(streamer) == "abc"
 
 
 async def test_a_subclass_that_raises() -> None:
@@ -354,7 +438,7 @@ async def test_calls_with_other_streamers_are_left_alone() -> None:
         raise error
 
     generate(Printer(tokenizer(), skip_prompt=True), {})
-    assert "".join(printed) == tokenizer().decode(generated(llama(), PROMPT, max_new_tokens=9))
+    assert "".join(printed) == whole_text()
     with steps_of(llama(), {3: fail}), pytest.raises(ZeroDivisionError) as raised:
         generate(Printer(tokenizer()), {})
     assert raised.value is error

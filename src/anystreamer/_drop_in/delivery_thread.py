@@ -42,7 +42,7 @@ class DeliveredQueue(Protocol):
 
     @property
     def producer_is_alive(self) -> bool:
-        """Whether the thread that put the last item runs."""
+        """Whether the thread that put something last runs."""
 
     def is_over(self, *, producer_is_alive: bool) -> bool:
         """Whether its text cannot be ended any more, but by what its thread left on the loop."""

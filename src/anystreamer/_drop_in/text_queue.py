@@ -19,8 +19,9 @@ from .delivery_thread import DeliveryThread
 
 __all__ = ["TextQueue"]
 
-# After generate() has raised, the code that called it can still end the text, for this long
-# (seconds). The end of its thread cannot be waited for: a thread of a pool lives on.
+# A text can still be ended for this long (seconds) after its call of generate(), and after the
+# latest item that code on the loop has put. The end of its thread says too little: a thread of a
+# pool lives on, and what a thread leaves on the loop can take its time.
 END_GRACE = 2.0
 # An item in whose place an error is raised.
 _FAILURE = object()
@@ -50,24 +51,45 @@ class TextQueue:
         self._loop_thread = threading.current_thread()
         self._lock = threading.Lock()  # of the following
         self._text_is_open = False  # a text has begun and not ended
-        self._producer = self._loop_thread  # of the open text
-        self._ended_call: _EndedCall | None = None
+        self._producer = self._loop_thread  # the thread that put something last
+        self._loop_put_at: float | None = None  # the loop has put something since (perf_counter)
+        self._ended_call: _EndedCall | None = None  # and nothing has followed it
+        self._late_ends = 0  # of texts before this one, which the loop has still to put
 
     # -- putting
 
     def put_nowait(self, item: Any) -> None:
         """Add an item."""
-        if threading.current_thread() is not self._loop_thread:
+        if threading.current_thread() is self._loop_thread:
+            self._open_on_loop()
+        else:
             self.open()
-        else:  # by a callback, as a subclass can: for a thread that can have ended since
-            self._open_for_another_thread()
         if not self._state.closed:
             self._delivery.submit(self, item)
         if (is_end := self._is_end()) is not None and is_end(item):
-            with self._lock:
-                self.texts_ended += 1
-                self._text_is_open = False
-                self._ended_call = None
+            self._end()
+
+    def _open_on_loop(self) -> None:
+        """Go on with the text of a thread that has left its items to the loop, or begin one."""
+        with self._lock:
+            begins = not self._text_is_open
+            self._text_is_open = True
+            self._loop_put_at = perf_counter()
+        if begins:
+            self._watch()
+
+    def _end(self) -> None:
+        is_on_loop = threading.current_thread() is self._loop_thread
+        with self._lock:
+            self._text_is_open = False
+            self._loop_put_at = None
+            if is_on_loop and self._late_ends:
+                self._late_ends -= 1
+                return
+            self.texts_ended += 1
+            self._ended_call = None
+            if not is_on_loop:
+                self._late_ends = 0
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> _Done:
         """Add an item. What is returned can be awaited, and need not be."""
@@ -137,21 +159,21 @@ class TextQueue:
     def open(self) -> bool:
         """Go on with a text in this thread, or begin one. Returns whether it has begun."""
         with self._lock:
+            self._leave_ended_call()
             begins = not self._text_is_open
-            is_new = begins or self._ended_call is not None
             self._text_is_open = True
             self._producer = threading.current_thread()
-            self._ended_call = None
-        if is_new:
+            self._loop_put_at = None
+        if begins:
             self._watch()
         return begins
 
-    def _open_for_another_thread(self) -> None:
-        with self._lock:
-            begins = not self._text_is_open
-            self._text_is_open = True
-        if begins:
-            self._watch()
+    def _leave_ended_call(self) -> None:
+        """Something follows the call: its error was handled, or the loop puts its end later."""
+        call, self._ended_call = self._ended_call, None
+        if call is not None and call.error is None and self._text_is_open:
+            self._text_is_open = False
+            self._late_ends += 1
 
     def stop(self) -> None:
         """Ask the model to end after the current step. From any thread or a signal handler."""
@@ -169,11 +191,14 @@ class TextQueue:
     def call_began(self) -> int:
         """A call begins in this thread. Returns what `call_ended` needs."""
         with self._lock:
-            self._ended_call = None
+            self._leave_ended_call()
             return self.texts_ended
 
     def call_ended(self, error: BaseException | None, texts_ended: int) -> None:
-        """A call in this thread has raised *error*, or returned; so many texts had ended before."""
+        """A call in this thread has raised *error*, or returned.
+
+        *texts_ended* is what `call_began` returned.
+        """
         with self._lock:
             if self.texts_ended != texts_ended:
                 return
@@ -210,7 +235,7 @@ class TextQueue:
 
     @property
     def producer_is_alive(self) -> bool:
-        """Whether the thread that put the last item runs."""
+        """Whether the thread that put something last runs; what the loop puts does not count."""
         return self._producer.is_alive()
 
     def is_over(self, *, producer_is_alive: bool) -> bool:
@@ -229,10 +254,13 @@ class TextQueue:
             return [_FAILURE]
 
     def _call_if_over(self, producer_is_alive: bool) -> _EndedCall | None:
-        call = self._ended_call
-        if call is None and self._text_is_open and not producer_is_alive:
-            call = _EndedCall.unseen(self._producer)
-        return call if call is not None and self._getters and call.is_over else None
+        if not self._getters:
+            return None
+        if (call := self._ended_call) is not None:
+            return call if call.is_over(self._loop_put_at) else None
+        if producer_is_alive or not self._text_is_open or self._loop_put_at is not None:
+            return None
+        return _EndedCall.unseen(self._producer)
 
 
 class _Done:
@@ -269,12 +297,13 @@ class _EndedCall:
         message = "generate() did not return: it raised, in a thread that has ended"
         return cls(thread, perf_counter(), message, None)
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the code around the call has had its chance to end the text."""
-        if not self.thread.is_alive():
-            return True
-        return self.error is not None and perf_counter() - self.at > END_GRACE
+    def is_over(self, loop_put_at: float | None) -> bool:
+        """Whether the code around the call, or on the loop, has had its chance to end the text."""
+        seconds = perf_counter() - max(self.at, loop_put_at or 0.0)
+        thread_has_ended = not self.thread.is_alive()
+        if self.error is None:
+            return thread_has_ended and loop_put_at is None and seconds > END_GRACE
+        return seconds > END_GRACE or (thread_has_ended and loop_put_at is None)
 
     @property
     def failure(self) -> RuntimeError:
