@@ -89,7 +89,7 @@ class Request:
         self.context = engine.stream_text(**kwargs, stop=self.stop or ())
         self.stream: TextStream
         self.received = ""
-        self.has_ended = self.is_left = False
+        self.has_ended = self.is_closed = self.is_left = False
 
     async def receive(self) -> None:
         try:
@@ -98,14 +98,14 @@ class Request:
             self.has_ended = True
             self.check_end()
         except ClosedResourceError:
-            assert self.is_left
+            assert self.is_closed
         except GenerationTimeout:
             assert self.is_late
             self.has_ended = True
 
     async def read(self) -> None:
         with fail_after(PATIENCE):
-            while not (self.has_ended or self.is_left):
+            while not (self.has_ended or self.is_closed):
                 await self.receive()
 
     async def cancel_a_receive(self, passes: int) -> None:
@@ -116,7 +116,7 @@ class Request:
             tasks.cancel_scope.cancel()
 
     async def leave(self, error: Exception | None = None) -> None:
-        self.is_left = True
+        self.is_left = self.is_closed = True
         try:
             await self.context.__aexit__(type(error) if error else None, error, None)
         except GenerationTimeout:
@@ -142,8 +142,9 @@ async def follow(engine: Engine, batching: str, steps: list[Any]) -> None:
     try:
         for step in steps:
             if isinstance(step, dict):
-                requests.append(request := Request(engine, batching, step))
+                request = Request(engine, batching, step)
                 request.stream = await request.context.__aenter__()
+                requests.append(request)
             elif requests:
                 await move(requests[step[1] % len(requests)], *step)
             for each in requests:
@@ -177,7 +178,7 @@ async def move(request: Request, name: str, number: int) -> None:
             request.stream.stop()
         case "close":
             await request.stream.aclose()
-            request.is_left = True
+            request.is_closed = True
         case "leave" if not request.is_left:
             await request.leave()
         case "raise" if not request.is_left:

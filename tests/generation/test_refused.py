@@ -128,6 +128,11 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "stop_strings has no string: leave it out",
     ),
+    "stop_strings of a config without one": (
+        lambda: stream_llama(generation_config=GenerationConfig(stop_strings=[])),
+        ValueError,
+        "stop_strings has no string: leave it out",
+    ),
     "stop_strings empty": (
         lambda: stream_llama(stop_strings=""),
         ValueError,

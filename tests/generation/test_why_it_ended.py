@@ -125,6 +125,22 @@ async def test_finish_reason_criteria(make: Callable[[], Any]) -> None:
     assert stream.text == "abc"
 
 
+@pytest.mark.parametrize("drafts", [{}, {"prompt_lookup_num_tokens": 3}], ids=["plain", "drafts"])
+async def test_a_criterion_takes_the_place_of_the_setting(drafts: dict[str, Any]) -> None:
+    """As with `generate()`: a token of the setting ends nothing, not even as the last one."""
+    for criterion, reason in (("c", FinishReason.CRITERIA), ("z", FinishReason.LENGTH)):
+        context = stream_llama(
+            logits_processor=[Say("abcde")],
+            eos_token_id=ids_of("be"),
+            stopping_criteria=[EosTokenCriteria(ids_of(criterion)[0])],
+            max_new_tokens=5,
+            **drafts,
+        )
+        _, stream = await collect(context)
+        assert stream.finish_reason is reason
+        assert stream.token_ids == ids_of("abc" if criterion == "c" else "abcde")
+
+
 async def test_finish_reason_stop_string() -> None:
     _, stream = await collect(stream_llama(logits_processor=[Say("one two")], stop=" t", **ENDLESS))
     assert stream.finish_reason is FinishReason.STOP_STRING

@@ -235,8 +235,7 @@ class _Run:
             kwargs["stopping_criteria"] = criteria_list(
                 *self._criteria, StopFlagCriteria(self._rows_to_stop)
             )
-            if not self._is_assisted:
-                self._find_row_criteria()
+            self._find_row_criteria()
             processors = [*request.score_changes(), *(kwargs.get("logits_processor") or ())]
             if request.options.logprobs:
                 recorder = LogprobsProcessor(request.options.top_logprobs)
@@ -265,7 +264,8 @@ class _Run:
 
         request = self._request
         own = row_criteria(self._criteria)
-        self._row_criteria = [(criterion, FinishReason.CRITERIA) for criterion, _ in own]
+        if not self._is_assisted:
+            self._row_criteria = [(criterion, FinishReason.CRITERIA) for criterion, _ in own]
         replaced = {replaces for _, replaces in own}
         ends_in_tokens = {FinishReason.EOS, FinishReason.STOP_STRING}
         if "eos_token_id" in replaced:
@@ -401,8 +401,8 @@ class _Run:
 class RowEnd:
     """What is known about a row when ``generate()`` has returned."""
 
-    ended: FinishReason | None  #: seen in its tokens, as an EOS is; of one of several, known at all
-    stopped_by_criterion: bool  #: one of the caller's criteria stopped it, at last
+    ended: FinishReason | None  #: why it ended, if its tokens or the answers of criteria show it
+    stopped_by_criterion: bool  #: where they do not: the latest answer of the caller's criteria
     finished_early: bool  #: it ended before others of its batch
 
 

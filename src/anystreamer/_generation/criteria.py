@@ -113,7 +113,7 @@ class LogprobsProcessor(LogitsProcessor):
 
 
 def row_criteria(criteria: Iterable[Any]) -> list[tuple[Any, str]]:
-    """Those of transformers' own that end single rows of several.
+    """Those of transformers' own that end single rows.
 
     Each has the setting of ``generate()`` whose criterion it takes the place of.
     """

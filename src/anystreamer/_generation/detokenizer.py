@@ -174,7 +174,7 @@ class RowDetokenizer:
         if (response := self._row.response) is not None:
             deltas = response.feed(text)
             deltas += response.finish(
-                has_ended=self.end_reason is FinishReason.EOS,
+                has_ended=self.ended is FinishReason.EOS,
                 end_ids=self._skipped,
                 stop_string=self._stop_strings.matched,
             )
@@ -188,7 +188,7 @@ class RowDetokenizer:
         The token that ended it can complete a stop string, though it is not text itself.
         """
         held = self._stop_strings.held
-        if self.end_reason is FinishReason.EOS and self._skipped and self._row.response is None:
+        if self.ended is FinishReason.EOS and self._skipped and self._row.response is None:
             decoder = self._new_decoder()
             shown = self._apply_stop_strings(decoder.decode(self._skipped[-1:]) + decoder.flush())
             if self._stop_strings.matched is not None:

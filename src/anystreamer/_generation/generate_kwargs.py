@@ -157,6 +157,7 @@ def _check_arguments(name: str, model: Any, generate_kwargs: Mapping[str, Any]) 
     strings = generate_kwargs.get("stop_strings")
     if isinstance(strings, Iterator):  # we read them, and then generate() does
         raise TypeError("stop_strings must be a str or a list of str, not an iterator")
+    strings = effective_setting(model, generate_kwargs, "stop_strings")
     if strings is not None and not validate_stop_strings(strings, "stop_strings"):
         raise ValueError("stop_strings has no string: leave it out")
     if callable(generate_kwargs.get("custom_generate")):

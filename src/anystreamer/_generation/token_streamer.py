@@ -114,11 +114,11 @@ class TokenStreamer:
                 row.go_on()
             if self._token_healing:
                 self._state.rows[row.number].prompt_token_ids = prompt
+        self._reasons.clear()
         if self.steps and self.is_to_stop():
             raise GenerationStopped  # or each window would begin, and cost a step
         self.prompt_length = len(prompts[0])
         self.steps = 0
-        self._reasons.clear()
         self.all_rows_finished = False
 
     def put_draft(self, value: Any) -> None:

@@ -50,10 +50,10 @@ def _of_container() -> int:
 
 
 def _reclaimable() -> int:
-    """Bytes of files that the system only keeps in memory, such as weights that were copied.
+    """Bytes of files that the system keeps in memory, and that give way where memory is needed.
 
-    They count as used, and give way where memory is needed. A model can use weights where they are
-    mapped from their file: those are needed, and stay counted.
+    Such are the files of weights that were read into memory of the model's own. A model can use
+    weights where they are mapped from their file: those are needed, and stay counted.
     """
     try:
         lines = (_CGROUP / "memory.stat").read_text().splitlines()
