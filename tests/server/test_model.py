@@ -114,6 +114,10 @@ async def test_what_continuous_batching_cannot_do_is_refused_by_name() -> None:
             response = await client.post(TEXT, json={"prompt": PROMPT, param: value})
             assert response.status_code == 400
             assert response.json()["error"]["param"] == param, response.text
+        chat = {"messages": [{"role": "user", "content": "Hi"}]}
+        for body in ({"logprobs": True, "top_logprobs": 2}, {"logprobs": True, "seed": 7}):
+            response = await client.post("/v1/chat/completions", json={**chat, **body})
+            assert response.json()["error"]["param"] == list(body)[-1], response.text
 
 
 async def test_the_model_s_length_is_known() -> None:

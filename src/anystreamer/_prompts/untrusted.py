@@ -114,7 +114,9 @@ class UntrustedMessages(list[Mapping[str, Any]]):
         """Return these messages several times."""
         return self.replaced(super().__mul__(times))
 
-    __rmul__ = __mul__
+    def __rmul__(self, times: SupportsIndex, /) -> UntrustedMessages:
+        """Return these messages several times."""
+        return self * times
 
     def extend(self, messages: Iterable[Mapping[str, Any]], /) -> None:
         """Append others. Of `UntrustedMessages`, their rules apply as well, as in a sum."""

@@ -271,6 +271,8 @@ class EngineResponse(StreamResponse):
         names = {
             "logits_processor": "logprobs" if request.seed is None else "seed",
             "eos_token_id": "ignore_eos" if request.ignore_eos else "stop_token_ids",
+            # Of text completions, logprobs is a number.
+            "top_logprobs": "top_logprobs" if hasattr(request, "top_logprobs") else "logprobs",
         }
         return in_clients_terms(exc, request.prompts[0][0], names)
 

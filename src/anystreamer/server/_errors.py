@@ -36,7 +36,6 @@ LONGEST_RETRY = 60
 # Names of the engine's arguments, and of the parameters of OpenAI's API that set them.
 _PARAMS = {
     "logprobs": "logprobs",
-    "top_logprobs": "top_logprobs",
     "do_sample": "temperature",
     "max_new_tokens": "max_tokens",
     "min_new_tokens": "min_tokens",
