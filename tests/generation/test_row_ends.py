@@ -66,6 +66,8 @@ def expected_end(row: str, prompt: str, arguments: dict[str, Any]) -> tuple[str,
     kinds = {type(each) for each in criteria}  # of transformers' own, they replace its settings
     for length in range(1, len(row) + 1):
         said = row[:length]
+        # A token of the setting is not text. A criterion in its place can let the row go on.
+        text = "".join(each for each in said if ids_of(each)[0] != arguments["eos_token_id"])
         ids = torch.tensor([ids_of(prompt) + ids_of(said)])
         reasons = set()
         if any(each(ids, None).any() for each in criteria):
@@ -76,7 +78,7 @@ def expected_end(row: str, prompt: str, arguments: dict[str, Any]) -> tuple[str,
             criterion = StopStringCriteria(tokenizer(), arguments["stop_strings"])
             if criterion(ids, None).any():
                 reasons.add(FinishReason.STOP_STRING)
-        if any(string in said for string in arguments["stop"]):
+        if any(string in text for string in arguments["stop"]):
             reasons.add(FinishReason.STOP_STRING)
         if reasons:
             return said, reasons
