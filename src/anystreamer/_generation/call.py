@@ -289,7 +289,7 @@ class _Run:
             [each for each in matchers if each is not None],
             lambda: streamer.prompt_length,
             argument=argument,
-            reads_drafts=is_assisted(request.model, request.generate_kwargs),
+            reads_drafts=self._is_assisted,
         )
         streamer.check_tokens = self._form_mask.take
         return self._form_mask
