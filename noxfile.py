@@ -194,16 +194,30 @@ def everything(session: nox.Session) -> None:
     run = (sys.executable, "-m", "nox", "--sessions")
     env = os.environ | {"ANYSTREAMER_WORKERS": str(CORES)}
     log = Path(session.create_tmp()) / "second_lane.log"
+    printed: list[str] = []
     with (
         log.open("w") as output,
         subprocess.Popen((*run, *LANES[1]), env=env, stdout=output, stderr=output) as second,
     ):
         try:
-            first = subprocess.run((*run, *LANES[0]), env=env, check=False)
+            with subprocess.Popen(
+                (*run, *LANES[0]),
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            ) as first:
+                for line in first.stdout or ():
+                    print(line, end="", flush=True)
+                    printed.append(line)
             second.wait()
         finally:
             second.terminate()
             print(log.read_text(encoding="utf-8", errors="replace"), flush=True)
+    if first.returncode:
+        # Some services keep only the end of an output, and the other lane's is long.
+        print("The end of the first lane, again:\n", *printed[-200:], sep="", flush=True)
     if first.returncode or second.returncode:
         session.error("a session has failed: see above")
 
