@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from transformers import MaxTimeCriteria
+
+from anystreamer import FinishReason, stream_batch
 
 from ..helpers.deferred_stops import deferred_stops
 from ..helpers.llama_streams import ENDLESS, PROMPT, collect, stream_llama
 from ..helpers.own_ends import OWN_ENDS
-from ..helpers.tiny_models import llama, steps_of
+from ..helpers.tiny_models import llama, steps_of, tokenizer
 
 pytestmark = pytest.mark.torch
 
@@ -21,7 +26,9 @@ def stops_are_deferred() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("stop", [(), "zz"], ids=["plain", "stop"])
-@pytest.mark.parametrize("end", ["eos", "length", "criteria", "stop string"])
+@pytest.mark.parametrize(
+    "end", ["eos", "length", "criteria", "transformers' criteria", "stop string"]
+)
 async def test_a_device_that_stops_a_step_late(end: str, stop: str | tuple[()]) -> None:
     """What is delivered is what `generate()` returns, with or without a look at each step."""
     _, kwargs = OWN_ENDS[end]
@@ -30,6 +37,32 @@ async def test_a_device_that_stops_a_step_late(end: str, stop: str | tuple[()]) 
     assert stream.finish_reason is OWN_ENDS[end][0]
     assert stream.token_ids == stream.output[0, len(PROMPT) :].tolist()
     assert stream.usage.computed_tokens == 3
+
+
+@pytest.mark.parametrize("stop", [(), "zz"], ids=["plain", "stop"])
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("how", ["setting", "criterion"])
+async def test_the_time_on_a_device_that_stops_a_step_late(
+    how: str, rows: int, stop: str | tuple[()]
+) -> None:
+    criterion = MaxTimeCriteria(max_time=900.0)
+
+    def take_time() -> None:
+        time.sleep(0.2)
+        criterion.initial_timestamp -= 1000
+
+    arguments: dict[str, Any] = {"max_time": 0.1} if how == "setting" else {}
+    if how == "criterion":
+        arguments["stopping_criteria"] = [criterion]
+    prompts = [PROMPT] * rows
+    with steps_of(llama(), {3: take_time}):
+        async with stream_batch(
+            llama(), tokenizer(), prompts, **arguments, **ENDLESS, stop=stop
+        ) as stream:
+            await stream.read()
+    reason = FinishReason.TIME if how == "setting" else FinishReason.CRITERIA
+    assert stream.finish_reason == [reason] * rows
+    assert stream.token_ids == stream.output[:, len(PROMPT) :].tolist()
 
 
 @pytest.mark.parametrize("stop", [(), "zz"], ids=["plain", "stop"])

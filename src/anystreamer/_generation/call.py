@@ -140,7 +140,9 @@ class _Run:
         self._kwargs = {**inputs, **request.generate_kwargs}
         self._criteria = list(self._kwargs.get("stopping_criteria") or ())  # the caller's, wrapped
         self._rows = [request.row_detokenizer(number, row) for number, row in enumerate(state.rows)]
-        self._row_criteria: list[tuple[Any, FinishReason]] = []  # asked again for their answers
+        # These of transformers' own are asked again for their answers.
+        self._row_criteria: list[tuple[Any, FinishReason]] = []
+        self._time_criteria: list[Any] = []
         self._form_mask: Any = None
         self._sequences: Any = None  # the prompt and the tokens so far, of shape (B, T)
         self._has_windows = uses_windows(request.model, request.generate_kwargs)
@@ -159,6 +161,7 @@ class _Run:
         self._is_assisted = is_assisted(request.model, request.generate_kwargs)
         # A stop string must end the step that completes it. Criteria are called before put().
         self._decodes_in_criteria = bool(request.options.stop_strings) and not self._is_assisted
+        self._max_time = request.setting("max_time")  # seconds
 
     def run(self, caches: CacheLender | None) -> Any:
         request, streamer, producer = self._request, self._streamer, self._producer
@@ -227,6 +230,7 @@ class _Run:
                 StopFlagCriteria,
                 criteria_list,
                 processor_list,
+                time_criteria,
                 wrap_criteria,
             )
 
@@ -236,6 +240,7 @@ class _Run:
                 *self._criteria, StopFlagCriteria(self._rows_to_stop)
             )
             self._find_row_criteria()
+            self._time_criteria = time_criteria(self._criteria)
             processors = [*request.score_changes(), *(kwargs.get("logits_processor") or ())]
             if request.options.logprobs:
                 recorder = LogprobsProcessor(request.options.top_logprobs)
@@ -304,7 +309,8 @@ class _Run:
         reasons = self._row_reasons(sequences)
         stopped = [reason is not None for reason in reasons]
         # On a device that stops one step late, criteria are called once more.
-        if self._decodes_in_criteria and not streamer.all_rows_finished and not all(stopped):
+        is_last_step = streamer.all_rows_finished or all(stopped)
+        if self._decodes_in_criteria and not is_last_step and not self._is_out_of_time(sequences):
             streamer.take_from_criteria(sequences)
         for row in rows:
             stopped[row.number] |= row.is_to_stop
@@ -314,6 +320,16 @@ class _Run:
             stopped = [True] * len(rows)
         streamer.end_criteria(stopped)
         return stopped
+
+    def _is_out_of_time(self, sequences: Any) -> bool:
+        """Whether ``generate()`` can have ended all rows because of the time.
+
+        Its own clock begins a little later, so it does not end them before this is true. Stop
+        strings are then found by ``put()``, which is not called for a step that is undone.
+        """
+        if self._max_time is not None and self._streamer.prompt_seconds() > self._max_time:
+            return True
+        return any(bool(each(sequences, None).any()) for each in self._time_criteria)
 
     def _row_reasons(self, sequences: Any) -> list[FinishReason | None]:
         """For each row, why a criterion ends it with this step, if one does."""
@@ -347,8 +363,7 @@ class _Run:
         limit = new_token_limit(model, kwargs, streamer.prompt_length)
         # A model that does not stream can have no limit of tokens, and make more.
         reached_limit = streamer.steps >= limit if streamer.was_called else streamer.steps == limit
-        max_time = request.setting("max_time")
-        out_of_time = max_time is not None and seconds >= max_time
+        out_of_time = self._max_time is not None and seconds >= self._max_time
         reasons = finish_reasons(
             self._row_ends(),
             is_cut=is_cut,

@@ -10,6 +10,7 @@ from transformers import (
     EosTokenCriteria,
     LogitsProcessor,
     LogitsProcessorList,
+    MaxTimeCriteria,
     StoppingCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
@@ -26,6 +27,7 @@ __all__ = [
     "new_stop_string_criteria",
     "processor_list",
     "row_criteria",
+    "time_criteria",
     "wrap_criteria",
 ]
 
@@ -122,6 +124,11 @@ def row_criteria(criteria: Iterable[Any]) -> list[tuple[Any, str]]:
         StopStringCriteria: "stop_strings",
     }
     return [(each, settings[type(each)]) for each in criteria if type(each) in settings]
+
+
+def time_criteria(criteria: Iterable[Any]) -> list[Any]:
+    """Those of transformers' own that end all rows because of the time."""
+    return [each for each in criteria if type(each) is MaxTimeCriteria]
 
 
 def new_stop_string_criteria(tokenizer: Any, strings: str | Sequence[str]) -> StoppingCriteria:

@@ -5,6 +5,7 @@ Needs neither torch nor transformers: a tensor is whatever has ``tolist()``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, cast
@@ -62,6 +63,7 @@ class TokenStreamer:
         self._criteria_were_called = False  # ours, by generate()
         self._puts = 0  # calls with tokens of the answer
         self.prompt_length = 0
+        self._prompt_at = math.inf  # perf_counter
         self.steps = 0  # tokens that each row has been given
         # Why a criterion ended the only row, by the step. generate() can undo the latest one.
         self._reasons: dict[int, FinishReason | None] = {}
@@ -118,8 +120,13 @@ class TokenStreamer:
         if self.steps and self.is_to_stop():
             raise GenerationStopped  # or each window would begin, and cost a step
         self.prompt_length = len(prompts[0])
+        self._prompt_at = perf_counter()
         self.steps = 0
         self.all_rows_finished = False
+
+    def prompt_seconds(self) -> float:
+        """For how long ``generate()`` has had the prompt; of Whisper's, that of the window."""
+        return perf_counter() - self._prompt_at
 
     def put_draft(self, value: Any) -> None:
         """End a block of tokens that is no longer wanted, between two passes over it.
