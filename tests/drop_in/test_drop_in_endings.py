@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import pytest
+import torch
 import transformers
 import trio
 from anyio import to_thread
@@ -352,6 +353,82 @@ async def test_an_error_of_a_call_before_the_loop_has_ended_the_text_of_the_one_
         assert await text_of(streamer) == whole_text()
         await fails(streamer, ValueError)
         await to_thread.run_sync(thread.join)
+
+
+async def test_a_text_of_a_thread_that_ends_is_not_ended_by_the_late_end_before_it() -> None:
+    def generate_and_put() -> None:
+        generate(streamer, {})
+        streamer.put(torch.tensor([[1]]))  # a prompt, which is not text
+
+    streamer = PutsByCallbacks(tokenizer(), skip_prompt=True)
+    thread = Thread(target=generate_and_put)
+    thread.start()
+    thread.join()  # on the loop, which puts nothing meanwhile
+    assert await text_of(streamer) == whole_text()
+    with pytest.raises(RuntimeError, match="in a thread that has ended"):
+        await text_of(streamer)
+
+
+@pytest.mark.usefixtures("no_grace")
+@pytest.mark.parametrize("calls", [1, 2, 3])
+async def test_text_of_several_calls_that_the_loop_ends(calls: int) -> None:
+    class Streamer(AsyncTextIteratorStreamer):
+        def end(self) -> None:
+            self.next_tokens_are_prompt = True
+
+    async def consume() -> None:
+        for _ in range(2):
+            assert await text_of(streamer) == calls * whole_text()
+
+    def generate_all() -> None:
+        for _ in range(calls):
+            generate(streamer, {})
+        have_returned.set()
+        assert is_ended.wait(PATIENCE)
+
+    streamer = Streamer(tokenizer(), skip_prompt=True)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consume)
+        for _ in range(2):
+            have_returned, is_ended = threading.Event(), threading.Event()
+            thread = Thread(target=generate_all)
+            thread.start()
+            assert await to_thread.run_sync(have_returned.wait, PATIENCE)
+            streamer.text_queue.put_nowait(streamer.stop_signal)
+            is_ended.set()
+            await to_thread.run_sync(thread.join)
+            await anyio.sleep(3 * delivery_thread.LIFE_POLL)  # an error would come
+
+
+async def test_an_error_of_a_call_that_begins_while_the_end_is_being_put(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The consumer has the end before put() has returned in its thread."""
+    submit = delivery_thread.DeliveryThread.submit
+    began, goes_on = threading.Event(), threading.Event()
+
+    def submit_and_wait(self: Any, to: Any, item: Any) -> None:
+        submit(self, to, item)
+        if item is None:
+            assert goes_on.wait(PATIENCE)
+
+    class FailsLater(transformers.LogitsProcessor):
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            began.set()
+            first.join()
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(delivery_thread.DeliveryThread, "submit", submit_and_wait)
+    streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True)
+    first = Thread(target=generate, args=(streamer, {}))
+    first.start()
+    assert await text_of(streamer) == whole_text()
+    second = Thread(target=generate, args=(streamer, {"logits_processor": [FailsLater()]}))
+    second.start()
+    assert await to_thread.run_sync(began.wait, PATIENCE)
+    goes_on.set()
+    await fails(streamer, ZeroDivisionError)
+    await to_thread.run_sync(second.join)
 
 
 class Typewriter(AsyncTextIteratorStreamer):

@@ -64,16 +64,17 @@ class TextQueue:
             self._open_on_loop()
         else:
             self.open()
-        if not self._state.closed:
-            self._delivery.submit(self, item)
+        # First: once the consumer has the end, the next call can begin.
         if (is_end := self._is_end()) is not None and is_end(item):
             self._end()
+        if not self._state.closed:
+            self._delivery.submit(self, item)
 
     def _open_on_loop(self) -> None:
         """Go on with the text of a thread that has left its items to the loop, or begin one."""
         with self._lock:
-            begins = not self._text_is_open
-            self._text_is_open = True
+            begins = not (self._text_is_open or self._late_ends)
+            self._text_is_open |= begins
             self._loop_put_at = perf_counter()
         if begins:
             self._watch()
@@ -81,12 +82,14 @@ class TextQueue:
     def _end(self) -> None:
         is_on_loop = threading.current_thread() is self._loop_thread
         with self._lock:
-            self._text_is_open = False
             self._loop_put_at = None
             if is_on_loop and self._late_ends:
                 self._late_ends -= 1
-                return
-            self.texts_ended += 1
+                if self._ended_call is None or self._ended_call.error is not None:
+                    return  # the text that follows is not this one
+            else:
+                self.texts_ended += 1
+            self._text_is_open = False
             self._ended_call = None
             if not is_on_loop:
                 self._late_ends = 0
