@@ -349,6 +349,11 @@ def test_a_sum_is_as_strict_as_each_of_its_parts() -> None:
         extended = one.copy()
         extended += other
         assert extended == both
+        for index in (slice(0, 0), slice(1, None), slice(None)):
+            changed = one.copy()
+            changed[index] = other
+            assert changed == other
+            assert (changed.allow_media_from, changed.allow_special_tokens) == (("b.org",), False)
         assert (extended.allow_media_from, extended.allow_special_tokens) == (("b.org",), False)
     own = parts[0].copy()
     own += iter(OWN)  # as a list takes any iterable

@@ -43,7 +43,8 @@ class UntrustedMessages(list[Mapping[str, Any]]):
 
     Slices, sums and copies are `UntrustedMessages` as well: ``messages[-10:]``, and
     ``[system] + messages``. A sum of two of them allows special tokens if both do, and the hosts
-    that both name; so do ``+=`` and ``extend``. ``list()`` and comprehensions make a plain list.
+    that both name; so do ``+=``, ``extend`` and slices that are assigned. ``list()`` and
+    comprehensions make a plain list.
 
     Messages can have pictures and recordings. Their files are limited in size, paths are not read,
     and addresses are fetched only from the hosts of *allow_media_from*. If a user writes the token
@@ -120,11 +121,25 @@ class UntrustedMessages(list[Mapping[str, Any]]):
 
     def extend(self, messages: Iterable[Mapping[str, Any]], /) -> None:
         """Append others. Of `UntrustedMessages`, their rules apply as well, as in a sum."""
+        self._also_apply_rules_of(messages)
+        super().extend(messages)
+
+    @overload
+    def __setitem__(self, index: SupportsIndex, value: Mapping[str, Any], /) -> None: ...
+
+    @overload
+    def __setitem__(self, index: slice, value: Iterable[Mapping[str, Any]], /) -> None: ...
+
+    def __setitem__(self, index: Any, value: Any, /) -> None:
+        """Replace a message, or several by others, whose rules then apply as well."""
+        self._also_apply_rules_of(value)
+        super().__setitem__(index, value)
+
+    def _also_apply_rules_of(self, messages: object) -> None:
         if isinstance(messages, UntrustedMessages):  # not while it is unpickled: without rules yet
             rules = self._common_rules(messages)
             self.allow_media_from = rules.allow_media_from
             self.allow_special_tokens = rules.allow_special_tokens
-        super().extend(messages)
 
     def copy(self) -> UntrustedMessages:
         """Return the same messages, under the same rules, in a new list."""
