@@ -230,6 +230,27 @@ async def test_a_row_that_a_criterion_has_ended_is_not_what_fills_it_up(how: str
     assert [usage.computed_tokens for usage in stream.usage if usage] == [3, 8]
 
 
+async def test_what_fills_up_a_row_is_no_end_of_the_others() -> None:
+    """It is the token that the criterion looks for."""
+    eos = ids_of("c")[0]
+    async with stream_batch(
+        llama(),
+        tokenizer(),
+        ["one", "two"],
+        logits_processor=[SayRows(ids_of("abcdefgh"), ids_of("zzzz"))],
+        stopping_criteria=[EosTokenCriteria(eos)],
+        pad_token_id=eos,
+        max_new_tokens=4000,
+    ) as stream:
+        while len(stream.token_ids[1]) < 5:
+            await stream.receive()
+        stream.stop()
+        await stream.read()
+    assert stream.output[0, -2:].tolist() == [eos, eos]
+    assert stream.token_ids[0] == ids_of("abc")
+    assert stream.finish_reason == [FinishReason.CRITERIA, FinishReason.STOPPED]
+
+
 async def test_a_row_that_was_stopped_is_not_ended_by_what_a_criterion_says_later() -> None:
     class Late(StoppingCriteria):
         def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:

@@ -373,9 +373,14 @@ async def test_a_stop_in_a_windows_last_step_is_no_end_of_the_text() -> None:
     assert (stream.text, stream.finish_reason) == ("one", FinishReason.STOPPED)
 
 
-async def test_a_stop_between_two_windows_is_no_end_of_the_text() -> None:
+@pytest.mark.parametrize("end", ["eos", "criterion"])
+async def test_a_stop_between_two_windows_is_no_end_of_the_text(end: str) -> None:
     """In the encoder, before the second one's prompt."""
     passes = 0
+    last = whisper_tokenizer().convert_tokens_to_ids("e")
+    kwargs: dict[str, Any] = {}
+    if end == "criterion":
+        kwargs["stopping_criteria"] = [lambda input_ids, scores, **_: input_ids[:, -1] == last]
 
     def begin(*args: Any) -> None:
         nonlocal passes
@@ -387,11 +392,13 @@ async def test_a_stop_between_two_windows_is_no_end_of_the_text() -> None:
     try:
         windows: list[Window] = [["one"]] * 3
         with steps_of(whisper()) as steps:
-            async with stream_whisper(3 * WINDOW, *windows, cancel_within="layer") as stream:
+            async with stream_whisper(
+                3 * WINDOW, *windows, cancel_within="layer", **kwargs
+            ) as stream:
                 await stream.read()
     finally:
         handle.remove()
-    assert (steps.count, passes) == (4, 2)
+    assert (steps.count, passes) == (4 if end == "eos" else 3, 2)
     assert (stream.text, stream.finish_reason) == ("one", FinishReason.STOPPED)
 
 

@@ -21,6 +21,7 @@ from transformers import (
     EosTokenCriteria,
     GenerationConfig,
     MaxLengthCriteria,
+    MaxTimeCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
 )
@@ -280,11 +281,53 @@ async def test_the_models_own_end_wins_over_a_stop_in_the_same_step(end: str) ->
     assert steps.count == 3
 
 
+async def test_a_callers_time_takes_the_place_of_the_setting() -> None:
+    kwargs = {"max_time": 1e-9, "stopping_criteria": [MaxTimeCriteria(max_time=900.0)]}
+    with steps_of(llama(), {3: lambda: stream.stop()}) as steps:
+        async with stream_llama(**kwargs, **ENDLESS, stop="zz") as stream:
+            await stream.read()
+    assert steps.count == 3
+    assert stream.finish_reason is FinishReason.STOPPED
+
+
 async def test_time_wins_over_a_stop_in_the_same_step() -> None:
     with steps_of(llama(), {1: lambda: stream.stop()}):
         async with stream_llama(max_time=1e-9, **ENDLESS) as stream:
             await stream.read()
     assert stream.finish_reason is FinishReason.TIME
+
+
+@pytest.mark.parametrize("end", ["length", "criteria", "transformers' criteria", "EosToken"])
+async def test_leaving_after_the_whole_text_is_no_cancellation(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though `generate()` has not ended its streamer yet."""
+    model, gate = llama(), Gate()
+    generate = model.generate
+
+    def generate_and_wait(*, streamer: Any, **kwargs: Any) -> Any:
+        own_end = streamer.end
+
+        def end_later() -> None:
+            gate()
+            own_end()
+
+        streamer.end = end_later
+        return generate(streamer=streamer, **kwargs)
+
+    reason, make = (
+        FinishReason.CRITERIA,
+        lambda: ENDLESS | {"stopping_criteria": [EosTokenCriteria(eos_token_id=ids_of("c")[0])]},
+    )
+    if end in OWN_ENDS:
+        reason, make = OWN_ENDS[end]
+    monkeypatch.setattr(model, "generate", generate_and_wait)
+    async with create_task_group() as tasks:
+        async with stream_llama(logits_processor=[Say("abcdef")], **make()) as stream:
+            while len(stream.token_ids) < 3:
+                await stream.receive()
+            tasks.start_soon(gate.open_when_blocked)
+    assert stream.finish_reason is reason
 
 
 @pytest.mark.parametrize("end", OWN_ENDS)

@@ -119,7 +119,7 @@ class _Trial:
             "output_logits": True,
             "return_dict_in_generate": True,
             "stopping_criteria": criteria_list(
-                StopFlagCriteria(lambda ids: [should_stop()] * len(ids))
+                StopFlagCriteria(lambda ids, _: [should_stop()] * len(ids))
             ),
         }
 

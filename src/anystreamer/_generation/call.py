@@ -182,10 +182,11 @@ class _Run:
                 with contextlib.suppress(BaseException):  # it must not replace this error
                     streamer.finish()
                 raise
-            # If it has ended, then only a window of it.
             if self._has_windows and len(self._rows) == 1:
-                self._rows[0].go_on()
+                streamer.go_on()
         seconds = perf_counter() - started
+        if streamer.was_called:  # what comes before the prompt does not count for max_time
+            seconds = min(seconds, streamer.prompt_seconds())
         producer.check_also(None)
         if not streamer.was_called and not producer.should_stop():
             self._take_returned(output)
@@ -241,6 +242,8 @@ class _Run:
             )
             self._find_row_criteria()
             self._time_criteria = time_criteria(self._criteria)
+            if self._time_criteria:  # generate() has them in place of its own
+                self._max_time = None
             processors = [*request.score_changes(), *(kwargs.get("logits_processor") or ())]
             if request.options.logprobs:
                 recorder = LogprobsProcessor(request.options.top_logprobs)
@@ -253,7 +256,7 @@ class _Run:
         else:
             kwargs["stopping_criteria"] = [
                 *self._criteria,
-                lambda sequences, _: all(self._rows_to_stop(sequences)),
+                lambda sequences, _: all(self._rows_to_stop(sequences, {})),
             ]
         if any(request.setting(name) not in (None, False) for name in _NEED_TOKENIZER):
             kwargs["tokenizer"] = request.text_tokenizer
@@ -299,14 +302,17 @@ class _Run:
         streamer.check_tokens = self._form_mask.take
         return self._form_mask
 
-    def _rows_to_stop(self, sequences: Any) -> list[bool]:
-        """For each row, whether it ends with this step: the answer of our criterion."""
+    def _rows_to_stop(self, sequences: Any, kwargs: Mapping[str, Any]) -> list[bool]:
+        """For each row, whether it ends with this step: the answer of our criterion.
+
+        Its *kwargs* are those of a criterion.
+        """
         rows, streamer = self._rows, self._streamer
         self._sequences = sequences
         streamer.begin_criteria()
         if streamer.is_over:  # a model made of several goes on, with speech for instance
             return [streamer.is_to_stop()]
-        reasons = self._row_reasons(sequences)
+        reasons = self._row_reasons(sequences, kwargs)
         stopped = [reason is not None for reason in reasons]
         # On a device that stops one step late, criteria are called once more.
         is_last_step = streamer.all_rows_finished or all(stopped)
@@ -331,12 +337,12 @@ class _Run:
             return True
         return any(bool(each(sequences, None).any()) for each in self._time_criteria)
 
-    def _row_reasons(self, sequences: Any) -> list[FinishReason | None]:
+    def _row_reasons(self, sequences: Any, kwargs: Mapping[str, Any]) -> list[FinishReason | None]:
         """For each row, why a criterion ends it with this step, if one does."""
         stopped = rows_stopped(self._criteria, len(self._rows))
         reasons = [FinishReason.CRITERIA if each else None for each in stopped]
         for criterion, reason in self._row_criteria:
-            answers = criterion(sequences, None).tolist()
+            answers = criterion(sequences, None, **kwargs).tolist()
             reasons = [
                 reason if answer and before is None else before
                 for before, answer in zip(reasons, answers, strict=True)
@@ -401,7 +407,10 @@ class _Run:
         return FinishReason.EOS  # a token that only the model's own generate() knows
 
     def _would_stop(self, output: Any) -> bool:
-        if not self._criteria or not self._uses_torch:
+        # What ends single rows is known by the step, and the last one can be past a row's end.
+        known = [each for each, _ in self._row_criteria] if self._streamer.was_called else []
+        criteria = [each for each in self._criteria if all(each is not other for other in known)]
+        if not criteria or not self._uses_torch:
             return False
         from .criteria import any_would_stop
 
@@ -409,7 +418,7 @@ class _Run:
         if getattr(sequences, "ndim", 0) != 2:  # not every model returns ids beside streaming them
             sequences = self._sequences
         scores = getattr(output, "scores", None)
-        return sequences is not None and any_would_stop(self._criteria, sequences, scores)
+        return sequences is not None and any_would_stop(criteria, sequences, scores)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -35,14 +35,16 @@ __all__ = [
 class StopFlagCriteria(StoppingCriteria):
     """Ends the rows for which *rows_end* returns True. Called after each step."""
 
-    def __init__(self, rows_end: Callable[[torch.Tensor], Sequence[bool]]) -> None:
+    def __init__(
+        self, rows_end: Callable[[torch.Tensor, Mapping[str, Any]], Sequence[bool]]
+    ) -> None:
         self._rows_end = rows_end
         self._answers: dict[tuple[bool, ...], torch.Tensor] = {}
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """Return a bool tensor of shape ``(B,)`` for *input_ids* of shape ``(B, T)``."""
         # Answers are only read, so each one serves for all steps.
-        key = tuple(self._rows_end(input_ids))
+        key = tuple(self._rows_end(input_ids, kwargs))
         answer = self._answers.get(key)
         if answer is None:
             answer = torch.tensor(key, dtype=torch.bool, device=input_ids.device)

@@ -265,4 +265,4 @@ def stopping_criteria(rows_end: Callable[[Any], Sequence[bool]]) -> list[Any]:
     """What ends the rows for which *rows_end* returns True, given the ids of shape ``(B, T)``."""
     from .criteria import StopFlagCriteria
 
-    return [StopFlagCriteria(rows_end)]
+    return [StopFlagCriteria(lambda ids, _: rows_end(ids))]

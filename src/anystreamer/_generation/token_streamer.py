@@ -199,15 +199,31 @@ class TokenStreamer:
             row.last_step = step
             row.stopped_by = reason
 
+    def go_on(self) -> None:
+        """Note that the only row was cut after the end of a window, which did not end its text."""
+        self._rows[0].go_on()
+        self._reasons.clear()
+
     def finish(self) -> None:
         """Deliver what is still held back, once: the answer has ended, or ``generate()`` has."""
-        if self._is_finished or self._state.abandoned:
+        if self._is_finished:
+            return
+        self._settle_ends()
+        if self._state.abandoned:
             return
         self._is_finished = True
-        if len(self._rows) == 1:
-            self._rows[0].stopped_by = self._reasons.get(self.steps)
         elapsed = self._state.clock.elapsed(perf_counter())
         self._deliver(row.finish(elapsed) for row in self._rows)
+
+    def _settle_ends(self) -> None:
+        """Keep the ends that criteria have marked, but those with a step that was undone."""
+        if len(self._rows) == 1:
+            self._rows[0].stopped_by = self._reasons.get(self.steps)
+            return
+        for row in self._rows:
+            if self.was_called and math.inf > row.last_step > self.steps:
+                row.last_step = math.inf
+                row.stopped_by = None
 
     def _take(self, step: Sequence[Sequence[int]]) -> None:
         """Take the tokens of each row, the same number of each."""
