@@ -45,7 +45,8 @@ class AsyncTextIteratorStreamer:
 
     If ``generate()`` raises an exception, or never ends the text, the iteration raises
     RuntimeError, with the exception as its cause. For this, ``generate()`` of transformers is
-    wrapped.
+    wrapped. Where code on the loop puts the text, as a typewriter does, its end is waited for:
+    *timeout* is the limit then.
 
     Subclasses can override `put`, `end` and `on_finalized_text`, and use ``text_queue``,
     ``stop_signal``, ``loop``, ``token_cache``, ``print_len`` and ``next_tokens_are_prompt``, as

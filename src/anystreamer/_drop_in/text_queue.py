@@ -19,9 +19,9 @@ from .delivery_thread import DeliveryThread
 
 __all__ = ["TextQueue"]
 
-# A text can still be ended for this long (seconds) after its call of generate(), and after the
-# latest item that code on the loop has put. The end of its thread says too little: a thread of a
-# pool lives on, and what a thread leaves on the loop can take its time.
+# A text can still be ended for this long (seconds) after its call of generate(); after one that
+# raised, also after the latest item that code on the loop has put. The end of its thread says too
+# little: a thread of a pool lives on, and what a thread leaves on the loop can take its time.
 END_GRACE = 2.0
 # An item in whose place an error is raised.
 _FAILURE = object()
