@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from threading import Thread
 from typing import Any
 
@@ -18,6 +19,7 @@ import trio
 from anyio import to_thread
 
 from anystreamer import AsyncTextIteratorStreamer
+from anystreamer._bridge import Crossing
 from anystreamer._drop_in import delivery_thread, text_queue
 
 from ..helpers.misbehaving import MISBEHAVING
@@ -429,6 +431,37 @@ async def test_an_error_of_a_call_that_begins_while_the_end_is_being_put(
     goes_on.set()
     await fails(streamer, ZeroDivisionError)
     await to_thread.run_sync(second.join)
+
+
+@pytest.mark.parametrize("is_ended", [True, False])
+async def test_the_last_item_comes_when_nothing_is_under_way(
+    is_ended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loop that ended then would leave the delivery thread to wait for it for ever."""
+    flush = Crossing.flush
+    deliveries: list[str] = []
+    pushed = threading.Event()
+
+    def flush_late(self: Any) -> None:
+        deliveries.append("begin")
+        pushed.set()
+        time.sleep(0.1)
+        flush(self)
+        deliveries.append("end")
+
+    def put_all() -> None:
+        streamer.put(torch.tensor([[1]]))  # a prompt, which is not text
+        streamer.on_finalized_text("a", stream_end=is_ended)
+
+    monkeypatch.setattr(Crossing, "flush", flush_late)
+    streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True)
+    thread = Thread(target=put_all)
+    thread.start()
+    await to_thread.run_sync(pushed.wait)
+    with nullcontext() if is_ended else pytest.raises(RuntimeError):
+        assert await text_of(streamer) == "a"
+    assert deliveries.count("begin") == deliveries.count("end")
+    await to_thread.run_sync(thread.join)
 
 
 class Typewriter(AsyncTextIteratorStreamer):

@@ -7,7 +7,8 @@ import threading
 from time import perf_counter
 from typing import Any, Protocol
 
-from anyio.lowlevel import RunVar
+from anyio import CancelScope
+from anyio.lowlevel import RunVar, checkpoint
 
 from .._bridge import Crossing, LoopDelivery
 
@@ -65,6 +66,7 @@ class DeliveryThread:
         self._delivery = LoopDelivery.of_this_loop()
         self._submitted = queue.SimpleQueue[tuple[DeliveredQueue, Any]]()
         self._look_at = 0.0  # perf_counter
+        self._deliveries_begun = self._deliveries_ended = 0
         self._lock = threading.Lock()  # of the following
         self._watched: set[DeliveredQueue] = set()
         self._runs = False
@@ -104,6 +106,19 @@ class DeliveryThread:
         while not self._submitted.empty():
             self._submitted.get_nowait()
 
+    # -- on the loop
+
+    async def finish_delivery(self) -> None:
+        """Wait for the delivery that is under way.
+
+        A consumer that is awake takes an item before its crossing. If the loop ended just then, the
+        thread would wait for it for ever.
+        """
+        begun = self._deliveries_begun
+        with CancelScope(shield=True):
+            while self._deliveries_ended < begun:
+                await checkpoint()
+
     # -- the thread
 
     def _run(self) -> None:
@@ -113,11 +128,15 @@ class DeliveryThread:
 
     def _deliver(self, items: list[tuple[DeliveredQueue, Any]]) -> bool:
         """Deliver items by one crossing. Returns whether the thread goes on."""
-        waiting = list(dict.fromkeys(to for to, item in items if to.push(item)))
-        for each in waiting:
-            each.crossing.register()
-        if waiting:
-            self._cross(waiting[0])
+        self._deliveries_begun += 1
+        try:
+            waiting = list(dict.fromkeys(to for to, item in items if to.push(item)))
+            for each in waiting:
+                each.crossing.register()
+            if waiting:
+                self._cross(waiting[0])
+        finally:
+            self._deliveries_ended += 1
         return bool(items) and not self.loop_closed
 
     def _cross(self, to: DeliveredQueue) -> None:

@@ -64,8 +64,7 @@ class TextQueue:
             self._open_on_loop()
         else:
             self.open()
-        # First: once the consumer has the end, the next call can begin.
-        if (is_end := self._is_end()) is not None and is_end(item):
+        if self._is_end_of_text(item):  # first: once the consumer has it, the next call can begin
             self._end()
         if not self._state.closed:
             self._delivery.submit(self, item)
@@ -119,6 +118,8 @@ class TextQueue:
             item = await self._stream.receive()
         finally:
             self._getters -= 1
+        if item is _FAILURE or self._is_end_of_text(item):  # the loop can end after this
+            await self._delivery.finish_delivery()
         return self._checked(item)
 
     def get_nowait(self) -> Any:
@@ -133,6 +134,9 @@ class TextQueue:
         if item is _FAILURE:
             raise self._failures.popleft()
         return item
+
+    def _is_end_of_text(self, item: Any) -> bool:
+        return (is_end := self._is_end()) is not None and is_end(item)
 
     def qsize(self) -> int:
         """How many items can be got without waiting."""
