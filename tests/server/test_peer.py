@@ -17,7 +17,7 @@ import pytest
 
 from anystreamer.demo import load_demo
 
-from ..helpers.scripted import PATIENCE
+from ..helpers.scripted import PROGRAM_PATIENCE
 from ..helpers.serving import data_of
 from ..helpers.warm_programs import Program, start_program
 
@@ -54,7 +54,7 @@ def client_of(process: Program) -> httpx.Client:
     for line in process.stdout:
         said += line
         if address := re.search(r"on (http://[\d.:]+)", line):
-            return httpx.Client(base_url=address[1], trust_env=False, timeout=PATIENCE)
+            return httpx.Client(base_url=address[1], trust_env=False, timeout=PROGRAM_PATIENCE)
     raise AssertionError(said)
 
 

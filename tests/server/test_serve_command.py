@@ -393,7 +393,8 @@ def test_by_default_all_that_openai_s_api_has_is_served_beside_others_who_stream
             busy: list[str] = []
             address = str(client.base_url.join("/metrics"))
             while "anystreamer_requests_running 3.0" not in busy:
-                busy = httpx.get(address, trust_env=False).text.splitlines()
+                got = httpx.get(address, trust_env=False, timeout=PROGRAM_PATIENCE)
+                busy = got.text.splitlines()
             assert _answers(client) == alone
         finally:
             is_done.set()
