@@ -166,7 +166,7 @@ def test_a_second_ctrl_c_does_not_wait(backend: str) -> None:
 def test_ctrl_c_during_the_prefill(backend: str, tmp_path: Path) -> None:
     """The step that is being computed is the last one; before it began, there is none."""
     told = tmp_path / "told"
-    code = scripted("['a', 'b']", told, prefill=1.0)
+    code = scripted("['a', 'b']", told, prefill=2.0)
     with terminal(code, "chat", "--backend", backend) as chat:
         chat.until(READY)
         chat.type("first\n")

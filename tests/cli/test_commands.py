@@ -379,8 +379,8 @@ def test_ctrl_c_while_loading() -> None:
 @pytest.mark.torch
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such pipes")
 def test_broken_pipe() -> None:
-    """As with ``| head -1``: quiet."""
-    with start_warm("-m", "anystreamer", "demo") as process:
+    """As with ``| head -1``: quiet. It has much to write yet, so that it meets the closed pipe."""
+    with start_warm("-m", "anystreamer", "demo", "--max-new-tokens", "2000") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "asyncio\n"
         process.stdout.close()

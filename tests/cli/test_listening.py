@@ -17,6 +17,7 @@ from anystreamer.cli.listening import Certificate, listening, listening_on_path,
 from anystreamer.server import create_app
 from anystreamer.testing import ScriptedModel
 
+from ..helpers.scripted import PATIENCE
 from ..helpers.serving import SERVERS, data_of, limited_serving
 
 pytestmark = pytest.mark.usefixtures("asyncio_complains_of_nothing")
@@ -33,7 +34,9 @@ async def test_it_serves_with_tls(server: str, key: str | None) -> None:
         app, certificate = create_app(engine), Certificate(PEM, key)
         async with (
             limited_serving(app, server, certificate=certificate) as url,
-            httpx.AsyncClient(base_url=url, verify=False, trust_env=False) as client,
+            httpx.AsyncClient(
+                base_url=url, verify=False, trust_env=False, timeout=PATIENCE
+            ) as client,
         ):
             assert url.startswith("https://127.0.0.1:")
             for _ in range(2):
@@ -52,7 +55,9 @@ async def test_it_serves_on_a_path(server: str, tmp_path: Path) -> None:
             transport = httpx.AsyncHTTPTransport(uds=path)
             async with (
                 limited_serving(create_app(engine), server, listener=listener) as url,
-                httpx.AsyncClient(base_url="http://localhost", transport=transport) as client,
+                httpx.AsyncClient(
+                    base_url="http://localhost", transport=transport, timeout=PATIENCE
+                ) as client,
             ):
                 assert url == f"unix:{path}"
                 response = await client.post("/v1/completions", json={"prompt": "hi"})

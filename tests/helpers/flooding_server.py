@@ -23,7 +23,13 @@ class FloodingServer:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
         assert process.stdout is not None
-        self.url = f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        self._port = int(process.stdout.readline())
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    def end_accept(self) -> None:
+        """Connect in place of a client that may have given up before it did."""
+        with suppress(ConnectionError):
+            socket.create_connection(("127.0.0.1", self._port)).close()
 
     @property
     def connection_closed(self) -> bool:

@@ -143,6 +143,7 @@ async def meet(answer: HostileAnswer, timeout: Any, **options: Any) -> Outcome:
                 raised = exc
             seconds = perf_counter() - started
             tasks.cancel_scope.cancel()
+            server.end_accept()
             await until(lambda: server.connection_closed)
     return Outcome(raised, seconds, stall)
 

@@ -214,8 +214,8 @@ async def test_an_answer_and_its_code_are_copied(browser: Browser, is_secure: bo
             button = page.get_by_role("button", name=name)
             await button.focus()
             await page.keyboard.press("Enter")
+            await expect(page.locator("button:focus")).to_have_text("Copied")  # for 2 s
             await expect(page.locator("#status")).to_have_text("Copied.")
-            await expect(page.locator("button:focus")).to_have_text("Copied")
             assert await page.evaluate(COPIED) == text
             await expect(button).to_be_visible()  # it has its name again
             await page.evaluate("document.getElementById('status').textContent = ''")

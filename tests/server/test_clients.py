@@ -97,9 +97,10 @@ async def test_curl_streams_events_as_they_are_made(server: str) -> None:
 @pytest.mark.parametrize("server", SERVERS)
 async def test_a_curl_that_is_ended_stops_the_model(server: str) -> None:
     model = ScriptedModel(["word "] * 20_000, delay=0.001)
+    body = {"prompt": "Hi", "max_tokens": 10**6}
     async with edge(model, server) as (url, engine):
         for stream in (True, False):
-            command = curl_of(url + TEXT, body={"prompt": "Hi", "stream": stream})
+            command = curl_of(url + TEXT, body={**body, "stream": stream})
             async with await anyio.open_process(command, stderr=subprocess.DEVNULL) as process:
                 await until(lambda: model.is_generating)
                 process.kill()

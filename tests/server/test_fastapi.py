@@ -121,11 +121,12 @@ async def test_who_leaves_stops_the_model(server: str, has_middleware: bool) -> 
             response.headers["x-passed"] = "1"
             return response
 
+    body = {"prompt": "Hi", "stream": True, "max_tokens": 10**6}
     async with running(app, server) as client:
         for ask in (
             partial(client.stream, "POST", "/story", json={"prompt": "Hi"}),
             partial(client.stream, "GET", "/events", params={"prompt": "Hi"}),
-            partial(client.stream, "POST", TEXT, json={"prompt": "Hi", "stream": True}),
+            partial(client.stream, "POST", TEXT, json=body),
         ):
             async with ask() as response:
                 assert ("x-passed" in response.headers) == has_middleware

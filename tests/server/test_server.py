@@ -480,9 +480,8 @@ async def test_an_error_before_the_first_text_has_its_status(server: str, n: int
         assert error_of(response)["message"] == "the model failed"
     gate = Gate()
     timeout = Timeouts(queued=0.05)
-    async with edge(ScriptedModel([gate]), server=server, timeout=timeout) as (client, _):
-        async with create_task_group() as tasks:
-            tasks.start_soon(partial(client.post, TEXT, json={"prompt": "first"}))
+    async with edge(ScriptedModel([gate]), server=server, timeout=timeout) as (client, engine):
+        async with engine.stream_text("first"):  # which may wait as long as it has to
             await gate.reached()
             response = await client.post(TEXT, json=body)
             assert response.status_code == 504
@@ -519,7 +518,7 @@ async def test_an_engine_that_closes_says_so() -> None:
         async with serving(create_app(engine)) as url, client_of(url) as client:
 
             async def ask() -> None:
-                body = {"messages": MESSAGES, "stream": True}
+                body = {"messages": MESSAGES, "stream": True, "max_tokens": 10**6}
                 told.append(await client.post(CHAT, json=body))
 
             assert (await client.get("/health")).json() == {"status": "open"}

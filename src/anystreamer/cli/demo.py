@@ -106,14 +106,12 @@ async def _cancel(screen: Screen, model: Any, tokenizer: Any, limit: int) -> Non
 
     model.register_forward_hook(count_step)
     screen.write(PROMPT, "dim")
-    deadline = perf_counter() + CANCEL_AFTER
-    with anyio.move_on_after(CANCEL_AFTER) as scope:
-        async with _open(model, tokenizer, PROMPT, limit) as stream:
-            try:
-                async for text in stream:
-                    screen.write(text)
-            finally:  # the cancellation is raised here
-                cancelled, steps_then = perf_counter(), steps
+    async with _open(model, tokenizer, PROMPT, limit) as stream:
+        deadline = perf_counter() + CANCEL_AFTER
+        with anyio.move_on_after(CANCEL_AFTER) as scope:
+            async for text in stream:
+                screen.write(text)
+        cancelled, steps_then = perf_counter(), steps
     left = perf_counter()
     screen.write("\n")
     screen.write(format_stats(stream), "dim", end="\n")
