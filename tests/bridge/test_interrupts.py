@@ -153,20 +153,25 @@ def test_ctrl_c_ends_an_engine_and_its_streams(runner: str) -> None:
 
 STRUCK_WHERE_IT_WAITS = """
     import faulthandler, signal, sys, time
-    import anyio
+    import anyio, anyio.from_thread
     from anystreamer import stream_from_thread
+
+    def until_it_waits():  # the loop takes these calls while the main task waits
+        for _ in range(5):
+            anyio.from_thread.run_sync(int)
 
     def produce(emit, should_stop):
         global running
         running = True
         try:
+            until_it_waits()
             emit("first")
-            time.sleep(0.005)  # until the consumer waits again
+            until_it_waits()
             emit("second")
             while not should_stop():
                 time.sleep(0.001)
         finally:
-            time.sleep(0.005)  # until the block waits for us
+            until_it_waits()
             running = False
 
     async def main():
