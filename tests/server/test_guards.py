@@ -151,6 +151,26 @@ def test_what_no_browser_sends_is_refused(origin: str) -> None:
         create_app(cast(Any, object()), allow_origins=[ORIGIN, origin])
 
 
+COUNTS = ["max_body_bytes", "default_max_tokens", "max_tokens_limit", "context_length"]
+COUNTS += ["max_unsent_tokens", "max_unsent_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "words"),
+    [
+        *((name, 0, ValueError, "at least 1") for name in COUNTS),
+        *((name, value, TypeError, "a whole number") for name in COUNTS for value in (1.5, "5")),
+        *((name, 0, ValueError, "more than 0") for name in ("keep_alive", "send_timeout")),
+        *((name, "5", TypeError, "of seconds") for name in ("keep_alive", "send_timeout")),
+    ],
+)
+def test_limits_that_cannot_work_are_refused_at_once(
+    name: str, value: Any, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=f"^{name} must be .*{words}"):
+        create_app(cast(Any, object()), **{name: value})
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [

@@ -21,6 +21,7 @@ from .._prompts import UntrustedMessages, media_kinds, tokenizer_of
 from .._serving import validate_allowed_hosts, validate_origins
 from .._streams import TextStream, Timeouts, validate_timeouts
 from .._text import response_template_of, validate_template
+from .._workers import validate_count
 from ._allowed_hosts import AllowedHosts
 from ._body_sender import SendLimits
 from ._chat_page import page_routes
@@ -130,8 +131,7 @@ def create_app(
         ("max_tokens_limit", max_tokens_limit),
         ("context_length", context_length),
     ):
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+        validate_count(name, number, 1)
     sending = SendLimits(
         keep_alive=keep_alive,
         timeout=send_timeout,
@@ -285,7 +285,7 @@ class _Endpoints:
                 self._names.main,
                 includes_usage=parsed.includes_usage,
                 includes_running_usage=parsed.includes_running_usage,
-                top=parsed.top_logprobs_asked,
+                top=parsed.requested_top_logprobs,
                 custom_tools=parsed.custom_tools,
             )
             return CompletionResponse(self._engine, parsed, builder, self._limits, on_end)
@@ -337,8 +337,8 @@ class _Endpoints:
         length = request.headers.get("content-length", "")
         # A client that is still sending when its connection is closed may never see the response.
         # So a body that is a little too large is read to its end, and dropped.
-        most = self._max_body_bytes + DROPPED_BYTES
-        if length.isdecimal() and int(length[:20]) > most:
+        limit = self._max_body_bytes + DROPPED_BYTES
+        if length.isdecimal() and int(length[:20]) > limit:
             raise too_large
         body = bytearray()
         received = 0
@@ -348,7 +348,7 @@ class _Endpoints:
                     received += len(part)
                     if received <= self._max_body_bytes:
                         body += part
-                    elif received > most:
+                    elif received > limit:
                         break
         except TimeoutError:
             raise APIError(

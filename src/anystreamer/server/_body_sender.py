@@ -12,7 +12,9 @@ from typing import Any, Self
 from anyio import Event, create_task_group, move_on_after, sleep
 from starlette.types import Message, Send
 
+from .._bridge import validate_seconds
 from .._errors import raise_preserving_context
+from .._workers import validate_count
 
 __all__ = ["BodySender", "ClientStalled", "SendLimits"]
 
@@ -29,7 +31,7 @@ class SendLimits:
     """When to send a comment, and when a client counts as stalled. By default neither happens.
 
     Raises:
-        ValueError: for a number that cannot work.
+        TypeError, ValueError: for a number that cannot work.
     """
 
     keep_alive: float | None = None  # seconds without another part, until a comment is sent
@@ -38,20 +40,10 @@ class SendLimits:
     max_unsent_bytes: int | None = None  # of the parts that wait, while the client takes none
 
     def __post_init__(self) -> None:
-        if self.keep_alive is not None and not self.keep_alive > 0:
-            raise ValueError(
-                f"keep_alive must be more than 0 seconds, got {self.keep_alive!r}; "
-                "None sends no comments"
-            )
-        if self.timeout is not None and not self.timeout > 0:
-            raise ValueError(
-                f"send_timeout must be more than 0 seconds, got {self.timeout!r}; None sets no "
-                "limit"
-            )
-        for name in ("max_unsent_tokens", "max_unsent_bytes"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number!r}; None sets no limit")
+        validate_seconds("keep_alive", self.keep_alive)
+        validate_seconds("send_timeout", self.timeout)
+        validate_count("max_unsent_tokens", self.max_unsent_tokens, 1)
+        validate_count("max_unsent_bytes", self.max_unsent_bytes, 1)
 
     @property
     def check_interval(self) -> float:
@@ -114,7 +106,7 @@ class BodySender:
             self._release()
 
     async def fail(self, error: Exception) -> None:
-        """Let every middleware fail that would end the body as if it were whole.
+        """Make each middleware fail that would otherwise end the body as if it were complete.
 
         Starlette's ``BaseHTTPMiddleware`` does, before it raises the application's error.
         """
