@@ -153,7 +153,9 @@ def test_the_page_and_the_terminal_have_the_same_settings() -> None:
         # Without "any", a browser takes whole numbers only.
         kind = float if attributes.get("step") == "any" else int
         shown[attributes["name"]] = (kind, float(attributes["min"]), float(attributes["max"]))
-    assert shown == {name: (each.kind, each.least, each.most) for name, each in SETTINGS.items()}
+    assert shown == {
+        name: (each.kind, each.minimum, each.maximum) for name, each in SETTINGS.items()
+    }
 
 
 # -- on a terminal

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from anystreamer.cli.chat_backends import LocalModel, RemoteModel
 from anystreamer.cli.chat_commands import Commands, Conversation
 from anystreamer.cli.chat_keyboard import completer
-from anystreamer.cli.chat_pictures import MOST_POINTS, as_data, read_picture
+from anystreamer.cli.chat_pictures import MAX_SIDE, as_data, read_picture
 from anystreamer.cli.commands import app
 from anystreamer.testing import ScriptedModel
 
@@ -113,7 +113,7 @@ def test_a_server_gets_a_small_picture_that_tells_no_more(folder: Path) -> None:
     part = as_data(read_picture("large.jpg"))
     assert len(json.dumps(part)) < 2**20
     picture = sent(part)
-    assert picture.size == (MOST_POINTS, round(MOST_POINTS * 2 / 3))
+    assert picture.size == (MAX_SIDE, round(MAX_SIDE * 2 / 3))
     assert not picture.getexif()
     save(folder / "small.png")
     assert sent(as_data(read_picture("small.png"))).size == (8, 6)  # not larger

@@ -127,7 +127,7 @@ def test_a_chat_template_has_to_be_jinja(tmp_path: Path) -> None:
         ({"dtype": "nn"}, ValueError, "is not a dtype"),
         ({"dtype": torch.int64}, ValueError, "is not a dtype"),
         ({"quantization": "3bit"}, ValueError, "use '8bit', '4bit'"),
-        ({"chat_template": "nowhere.jinja"}, ValueError, "is not a file, nor a Jinja template"),
+        ({"chat_template": "nowhere.jinja"}, ValueError, "is neither a file nor a Jinja template"),
     ],
 )
 @pytest.mark.parametrize("name", ["nobody/nothing", None])

@@ -115,7 +115,7 @@ def test_without_its_processor_a_model_of_both_takes_text(
     (tmp_path / "processor_config.json").write_text('{"processor_class": "Gemma3Processor"}')
     with caplog.at_level(logging.WARNING, "anystreamer"):
         model, encoder = load_model(str(tmp_path), device="cpu")
-    assert "takes text alone here" in caplog.text
+    assert "accepts only text here" in caplog.text
     assert isinstance(model, transformers.PreTrainedModel)
     assert not hasattr(encoder, "image_processor")
 

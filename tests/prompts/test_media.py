@@ -304,7 +304,7 @@ async def test_the_tokenizer_of_a_processor_is_refused(kind: Kind) -> None:
     await refused(
         kind,
         asking(part_of(kind)),
-        "encodes text alone: pass the model's processor",
+        "encodes only text: pass the model's processor",
         kind.processor.tokenizer,
     )
 

@@ -10,8 +10,8 @@ import pytest
 
 from anystreamer.server._fields import (
     INSTEAD,
-    Annotates,
     Fixed,
+    Ignored,
     Neutral,
     Strict,
     neutral_values,
@@ -122,7 +122,7 @@ def test_annotations_of_one_field_are_not_taken_for_those_of_another(kind: type[
 @pytest.mark.parametrize("path", KINDS)
 async def test_a_field_that_annotates_takes_anything(path: str) -> None:
     values: list[Any] = ["x", 7, True, 0.5, {"a": {"b": [None]}}, ["x"], ""]
-    names = [name for each, name, _ in fields_of(Annotates) if each == path]
+    names = [name for each, name, _ in fields_of(Ignored) if each == path]
     plain, *calls = await ask_all(path, [{}, *({n: each} for n in names for each in values)])
     assert calls == [plain] * len(values) * len(names)
 
@@ -136,7 +136,7 @@ def test_notes_of_openai_s_are_taken_by_the_responses_api_too() -> None:
 
 def test_what_clients_only_note_is_known() -> None:
     for path in KINDS:
-        notes = {name for each, name, _ in fields_of(Annotates) if each == path}
+        notes = {name for each, name, _ in fields_of(Ignored) if each == path}
         assert {"user", "metadata", "store", "service_tier", "safety_identifier"} <= notes
         assert "prompt_cache_key" in notes
 

@@ -10,7 +10,7 @@ import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming as OpenAIChat
 from openai.types.completion_create_params import CompletionCreateParamsStreaming as OpenAIText
 
-from anystreamer.server._fields import INSTEAD, Annotates, Fixed, Neutral, Strict
+from anystreamer.server._fields import INSTEAD, Fixed, Ignored, Neutral, Strict
 from anystreamer.server._request_models import ChatRequest, CompletionRequest
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "fields.md"
@@ -76,7 +76,7 @@ def own_columns(name: str) -> dict[str, str]:
     for kind, field in fields.items():
         does, neutral = "yes", ""
         for each in field.metadata:
-            if isinstance(each, Annotates):
+            if isinstance(each, Ignored):
                 does = "a note"
             elif isinstance(each, Fixed):
                 does = "no"

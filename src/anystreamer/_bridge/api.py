@@ -189,7 +189,7 @@ def _context(
     """Return the block of a stream.
 
     Args:
-        name: of the public function, which a message tells how to use.
+        name: of the public function, for messages that show how to use it.
         label: what the producer is called in the log.
     """
     max_buffer_size = validate_buffer_size(max_buffer_size)

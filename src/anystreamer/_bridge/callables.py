@@ -17,7 +17,7 @@ _KINDS: tuple[tuple[Callable[[object], bool], str], ...] = (
     (inspect.isgeneratorfunction, "a generator function"),
 )
 
-# What has not begun to do its work when it is returned, from the most special kind on.
+# Results whose work has not started when they are returned. The most specific kinds come first.
 _UNSTARTED: tuple[tuple[type[Any], str], ...] = (
     (GeneratorType, "a generator"),
     (AsyncGeneratorType, "an async generator"),

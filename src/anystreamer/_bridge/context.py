@@ -48,7 +48,7 @@ class UngroupedTaskGroup:
         """Start a task of this name. It must not raise.
 
         `TaskGroup.start`, which waits for the task, is not used: if the task is cancelled natively
-        before its first step, that waits for ever.
+        before its first step, that waits forever.
         """
         self._unstarted[coroutine] = wrapper = self._begin(coroutine)
         try:
@@ -147,7 +147,7 @@ class StreamContext(SingleErrorContext, Generic[StreamT]):
     """The ``async with`` block that owns a stream: its worker has left when it ends.
 
     Args:
-        name: of the public function, which a message tells how to use.
+        name: of the public function, for messages that show how to use it.
         new_task: makes the worker task.
     """
 

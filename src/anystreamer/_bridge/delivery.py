@@ -103,7 +103,7 @@ class LoopDelivery:
         return self._look_is_planned and perf_counter() < self._hold_until
 
     def cross_in_turn(self, state: StreamState[Any], cross: Callable[[], None]) -> None:
-        """Call *cross* if it is due, unless another thread is crossing: that one takes along."""
+        """Call *cross* if it is due, unless another thread is crossing: it delivers this too."""
         # Again for a thread that found the lock held, after the loop had collected the items.
         while self._waiting and self._is_due(state) and self._lock.acquire(blocking=False):
             try:
@@ -135,7 +135,7 @@ class LoopDelivery:
         """Deliver all that is pending now, and wake the consumers."""
         self._look_is_planned = False  # first: see above
         items = 0
-        # What producers add meanwhile is for the next delivery, or the loop could be held for ever.
+        # What producers add meanwhile is for the next delivery, or the loop could be held forever.
         for _ in range(len(self._waiting)):
             state = self._waiting[0]
             state.is_registered = False
@@ -217,7 +217,7 @@ class Crossing:
         self.seconds = 0.0  #: how long crossings have held up the thread
 
     def deliver(self) -> None:
-        """Have the items that were pushed delivered: the first at once, others as is due."""
+        """Have the items that were pushed delivered: the first at once, others when it is due."""
         state, delivery = self._state, self._delivery
         if not state.is_registered:
             delivery.register(state)

@@ -144,7 +144,7 @@ class DetachedTasks(Generic[TaskT]):
             with self._lock:
                 if not self._takes_calls:
                     raise LoopGone(self._kind)
-                self._calls.add(call)  # the owner waits with its end
+                self._calls.add(call)  # the owner does not end before it
             call.wait(if_interrupted)
         finally:
             try:

@@ -93,8 +93,8 @@ class Stopping:
 
         Raises:
             GenerationStopped: the stream was stopped, before the call or meanwhile.
-            RuntimeError: in another thread. And in *func*, where it needs the only thread or the
-                limiter's only turn, which this producer has: it would wait for itself.
+            RuntimeError: called in another thread; or *func* needs the only thread, or the
+                limiter's only token, which this producer holds: it would wait for itself.
             BaseException: what *func* raised.
         """
         return self._producer.wait_for(partial(func, *args))

@@ -1,7 +1,7 @@
 """At the interpreter's exit: end anyio's idle worker threads of asyncio loops that have ended.
 
 anyio ends them when the main task of their loop has ended. If a Ctrl-C ends the loop before that,
-or strikes while a thread is being started, they wait for work for ever, and the interpreter waits
+or strikes while a thread is being started, they wait for work forever, and the interpreter waits
 for them. This is true for each program that uses `anyio.to_thread` on asyncio. The threads of trio
 are daemons.
 """

@@ -72,7 +72,7 @@ class ThreadEvent:
     """An event that the loop sets, and that one thread waits for. As `threading.Event`.
 
     A Ctrl-C in `threading.Event.set` can leave the lock of the event locked: the next `set` then
-    blocks the loop for ever. A bare lock has no such place.
+    blocks the loop forever. A bare lock has no such place.
     """
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ async def run_sync_joined(
     A native cancellation on asyncio breaks the shield of `to_thread.run_sync`. If it comes before
     the thread has taken the call, the call never runs. If it comes later, nothing reports when the
     thread leaves, so we have to look. (The thread must not report it: a Ctrl-C that strikes its
-    message on the loop would leave the thread waiting for ever.)
+    message on the loop would leave the thread waiting forever.)
 
     Args:
         when_cancelled: called after a native cancellation, to make *func* return. *func* cannot see
@@ -134,7 +134,7 @@ async def run_sync_joined(
         finally:
             if not call.take():
                 try:
-                    if not call.has_left:
+                    if not call.has_returned:
                         when_cancelled()
                 finally:  # it can raise a KeyboardInterrupt, too
                     interrupt = await call.join(around)
@@ -186,7 +186,7 @@ class _Call(TakenOnce):
     def __init__(self, func: Callable[[], object]) -> None:
         super().__init__()
         self._func = func
-        self.has_left = False  # the thread has returned from the function
+        self.has_returned = False  # the thread has returned from the function
         self.error: BaseException | None = None  # what the function raised
 
     def run(self) -> None:
@@ -194,17 +194,17 @@ class _Call(TakenOnce):
         if self.take():
             try:
                 self._func()
-            except BaseException as exc:  # no event loop is to carry it: it could change it
+            except BaseException as exc:  # not passed through the loop, which could change it
                 self.error = exc
             finally:
-                self.has_left = True
+                self.has_returned = True
 
     async def join(self, around: CancelScope) -> BaseException | None:
         """Wait until the thread has left the function. Returns a Ctrl-C that came meanwhile."""
         cancellation = get_cancelled_exc_class()
         interrupt: BaseException | None = None
         with CancelScope(shield=True):
-            while not self.has_left:
+            while not self.has_returned:
                 cancel_again(around)
                 try:
                     await sleep(JOIN_POLL)

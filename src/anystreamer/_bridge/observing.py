@@ -46,7 +46,7 @@ _computed = _delivered = 0  # tokens of the streams that have ended
 
 
 def _forget_parent() -> None:
-    """Begin anew in a forked child: no thread of the parent goes on there, not even to unlock."""
+    """Start empty in a forked child: no thread of the parent goes on there, not even to unlock."""
     global _lock
     _lock = threading.Lock()
     _open.clear()
@@ -59,7 +59,7 @@ call_after_fork(_forget_parent)
 def on_open(name: str, state: StreamState[Any]) -> None:
     """Name and count a stream whose block is entered."""
     state.name, state.number = name, next(_numbers)
-    state.is_counted = False
+    state.totals_recorded = False
     with _lock:
         _count_dropped()
         _open[state.number] = _OpenStream(name, state)
@@ -75,7 +75,7 @@ def on_end(state: StreamState[Any]) -> None:
     """Count the tokens of a stream whose worker has exited and whose block is being left."""
     with _lock:
         _count(state.number, state.progress())
-    state.is_counted = True
+    state.totals_recorded = True
     if logger.is_enabled_for(logging.DEBUG):
         logger.debug("%s ended: %s", state.label, state.summary())
 

@@ -27,7 +27,7 @@ ResultT = TypeVar("ResultT")
 
 # While a worker waits for space in the buffer, no event wakes it when a scope is cancelled, when
 # another task needs the model, when a deadline has passed, or when there is space, but less than
-# half of it. So it looks: this often (seconds), and less and less often if only the first and the
+# half of it. So it polls at this interval (seconds). The interval grows if only the first and the
 # last can happen: the loop sees a cancelled scope by itself, unless it is blocked.
 SPACE_POLL = 0.01
 SPACE_POLL_AT_MOST = 0.5

@@ -50,7 +50,7 @@ class _SourceContext(ThreadContext[ThreadStream[T]]):
 
 
 class _BlockingTask(ThreadTask[ThreadStream[T]]):
-    is_free = True
+    watches_cancellation = True
 
 
 def source_of(context: StreamContext[ThreadStream[T]]) -> Source[T]:

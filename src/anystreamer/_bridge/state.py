@@ -98,8 +98,8 @@ class StreamState(Generic[T]):
             "stream", "receive and leave it in its own; stop() and attributes work in any thread"
         )
         self.max_buffer_size: float = max_buffer_size
-        # A producer that waits for space goes on when the consumer has left this many items: half
-        # of the room. To wake it at each item would take longer than most items do.
+        # A producer that waits for space continues when only this many items are left: half of the
+        # buffer. Waking it for each item would cost more than most items do.
         self._refill_at: float = -1 if max_buffer_size == math.inf else max_buffer_size // 2
         self.pending: deque[T] = deque()  # pushed, and not yet in the memory object stream
         self.pushed: int = 0  # items that the producer has pushed
@@ -137,7 +137,7 @@ class StreamState(Generic[T]):
         self.ending: Ending | None = None  # until the end
         self.name: str = ""  # in the log
         self.number: int = 0  # the same
-        self.is_counted: bool = True  # in the statistics, or has no part in them
+        self.totals_recorded: bool = True  # in the statistics, or it was never open
 
     # -- from any thread
 
@@ -294,12 +294,12 @@ class StreamState(Generic[T]):
         return self._batch.popleft()
 
     @uninterrupted
-    def take_many(self, most: float) -> list[T]:
-        """Take what `take` would in several calls: all that has been drained, or *most* of it."""
+    def take_many(self, limit: float) -> list[T]:
+        """Take what `take` would in several calls: all that has been drained, or *limit* of it."""
         items = [self.take()]
         if self.has_item:  # mostly there is no other, and to find that out by `take` is slower
             with suppress(WouldBlock, EndOfStream):
-                while len(items) < most:
+                while len(items) < limit:
                     items.append(self.take())
         return items
 
@@ -379,7 +379,7 @@ class StreamState(Generic[T]):
         return None if self.error_raised else error
 
     def __del__(self) -> None:
-        if not getattr(self, "is_counted", True):
+        if not getattr(self, "totals_recorded", True):
             dropped.append((self.number, self.progress()))
 
     def summary(self) -> str:

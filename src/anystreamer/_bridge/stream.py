@@ -64,8 +64,8 @@ class ThreadStream(ObjectReceiveStream[T], Generic[T]):
                 error, comes from the call after the last items.
             TypeError, ValueError: *max_items* is not a whole number, or less than 1.
         """
-        most = math.inf if max_items is None else validate_max_items(max_items)
-        return await self._receive(partial(self._state.take_many, most))
+        limit = math.inf if max_items is None else validate_max_items(max_items)
+        return await self._receive(partial(self._state.take_many, limit))
 
     async def _receive(self, take: Callable[[], Result]) -> Result:
         """Return what *take* takes, as soon as there is an item."""

@@ -5,7 +5,7 @@ raises. Then `IfInterrupted` decides what becomes of the call. A receive(), for 
 on: it would take an item that no caller gets, and a second receive() at once would be refused.
 
 Such an exception strikes the main thread alone. If it struck one of Python's or anyio's own waits,
-a lock of theirs could stay locked, and the loop would wait for it for ever. So the main thread
+a lock of theirs could stay locked, and the loop would wait for it forever. So the main thread
 waits for a bare lock only, and another thread talks to the loop for it.
 """
 
@@ -33,8 +33,9 @@ T = TypeVar("T")
 IfInterrupted = Literal["leave", "cancel", "join"]
 """What becomes of a call when an exception strikes the thread that waits for it.
 
-It goes on without the thread; it is cancelled, and the thread waits until it has ended; or the
-thread waits on. The exception is raised after that.
+``"leave"``: the call continues without the thread. ``"cancel"``: the call is cancelled, and the
+thread waits until it has ended. ``"join"``: the thread continues to wait. After that, the exception
+is raised.
 """
 
 # How often a thread that waits for the loop looks whether the loop has gone (seconds).

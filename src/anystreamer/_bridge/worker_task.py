@@ -149,7 +149,8 @@ class WorkerTask(Generic[StreamT]):
 class ThreadTask(WorkerTask[StreamT]):
     """Does the work in a worker thread of anyio, under a limiter."""
 
-    is_free = False  #: other threads can take part in the work, and it can register callbacks
+    #: also abandon the stream when a scope is cancelled: for callbacks and other threads
+    watches_cancellation = False
 
     def __init__(
         self,
@@ -168,7 +169,7 @@ class ThreadTask(WorkerTask[StreamT]):
     def coroutines(self) -> Iterator[Coroutine[Any, Any, None]]:
         yield self.coroutine
         yield guard(self.state, self._around_thread)
-        if self.is_free:
+        if self.watches_cancellation:
             yield _abandon_when_cancelled(self.state)
 
     def turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
@@ -194,11 +195,11 @@ class ThreadTask(WorkerTask[StreamT]):
 def run_named(name: str, func: Callable[..., object], *args: Any) -> None:
     """Call a function while this thread has this name, which debuggers and the log show."""
     thread = threading.current_thread()
-    usual, thread.name = thread.name, name
+    previous, thread.name = thread.name, name
     try:
         func(*args)
     finally:
-        thread.name = usual
+        thread.name = previous
 
 
 async def _abandon_when_cancelled(state: StreamState[Any]) -> None:

@@ -112,7 +112,7 @@ class DeliveryThread:
         """Wait for the delivery that is under way.
 
         A consumer that is awake takes an item before its crossing. If the loop ended just then, the
-        thread would wait for it for ever.
+        thread would wait for it forever.
         """
         begun = self._deliveries_begun
         with CancelScope(shield=True):

@@ -27,7 +27,7 @@ class AsyncTextIteratorStreamer:
 
     The signature, the defaults and the use are those of `transformers.AsyncTextIteratorStreamer`:
     change the import, and code that runs ``generate()`` in a thread of its own runs on trio as
-    well. Text comes as soon as it can no longer change, and no piece is empty.
+    well. Text comes as soon as it can no longer change, and no chunk is empty.
 
     It can also stop the model. Pass `stopping_criteria` along, and use it as a context manager:
 
@@ -45,8 +45,8 @@ class AsyncTextIteratorStreamer:
 
     If ``generate()`` raises an exception, or never ends the text, the iteration raises
     RuntimeError, with the exception as its cause. For this, ``generate()`` of transformers is
-    wrapped. Where code on the loop puts the text, as a typewriter does, its end is waited for:
-    *timeout* is the limit then.
+    wrapped. If code on the event loop puts the text (a typewriter effect, for example), the
+    iteration waits for its end, and *timeout* is the only limit.
 
     Subclasses can override `put`, `end` and `on_finalized_text`, and use ``text_queue``,
     ``stop_signal``, ``loop``, ``token_cache``, ``print_len`` and ``next_tokens_are_prompt``, as

@@ -65,12 +65,12 @@ def open_engine(
     """
     if batching not in ("none", "continuous", "auto"):
         raise ValueError(f"batching must be 'auto', 'none' or 'continuous', not {batching!r}")
-    for name, number, least in (
+    for name, number, minimum in (
         ("max_waiting", max_waiting, 0),
         ("max_running", max_running, 1),
         ("context_length", context_length, 1),
     ):
-        validate_count(name, number, least)
+        validate_count(name, number, minimum)
     limits = validate_reuse_cache(reuse_cache)
     check_model("open_engine", model)
     tokenizer_of(tokenizer)

@@ -105,15 +105,16 @@ class _TurnBesideBatch(GenerateTurn):
 class _AutoTask(BatchTask):
     """A request that goes into the batch or, if *refusal* is given or found, is served alone."""
 
+    owner: AutoEngine
+
     def __init__(
         self, engine: AutoEngine, request: GenerationRequest, prompts: Any, refusal: str | None
     ) -> None:
         super().__init__(engine, request, prompts)
-        self._auto = engine
         self._turn = None if refusal is None else self._new_turn()
 
     def _new_turn(self) -> GenerateTurn:
-        return _TurnBesideBatch(self._auto, self._request, self._prompts, self)
+        return _TurnBesideBatch(self.owner, self._request, self._prompts, self)
 
     async def prepare(self) -> None:
         if self._turn is None and await self.prepare_for_batch() is not None:
@@ -121,7 +122,7 @@ class _AutoTask(BatchTask):
             self._turn = self._new_turn()
         if self._turn is not None:
             await self._turn.prepare()
-        self._auto.check_queue_limit(self.ticket)
+        self.owner.check_queue_limit(self.ticket)
 
     def turns(self) -> Iterable[AbstractAsyncContextManager[object]]:
         return super().turns() if self._turn is None else self._turn.turns()

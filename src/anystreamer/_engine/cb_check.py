@@ -16,6 +16,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from .._generation import logits_distance, logits_tolerance
+from .._model import text_config
 from .cb_manager import cause_of_death, is_dying
 
 __all__ = ["AnswerCheck"]
@@ -42,7 +43,7 @@ class AnswerCheck:
     def __init__(self, model: Any, special_ids: set[int], is_cancelled: Callable[[], bool]) -> None:
         self._model = model
         self._is_cancelled = is_cancelled
-        prompts = _unlike_prompts(_text_config(model).vocab_size, special_ids)
+        prompts = _unlike_prompts(text_config(model).vocab_size, special_ids)
         self._prompts = {f"anystreamer-check-{i}": prompt for i, prompt in enumerate(prompts)}
 
     def run(self, manager: Any) -> None:
@@ -103,7 +104,7 @@ class AnswerCheck:
             max_new_tokens=NEW_TOKENS,
             do_sample=False,
             # None of these tokens is to end it: an id beyond the vocabulary.
-            eos_token_id=_text_config(self._model).vocab_size,
+            eos_token_id=text_config(self._model).vocab_size,
             pad_token_id=0,
             disable_compile=True,
             output_logits=True,
@@ -155,7 +156,7 @@ class _Recorded:
 
     def check_layers(self) -> None:
         """Raises ValueError if a layer did not use the manager's cache."""
-        count = _text_config(self._manager.model).num_hidden_layers
+        count = text_config(self._manager.model).num_hidden_layers
         if missing := set(range(count)) - self._layers:
             raise ValueError(f"{len(missing)} of its {count} layers do not use the manager's cache")
 
@@ -191,10 +192,6 @@ class _Force(LogitsProcessor):
         forced = torch.full_like(scores, -torch.inf)
         forced[:, next(self._token_ids)] = 0.0
         return forced
-
-
-def _text_config(model: Any) -> Any:
-    return model.config.get_text_config()
 
 
 def _unlike_prompts(vocabulary: int, special_ids: set[int]) -> list[list[int]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._kept_caches import free_bytes
-from .._model import is_encoder_decoder
+from .._model import is_encoder_decoder, text_config
 from .base import MAX_RUNNING
 
 __all__ = [
@@ -195,7 +195,7 @@ def _sized_config(model: Any, max_running: int) -> Any:
     from transformers import ContinuousBatchingConfig
 
     is_cpu = model.device.type == "cpu"
-    text = model.config.get_text_config()
+    text = text_config(model)
     page = ContinuousBatchingConfig().page_size
     longest = getattr(text, "max_position_embeddings", None) or TOKENS_EACH
     each = min(longest, TOKENS_EACH_ON_CPU if is_cpu else TOKENS_EACH)

@@ -30,7 +30,7 @@ class RequestProcessors:
     def take(self, state: Any) -> None:
         """Take the new tokens of the manager's state of the request."""
         known = 0 if self._ids is None else self._ids.shape[1]
-        # One that had to make way begins again, with its answer so far in its prompt.
+        # A preempted request starts again, with its answer so far in its prompt.
         in_prompt = len(state.initial_tokens)
         new = state.initial_tokens[known:] + state.generated_tokens[max(0, known - in_prompt) :]
         ids = torch.tensor([new], dtype=torch.long)

@@ -41,7 +41,7 @@ REFUSALS = {
     "other arguments of generate()": "the manager does not apply it to one request",
 }
 
-# The arguments of generate() that a request can have, beside those of sampling.
+# The arguments of generate() that a request can have, besides those of sampling.
 _SETTINGS = {"eos_token_id", "max_length", "max_new_tokens", "repetition_penalty"}
 
 # Model inputs that are only the ids of a prompt.
@@ -57,14 +57,14 @@ def request_refusal(request: GenerationRequest, prompts: Any, manager: Any) -> s
     if others := sorted(given - {*_SETTINGS, *SAMPLING}):
         return f"{others[0]}: {REFUSALS['other arguments of generate()']}"
     is_in_order = manager is None or runs_in_order(manager)
-    asked = {
+    requested = {
         "top_logprobs": options.top_logprobs > 0,
         "worker_context": options.worker_context is not None,
         "cancel_within='layer'": options.cancel_within != "step",
         "max_buffer_size": options.max_buffer_size < math.inf,
     }
     if not is_in_order:
-        asked |= {
+        requested |= {
             "repetition_penalty": not is_neutral_penalty(request.setting("repetition_penalty")),
             "frequency_penalty": bool(options.frequency_penalty),
             "presence_penalty": bool(options.presence_penalty),
@@ -73,8 +73,8 @@ def request_refusal(request: GenerationRequest, prompts: Any, manager: Any) -> s
             "response_format": options.form is not None,
             "tool_choice": options.form is None and request.form is not None,
         }
-    for name, is_asked in asked.items():
-        if is_asked:
+    for name, is_requested in requested.items():
+        if is_requested:
             return f"{name}: {REFUSALS[name]}"
     if isinstance(prompts, Mapping):
         return inputs_refusal(prompts)

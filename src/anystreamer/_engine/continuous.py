@@ -13,6 +13,7 @@ from anyio.lowlevel import checkpoint
 from .._bridge import ThreadEvent, run_sync_joined
 from .._errors import PreservingContext, wrap_control_flow_exception
 from .._generation import GenerationRequest, new_token_limit
+from .._model import text_config
 from .._prompts import tokenizer_of
 from .._streams import Row
 from .active_request import ActiveRequest, ScoreHooks, publish
@@ -140,13 +141,13 @@ class ContinuousBatchingEngine(ThreadEngine):
         Raises:
             TypeError, ValueError: a value that ``generate()`` would refuse.
         """
-        return sampling_of(request, self.model.config.get_text_config().vocab_size)
+        return sampling_of(request, text_config(self.model).vocab_size)
 
     def _note_cached_tokens(self, request_id: str, tokens: int) -> None:
         """Note how many tokens of a request's prompt are computed. In the manager's thread."""
         if (active := self.active_requests.get(request_id)) is not None:
             (row,) = active.state.rows
-            # One that had to make way is searched again, together with its answer so far.
+            # A preempted request is searched again, together with its answer so far.
             row.cached_tokens = min(tokens, len(row.prompt_token_ids))
 
     def cancel(self, active: ActiveRequest) -> None:
@@ -249,19 +250,20 @@ class ContinuousBatchingEngine(ThreadEngine):
 def new_refusal(reason: str) -> ValueError:
     """The error for what continuous batching does not serve."""
     return ValueError(
-        f"{reason}; that is not for batching='continuous': use batching='none', or 'auto', which "
-        "runs such a request by itself"
+        f"{reason}; batching='continuous' does not support this: use batching='none', or 'auto', "
+        "which runs such a request outside the batch"
     )
 
 
 class BatchTask(EngineTask):
     """A request that continuous batching serves."""
 
+    owner: ContinuousBatchingEngine
+
     def __init__(
         self, engine: ContinuousBatchingEngine, request: GenerationRequest, prompts: Any
     ) -> None:
         super().__init__(engine, request.name, request.new_state(prompts))
-        self._engine = engine
         self._request = request
         self._prompts = prompts
         self.is_encoded = False
@@ -274,11 +276,11 @@ class BatchTask(EngineTask):
     async def prepare(self) -> None:
         if (refusal := await self.prepare_for_batch()) is not None:
             raise refusal
-        self._engine.check_queue_limit(self.ticket)
+        self.owner.check_queue_limit(self.ticket)
 
     async def prepare_for_batch(self) -> ValueError | None:
         """Encode its prompt. Returns why continuous batching does not serve it, if so."""
-        engine = self._engine
+        engine = self.owner
         engine.to_encode.append(self)
         try:
             async with engine.encoding:
@@ -313,7 +315,7 @@ class BatchTask(EngineTask):
     def encode(self) -> None:
         """Encode its prompt. Never raises."""
         try:
-            inputs, self._rows = self._request.encode(self._prompts, self._engine.context_length)
+            inputs, self._rows = self._request.encode(self._prompts, self.owner.context_length)
             # By the inputs, and not by the prompt: they show whether there are images.
             if reason := inputs_refusal(inputs):
                 self._refusal = new_refusal(reason)
@@ -330,7 +332,7 @@ class BatchTask(EngineTask):
         return self._request.queue_deadline(self.state)
 
     async def work(self) -> None:
-        engine = self._engine
+        engine = self.owner
         active = ActiveRequest(
             self._request,
             self.state,

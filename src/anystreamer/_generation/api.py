@@ -194,7 +194,8 @@ def stream_batch(
 
     As `stream_text`, for a list of prompts, ``num_return_sequences``, or both. Shorter prompts are
     padded on the left, and for an encoder on the right. If the model's answers are wrong in a
-    batch, the stream raises `ValueError`: each model is tested once, with a few tokens.
+    batch, the stream raises `ValueError`: a model is tested with a few tokens, before its first
+    batch without padding and before its first one with padding.
 
     Each row has its own stop strings, finish reason and usage, and can be stopped alone. A row that
     has ended gives no more text. When all rows have ended, the model stops.

@@ -2,8 +2,8 @@
 
 The attention mask leaves padding out, but not every model reads it, and some count positions from
 the padding on. Others mix their rows up. Their answers in a batch are wrong, and nothing fails. So
-before the first batch of a model, and before the first padded one, the beginnings of its shortest
-and its longest prompt are answered, first together and then the shorter one alone.
+before a model's first batch without padding, and before its first one with padding, the beginnings
+of its shortest and its longest prompt are answered, first together and then the shorter one alone.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def check_batch(
 ) -> None:
     """Refuse a batch for a model that answers its prompts wrong.
 
-    It is tried once for each model, and once with padding. What cannot be tried is not refused.
+    Each model is tested once without padding and once with padding. If the test itself fails, the
+    batch is not refused.
 
     Args:
         model: of transformers.

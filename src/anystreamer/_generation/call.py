@@ -140,7 +140,7 @@ class _Run:
         self._kwargs = {**inputs, **request.generate_kwargs}
         self._criteria = list(self._kwargs.get("stopping_criteria") or ())  # the caller's, wrapped
         self._rows = [request.row_detokenizer(number, row) for number, row in enumerate(state.rows)]
-        # These of transformers' own are asked again for their answers.
+        # Criteria of transformers that end single rows: we call them again to learn which.
         self._row_criteria: list[tuple[Any, FinishReason]] = []
         self._time_criteria: list[Any] = []
         self._form_mask: Any = None
@@ -262,11 +262,11 @@ class _Run:
             kwargs["tokenizer"] = request.text_tokenizer
 
     def _find_row_criteria(self) -> None:
-        """Find what ends single rows, and does not say so.
+        """Find the criteria that end single rows without reporting it.
 
-        Beside others, ``generate()`` goes on with such a row, and fills it up. Its tokens do not
-        always show that it has ended: a stop string can be in the tokens and not in the text, and
-        the other way round.
+        In a batch, ``generate()`` pads such a row until all have ended. Its tokens do not always
+        show that it has ended: a stop string can be in the tokens and not in the text, and the
+        other way round.
         """
         from .criteria import new_stop_string_criteria, row_criteria
 
@@ -375,7 +375,7 @@ class _Run:
             is_cut=is_cut,
             reached_limit=reached_limit,
             out_of_time=out_of_time,
-            # Last, since it calls transformers' own criteria once more.
+            # Only if nothing above ended it: `_would_stop` calls transformers' own criteria again.
             criteria_met=not (is_cut or reached_limit or out_of_time) and self._would_stop(output),
             is_stopped=self._producer.should_stop() or state.clock.expired_phase is not None,
             otherwise=self._reason_of_its_own(),

@@ -62,13 +62,13 @@ class RowDetokenizer:
         self._pending: list[int] = []  # ids whose text has not been delivered
         self._logprobs: list[Logprob] | None = None
         self.ended: FinishReason | None = None
-        # generate() goes on filling up a row that has ended beside others, often with pad tokens
-        # that are EOS as well. Nothing after this many steps belongs to the row.
+        # In a batch, generate() pads a row that has ended, often with pad tokens that are EOS as
+        # well. Nothing after this many steps belongs to the row.
         self.last_step = math.inf
         # Why a criterion of generate() ended the row, if one did.
         self.stopped_by: FinishReason | None = None
-        # What ends the row if it is seen in its tokens. The rest is seen there too, but criteria of
-        # generate() decide.
+        # The reasons that end the row as soon as its tokens show them. The tokens show others too,
+        # but criteria of generate() decide about those.
         self.ends_in_tokens = frozenset({FinishReason.EOS, FinishReason.STOP_STRING})
 
     @cached_property
@@ -248,7 +248,7 @@ class RowDetokenizer:
 def continues_prompt(
     model: Any, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None
 ) -> bool:
-    """Whether an answer's text goes on from the prompt's, and is not a text of its own.
+    """Whether an answer continues the prompt's text. If not, it is a text of its own.
 
     An answer to chat messages is one of its own, unless it is the rest of the last message. So is
     an answer to model inputs, since they do not show what they were made of, and the answer of an

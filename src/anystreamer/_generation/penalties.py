@@ -50,7 +50,7 @@ class GeneratedTokensPenalty(LogitsProcessor):
         """Return the difference, of shape ``(B, vocabulary)`` as *scores*."""
         if self._prompt_length is None:  # the first call is for the answer's first token
             self._prompt_length = input_ids.shape[1]
-        # Counted anew each time: assisted decoding goes back to fewer ids.
+        # Counted again each time: assisted decoding goes back to fewer ids.
         generated = input_ids[:, self._prompt_length :]
         counts = torch.zeros_like(scores).scatter_add_(
             1, generated, torch.ones_like(generated, dtype=scores.dtype)

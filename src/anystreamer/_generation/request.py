@@ -331,8 +331,8 @@ class GenerationRequest:
     def _fit_token_limit(self, rows: Sequence[Row]) -> None:
         limit = self.generate_kwargs.get("max_new_tokens")
         if isinstance(limit, UpTo):
-            least = max(1, self.setting("min_new_tokens") or 0)
-            fitted = limit.fit(self.model, rows, least)
+            minimum = max(1, self.setting("min_new_tokens") or 0)
+            fitted = limit.fit(self.model, rows, minimum)
             self.generate_kwargs = {**self.generate_kwargs, "max_new_tokens": fitted}
 
     def _check_rows(self, inputs: Mapping[str, Any], rows: Sequence[Row]) -> None:
@@ -340,7 +340,7 @@ class GenerationRequest:
         first = rows[0].prompt_token_ids
         if self.setting("token_healing") and any(row.prompt_token_ids != first for row in rows):
             raise ValueError(
-                "token_healing=True: generate() pads the healed prompts anew and keeps the old "
+                "token_healing=True: generate() pads the healed prompts again, but keeps the old "
                 "attention mask; heal one prompt at a time, with stream_text()"
             )
         if len(rows) > 1 and is_transducer(self.model):

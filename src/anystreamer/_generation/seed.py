@@ -21,7 +21,7 @@ class Seed:
         self._scores_type: Any = None
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """The same scores. What is computed from them knows the generator."""
+        """Return the same scores, as a tensor that passes the generator to `multinomial`."""
         if self._scores_type is None:
             self._scores_type = _scores_type(self._seed, scores.device)
         return scores.as_subclass(self._scores_type)

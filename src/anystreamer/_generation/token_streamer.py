@@ -103,7 +103,8 @@ class TokenStreamer:
         self._taken_in_advance -= already_seen
         self._take([row[already_seen:] for row in ids] if already_seen else ids)
         self._puts += 1
-        # It calls them before or after the first step, or drops them. Then nothing else ends it.
+        # By its second step generate() has called our criteria, or it never will: then nothing but
+        # this exception ends it.
         if self._puts > 1 and not self._criteria_were_called and self.is_to_stop():
             raise GenerationStopped
 

@@ -31,8 +31,8 @@ class UpTo(int):
         self.was_fitted = False
         return self
 
-    def fit(self, model: Any, rows: Iterable[Row], least: int) -> int:
-        """The limit of answers to these prompts, and at least *least*.
+    def fit(self, model: Any, rows: Iterable[Row], minimum: int) -> int:
+        """The limit of answers to these prompts, and at least *minimum*.
 
         If even these do not fit, the request is refused later, by a check that can name the reason.
         """
@@ -40,4 +40,4 @@ class UpTo(int):
         if self.context is None:
             return int(self)
         rooms = [room_for_answer(model, len(row.prompt_token_ids), self.context) for row in rows]
-        return max(least, min(int(self), *rooms))
+        return max(minimum, min(int(self), *rooms))

@@ -1,7 +1,7 @@
 """Which models and requests can take over the KV cache of an earlier request. Needs torch.
 
-What is not known to give the tokens that it gives without a cache takes nothing over, and leaves
-nothing: the request then runs as it would alone.
+A request takes over a cache, or leaves one, only if it is known to give the same tokens as without
+a cache. All other requests run as if there were no kept caches.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _STEPS = (
 # "longrope") they depend on the length of the whole text: the keys of a shorter one are different.
 _FIXED_ROPES = {"default", "linear", "llama3", "proportional", "yarn"}
 
-# Arguments of ``generate()`` that do not reach the model, beside those of its generation config.
+# Arguments of ``generate()`` that do not reach the model, besides those of its generation config.
 _HARMLESS = {
     "generation_config",
     "logits_processor",

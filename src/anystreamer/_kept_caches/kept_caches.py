@@ -126,8 +126,8 @@ def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
     Slices are compared in C: a loop in Python over the ids of eight long conversations would delay
     the first token.
     """
-    most = min(len(one), len(other))
-    return bisect.bisect_left(range(most), True, key=lambda i: one[: i + 1] != other[: i + 1])
+    shorter = min(len(one), len(other))
+    return bisect.bisect_left(range(shorter), True, key=lambda i: one[: i + 1] != other[: i + 1])
 
 
 def _lengths(cache: Any) -> list[int]:

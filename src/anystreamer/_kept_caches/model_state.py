@@ -26,8 +26,8 @@ class ModelState:
 
     weights: tuple[Any, ...]
     adapters: tuple[Any, ...]
-    # A weight that is made after another was deleted can have its address. A weak reference that is
-    # kept cannot: so weights are told apart by the addresses of theirs.
+    # A new weight can get the address of a deleted one. Nothing gets that of a reference that
+    # we keep: so the id of its weak reference identifies a weight.
     references: tuple[ref[Any], ...] = field(compare=False, repr=False)
 
 

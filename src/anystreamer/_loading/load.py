@@ -72,7 +72,7 @@ def load_model(
         raise ImportError(
             f"load_model needs transformers and torch: {to_install('transformers')}"
         ) from exc
-    # What is wrong is said before gigabytes are read.
+    # Wrong arguments are reported before gigabytes are read.
     where, precision = _device_map(device), _dtype(dtype)
     quantized = _quantization_config(quantization)
     template = None if chat_template is None else _template(chat_template)
@@ -132,7 +132,7 @@ def _classes_and_tokenizer(name: str, trusts_code: bool) -> tuple[Classes, Any]:
         if not classes.is_text_optional:
             raise
         # Its files, or a package such as torchvision, are not there.
-        logger.warning("%s takes text alone here: its processor cannot be loaded (%s)", name, exc)
+        logger.warning("%s accepts only text here: its processor cannot be loaded (%s)", name, exc)
         missing = exc
     classes = classes_for(config, text_alone=True)
     tokenizer = classes.encoder.from_pretrained(name, trust_remote_code=trusts_code)
@@ -250,7 +250,8 @@ def _template(chat_template: str) -> str:
             return file.read()
     except OSError as exc:
         raise ValueError(
-            f"chat_template={chat_template!r} is not a file, nor a Jinja template ({exc.strerror})"
+            f"chat_template={chat_template!r} is neither a file nor a Jinja template "
+            f"({exc.strerror})"
         ) from exc
     except UnicodeError as exc:
         raise ValueError(f"chat_template={chat_template!r} is not a text in UTF-8") from exc

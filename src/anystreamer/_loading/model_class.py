@@ -36,7 +36,7 @@ def classes_for(config: Any, *, text_alone: bool = False) -> Classes:
 
     Args:
         config: of the model, from ``AutoConfig``.
-        text_alone: leave out what sees and hears, if the model can be loaded so.
+        text_alone: load the model without its parts for pictures and sound, if possible.
     """
     import transformers
     from transformers.models.auto import modeling_auto

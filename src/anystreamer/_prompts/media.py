@@ -36,7 +36,7 @@ _KINDS = {
     "video": "video",
     "video_url": "video",
 }
-# Where a part has what it is about. The first that is there counts.
+# The keys under which a part can have its media. The first key that it has counts.
 _KEYS = {
     "image": ("image", "url", "path", "base64", "image_url", "source"),
     "audio": ("audio", "url", "path", "base64", "audio_url", "input_audio", "source"),
@@ -69,7 +69,7 @@ class MediaPart:
     part: Mapping[str, Any]
 
     def source(self) -> tuple[str, Any]:
-        """The key of what the part is about, and its value. Raises ValueError if it has none."""
+        """The key of the part's media, and its value. Raises ValueError if it has none."""
         keys = _KEYS[self.kind]
         key, value = _first(self.part, keys)
         if isinstance(value, Mapping):
@@ -88,7 +88,7 @@ class MediaPart:
         return value if isinstance(value, str) and _scheme(value) in ("http", "https") else None
 
     def decoded(self, value: Any) -> dict[str, Any]:
-        """The part in transformers' own shape, with *value* as what it is about."""
+        """The part in transformers' own shape, with *value* as its media."""
         others = {
             name: each
             for name, each in self.part.items()
@@ -126,7 +126,7 @@ def has_media(prompt: Any) -> bool:
 
 
 def media_kinds(processor: Any) -> list[str]:
-    """What a processor takes beside text: ``"image"``, ``"audio"``, ``"video"``."""
+    """What a processor takes besides text: ``"image"``, ``"audio"``, ``"video"``."""
     return [
         kind
         for kind, components in _COMPONENTS.items()
@@ -151,7 +151,7 @@ def check_processor(model: Any, tokenizer: Any, text_tokenizer: Any, part: Media
         return
     if reason := missing_processor(tokenizer):
         raise ValueError(
-            f"{name} the model takes text alone here, because its processor could not be loaded: "
+            f"{name} the model accepts only text here, because its processor could not be loaded: "
             f"{reason}"
         )
     if tokenizer is not text_tokenizer:
@@ -161,7 +161,7 @@ def check_processor(model: Any, tokenizer: Any, text_tokenizer: Any, part: Media
     modalities = getattr(model, "input_modalities", "text")
     if part.kind in ([modalities] if isinstance(modalities, str) else modalities):
         raise ValueError(
-            f"{name} {type(tokenizer).__name__} encodes text alone: pass the model's processor in "
+            f"{name} {type(tokenizer).__name__} encodes only text: pass the model's processor in "
             "its place (AutoProcessor.from_pretrained)"
         )
     raise ValueError(f"{name} {type(model).__name__} does not take {part.kind} inputs")

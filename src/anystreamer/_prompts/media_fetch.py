@@ -18,7 +18,7 @@ __all__ = ["fetch_media"]
 
 SECONDS = 10.0  # for one file, redirects included
 MAX_REDIRECTS = 3
-HEADER_BYTES = 64 * 1024  # beside the file
+HEADER_BYTES = 64 * 1024  # besides the file
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 

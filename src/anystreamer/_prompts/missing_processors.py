@@ -12,9 +12,9 @@ _reasons: dict[int, str] = {}  # by the id of the tokenizer, for as long as it l
 
 
 def note_missing_processor(tokenizer: object, error: Exception) -> None:
-    """Note that a model takes text alone, with this tokenizer, because of this error."""
+    """Note that a model accepts only text, with this tokenizer, because of this error."""
     # The message of an ImportError of transformers names the package and says how to install it.
-    # Other errors can have paths, and go to the log only: what is noted here, clients see.
+    # Other errors can have paths, and go to the log only: clients see what is noted here.
     reason = message_of(error) if is_kind(error, ImportError) else "the log says why"
     _reasons[id(tokenizer)] = " ".join(reason.split())
     weakref.finalize(tokenizer, _reasons.pop, id(tokenizer), None)

@@ -298,9 +298,7 @@ def _encode_one(
         return dict(tokenizer(text=prompt if uses_torch else [prompt], **return_tensors))
     if isinstance(prompt, TokenIds):
         return _inputs_of(list(prompt), uses_torch)
-    # The template opens a new message, unless it is to leave the last one open.
-    opens_message = not chat_template_kwargs.get("continue_final_message")
-    settings = {"add_generation_prompt": opens_message, **chat_template_kwargs}
+    settings = _template_settings(chat_template_kwargs)
     if context_length is not None and _could_exceed(context_length, prompt, settings):
         text = tokenizer.apply_chat_template(list(prompt), tokenize=False, **settings)
         check_length(text_tokenizer, text, context_length)
@@ -312,6 +310,12 @@ def _encode_one(
     return dict(
         tokenizer.apply_chat_template(list(prompt), tokenize=True, return_dict=True, **settings)
     )
+
+
+def _template_settings(chat_template_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    # The template opens a new message, unless it is to leave the last one open.
+    opens_message = not chat_template_kwargs.get("continue_final_message")
+    return {"add_generation_prompt": opens_message, **chat_template_kwargs}
 
 
 def _encode_media(
@@ -327,11 +331,10 @@ def _encode_media(
     chats: list[Any] = list(prompts)
     if any(isinstance(each, str | TokenIds) for each in chats):
         raise ValueError(
-            "prompts: beside chats with pictures or audio, a text must be a chat, too: "
+            "prompts: if some are chats with pictures or audio, a text must be a chat as well: "
             "[{'role': 'user', 'content': ...}]"
         )
-    opens_message = not chat_template_kwargs.get("continue_final_message")
-    settings = {"add_generation_prompt": opens_message, **chat_template_kwargs}
+    settings = _template_settings(chat_template_kwargs)
     processor, chats = reading_video_files(processor, chats, lock)
     marked = mark_untrusted(processor, tokenizer_of(processor), chats, settings)
     if marked is not None:

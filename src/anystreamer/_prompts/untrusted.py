@@ -261,7 +261,8 @@ class Marked:
         if not self._tokenizer.was_called:
             raise ValueError(
                 f"the messages have the special token {self._tokenizer.tokens[0]!r} in their text, "
-                f"and {type(self.processor).__name__} cannot encode it as text beside other inputs"
+                f"and {type(self.processor).__name__} cannot encode it as text "
+                "together with other inputs"
             )
 
 

@@ -159,7 +159,7 @@ class Row:
     is_form_complete: bool = False  # all that the model made is a whole text of that form
     response_id: str | None = None  # of another server that makes it
     response_model: str | None = None  # the name that it has there for its model
-    continues_prompt: bool = False  # its text goes on from the prompt's, and is not one of its own
+    continues_prompt: bool = False  # its text continues the prompt's text
 
     delivered_text: DeliveredText = field(default_factory=DeliveredText)
     token_ids: list[int] = field(default_factory=list)

@@ -1,4 +1,7 @@
-"""From token ids to text. Pure: no async, no I/O, nothing from the rest of this package."""
+"""From token ids to text. Pure: no async, no I/O.
+
+From the rest of this package, it imports only `_installing` and `_reporting`.
+"""
 
 from .argument_schemas import parser_tools
 from .base import SupportsDecode, TextDecoder, special_ids

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from .response_format import closed, with_whitespace
 from .tools import Tool, ToolUse
 
-__all__ = ["object_schema", "parser_tools", "resolved", "target_of", "types_of"]
+__all__ = ["list_of", "object_schema", "parser_tools", "resolved", "target_of", "types_of"]
 
 _TYPES = ("string", "integer", "number", "boolean", "null", "array", "object")
 _COMBINE = ("allOf", "anyOf", "oneOf", "$ref", "if", "dependentSchemas", "patternProperties")
@@ -83,22 +83,23 @@ def types_of(schema: Any, root: Mapping[str, Any], depth: int = 8) -> list[str]:
     if not isinstance(schema, Mapping) or not depth:
         return list(_TYPES)
     declared = schema.get("type")
-    types = {each for each in _TYPES if each == declared or each in _list_of(declared)}
+    types = {each for each in _TYPES if each == declared or each in list_of(declared)}
     types = types or set(_TYPES)
     if "number" in types:
         types.add("integer")
-    if "const" in schema or _list_of(schema.get("enum")):
-        values = _list_of(schema.get("enum")) or [schema["const"]]
+    if "const" in schema or list_of(schema.get("enum")):
+        values = list_of(schema.get("enum")) or [schema["const"]]
         types &= {name for value in values for name in _types_of_value(value)}
     for name in ("anyOf", "oneOf"):
-        if options := _list_of(schema.get(name)):
+        if options := list_of(schema.get(name)):
             types &= {each for option in options for each in types_of(option, root, depth - 1)}
-    for part in _list_of(schema.get("allOf")):
+    for part in list_of(schema.get("allOf")):
         types &= set(types_of(part, root, depth - 1))
     return [each for each in _TYPES if each in types]
 
 
-def _list_of(value: Any) -> list[Any]:
+def list_of(value: Any) -> list[Any]:
+    """The value if it is a list, else an empty one: schemas can have anything anywhere."""
     return value if isinstance(value, list) else []
 
 

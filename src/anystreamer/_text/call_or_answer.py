@@ -19,12 +19,12 @@ class CallOrAnswerForm:
     """Calls, or an answer without calls. The model chooses by how it begins."""
 
     calls: ToolForm
-    within: AnswerForm  #: of the answer without calls
+    answer: AnswerForm  #: of the answer without calls
 
     @property
     def argument(self) -> str:
         """The argument that asks for it, for messages."""
-        return self.within.argument
+        return self.answer.argument
 
     def leads(self, builder: GrammarBuilder) -> Iterator[str]:
         """The texts that calls begin with, where they are not special tokens."""
@@ -41,6 +41,6 @@ class CallOrAnswerForm:
         Raises:
             ValueError: no such grammar can be made.
         """
-        answer = self.within.rule(builder, reasoning)
+        answer = self.answer.rule(builder, reasoning)
         calls = self.calls.rule(builder, reasoning)
         return builder.grammars(f"{reasoning_before(builder, reasoning)} ({calls} | {answer})")

@@ -173,7 +173,7 @@ def flat_nodes(*nodes: Node) -> Iterator[Node]:
 
 
 def _can_be_empty(node: Node) -> bool:
-    return isinstance(node, Edge) or (isinstance(node, Repeat) and node.least == 0)
+    return isinstance(node, Edge) or (isinstance(node, Repeat) and node.minimum == 0)
 
 
 def _groups(nodes: Iterable[Node]) -> Iterator[Group]:

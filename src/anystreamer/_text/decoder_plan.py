@@ -234,7 +234,7 @@ class Vocabulary:
         return text.encode() if self._plan.core == "bytes" else (text, text)
 
     def take_doubt(self) -> bool:
-        """Whether a token of the text decodes in an unknown way. The next text begins anew."""
+        """Return whether a token of this text decoded in an unknown way, and reset that."""
         has_doubt, self._has_doubt = self._has_doubt, False
         return has_doubt
 
@@ -318,6 +318,6 @@ class ByteRun:
         return text
 
     def take_mixed(self) -> bool:
-        """Whether the reference shows a run of the text otherwise. The next text begins anew."""
+        """Return whether the reference shows a run of this text otherwise, and reset that."""
         was_mixed, self._was_mixed = self._was_mixed, False
         return was_mixed

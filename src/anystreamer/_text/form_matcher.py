@@ -77,7 +77,7 @@ class FormMatcher:
         eos: the tokens that end an answer.
         special: the special tokens.
         argument: the argument that asks for the form, for messages.
-        within: where an answer can be tool calls instead: the matcher of an answer without calls.
+        answer_matcher: the matcher of an answer without calls, if it can be tool calls instead.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class FormMatcher:
         eos: frozenset[int],
         special: frozenset[int],
         argument: str,
-        within: FormMatcher | None = None,
+        answer_matcher: FormMatcher | None = None,
     ) -> None:
         self._matcher = matcher
         self._argument = argument
         #: why the form can no longer be followed; from then on any token is allowed
         self.failure: FormTooComplex | None = None
-        self._within = within
+        self._answer_matcher = answer_matcher
         self._eos = eos
         self._special = special - eos
         self._ids: list[int] = []  # of the answer
@@ -100,9 +100,15 @@ class FormMatcher:
 
     def copy_unused(self) -> FormMatcher:
         """Another one for the same answer. Only before this one has taken a token."""
-        within = None if self._within is None else self._within.copy_unused()
+        answer_matcher = (
+            None if self._answer_matcher is None else self._answer_matcher.copy_unused()
+        )
         return FormMatcher(
-            self._matcher.deep_copy(), self._eos, self._special | self._eos, self._argument, within
+            self._matcher.deep_copy(),
+            self._eos,
+            self._special | self._eos,
+            self._argument,
+            answer_matcher,
         )
 
     @property
@@ -121,11 +127,11 @@ class FormMatcher:
 
         Where an answer can be tool calls instead: whether it is a whole answer without calls.
         """
-        if self._within is not None:
-            within = self._within.copy_unused()
-            within.advance(self._ids)
+        if self._answer_matcher is not None:
+            answer_matcher = self._answer_matcher.copy_unused()
+            answer_matcher.advance(self._ids)
             # A special token that begins a call is taken here, and would only be skipped there.
-            return within.taken == self.taken and within.is_complete
+            return answer_matcher.taken == self.taken and answer_matcher.is_complete
         if self._state.is_off or not self._matcher.is_accepting():
             return False
         return self._state.has_ended or bool(self._matcher.is_stopped())
@@ -176,7 +182,7 @@ class FormMatcher:
         if self._state.has_ended or self._state.is_off:
             return None
         bits: bytes = self._matcher.compute_bitmask()
-        # Then they allow the end alone, as if the answer were whole.
+        # After a failure, the bits allow only the end, as if the answer were complete.
         return None if self._has_failed() else bits
 
     def _has_failed(self) -> bool:
@@ -215,12 +221,14 @@ def new_matcher(
         )
     compiler = _compiler_of(tokenizer, tuple(eos), form.argument)
     ends, special = frozenset(eos), special_ids(tokenizer)
-    within = None
+    answer_matcher = None
     if isinstance(form, CallOrAnswerForm):
         compiler.check_beginnings(form)
-        within_matcher = compiler.matcher(form.within, reasoning)
-        within = FormMatcher(within_matcher, ends, special, form.argument)
-    return FormMatcher(compiler.matcher(form, reasoning), ends, special, form.argument, within)
+        answer_llmatcher = compiler.matcher(form.answer, reasoning)
+        answer_matcher = FormMatcher(answer_llmatcher, ends, special, form.argument)
+    return FormMatcher(
+        compiler.matcher(form, reasoning), ends, special, form.argument, answer_matcher
+    )
 
 
 class _Compiler:
@@ -270,7 +278,7 @@ class _Compiler:
         """Refuse a form if an answer can begin like a call: it would be read as one."""
         for lead in form.leads(GrammarBuilder(self._special, self._eos)):
             token_ids = self._tokenizer.tokenize_str(lead)
-            if self.matcher(form.within, None).try_consume_tokens(token_ids) == len(token_ids):
+            if self.matcher(form.answer, None).try_consume_tokens(token_ids) == len(token_ids):
                 raise ValueError(
                     f"{form.argument}: an answer in this format can begin with {lead!r}, as a call "
                     "does; pass tool_choice='none' or 'required'"
@@ -296,7 +304,7 @@ class _Compiler:
         return matcher
 
 
-# By tokenizer, its size and the ends: one that was given more tokens since is another.
+# By tokenizer, then by its size and its end ids: with more tokens, it needs a new compiler.
 _compilers: weakref.WeakKeyDictionary[Any, dict[Any, _Compiler]] = weakref.WeakKeyDictionary()
 _compilers_lock = threading.Lock()
 

@@ -65,14 +65,14 @@ class _Renderer:
                 return ""
 
     def _repeated(self, node: Repeat) -> str | None:
-        if isinstance(node.node, Characters) and (node.least, node.most) == (0, None):
+        if isinstance(node.node, Characters) and (node.minimum, node.maximum) == (0, None):
             # What a pattern leaves open is left out, except for spaces.
             if node.node.expression in _SPACES:
                 return f"[ \\t\\r\\n]{{0,{_MAX_SPACES}}}"
             return None if _CONSTRAIN in self._builder.special else ""
         each = self._expression(node.node)
-        most = node.least + _MAX_REPEATS if node.most is None else node.most
-        return None if each is None else f"(?:{each}){{{node.least},{most}}}"
+        maximum = node.minimum + _MAX_REPEATS if node.maximum is None else node.maximum
+        return None if each is None else f"(?:{each}){{{node.minimum},{maximum}}}"
 
     def _lark(self, node: Node) -> str:
         """A Lark expression for a node that has special tokens."""
@@ -81,9 +81,9 @@ class _Renderer:
                 return self._builder.text(text)
             case Repeat(node=Characters()):
                 return f'(/ ?/ {self._builder.text(_CONSTRAIN)} "json")?'
-            case Repeat(node=inner, least=least, most=most):
-                highest = least + _MAX_REPEATS if most is None else most
-                return f"({self.sequence((inner,))}){{{least},{highest}}}"
+            case Repeat(node=inner, minimum=minimum, maximum=maximum):
+                highest = minimum + _MAX_REPEATS if maximum is None else maximum
+                return f"({self.sequence((inner,))}){{{minimum},{highest}}}"
             case Group(node=inner):
                 return f"({self.sequence((inner,))})"
             case Options(nodes=inner):

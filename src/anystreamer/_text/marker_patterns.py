@@ -42,8 +42,8 @@ class Repeat:
     """A node several times."""
 
     node: Node
-    least: int
-    most: int | None  # None: any number
+    minimum: int
+    maximum: int | None  # None: any number
 
 
 @dataclass(frozen=True)
@@ -174,19 +174,19 @@ class _Reader:
 
     def _repeated(self, node: Node) -> Node:
         if self._takes("*"):
-            least, most = 0, None
+            minimum, maximum = 0, None
         elif self._takes("+"):
-            least, most = 1, None
+            minimum, maximum = 1, None
         elif self._takes("?"):
-            least, most = 0, 1
+            minimum, maximum = 0, 1
         elif self._takes("{"):
             low, comma, high = self._until("}").partition(",")
-            least = int(low or 0)
-            most = (int(high) if high else None) if comma else least
+            minimum = int(low or 0)
+            maximum = (int(high) if high else None) if comma else minimum
         else:
             return node
         self._takes("?")  # it only says which of several matches is taken
-        return Repeat(node, least, most)
+        return Repeat(node, minimum, maximum)
 
     def _next(self) -> str:
         if self.is_done:

@@ -138,7 +138,7 @@ def validate_response_format(value: Any) -> AnswerForm | None:
 
 
 # Between two tokens of JSON: nothing, a space, or a new line with its indentation. Where any white
-# space is allowed, small models write it for ever. No "\r": after it, the masks of llguidance 1.9.1
+# space is allowed, small models write it forever. No "\r": after it, the masks of llguidance 1.9.1
 # have wrong tokens for some vocabularies.
 _WHITESPACE = r" ?|\n[ \t]{0,16}"
 

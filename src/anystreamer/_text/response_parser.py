@@ -34,7 +34,7 @@ __all__ = [
 
 # The content parsers whose value is the text itself: it is emitted while it is generated.
 STREAMED = frozenset({"text", "int", "float", "bool"})
-_NO_MARKER = "\0"  # ends what a marker could still grow by, and is part of none
+_NO_MARKER = "\0"  # ends text that could still become a marker, and is in no marker
 
 
 @dataclass(slots=True)
@@ -163,7 +163,7 @@ class ResponseParser:
         self._take(self._parser.initial_events, [])  # of the prompt: not emitted
         if self._spaces is not None:  # the prompt's are not emitted either
             self._spaces = ""
-        if self._open is not None:  # it is not known whether that is inside a string
+        if self._open is not None:  # we cannot know whether it is inside a string
             self._strings.turn_off()
 
     @property

@@ -1,9 +1,9 @@
-"""Refuses JSON schemas that llguidance would compile without a limit, or not survive.
+"""Refuses JSON schemas that would cost llguidance unlimited time or memory, or crash the process.
 
-It has limits for most of what a schema can cost. These have none: it follows references on the
+It has limits for most of what a schema can cost, but not for these: it follows references on the
 stack of its thread, which ends the process when it is full; makes an automaton with a state for
-each remainder of `multipleOf`, and their product where several are for one value; and intersects
-patterns that are for one text.
+each remainder of `multipleOf`, and their product where several apply to one value; and intersects
+patterns that apply to one text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from .argument_schemas import target_of
+from .argument_schemas import list_of, target_of
 
 __all__ = ["check_cost"]
 
@@ -97,7 +97,7 @@ class _Costs:
         return self._named
 
     def _parts(self, group: Iterable[Any]) -> Iterator[Schema]:
-        """The schemas that a value has to do with: these, and what they refer to and combine."""
+        """The schemas that apply to a value: these, and what they refer to and combine."""
         seen: set[int] = set()
         waiting = list(group)
         while waiting:
@@ -108,7 +108,7 @@ class _Costs:
             seen.add(id(schema))
             yield schema
             waiting += self._targets(schema)
-            waiting += [each for name in (*_ALL, *_ANY) for each in _list(schema.get(name))]
+            waiting += [each for name in (*_ALL, *_ANY) for each in list_of(schema.get(name))]
 
     # -- limits
 
@@ -140,10 +140,11 @@ class _Costs:
         self._count()
         above |= {id(schema)}
         own = len({"pattern", "format"} & schema.keys())
-        together = [*self._targets(schema), *(x for name in _ALL for x in _list(schema.get(name)))]
+        combined = (each for name in _ALL for each in list_of(schema.get(name)))
+        together = [*self._targets(schema), *combined]
         own += sum(self._patterns(each, above) for each in together)
         for name in _ANY:
-            options = [self._patterns(each, above) for each in _list(schema.get(name))]
+            options = [self._patterns(each, above) for each in list_of(schema.get(name))]
             own += max(options, default=0)
         return own
 
@@ -155,14 +156,14 @@ class _Costs:
 
 
 def _values(parts: Sequence[Schema]) -> Iterator[Sequence[Any]]:
-    """What is for one value inside: for each property and each item, from all of the parts."""
+    """The schemas that apply to one inner value: for each property and item, of all parts."""
     properties: dict[str, list[Any]] = {}
     items: dict[int, list[Any]] = {}
     others: dict[str, list[Any]] = {"property": [], "item": []}
     for schema in parts:
         for name, value in _mapping(schema.get("properties")).items():
             properties.setdefault(name, []).append(value)
-        for number, value in enumerate(_list(schema.get("prefixItems"))):
+        for number, value in enumerate(list_of(schema.get("prefixItems"))):
             items.setdefault(number, []).append(value)
         patterns = _mapping(schema.get("patternProperties"))
         if len(patterns) > MAX_PATTERN_PROPERTIES:
@@ -222,10 +223,6 @@ def _remainders(multiple: Any) -> int:
         return 1
     digits = Decimal(repr(multiple)).normalize().as_tuple().digits
     return int("".join(map(str, digits)))
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

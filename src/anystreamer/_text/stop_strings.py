@@ -65,13 +65,13 @@ def validate_stop_strings(stop: object, argument: str = "stop") -> StopSet:
 class _Automaton:
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = strings
-        most = 1 + sum(map(len, strings))
-        self._next_code = array("I", [_NO_CODE]) * most  # what leads to the next index
+        size = 1 + sum(map(len, strings))
+        self._next_code = array("I", [_NO_CODE]) * size  # what leads to the next index
         self._branches: dict[int, int] = {}  # from a node and a character to any other index
-        self._fallback = array("I", [0]) * most
-        self._owner = array("I", [0]) * most  # one of the strings that have this prefix: its index
-        self.complete = array("I", [0]) * most  # the longest string that ends here: its index and 1
-        self.depth = array("I", [0]) * most
+        self._fallback = array("I", [0]) * size
+        self._owner = array("I", [0]) * size  # one of the strings that have this prefix: its index
+        self.complete = array("I", [0]) * size  # the longest string that ends here: its index and 1
+        self.depth = array("I", [0]) * size
         nodes = 1
         for index, string in enumerate(strings):
             nodes = self._add(index, string, nodes)

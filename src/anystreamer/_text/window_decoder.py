@@ -22,7 +22,8 @@ _UNCLEAN = re.compile(r"(?: (?:n'?|'[vr ]?)?)?\ufffd*\Z")
 # Invariant: `_shown` is what was returned of the window's text, and what follows it there is
 # returned next. Text counts as final if it stays the same when the last token is repeated, up to a
 # trailing U+FFFD, which can be the beginning of a character, or a run of bytes with one. A token
-# that adds nothing when it is repeated, as an unknown id, tells nothing: then an earlier one does.
+# that adds nothing when repeated (an unknown id, for example) gives no information: then an earlier
+# one is repeated instead.
 #
 # A `decode` can break this: a token comes, and text differs that was shown before. It cannot be
 # taken back. So the window's new text counts as shown, and what is returned is what the token adds
@@ -31,7 +32,7 @@ class WindowDecoder(TextDecoder):
     CONTEXT = 16  # tokens that are decoded along with new ones; decoders look back two or three
     SLIDE = 32  # drop older ones from here on, if that changes nothing
     PROBES = 4  # tokens that are tried: more than one or two in a row hardly ever add nothing
-    LIMIT = 256  # drop them whatever it changes, and show all text: no token can take for ever
+    LIMIT = 256  # drop them whatever it changes, and show all text: no token can take forever
 
     def __init__(
         self, tokenizer: Any, kwargs: dict[str, Any], stages: list[TextStage], *, cleans_up: bool

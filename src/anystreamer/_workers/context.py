@@ -91,10 +91,10 @@ class OwnerContext(
             # must not end without an error.
             raised = owner.closed_error()
         owner.finish_if_never_started()
-        while not owner.left.is_set() or owner.tasks.has_calls:
+        while not owner.task_ended.is_set() or owner.tasks.has_calls:
             with CancelScope(shield=True):
                 try:
-                    await owner.left.wait()
+                    await owner.task_ended.wait()
                     await sleep(JOIN_POLL if owner.tasks.has_calls else 0)
                 except BaseException as exc:
                     raised = exc if raised is None else raised

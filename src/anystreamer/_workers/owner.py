@@ -47,7 +47,7 @@ class Owner:
 
     def __init__(self, max_running: float, max_waiting: int | None) -> None:
         self.queue = AdmissionQueue(max_running)
-        self.left = SafeEvent()  # its own task has ended
+        self.task_ended = SafeEvent()  # its own task has ended
         self.ready = SafeEvent()  # it accepts streams, or never will
         self.tasks: DetachedTasks[OwnedTask[Any]]  #: of its streams, once it is open
         self._max_waiting = max_waiting
@@ -132,7 +132,7 @@ class Owner:
     def finish_if_never_started(self) -> None:
         """See `WorkerTask.finish_if_never_started`: the same for the owner's own task."""
         if self._coroutine is None or close_if_unstarted(self._coroutine):
-            self.left.set()
+            self.task_ended.set()
 
     async def _serve(self) -> None:
         try:
@@ -149,7 +149,7 @@ class Owner:
                 task.fail(self.unavailable_error())
                 task.state.scope.cancel()
             self.ready.set()
-            self.left.set()
+            self.task_ended.set()
 
     # -- for a stream's block
 
@@ -225,7 +225,7 @@ class OwnedTask(WorkerTask[StreamT]):
             self.state.scope.cancel()
 
     def close(self) -> None:
-        """End it because its owner closes. From any thread."""
+        """End it because its owner closes. On the loop, or in the thread of its producer."""
         self.fail(self.owner.closed_error())
 
     def turns(self) -> Iterable[AbstractAsyncContextManager[object]]:

@@ -12,8 +12,8 @@ __all__ = ["AdmissionQueue", "Lane", "Ticket"]
 class AdmissionQueue:
     """Admits requests up to two limits, first come, first served. Used on the loop only.
 
-    A request whose prompt is still being encoded does not hold up the others. All wait in one line,
-    also for several lanes: a lane that has room admits the first of those that wait for it.
+    A request whose prompt is still being encoded does not hold up the others. There is one queue
+    for all lanes: a lane that has space admits the first request that waits for it.
     """
 
     def __init__(self, max_running: float, capacity: float = math.inf) -> None:
@@ -65,7 +65,7 @@ class AdmissionQueue:
                 ready = (each for each in self.waiting if each.lane is lane and each.is_ready)
                 ticket = next(ready, None)
                 if ticket is None or not lane.has_capacity_for(ticket):
-                    break  # a smaller one does not go before it, or it could wait for ever
+                    break  # a smaller one does not go before it, or it could wait forever
                 self.waiting.remove(ticket)
                 lane.running.add(ticket)
                 ticket.admitted.set()

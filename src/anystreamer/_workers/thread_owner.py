@@ -131,6 +131,8 @@ class ThreadOwner(Owner):
 class OwnedThreadTask(OwnedTask[ThreadStream[Any]]):
     """The task of a stream whose producer runs in a thread of a `ThreadOwner`."""
 
+    owner: ThreadOwner
+
     def __init__(
         self, owner: ThreadOwner, source: Source[Any], queue_timeout: float | None
     ) -> None:
@@ -138,7 +140,6 @@ class OwnedThreadTask(OwnedTask[ThreadStream[Any]]):
         super().__init__(owner, source.label, state, ThreadStream(state))
         self.kind = f"stream of the {owner.kind}"
         self._queue_timeout = math.inf if queue_timeout is None else queue_timeout
-        self._owner = owner
         self._source = source
         self._called_at = perf_counter()
         self._context: Context
@@ -156,7 +157,7 @@ class OwnedThreadTask(OwnedTask[ThreadStream[Any]]):
         self._context = copy_context()
 
     async def work(self) -> None:
-        owner = self._owner
+        owner = self.owner
         if owner.is_closed:  # no thread is there to call it
             return
         producer = Producer[Any](self.state, owner.has_waiting, self.close)
@@ -173,4 +174,4 @@ class OwnedThreadTask(OwnedTask[ThreadStream[Any]]):
         started_at, exited_at = self.state.started_at, self.state.exited_at
         assert exited_at is not None
         queued = None if started_at is None else started_at - self._called_at
-        self._owner.metrics.on_turn_end(queued, exited_at - self._called_at)
+        self.owner.metrics.on_turn_end(queued, exited_at - self._called_at)

@@ -8,7 +8,7 @@ from typing import Any
 
 from .chat_pictures import Part, completed_path
 from .chat_settings import SETTINGS, changed
-from .terminal import counted
+from .terminal import pluralized
 
 __all__ = ["Commands", "Content", "Conversation"]
 
@@ -48,12 +48,14 @@ class Conversation:
         count = len(self.pictures)
         if not count:
             return "The next question has no picture."
-        return f"The next question has {counted(count, 'picture')}. /image alone removes pictures."
+        return (
+            f"The next question has {pluralized(count, 'picture')}. /image alone removes pictures."
+        )
 
 
 @dataclass(frozen=True)
 class _Command:
-    form: str
+    usage: str
     help: str
     run: Callable[[str], str]  # called with the text after the name; returns what to show
 
@@ -114,7 +116,7 @@ class Commands:
                 "a question that begins with a slash needs a space before it"
             )
         argument = argument.strip()
-        if argument and command.form == name:
+        if argument and command.usage == name:
             raise ValueError(f"{name} takes nothing after it")
         return command.run(argument)
 
@@ -123,7 +125,7 @@ class Commands:
         name, space, argument = line.partition(" ")
         if not space:
             found = [each for each in self._commands if each.startswith(name)]
-            return [f"{each} " if " " in self._commands[each].form else each for each in found]
+            return [f"{each} " if " " in self._commands[each].usage else each for each in found]
         if name == "/image":
             return [f"{name} {path}" for path in completed_path(argument)]
         if name == "/set":
@@ -165,8 +167,8 @@ class Commands:
         return f"Settings: {', '.join(given) or 'the defaults of the model'}."
 
     def _help(self, _: str) -> str:
-        width = max(len(each.form) for each in self._commands.values())
-        lines = [f"{each.form:<{width}}  {each.help}" for each in self._commands.values()]
+        width = max(len(each.usage) for each in self._commands.values())
+        lines = [f"{each.usage:<{width}}  {each.help}" for each in self._commands.values()]
         lines.append(f"{'Ctrl-C':<{width}}  stop an answer, or clear the line; twice: leave")
         return "\n".join(lines)
 

@@ -18,7 +18,7 @@ __all__ = ["Part", "as_data", "completed_path", "read_picture"]
 Part = dict[str, Any]  # of a message's content
 
 # As on the chat page: models see no more, and servers limit the size of requests.
-MOST_POINTS = 1024  # of a side
+MAX_SIDE = 1024  # pixels
 QUALITY = 85  # of JPEG
 
 
@@ -35,7 +35,7 @@ def read_picture(path: str) -> Any:
     """
     found = _as_typed(path)
     try:
-        # To open a pipe could wait for ever.
+        # To open a pipe could wait forever.
         if not stat.S_ISREG(os.stat(found).st_mode):
             raise ValueError("it is not a file")
         with open(found, "rb") as file:
@@ -50,7 +50,7 @@ def read_picture(path: str) -> Any:
 def as_data(picture: Any) -> Part:
     """A picture as servers take it, made smaller: each later request of the chat has it, too."""
     smaller = picture.copy()
-    smaller.thumbnail((MOST_POINTS, MOST_POINTS))
+    smaller.thumbnail((MAX_SIDE, MAX_SIDE))
     file = io.BytesIO()
     smaller.save(file, "JPEG", quality=QUALITY)
     data = base64.b64encode(file.getvalue()).decode()

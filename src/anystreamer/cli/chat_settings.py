@@ -14,14 +14,14 @@ class Setting:
     """A number, and how it is limited. Both limits are allowed values."""
 
     kind: type[int] | type[float]
-    least: float
-    most: float
-    form: str  #: what its text must be, for error messages
+    minimum: float
+    maximum: float
+    requirement: str  #: what its text must be, for error messages
 
     def parse(self, text: str) -> float:
         """Parse the number. Raises ValueError if it is not one, or not within the limits."""
         value = self.kind(text)
-        if not self.least <= value <= self.most:  # also for a NaN
+        if not self.minimum <= value <= self.maximum:  # also for a NaN
             raise ValueError
         return value
 
@@ -50,4 +50,4 @@ def changed(settings: Mapping[str, Any], name: str, text: str) -> dict[str, Any]
     try:
         return others | {name: setting.parse(text)}
     except ValueError:
-        raise ValueError(f"{name} must be {setting.form}, got {text!r}") from None
+        raise ValueError(f"{name} must be {setting.requirement}, got {text!r}") from None

@@ -187,7 +187,7 @@ def serve(
     """Serve a model through an OpenAI-compatible API.
 
     It prints its address when it is ready. At this address is a chat page, and the API below /v1.
-    Ctrl-C stops the server: open streams have the time of --grace to finish, and a second Ctrl-C
+    Ctrl-C stops the server: open streams can finish within --grace seconds, and a second Ctrl-C
     stops it at once.
     """
     refuse_empty(context)

@@ -117,7 +117,7 @@ def finite(value: float) -> float:
     import typer
 
     if not math.isfinite(value):
-        raise typer.BadParameter("must be a number")
+        raise typer.BadParameter("must be a finite number")
     return value
 
 
@@ -135,7 +135,7 @@ def refuse_empty(context: Any, *allowed: str) -> None:
         texts = value if isinstance(value, list) else [value]
         if "" in texts and parameter.name not in allowed:
             raise typer.BadParameter(
-                "is empty: leave it out, or look whether its variable is set",
+                "is empty: leave it out, or check that the shell variable is set",
                 ctx=context,
                 param=parameter,
             )

@@ -11,7 +11,7 @@ __all__ = ["with_extensions"]
 
 
 def with_extensions(
-    app: Any, abort: Callable[[], Awaitable[None]], open_connections: Callable[[], int], most: int
+    app: Any, abort: Callable[[], Awaitable[None]], open_connections: Callable[[], int], limit: int
 ) -> Any:
     """The application for one connection: requests have the extensions ABORT and CONNECTIONS.
 
@@ -19,9 +19,9 @@ def with_extensions(
         app: the application for all connections.
         abort: closes this connection at once, for a client that does not take its response.
         open_connections: returns how many connections the server has now.
-        most: how many it can have.
+        limit: how many it can have.
     """
-    own = {ABORT: abort, CONNECTIONS: (open_connections, most)}
+    own = {ABORT: abort, CONNECTIONS: (open_connections, limit)}
 
     async def with_extension(scope: Any, *args: Any) -> None:
         await app({**scope, "extensions": {**scope.get("extensions", {}), **own}}, *args)

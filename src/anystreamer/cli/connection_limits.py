@@ -23,7 +23,7 @@ PARSED_AT_ONCE = 4 * 1024
 # do, and asyncio would wait for 30.
 TLS_END_TIMEOUT = 1.0
 
-# What a server has open beside its connections: files of the model, sockets and pipes of its own.
+# What a server has open besides its connections: files of the model, sockets and pipes of its own.
 OTHER_FILES = 100
 
 # The whole response to a connection above the limit.

@@ -13,7 +13,7 @@ import anyio
 
 from .. import TextStream, stream_text
 from .common import INSTALL, PROMPT, Backend, load_embedded, require_installed
-from .terminal import Screen, counted, exit_now, format_stats
+from .terminal import Screen, exit_now, format_stats, pluralized
 
 __all__ = ["run_demo"]
 
@@ -119,7 +119,7 @@ async def _cancel(screen: Screen, model: Any, tokenizer: Any, limit: int) -> Non
         late, took = (cancelled - deadline) * 1e3, (left - cancelled) * 1e3
         screen.write(
             f"cancelled {late:.1f} ms after the deadline: the model took "
-            f"{counted(steps - steps_then, 'step')} more, and its thread ended in {took:.1f} ms",
+            f"{pluralized(steps - steps_then, 'step')} more, and its thread ended in {took:.1f} ms",
             "dim",
             end="\n",
         )

@@ -63,14 +63,14 @@ def limited_connections(run: Any, backend: str) -> Iterator[None]:
     }
     if backend == "asyncio":
         replaced["asyncio"] = _ServersThatClose(run.asyncio)
-    usual, usual_h2 = {name: getattr(run, name) for name in replaced}, H2Protocol
+    original, original_h2 = {name: getattr(run, name) for name in replaced}, H2Protocol
     vars(run).update(replaced)
     setattr(protocols, "H2Protocol", _LimitedH2Protocol)  # noqa: B010  it is not exported
     try:
         yield
     finally:
-        vars(run).update(usual)
-        setattr(protocols, "H2Protocol", usual_h2)  # noqa: B010
+        vars(run).update(original)
+        setattr(protocols, "H2Protocol", original_h2)  # noqa: B010
 
 
 class _ServersThatClose:
@@ -78,7 +78,7 @@ class _ServersThatClose:
 
     hypercorn first waits for its servers, and then for connections, but not longer than their
     grace. From Python 3.12 on, ``wait_closed()`` waits for all connections of a server: one that
-    stays open would hold the shutdown for ever.
+    stays open would hold the shutdown forever.
     """
 
     def __init__(self, asyncio: Any) -> None:
@@ -127,9 +127,9 @@ class _LimitedConnection(_TCPServer):  # type: ignore[misc]
         self.config.open_connections += 1
         self._unsent_since: float | None = None
         self._has_read_all = False
-        most = self.config.connection_limits.max_connections
+        limit = self.config.connection_limits.max_connections
         self.app = with_extensions(
-            self.app, self._abort, lambda: self.config.open_connections, most
+            self.app, self._abort, lambda: self.config.open_connections, limit
         )
         try:
             async with create_task_group() as tasks:

@@ -45,7 +45,7 @@ Dtype = Annotated[
 Quantization = Annotated[
     str | None,
     typer.Option(
-        help="8bit or 4bit: the weights need less memory. It needs bitsandbytes.",
+        help="Load the weights in 8bit or 4bit, which needs less memory. Needs bitsandbytes.",
         metavar="BITS",
         rich_help_panel="Model",
     ),
@@ -164,7 +164,7 @@ DrainTime = Annotated[
     typer.Option(
         min=0.0,
         help="After Ctrl-C or SIGTERM, the server accepts requests for this many seconds more. "
-        "GET /health already says that it will end.",
+        "Meanwhile, GET /health reports that it is draining.",
         callback=finite,
         metavar="SECONDS",
         rich_help_panel="Running",
@@ -289,7 +289,10 @@ AllowHost = Annotated[
 MaxBodyBytes = Annotated[
     int,
     typer.Option(
-        min=1, metavar="N", help="The largest body of a request.", rich_help_panel="Requests"
+        min=1,
+        metavar="N",
+        help="The largest body of a request, in bytes.",
+        rich_help_panel="Requests",
     ),
 ]
 DefaultMaxTokens = Annotated[
@@ -314,7 +317,8 @@ RequestTimeout = Annotated[
     float,
     typer.Option(
         min=0.0,
-        help="How many seconds a request can take, with the time it waits. 0 means no limit.",
+        help="How many seconds a request can take, including its time in the queue. 0 means no "
+        "limit.",
         callback=finite,
         metavar="SECONDS",
         rich_help_panel="Requests",
@@ -336,7 +340,7 @@ MaxHeadBytes = Annotated[
     typer.Option(
         min=1024,
         metavar="N",
-        help="The largest head of a request.",
+        help="The largest head of a request, in bytes.",
         rich_help_panel="Connections",
     ),
 ]
@@ -367,7 +371,7 @@ MaxUnsentTokens = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="How many tokens can wait for a client that takes nothing.",
+        help="How many tokens can wait for a client that receives nothing.",
         rich_help_panel="Connections",
     ),
 ]
@@ -376,7 +380,7 @@ MaxUnsentBytes = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="How many bytes can wait for a client that takes nothing.",
+        help="How many bytes can wait for a client that receives nothing.",
         rich_help_panel="Connections",
     ),
 ]

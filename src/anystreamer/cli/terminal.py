@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from .._streams import TextStream
 
-__all__ = ["Screen", "counted", "exit_now", "fail", "format_stats", "handling"]
+__all__ = ["Screen", "exit_now", "fail", "format_stats", "handling", "pluralized"]
 
 
 class Screen:
@@ -59,7 +59,7 @@ def format_stats(stream: TextStream) -> str:
     assert timing is not None
     stats = [str(stream.finish_reason)]
     if usage is not None:  # a server sends no usage for an answer that was stopped
-        stats.append(counted(usage.completion_tokens, "token"))
+        stats.append(pluralized(usage.completion_tokens, "token"))
     if timing.first_token is not None:
         stats.append(f"the first after {timing.first_token * 1e3:.1f} ms")
         if usage is not None and usage.computed_tokens > 1:
@@ -68,7 +68,7 @@ def format_stats(stream: TextStream) -> str:
     return ", ".join(stats)
 
 
-def counted(number: int, noun: str) -> str:
+def pluralized(number: int, noun: str) -> str:
     """A number with its noun, such as "2 tokens"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
@@ -88,8 +88,8 @@ def handling(
     try:
         yield
     finally:
-        for each, usual in before.items():
-            signal.signal(each, usual)
+        for each, previous in before.items():
+            signal.signal(each, previous)
 
 
 def exit_now(*_: object) -> NoReturn:

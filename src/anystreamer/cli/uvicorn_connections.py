@@ -58,9 +58,9 @@ class _Connection(H11Protocol):
         # Unsent bytes pause writing, and the time of the pause is measured. With a limit of 0, a
         # transport with TLS would also pause without unsent bytes.
         transport.set_write_buffer_limits(high=1)
-        most = self._limits.max_connections
-        self.app = with_extensions(self.app, self._abort, lambda: len(self.connections), most)
-        if len(self.connections) > most:
+        limit = self._limits.max_connections
+        self.app = with_extensions(self.app, self._abort, lambda: len(self.connections), limit)
+        if len(self.connections) > limit:
             transport.write(REFUSAL)
             transport.close()
         else:

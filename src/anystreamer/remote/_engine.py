@@ -190,9 +190,10 @@ def _new_state(request: RemoteRequest) -> GenerationState:
 class _Task(EngineTask):
     """A request's task: sends it, and reads the answer. It counts as queued until the headers."""
 
+    owner: RemoteEngine
+
     def __init__(self, engine: RemoteEngine, request: RemoteRequest) -> None:
         super().__init__(engine, NAME, _new_state(request))
-        self._engine = engine
         self._request = request
         self._response: httpx.Response
         self._row = RemoteRow(form=request.options.form)
@@ -215,10 +216,10 @@ class _Task(EngineTask):
             try:
                 # The raw response: the client's own stream leaves generators behind if it is not
                 # read to its end, and drops fields that OpenAI's API does not have.
-                response: Any = await self._engine.client.post(
+                response: Any = await self.owner.client.post(
                     request.path,
                     body=request.body,
-                    options={"headers": self._engine.headers, "follow_redirects": False},
+                    options={"headers": self.owner.headers, "follow_redirects": False},
                     cast_to=httpx.Response,
                     stream=True,
                     stream_cls=openai.AsyncStream[object],
@@ -240,7 +241,7 @@ class _Task(EngineTask):
         parser = ResponseParser(
             self._row,
             request.options.stop_strings,
-            self._engine.limits,
+            self.owner.limits,
             logprobs=request.options.logprobs,
             names_content=bool(request.options.parse_response),
         )
@@ -248,7 +249,7 @@ class _Task(EngineTask):
             self._row.answer = parser
         self.state.clock.set_deadlines(request.options.timeouts, perf_counter())
         try:
-            await ResponseReader(self._response, parser, self.state, self._engine.limits).run()
+            await ResponseReader(self._response, parser, self.state, self.owner.limits).run()
         finally:
             if (usage := self._row.server_usage) is not None:
-                self._engine.metrics.tokens(usage.completion_tokens, perf_counter(), None)
+                self.owner.metrics.tokens(usage.completion_tokens, perf_counter(), None)

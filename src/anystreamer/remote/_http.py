@@ -150,7 +150,7 @@ async def _limit_error(response: httpx.Response) -> None:
         # The other server would get the prompt, and the key if it is in a header of the caller's.
         body = _message(
             f"{address_of(response.request.url)} redirects to {location[:200]}, which is not "
-            "followed: if that is right, pass it as base_url"
+            "followed: if that address is correct, pass it as base_url"
         )
     elif encoding := content_encoding(response):
         body = _message(f"the error's body has content-encoding {encoding[:60]}: it was not read")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from .._bridge import is_whole
+
 __all__ = [
     "LOGPROB_SIZE",
     "MAX_CALLS",
@@ -16,13 +18,13 @@ __all__ = [
 ]
 
 
-# How many bytes a piece of text takes in memory beside its characters, until it is read, and how
-# many a log-probability takes. With four characters in each, an answer can have 250,000 tokens.
+# The memory of an unread chunk besides its characters, and of a log-probability (bytes). With four
+# characters in each, an answer can have 250,000 tokens.
 PIECE_SIZE = 128
 LOGPROB_SIZE = 32
-# How many tool calls an answer can have, how many entries a list in an event, and how many deltas
-# of one choice an event: each takes microseconds. Log-probabilities take less. Only the size of an
-# event limits their number.
+# The most tool calls of an answer, entries of a list in an event, and deltas of one choice in an
+# event: processing each takes microseconds. Log-probabilities take less: only the size of an event
+# limits their number.
 MAX_CALLS = 128
 MAX_ITEMS = 256
 MAX_DELTAS = 16
@@ -45,8 +47,7 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            is_whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (is_whole or value == math.inf) or value < 1:
+            if not (is_whole(value) or value == math.inf) or value < 1:
                 raise ValueError(
                     f"{field.name} must be a whole number from 1 on, or math.inf, got {value!r:.60}"
                 )
@@ -62,6 +63,6 @@ class Limits:
     def exceeded(self, name: str, subject: str) -> LimitExceeded:
         """The error of a limit, by the name of its option."""
         return LimitExceeded(
-            f"{subject} is larger than {name}={getattr(self, name)}: if the server is right, pass "
-            f"a larger {name} to open_remote_engine()"
+            f"{subject} is larger than {name}={getattr(self, name)}: if you trust the server, "
+            f"pass a larger {name} to open_remote_engine()"
         )

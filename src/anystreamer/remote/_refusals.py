@@ -25,8 +25,8 @@ async def refusal(response: httpx.Response) -> Exception | None:
     media_type = _media_type_of(response)
     if encoding := content_encoding(response):
         wrong = (
-            f"must answer without content-encoding, as it was asked to, got {encoding[:60]}: let "
-            "the server, or the proxy before it, not compress event streams"
+            f"must not compress its answer, got content-encoding {encoding[:60]}: turn off "
+            "compression of event streams on the server, or on the proxy in front of it"
         )
     elif response.http_version == "HTTP/2":
         wrong = (

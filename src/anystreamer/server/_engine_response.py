@@ -111,7 +111,7 @@ class EngineResponse(StreamResponse):
             prompt = self._prompt(given)
             echo = None
             if self._request.echoes:
-                echo = Echo(prompt, self._engine, self._request.top_logprobs_asked)
+                echo = Echo(prompt, self._engine, self._request.requested_top_logprobs)
             for _ in range(self._request.n or 1):
                 fitting = UpTo(limit, self._limits.context if is_default else None)
                 stream = await self._open_choice(streams, choice, prompt, fitting, echo)
@@ -123,7 +123,7 @@ class EngineResponse(StreamResponse):
                 self._choices.append(stream)
                 if echo is not None:
                     self._echoes[choice] = echo
-                if self._request.top_logprobs_asked is not None:
+                if self._request.requested_top_logprobs is not None:
                     self._token_texts.append(self._new_token_texts(stream, prompt))
                 choice += 1
         self._is_accepted = True
@@ -139,7 +139,7 @@ class EngineResponse(StreamResponse):
 
     def _token_limit(self) -> int:
         """Token limit of each answer. Raises APIError if the request asks for too many."""
-        limit = self._limit_asked()
+        limit = self._requested_limit()
         if limit < (self._request.min_tokens or 0):
             raise APIError(
                 f"min_tokens must be at most {limit}, the limit of an answer: send max_tokens too",
@@ -148,7 +148,7 @@ class EngineResponse(StreamResponse):
             )
         return limit
 
-    def _limit_asked(self) -> int:
+    def _requested_limit(self) -> int:
         param, requested = self._request.token_limit
         highest = self._limits.max_tokens
         if highest is None:
@@ -171,15 +171,15 @@ class EngineResponse(StreamResponse):
         param, requested = self._request.token_limit
         length = len(stream.prompt_token_ids)
         room = room_for_answer(self._model, length, context)
-        least = self._request.min_tokens or 0
-        if room >= (requested or 0) and room < least:
+        minimum = self._request.min_tokens or 0
+        if room >= (requested or 0) and room < minimum:
             param = "min_tokens"
-        if room < 1 or room < max(requested or 0, least):
+        if room < 1 or room < max(requested or 0, minimum):
             raise APIError(
                 f"the model takes {context} tokens, prompt and answer together; the prompt has "
                 f"{length}"
                 + (f", and {param} asks for {requested}" if requested else "")
-                + (f", and min_tokens asks for {least}" if least else ""),
+                + (f", and min_tokens asks for {minimum}" if minimum else ""),
                 param=name if room < 1 else param,
                 code="context_length_exceeded",
             )
@@ -241,10 +241,10 @@ class EngineResponse(StreamResponse):
         if not tokens:
             yield chunk, ()
             return
-        most = max(1, ENTRIES_AT_ONCE // (1 + (self._request.top_logprobs_asked or 0)))
+        limit = max(1, ENTRIES_AT_ONCE // (1 + (self._request.requested_top_logprobs or 0)))
         rest = iter(tokens)
-        yield chunk, list(islice(rest, most))
-        while more := list(islice(rest, most)):
+        yield chunk, list(islice(rest, limit))
+        while more := list(islice(rest, limit)):
             yield None, more
 
     def _tokens(self, index: int, chunk: TextChunk | None) -> Iterable[Token]:

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Discriminator, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-__all__ = ["INSTEAD", "Annotates", "Fixed", "Neutral", "Strict", "chosen_by", "neutral_values"]
+__all__ = ["INSTEAD", "Fixed", "Ignored", "Neutral", "Strict", "chosen_by", "neutral_values"]
 
 #: Fields that other servers have, or that OpenAI's API used to have, and what to send here.
 INSTEAD = {
@@ -53,7 +53,7 @@ INSTEAD = {
 # takes an equal one in its place: `Fixed(0)` would become the `Fixed(False)` of another field.
 @dataclass(frozen=True, slots=True, eq=False)
 class Neutral:
-    """Annotates a field that has an effect: these of its values mean the same as no value."""
+    """Ignored a field that has an effect: these of its values mean the same as no value."""
 
     values: tuple[Any, ...]
 
@@ -62,16 +62,16 @@ class Neutral:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Annotates:
-    """Annotates a field that is a note of the client's: any value is accepted, and not read."""
+class Ignored:
+    """Ignored a field with the client's own notes: any value is accepted, and not read."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fixed:
-    """Annotates a field that accepts only neutral values.
+    """Ignored a field that accepts only neutral values.
 
     Args:
-        values: the neutral ones, beside null.
+        values: the neutral ones, besides null.
         instead: what to send in place of another one.
     """
 

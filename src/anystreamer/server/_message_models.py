@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from .._text import Regex
 from ._bounded_json import MAX_CONTAINERS, MAX_DEPTH, from_bounded_json
 from ._custom_tools import CustomFormat, as_function, function_arguments
-from ._fields import Annotates, Fixed, Neutral, Strict, chosen_by
+from ._fields import Fixed, Ignored, Neutral, Strict, chosen_by
 
 __all__ = [
     "MAX_CALLS",
@@ -29,13 +29,16 @@ MAX_PARTS = 1024  # of one message
 MAX_CALLS = 128  # of one message
 
 
-class TextPart(Strict):
+class _Part(Strict):
+    cache_control: Annotated[Any, Ignored()] = None
+    prompt_cache_breakpoint: Annotated[Any, Ignored()] = None
+
+
+class TextPart(_Part):
     """A text in a message."""
 
     type: Literal["text"]
     text: str
-    cache_control: Annotated[Any, Annotates()] = None
-    prompt_cache_breakpoint: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The part in OpenAI's shape, which engines take."""
@@ -57,13 +60,11 @@ def _as_object(url: Any) -> Any:
     return {"url": url} if isinstance(url, str) else url
 
 
-class ImagePart(Strict):
+class ImagePart(_Part):
     """A picture in a message."""
 
     type: Literal["image_url"]
     image_url: Annotated[ImageURL, BeforeValidator(_as_object)]
-    cache_control: Annotated[Any, Annotates()] = None
-    prompt_cache_breakpoint: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The part in OpenAI's shape, which engines take."""
@@ -77,13 +78,11 @@ class InputAudio(Strict):
     format: Literal["wav", "mp3", "flac", "ogg"] | None = None  # read from the file itself
 
 
-class AudioPart(Strict):
+class AudioPart(_Part):
     """A recording in a message."""
 
     type: Literal["input_audio"]
     input_audio: InputAudio
-    cache_control: Annotated[Any, Annotates()] = None
-    prompt_cache_breakpoint: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The part in OpenAI's shape, which engines take."""
@@ -97,26 +96,22 @@ class FileURL(Strict):
     url: Annotated[str, Field(min_length=1)]
 
 
-class AudioURLPart(Strict):
+class AudioURLPart(_Part):
     """A recording in a message, as vLLM takes it."""
 
     type: Literal["audio_url"]
     audio_url: Annotated[FileURL, BeforeValidator(_as_object)]
-    cache_control: Annotated[Any, Annotates()] = None
-    prompt_cache_breakpoint: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The part in vLLM's shape, which engines take."""
         return {"type": self.type, "audio_url": {"url": self.audio_url.url}}
 
 
-class VideoPart(Strict):
+class VideoPart(_Part):
     """A video in a message, as vLLM takes it."""
 
     type: Literal["video_url"]
     video_url: Annotated[FileURL, BeforeValidator(_as_object)]
-    cache_control: Annotated[Any, Annotates()] = None
-    prompt_cache_breakpoint: Annotated[Any, Annotates()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The part in vLLM's shape, which engines take."""
@@ -157,8 +152,8 @@ class TextMessage(Strict):
 
     role: Literal["system", "developer"]
     content: Content
-    name: Annotated[Any, Annotates()] = None
-    cache_control: Annotated[Any, Annotates()] = None
+    name: Annotated[Any, Ignored()] = None
+    cache_control: Annotated[Any, Ignored()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The message in the form that chat templates take."""
@@ -170,8 +165,8 @@ class UserMessage(Strict):
 
     role: Literal["user"]
     content: UserContent
-    name: Annotated[Any, Annotates()] = None
-    cache_control: Annotated[Any, Annotates()] = None
+    name: Annotated[Any, Ignored()] = None
+    cache_control: Annotated[Any, Ignored()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The message in the form that chat templates take."""
@@ -199,7 +194,7 @@ class CalledFunction(Strict):
 
     name: str
     arguments: Annotated[dict[str, Any], BeforeValidator(_object_of)]
-    parsed_arguments: Annotated[Any, Annotates()] = None  # added by the official client
+    parsed_arguments: Annotated[Any, Ignored()] = None  # added by the official client
 
 
 class ToolCall(Strict):
@@ -254,9 +249,9 @@ class AssistantMessage(Strict):
     annotations: Annotated[None, Fixed([])] = None
     audio: Annotated[None, Fixed()] = None
     function_call: Annotated[None, Fixed(instead="send tool_calls")] = None
-    parsed: Annotated[Any, Annotates()] = None  # added by the official client
-    name: Annotated[Any, Annotates()] = None
-    cache_control: Annotated[Any, Annotates()] = None
+    parsed: Annotated[Any, Ignored()] = None  # added by the official client
+    name: Annotated[Any, Ignored()] = None
+    cache_control: Annotated[Any, Ignored()] = None
     # Clients send back what they got, and vLLM and others call it by the shorter name.
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -290,7 +285,7 @@ class ToolMessage(Strict):
     content: UserContent
     tool_call_id: str
     name: str | None = None  # of the function
-    cache_control: Annotated[Any, Annotates()] = None
+    cache_control: Annotated[Any, Ignored()] = None
 
     def as_prompt(self) -> dict[str, Any]:
         """The message in the form that chat templates take."""
@@ -373,7 +368,7 @@ class Function(Strict):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-    cache_control: Annotated[Any, Annotates()] = None  # litellm has it at either place
+    cache_control: Annotated[Any, Ignored()] = None  # litellm has it at either place
     defer_loading: Annotated[None, Fixed(False)] = None
 
 
@@ -397,7 +392,7 @@ class FunctionTool(Strict):
 
     type: FunctionType = "function"
     function: Function
-    cache_control: Annotated[Any, Annotates()] = None
+    cache_control: Annotated[Any, Ignored()] = None
     defer_loading: Annotated[None, Fixed(False)] = None
 
     def as_argument(self) -> dict[str, Any]:
@@ -425,7 +420,7 @@ class CustomTool(Strict):
 
     type: Literal["custom"]
     custom: Custom
-    cache_control: Annotated[Any, Annotates()] = None
+    cache_control: Annotated[Any, Ignored()] = None
 
     def as_argument(self) -> dict[str, Any]:
         """The tool as ``engine.stream_text`` takes it."""

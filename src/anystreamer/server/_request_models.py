@@ -14,7 +14,7 @@ from .._prompts import Prompt, TokenIds
 from .._text import Regex, StopSet, validate_stop_strings
 from ._custom_tools import choice_of_functions
 from ._errors import APIError
-from ._fields import Annotates, Fixed, Neutral, Strict
+from ._fields import Fixed, Ignored, Neutral, Strict
 from ._message_models import CustomTool, Message, ResponseFormat, Tool
 
 __all__ = ["ChatRequest", "CompletionRequest", "Effort", "TextRequest"]
@@ -89,15 +89,15 @@ class TextRequest(Strict):
     # how they become text
     skip_special_tokens: Annotated[bool | None, Neutral(True)] = None
     # notes
-    user: Annotated[Any, Annotates()] = None
-    metadata: Annotated[Any, Annotates()] = None
-    store: Annotated[Any, Annotates()] = None
-    service_tier: Annotated[Any, Annotates()] = None
-    safety_identifier: Annotated[Any, Annotates()] = None
-    prompt_cache_key: Annotated[Any, Annotates()] = None
-    prompt_cache_retention: Annotated[Any, Annotates()] = None
-    prompt_cache_options: Annotated[Any, Annotates()] = None
-    session_id: Annotated[Any, Annotates()] = None
+    user: Annotated[Any, Ignored()] = None
+    metadata: Annotated[Any, Ignored()] = None
+    store: Annotated[Any, Ignored()] = None
+    service_tier: Annotated[Any, Ignored()] = None
+    safety_identifier: Annotated[Any, Ignored()] = None
+    prompt_cache_key: Annotated[Any, Ignored()] = None
+    prompt_cache_retention: Annotated[Any, Ignored()] = None
+    prompt_cache_options: Annotated[Any, Ignored()] = None
+    session_id: Annotated[Any, Ignored()] = None
     # refused, unless it changes nothing
     allowed_token_ids: Annotated[None, Fixed(instead="logit_bias can make tokens likely")] = None
     bad_words: Annotated[None, Fixed([], instead="a logit_bias of -100 bans a token")] = None
@@ -139,10 +139,10 @@ class TextRequest(Strict):
                 param="best_of",
                 code="invalid_value",
             )
-        param, most = self.token_limit
-        if most is not None and (self.min_tokens or 0) > most:
+        param, limit = self.token_limit
+        if limit is not None and (self.min_tokens or 0) > limit:
             raise APIError(
-                f"min_tokens must be at most {param}, which is {most}",
+                f"min_tokens must be at most {param}, which is {limit}",
                 param="min_tokens",
                 code="invalid_value",
             )
@@ -196,7 +196,7 @@ class TextRequest(Strict):
 
     @property
     @abstractmethod
-    def top_logprobs_asked(self) -> int | None:
+    def requested_top_logprobs(self) -> int | None:
         """How many of the likeliest tokens to list for each token; None: no log-probabilities."""
 
     @property
@@ -217,10 +217,10 @@ class TextRequest(Strict):
         arguments: dict[str, Any] = {}
         if self.stop_set:
             arguments["stop"] = self.stop_set
-        if self.top_logprobs_asked is not None:
+        if self.requested_top_logprobs is not None:
             arguments["logprobs"] = True
-            if self.top_logprobs_asked:
-                arguments["top_logprobs"] = self.top_logprobs_asked
+            if self.requested_top_logprobs:
+                arguments["top_logprobs"] = self.requested_top_logprobs
         if self.skip_special_tokens is not None:
             arguments["skip_special_tokens"] = self.skip_special_tokens
         if self.min_tokens is not None:
@@ -352,7 +352,7 @@ class ChatRequest(TextRequest):
         return super().token_limit
 
     @property
-    def top_logprobs_asked(self) -> int | None:
+    def requested_top_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @cached_property
@@ -445,7 +445,7 @@ class CompletionRequest(TextRequest):
         return bool(self.echo)
 
     @property
-    def top_logprobs_asked(self) -> int | None:
+    def requested_top_logprobs(self) -> int | None:
         return self.logprobs
 
     @cached_property

@@ -59,7 +59,7 @@ class Portal:
         self.forget()
 
     def forget(self) -> None:
-        """Start anew, in a forked child: it has none of its parent's threads."""
+        """Start again, in a forked child: it has none of its parent's threads."""
         self._lock = threading.Lock()
         self._started: _Start | None = None
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from .._fields import Annotates, Fixed, Strict, chosen_by
+from .._fields import Fixed, Ignored, Strict, chosen_by
 from .._message_models import MAX_PARTS
 from .tools import name_in_chat
 
@@ -20,7 +20,7 @@ Status = Literal["in_progress", "completed", "incomplete"]
 
 
 class _Part(Strict):
-    prompt_cache_breakpoint: Annotated[Any, Annotates()] = None
+    prompt_cache_breakpoint: Annotated[Any, Ignored()] = None
 
 
 class TextPart(_Part):
@@ -31,7 +31,7 @@ class TextPart(_Part):
     # What our own answers have, and what the official client adds to them.
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
-    parsed: Annotated[Any, Annotates()] = None
+    parsed: Annotated[Any, Ignored()] = None
 
     def as_chat(self) -> dict[str, Any]:
         """The part in a chat request."""
@@ -125,7 +125,7 @@ class _Call(_Item):
     call_id: str
     name: str
     namespace: str | None = None
-    caller: Annotated[Any, Annotates()] = None
+    caller: Annotated[Any, Ignored()] = None
     is_async: Annotated[None, Fixed(False)] = Field(None, alias="async")
 
 
@@ -134,7 +134,7 @@ class CallItem(_Call):
 
     type: Literal["function_call"]
     arguments: str
-    parsed_arguments: Annotated[Any, Annotates()] = None  # added by the official client
+    parsed_arguments: Annotated[Any, Ignored()] = None  # added by the official client
 
     def as_chat(self) -> dict[str, Any]:
         """The call in a chat request."""
@@ -162,7 +162,7 @@ class CallOutputItem(_Item):
     output: Content
     name: str | None = None
     namespace: str | None = None
-    caller: Annotated[Any, Annotates()] = None
+    caller: Annotated[Any, Ignored()] = None
 
 
 class ReasoningText(Strict):

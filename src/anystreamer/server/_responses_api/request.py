@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag, model_validator
 
 from .._errors import APIError
-from .._fields import Annotates, Fixed, Strict, chosen_by
+from .._fields import Fixed, Ignored, Strict, chosen_by
 from .._message_models import JSONSchema
 from .._openai_choices import as_json
 from .._request_body import validated
@@ -169,12 +169,12 @@ class ResponsesRequest(Strict):
     store: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
     metadata: Annotated[Metadata, Field(max_length=MAX_METADATA)] | None = None
-    client_metadata: Annotated[Any, Annotates()] = None
+    client_metadata: Annotated[Any, Ignored()] = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
-    prompt_cache_options: Annotated[Any, Annotates()] = None
+    prompt_cache_options: Annotated[Any, Ignored()] = None
     service_tier: str | None = None
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None  # of hosted tools only
 

@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, Tag
 
 from .._custom_tools import CustomGrammar, TextFormat
 from .._errors import APIError
-from .._fields import Annotates, Fixed, Strict, chosen_by
+from .._fields import Fixed, Ignored, Strict, chosen_by
 from .._message_models import FunctionType, ToolType
 
 __all__ = [
@@ -37,7 +37,7 @@ class FunctionTool(Strict):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-    output_schema: Annotated[Any, Annotates()] = None
+    output_schema: Annotated[Any, Ignored()] = None
     allowed_callers: Annotated[None, Fixed(["direct"])] = None
     defer_loading: Annotated[None, Fixed(False)] = None
     is_async: Annotated[None, Fixed(False)] = Field(None, alias="async")
@@ -133,10 +133,10 @@ class OfflineSearch(Strict):
 
     type: Literal["web_search"]
     external_web_access: Literal[False]
-    filters: Annotated[Any, Annotates()] = None
-    user_location: Annotated[Any, Annotates()] = None
-    search_context_size: Annotated[Any, Annotates()] = None
-    search_content_types: Annotated[Any, Annotates()] = None
+    filters: Annotated[Any, Ignored()] = None
+    user_location: Annotated[Any, Ignored()] = None
+    search_context_size: Annotated[Any, Ignored()] = None
+    search_content_types: Annotated[Any, Ignored()] = None
 
 
 def _tag_of(tool: Any) -> str:
