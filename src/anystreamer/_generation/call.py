@@ -415,7 +415,7 @@ class _Run:
         from .criteria import any_would_stop
 
         sequences = sequences_of(output)
-        if getattr(sequences, "ndim", 0) != 2:  # not every model returns ids beside streaming them
+        if getattr(sequences, "ndim", 0) != 2:  # not every model returns what it streams
             sequences = self._sequences
         scores = getattr(output, "scores", None)
         return sequences is not None and any_would_stop(criteria, sequences, scores)

@@ -59,7 +59,7 @@ class _Reporting:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self.own: Callable[..., Any] | None = vars(model).get("generate")  #: beside its class's
+        self.own: Callable[..., Any] | None = vars(model).get("generate")  #: an instance's
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         _report(self._model, kwargs)

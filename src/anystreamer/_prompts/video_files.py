@@ -61,7 +61,7 @@ class Video(NotText):
 
 
 class VideoFrames(Video):
-    """A video that is given as its frames, beside others that are files.
+    """A video that is given as its frames, together with others that are files.
 
     Args:
         array: of shape (frames, height, width, 3).

@@ -19,7 +19,7 @@ def reading_video_files(
 ) -> tuple[Any, list[Any]]:
     """The processor and the chats. If a video is a file, then a processor that reads it.
 
-    A processor takes either files or frames: beside files, frames take the place of files, too.
+    A processor takes either files or frames: together with files, frames are passed as files.
 
     Args:
         processor: of the model.

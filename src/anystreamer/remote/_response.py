@@ -189,7 +189,7 @@ class ResponseParser:
         if not calls and delta.get("function_call"):  # OpenAI, before tool_calls
             calls = {"function": delta["function_call"]}
         logprobs = logprobs_of(choice.get("logprobs")) if self._logprobs is not None else []
-        # Together has the reason of a completion beside its choices, and Gemini another name.
+        # Together has the reason of a completion outside its choices, and Gemini another name.
         reasons = (
             choice.get("finish_reason"),
             choice.get("finishReason"),

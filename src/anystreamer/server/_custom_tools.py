@@ -113,7 +113,7 @@ def input_of(arguments: str) -> str:
 
 
 def call_in_chat(call: Mapping[str, Any], custom: Collection[str]) -> Mapping[str, Any]:
-    """A call of a function as a chat's answer has it: of a custom tool, if it is one of these."""
+    """A function call in the shape of a chat answer; or a call of a custom tool, if it is one."""
     function = call["function"]
     name = function["name"]
     if name not in custom:

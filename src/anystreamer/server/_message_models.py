@@ -305,7 +305,7 @@ Message = Annotated[
 
 
 class JSONSchema(Strict):
-    """A JSON schema with what clients send beside it. The schema is always kept to."""
+    """A JSON schema with what clients send besides it. The answer always matches it."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
