@@ -177,7 +177,7 @@ class _Run:
             ):
                 output = request.model.generate(**self._kwargs, streamer=streamer)
         except BaseException as exc:
-            is_cut = is_kind(exc, GenerationStopped) and streamer.is_to_stop()
+            is_cut = is_kind(exc, GenerationStopped) and streamer.should_stop()
             if not is_cut:
                 with contextlib.suppress(BaseException):  # it must not replace this error
                     streamer.finish()
@@ -311,7 +311,7 @@ class _Run:
         self._sequences = sequences
         streamer.begin_criteria()
         if streamer.is_over:  # a model made of several goes on, with speech for instance
-            return [streamer.is_to_stop()]
+            return [streamer.should_stop()]
         reasons = self._row_reasons(sequences, kwargs)
         stopped = [reason is not None for reason in reasons]
         # On a device that stops one step late, criteria are called once more.
@@ -319,7 +319,7 @@ class _Run:
         if self._decodes_in_criteria and not is_last_step and not self._is_out_of_time(sequences):
             streamer.take_from_criteria(sequences)
         for row in rows:
-            stopped[row.number] |= row.is_to_stop
+            stopped[row.number] |= row.should_stop
             if stopped[row.number]:
                 streamer.mark_row_finished(row.number, sequences, reasons[row.number])
         if self._producer.should_stop():

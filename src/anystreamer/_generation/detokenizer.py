@@ -97,6 +97,16 @@ class RowDetokenizer:
             return token_ids
         return token_ids[: max(0, int(self.last_step) - steps)]
 
+    def end_at(self, step: int, reason: FinishReason | None = None) -> None:
+        """End the row with this step, unless it has ended before: by a criterion, for *reason*."""
+        if step < self.last_step:
+            self.last_step, self.stopped_by = step, reason
+
+    def undo_end_after(self, steps: int) -> None:
+        """Undo an end with a later step than these: ``generate()`` has undone that step."""
+        if steps < self.last_step < math.inf:
+            self.last_step, self.stopped_by = math.inf, None
+
     def set_eos(self, token_ids: Collection[int]) -> None:
         """Let these end the row, in place of those that the caller's arguments name."""
         self._eos_token_ids = frozenset(token_ids)
@@ -117,7 +127,7 @@ class RowDetokenizer:
             self._shown_stop_strings.go_on()
 
     @property
-    def is_to_stop(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether nothing more of it is wanted, whatever the model would still generate."""
         return self._row.stop_requested or self._is_cut
 

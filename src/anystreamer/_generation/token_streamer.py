@@ -105,7 +105,7 @@ class TokenStreamer:
         self._puts += 1
         # By its second step generate() has called our criteria, or it never will: then nothing but
         # this exception ends it.
-        if self._puts > 1 and not self._criteria_were_called and self.is_to_stop():
+        if self._puts > 1 and not self._criteria_were_called and self.should_stop():
             raise GenerationStopped
 
     def _take_prompts(self, prompts: Sequence[list[int]]) -> None:
@@ -118,7 +118,7 @@ class TokenStreamer:
             if self._token_healing:
                 self._state.rows[row.number].prompt_token_ids = prompt
         self._reasons.clear()
-        if self.steps and self.is_to_stop():
+        if self.steps and self.should_stop():
             raise GenerationStopped  # or each window would begin, and cost a step
         self.prompt_length = len(prompts[0])
         self._prompt_at = perf_counter()
@@ -138,7 +138,7 @@ class TokenStreamer:
         Raises:
             GenerationStopped: nothing more is wanted.
         """
-        if self.is_to_stop():
+        if self.should_stop():
             raise GenerationStopped
 
     def end(self) -> None:
@@ -148,15 +148,15 @@ class TokenStreamer:
             self.finish()
             return
         self._next_is_prompt = True
-        if not self._state.abandoned and not self.is_to_stop():  # else all of it is kept
+        if not self._state.abandoned and not self.should_stop():  # else all of it is kept
             elapsed = self._state.clock.elapsed(perf_counter())
             self._deliver(row.end_window(elapsed) for row in self._rows)
 
-    def is_to_stop(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether nothing more is wanted of any row, or of what ``generate()`` makes after them."""
         if self._producer.should_stop():
             return True
-        return not self.is_over and all(row.is_to_stop for row in self._rows)
+        return not self.is_over and all(row.should_stop for row in self._rows)
 
     def begin_criteria(self) -> None:
         """Note that ``generate()`` calls our criteria, so that they can end it."""
@@ -196,9 +196,8 @@ class TokenStreamer:
         step = len(sequences[number]) - self.prompt_length
         if len(self._rows) == 1:
             self._reasons[step] = reason
-        elif row.last_step > step:
-            row.last_step = step
-            row.stopped_by = reason
+        else:
+            row.end_at(step, reason)
 
     def go_on(self) -> None:
         """Note that the only row was cut after the end of a window, which did not end its text."""
@@ -221,10 +220,9 @@ class TokenStreamer:
         if len(self._rows) == 1:
             self._rows[0].stopped_by = self._reasons.get(self.steps)
             return
-        for row in self._rows:
-            if self.was_called and math.inf > row.last_step > self.steps:
-                row.last_step = math.inf
-                row.stopped_by = None
+        if self.was_called:
+            for row in self._rows:
+                row.undo_end_after(self.steps)
 
     def _take(self, step: Sequence[Sequence[int]]) -> None:
         """Take the tokens of each row, the same number of each."""
@@ -251,7 +249,7 @@ class TokenStreamer:
         if len(self._rows) > 1:
             for row, _ in unfinished:
                 if row.ended_in_tokens:  # a criterion can have marked a step that comes later
-                    row.last_step = min(row.last_step, self.steps)
+                    row.end_at(self.steps)
 
     def _deliver(self, chunks: Iterable[list[TextChunk]]) -> None:
         ready = [chunk for each in chunks for chunk in each]
