@@ -91,7 +91,7 @@ async def readers(count: int) -> AsyncIterator[list[Reader]]:
 
 async def begin_burst(reader: Reader, deliveries: LoopDeliveries) -> None:
     """Emit until an item is held back, which the others of the loop share."""
-    while not deliveries.look_is_planned:
+    while not deliveries.timer_is_set:
         await reader.producer.emit()
 
 
@@ -104,7 +104,7 @@ async def test_a_first_item_does_not_wait_for_the_burst_of_another(
         await begin_burst(one, deliveries)
         async with readers(1) as (other,):
             assert other.received == [0]
-        assert deliveries.look_is_planned
+        assert deliveries.timer_is_set
 
 
 async def test_the_next_crossing_of_any_thread_takes_along_what_all_have_pending(
@@ -118,7 +118,7 @@ async def test_the_next_crossing_of_any_thread_takes_along_what_all_have_pending
         for other in others:
             await other.producer.emit()
             assert state_of(other.stream).pending
-        deliveries.end_hold()
+        deliveries.end_delay()
         count = deliveries.count
         await bursting.producer.emit()
         await until(
@@ -136,10 +136,10 @@ async def test_the_loop_delivers_what_the_stall_of_all_producers_leaves_behind(
             for reader in streams:
                 reader.producer.emit_soon(7)
             await until(lambda: all(r.producer.emitted == len(r.received) for r in streams))
-        await until(lambda: not deliveries.look_is_planned)
+        await until(lambda: not deliveries.timer_is_set)
 
 
-async def test_a_stream_that_ends_leaves_its_look_to_another(
+async def test_a_stream_that_ends_leaves_its_timer_to_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hold_back(monkeypatch, 0.2)
@@ -192,7 +192,7 @@ async def test_an_item_that_comes_while_a_crossing_ends_is_not_left_behind(
             assert time.monotonic() < deadline
 
     async with readers(2) as (crossing, other):
-        await until(lambda: not deliveries.look_is_planned)
+        await until(lambda: not deliveries.timer_is_set)
         await anyio.sleep(0.05)  # longer than a burst
         deliveries.after_next = emit_and_return
         await crossing.producer.emit()

@@ -1,6 +1,6 @@
 """A bounded stream wakes its producer when half of the room is free, and whenever it must.
 
-In most of these tests the producer never looks by itself, so that only a wake-up can help it.
+In most of these tests the producer never polls, so that only a wake-up can help it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from ..helpers.scripted import PATIENCE, Emit, Scripted, ShouldStop, rest, until
 
 
 @pytest.fixture
-def no_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A producer that waits for space looks only when it is woken."""
+def no_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A producer that waits for space checks for it only when it is woken."""
     for name in "SPACE_POLL", "SPACE_POLL_AT_MOST":
         monkeypatch.setattr(producer_module, name, 10 * PATIENCE)
 
@@ -61,7 +61,7 @@ async def test_each_wake_up_is_for_half_of_the_room(
         assert wake_ups.count <= length / (size - size // 2) + 1
 
 
-@pytest.mark.usefixtures("no_looks")
+@pytest.mark.usefixtures("no_polls")
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 10, 11])
 async def test_a_producer_is_woken_when_half_of_the_items_are_left(size: int) -> None:
     producer = Scripted(5 * size)
@@ -73,7 +73,7 @@ async def test_a_producer_is_woken_when_half_of_the_items_are_left(size: int) ->
         await until(lambda: producer.steps >= size + (size - size // 2))
 
 
-async def test_a_producer_whose_consumer_is_slow_fills_the_buffer_by_its_own_looks() -> None:
+async def test_a_producer_whose_consumer_is_slow_fills_the_buffer_by_polling() -> None:
     """One item is taken, which is not half of the room."""
     producer = Scripted(100)
     async with stream_from_thread(producer, max_buffer_size=50) as stream:
@@ -82,7 +82,7 @@ async def test_a_producer_whose_consumer_is_slow_fills_the_buffer_by_its_own_loo
         await until(lambda: producer.steps == 51)
 
 
-async def test_the_looks_of_a_producer_that_waits_long_become_rare(
+async def test_a_producer_that_waits_long_polls_rarely(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A hundred full streams that nobody reads must cost next to nothing."""
@@ -128,7 +128,7 @@ async def test_a_producer_that_waited_for_space_does_not_cross_for_a_consumer_th
         await until_held(producer)
         count = deliveries.count
         while received < 9 * size:
-            deliveries.end_hold()  # otherwise it would not cross anyway
+            deliveries.end_delay()  # otherwise it would not cross anyway
             for _ in range(size - size // 2):
                 assert stream.receive_nowait() == received
                 received += 1
@@ -150,7 +150,7 @@ async def test_a_producer_that_has_not_waited_lately_lets_the_loop_run(
         assert await stream.receive() == 0
         await until(lambda: producer.steps == 11)
         await until_held(producer)
-        deliveries.end_hold()
+        deliveries.end_delay()
         for item in range(1, 6):
             assert stream.receive_nowait() == item
         until_blocked(lambda: stands_in(CROSSING, producer.thread))
@@ -159,10 +159,10 @@ async def test_a_producer_that_has_not_waited_lately_lets_the_loop_run(
 # -- whenever it must
 
 
-@pytest.mark.usefixtures("no_looks")
+@pytest.mark.usefixtures("no_polls")
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 @pytest.mark.parametrize("many", [False, True])
-async def test_nothing_hangs_where_the_producer_never_looks(size: int, many: bool) -> None:
+async def test_nothing_hangs_where_the_producer_never_polls(size: int, many: bool) -> None:
     def produce(emit: Any, should_stop: ShouldStop) -> None:
         if many:
             emit.many(range(1000))  # more than the room
@@ -176,7 +176,7 @@ async def test_nothing_hangs_where_the_producer_never_looks(size: int, many: boo
             assert await rest(stream) == list(range(2000))
 
 
-@pytest.mark.usefixtures("no_looks")
+@pytest.mark.usefixtures("no_polls")
 @pytest.mark.parametrize("size", [1, 2, 5])
 async def test_several_threads_that_wait_are_all_woken(size: int) -> None:
     threads, each = 4, 200
@@ -217,7 +217,7 @@ def leave(stream: ThreadStream[Any], scope: CancelScope) -> None:
     raise KeyError
 
 
-@pytest.mark.usefixtures("no_looks")
+@pytest.mark.usefixtures("no_polls")
 @pytest.mark.parametrize("way", [stop, stop_in_thread, cancel, leave])
 @pytest.mark.parametrize("asks", [True, False])
 async def test_a_stop_wakes_a_producer_that_waits_for_space(
@@ -237,7 +237,7 @@ async def test_a_stop_wakes_a_producer_that_waits_for_space(
     assert producer.steps <= 5
 
 
-@pytest.mark.usefixtures("no_looks")
+@pytest.mark.usefixtures("no_polls")
 async def test_aclose_wakes_a_producer_that_waits_for_space() -> None:
     producer = Scripted()
     async with stream_from_thread(producer, max_buffer_size=4) as stream:
@@ -247,7 +247,7 @@ async def test_aclose_wakes_a_producer_that_waits_for_space() -> None:
         assert producer.has_left
 
 
-async def test_an_item_that_comes_while_receive_begins_to_wait_is_not_left_to_the_look(
+async def test_an_item_that_comes_while_receive_begins_to_wait_is_not_left_to_the_timer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its producer has found the buffer full, and no receive() that waited."""
@@ -255,7 +255,7 @@ async def test_an_item_that_comes_while_receive_begins_to_wait_is_not_left_to_th
     deliveries = LoopDeliveries(monkeypatch)
     producer = Scripted(allowed=0)
     async with stream_from_thread(producer, max_buffer_size=1) as stream:
-        while not deliveries.look_is_planned:
+        while not deliveries.timer_is_set:
             producer.allow(1)
             await stream.receive()
         has_item = StreamState.has_item
@@ -282,7 +282,7 @@ def calls(sizes: list[int]) -> Iterator[list[int]]:
         yield list(islice(numbers, size))
 
 
-@pytest.mark.usefixtures("no_looks")
+@pytest.mark.usefixtures("no_polls")
 @given(
     size=st.integers(1, 9),
     emitted=st.lists(st.integers(0, 12), max_size=12),  # 1: emit(item), otherwise emit.many(items)

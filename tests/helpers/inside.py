@@ -164,7 +164,7 @@ class Deliveries:
 def hold_back(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Hold items back for this long, after the first one, while no receive() waits."""
     monkeypatch.setattr(delivery, "CROSSING_SHARE", 1e-9)
-    for name in ("CROSSING_CAP", "HOLD_AT_MOST", "LOOK_DELAY"):
+    for name in ("CROSSING_CAP", "MAX_DELAY", "TIMER_MARGIN"):
         monkeypatch.setattr(delivery, name, seconds)
 
 
@@ -186,18 +186,18 @@ class LoopDeliveries:
         monkeypatch.setattr(delivery.LoopDelivery, "publish", counted)
 
     @property
-    def look_is_planned(self) -> bool:
+    def timer_is_set(self) -> bool:
         """Whether the loop is going to deliver by itself."""
-        return self._delivery._look_is_planned
+        return self._delivery._timer_is_set
 
-    def end_hold(self) -> None:
+    def end_delay(self) -> None:
         """Allow for a crossing now."""
-        self._delivery._hold_until = 0.0
+        self._delivery._delay_until = 0.0
 
     @property
     def is_empty(self) -> bool:
         """Whether no stream waits for a delivery, or could look for one."""
-        return not (self._delivery._waiting or self._delivery._looks)
+        return not (self._delivery._waiting or self._delivery._timers)
 
 
 def start_portal() -> None:

@@ -7,20 +7,20 @@ share its cost, and only one of them is stopped at a time.
 A thread crosses to wake a consumer, and to hand the GIL to the loop. Where it has just done the
 latter by waiting for space, and the consumer is awake and takes items by itself, it does not cross.
 
-Between crossings, items wait in `StreamState.pending` for as long as the budget demands (`hold`).
-The next thread that comes after that crosses. If none comes, because the producers have stalled,
-the loop delivers by itself: it *looks*, a moment after the hold has ended. A look that finds
-nothing would still cost the model time, so the loop plans one only in a burst, when items come
-faster than the budget allows. Whether one is planned decides what a thread does before the hold has
-ended: it crosses if no look is planned, and otherwise leaves its item to the next crossing, or to
-the look.
+Between crossings, items wait in `StreamState.pending` for as long as the budget demands: the
+*delay*. The next thread that comes after the delay crosses. If none comes, because the producers
+have stalled, the loop delivers by itself: a *timer* runs a moment after the delay has ended. If the
+timer finds nothing, it has still cost the model time. So the loop sets it only in a burst, when
+items come faster than the budget allows. Whether it is set decides what a thread does before the
+delay has ended: it crosses if no timer is set, and otherwise leaves its item to the next crossing,
+or to the timer.
 
 Why no item stays behind. A thread appends its item, registers its stream (`_waiting`), and only
-then reads `_look_is_planned`, the clock, and tries the lock. The loop clears `_look_is_planned`
-before it collects the items. So an item that the loop has missed was appended later, and its thread
-sees that no look is planned (and crosses) or sees a look that was planned after that (and finds
-it). A thread that fails to get the lock registered its stream before the thread which holds the
-lock releases it and checks `_waiting` again.
+then reads `_timer_is_set`, the clock, and tries the lock. The loop clears `_timer_is_set` before it
+collects the items. So an item that the loop has missed was appended later, and its thread sees that
+no timer is set (and crosses), or that it was set after that (and will find the item). A thread that
+fails to get the lock registered its stream before the thread which holds the lock releases it and
+checks `_waiting` again.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ __all__ = ["QUEUE_POLL", "Crossing", "LoopDelivery", "guard"]
 CROSSING_SHARE = 0.05
 CROSSING_CAP = 0.002
 CROSSING_SHARE_AT_MOST = 0.1
-HOLD_AT_MOST = 0.01
+MAX_DELAY = 0.01
 
-# The loop looks this long after the hold has ended (seconds), or half as long as the hold was.
-# Before that, a producer that has not stalled crosses: then the look is put off, which costs less
-# than a look.
-LOOK_DELAY = 0.001
+# The timer runs this long after the delay has ended (seconds), or half of the delay after it.
+# Before that, a producer that has not stalled crosses: then the timer is set again, which costs
+# less than running it.
+TIMER_MARGIN = 0.001
 
 # stop() only sets an attribute, because nothing else is safe in a signal handler. While workers
-# wait for their turns, a task on the loop looks at their attributes this often (seconds).
+# wait for their turns, a task on the loop reads their attributes this often (seconds).
 QUEUE_POLL = 0.05
 
 
@@ -72,12 +72,12 @@ class LoopDelivery:
     def __init__(self) -> None:
         self._waiting: deque[StreamState[Any]] = deque()  # with items that threads have pushed
         self._lock = threading.Lock()  # held by the thread that crosses
-        self._hold_until = 0.0  # perf_counter
+        self._delay_until = 0.0  # perf_counter
         # How long items wait after a delivery, as the latest crossings have cost (seconds).
-        self._hold = CROSSING_CAP
+        self._delay = CROSSING_CAP
         self._latest_cost = CROSSING_CAP * CROSSING_SHARE_AT_MOST
-        self._looks: list[_Look] = []  # the first one does what is planned
-        self._look_is_planned = False
+        self._timers: list[_Timer] = []  # the first one is set and runs
+        self._timer_is_set = False
         self._queued: list[StreamState[Any]] = []  # the guard of the first one watches all
 
     @staticmethod
@@ -98,9 +98,9 @@ class LoopDelivery:
             self._waiting.append(state)
 
     @property
-    def is_holding(self) -> bool:
-        """Whether an item that has been registered can wait: for a crossing, or for the look."""
-        return self._look_is_planned and perf_counter() < self._hold_until
+    def is_delaying(self) -> bool:
+        """Whether an item that has been registered can wait: for a crossing, or for the timer."""
+        return self._timer_is_set and perf_counter() < self._delay_until
 
     def cross_in_turn(self, state: StreamState[Any], cross: Callable[[], None]) -> None:
         """Call *cross* if it is due, unless another thread is crossing: it delivers this too."""
@@ -112,28 +112,28 @@ class LoopDelivery:
                 self._lock.release()
 
     def _is_due(self, state: StreamState[Any]) -> bool:
-        if not self._look_is_planned and (self._looks or state.has_waiter):
-            return True  # no look would find it
-        return perf_counter() >= self._hold_until
+        if not self._timer_is_set and (self._timers or state.has_waiter):
+            return True  # no timer would find it
+        return perf_counter() >= self._delay_until
 
     def account_for(self, cost: float) -> None:
         """Set how long items wait after a delivery, by what a crossing has cost (seconds)."""
         # One crossing that was slow by chance says little about the next one.
         usual, self._latest_cost = min(cost, self._latest_cost), cost
-        hold = max(min(CROSSING_CAP, usual / CROSSING_SHARE), usual / CROSSING_SHARE_AT_MOST)
-        before, self._hold = self._hold, min(hold, HOLD_AT_MOST)
-        self._hold_until += self._hold - before
+        delay = max(min(CROSSING_CAP, usual / CROSSING_SHARE), usual / CROSSING_SHARE_AT_MOST)
+        before, self._delay = self._delay, min(delay, MAX_DELAY)
+        self._delay_until += self._delay - before
 
     def sleep_until_due(self) -> None:
         """Block until the budget allows for a crossing."""
-        sleep(max(0.0, self._hold_until - perf_counter()))
+        sleep(max(0.0, self._delay_until - perf_counter()))
 
     # -- on the loop
 
     @uninterrupted
-    def publish(self, *, is_look: bool = False) -> None:
+    def publish(self, *, is_timer: bool = False) -> None:
         """Deliver all that is pending now, and wake the consumers."""
-        self._look_is_planned = False  # first: see above
+        self._timer_is_set = False  # first: see above
         items = 0
         # What producers add meanwhile is for the next delivery, or the loop could be held forever.
         for _ in range(len(self._waiting)):
@@ -143,35 +143,35 @@ class LoopDelivery:
             self._waiting.popleft()  # last: a Ctrl-C can strike before
         now = perf_counter()
         # By the time, too: a consumer that is awake takes items without a delivery.
-        is_burst = items > 1 or now < self._hold_until + self._hold
-        self._hold_until = now + self._hold
-        if self._looks:
-            # A look that finds nothing is the end of a burst.
-            self._plan_look() if is_burst and (items or not is_look) else self._cancel_look()
+        is_burst = items > 1 or now < self._delay_until + self._delay
+        self._delay_until = now + self._delay
+        if self._timers:
+            # A timer that finds nothing is the end of a burst.
+            self._set_timer() if is_burst and (items or not is_timer) else self._stop_timer()
 
-    def _plan_look(self) -> None:
-        seconds = self._hold_until - perf_counter() + max(LOOK_DELAY, self._hold / 2)
-        self._looks[0].scope.deadline = loop_time() + seconds
-        self._look_is_planned = True
+    def _set_timer(self) -> None:
+        seconds = self._delay_until - perf_counter() + max(TIMER_MARGIN, self._delay / 2)
+        self._timers[0].scope.deadline = loop_time() + seconds
+        self._timer_is_set = True
 
-    def _cancel_look(self) -> None:
-        self._looks[0].scope.deadline = math.inf
+    def _stop_timer(self) -> None:
+        self._timers[0].scope.deadline = math.inf
 
-    async def look_until_cancelled(self) -> None:
-        """Look whenever it is planned, if no other task does."""
-        look = _Look()
-        self._looks.append(look)
-        self._plan_look()  # for what was pushed while no task could look
+    async def run_timer_until_cancelled(self) -> None:
+        """Deliver whenever the timer ends, if no other task does."""
+        timer = _Timer()
+        self._timers.append(timer)
+        self._set_timer()  # for what was pushed while there was no timer
         try:
             while True:
-                with look.scope:
+                with timer.scope:
                     await sleep_forever()
-                look.scope = CancelScope()
-                self.publish(is_look=True)
+                timer.scope = CancelScope()
+                self.publish(is_timer=True)
         finally:
-            self._looks.remove(look)
-            if self._look_is_planned and self._looks:
-                self._plan_look()
+            self._timers.remove(timer)
+            if self._timer_is_set and self._timers:
+                self._set_timer()
 
     async def watch_until_turn(self, state: StreamState[Any]) -> None:
         """Cancel a stream that is stopped before its turn has come. One task does it for all."""
@@ -194,8 +194,8 @@ class LoopDelivery:
                 state.scope.cancel()
 
 
-class _Look:
-    """A task that can look. The deadline of its scope is when it does."""
+class _Timer:
+    """The timer of a task: the deadline of its scope."""
 
     def __init__(self) -> None:
         self.scope = CancelScope()
@@ -223,10 +223,10 @@ class Crossing:
             delivery.register(state)
         if not self._has_crossed:
             self.flush()
-        elif not delivery.is_holding and not (
-            # It would not wake the consumer, which takes items without a crossing: it looks at them
-            # before it waits. But the loop that it runs in can be waiting for the GIL, which a
-            # thread hands over at once only when it blocks, as for a crossing and for space.
+        elif not delivery.is_delaying and not (
+            # The consumer is awake: before it waits, it takes what is there without a crossing. But
+            # its loop can be waiting for the GIL, which a thread hands over at once only when it
+            # blocks, as for a crossing and for space.
             state.receiver_waiting is NO_WAITER and perf_counter() - self._waited_at < CROSSING_CAP
         ):
             delivery.cross_in_turn(state, self.flush)
@@ -278,4 +278,4 @@ async def _guard_receive(state: StreamState[Any]) -> None:
     await state.receive_began.wait()
     delivery = LoopDelivery.of_this_loop()
     await delivery.watch_until_turn(state)
-    await delivery.look_until_cancelled()
+    await delivery.run_timer_until_cancelled()
