@@ -198,7 +198,7 @@ class DetachedContext(StreamContext[StreamT]):
 
     def __del__(self) -> None:
         # Collected without having been left. Any thread can be collecting: take no lock, wake no
-        # task, call nothing. The worker looks at the flag, and `DetachedTasks` does.
+        # task, call nothing. The worker checks the flag, and `DetachedTasks` does.
         if isinstance(task := getattr(self, "task", None), WorkerTask):
             task.context_collected = True  # first: either we see the end, or the end sees this
             if task.state.has_exited:

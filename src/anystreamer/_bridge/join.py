@@ -26,7 +26,7 @@ __all__ = [
     "track_active_thread",
 ]
 
-# After a native cancellation, this is how often we look whether the thread has left (seconds).
+# After a native cancellation, this is how often we check whether the thread has left (seconds).
 JOIN_POLL = 0.005
 
 #: The idents of worker threads that are in a call of `run_sync_joined`. A set's methods are atomic.

@@ -14,7 +14,7 @@ __all__ = ["StopCallbacks"]
 
 logger = SafeLogger()
 
-# How often a producer that has returned looks whether a callback has returned, too (seconds).
+# How often a producer that has returned checks whether a callback has returned, too (seconds).
 END_POLL = 0.001
 
 

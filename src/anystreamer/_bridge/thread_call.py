@@ -38,7 +38,7 @@ thread waits until it has ended. ``"join"``: the thread continues to wait. After
 is raised.
 """
 
-# How often a thread that waits for the loop looks whether the loop has gone (seconds).
+# How often a thread that waits for the loop checks whether the loop has gone (seconds).
 CALL_POLL = 1.0
 
 # This many exceptions that strike the thread end its wait in any case: as on asyncio, the third

@@ -14,7 +14,7 @@ from .._bridge import Crossing, LoopDelivery
 
 __all__ = ["DeliveredQueue", "DeliveryThread"]
 
-# How often the thread looks whether texts can still be ended (seconds).
+# How often the thread checks whether texts can still be ended (seconds).
 LIFE_POLL = 0.1
 
 # What a thread has left on the loop can still end its text: a loop runs callbacks in the order in
@@ -65,7 +65,7 @@ class DeliveryThread:
         self.loop_closed = False  #: the event loop has ended under a generation
         self._delivery = LoopDelivery.of_this_loop()
         self._submitted = queue.SimpleQueue[tuple[DeliveredQueue, Any]]()
-        self._look_at = 0.0  # perf_counter
+        self._check_at = 0.0  # perf_counter
         self._deliveries_begun = self._deliveries_ended = 0
         self._lock = threading.Lock()  # of the following
         self._watched: set[DeliveredQueue] = set()
@@ -89,7 +89,7 @@ class DeliveryThread:
             self._start()
 
     def watch(self, watched: DeliveredQueue) -> None:
-        """Look whether the text of a queue can still be ended, while its `is_watched` is true."""
+        """Check whether the text of a queue can still be ended, while its `is_watched` is true."""
         with self._lock:
             self._watched.add(watched)
             self._start()
@@ -152,10 +152,10 @@ class DeliveryThread:
     def _next_items(self) -> list[tuple[DeliveredQueue, Any]]:
         """Wait for items. Returns all that are there; none if the thread is to end."""
         while True:
-            items = self._take(self._seconds_until_look())
-            if perf_counter() >= self._look_at:
-                self._look_at = perf_counter() + LIFE_POLL
-                items += self._look()
+            items = self._take(self._seconds_until_check())
+            if perf_counter() >= self._check_at:
+                self._check_at = perf_counter() + LIFE_POLL
+                items += self._check_texts()
             if items:
                 return items
             with self._lock:
@@ -163,10 +163,10 @@ class DeliveryThread:
                     self._runs = False
                     return []
 
-    def _seconds_until_look(self) -> float:
+    def _seconds_until_check(self) -> float:
         with self._lock:
             self._watched = {each for each in self._watched if each.is_watched}
-            return max(0.0, self._look_at - perf_counter()) if self._watched else 0.0
+            return max(0.0, self._check_at - perf_counter()) if self._watched else 0.0
 
     def _take(self, timeout: float) -> list[tuple[DeliveredQueue, Any]]:
         """Take all that was submitted. If there is nothing, wait for it."""
@@ -178,8 +178,8 @@ class DeliveryThread:
         except queue.Empty:
             return items
 
-    def _look(self) -> list[tuple[DeliveredQueue, Any]]:
-        """Look whether the watched texts can still be ended."""
+    def _check_texts(self) -> list[tuple[DeliveredQueue, Any]]:
+        """Check whether the watched texts can still be ended."""
         with self._lock:
             # First: a thread that has ended puts nothing more, but it can have put something last.
             is_alive = {each: each.producer_is_alive for each in self._watched}

@@ -27,7 +27,7 @@ PROMPT_LENGTHS = 3, 8
 # The first token comes from the pass over the prompt, the others from reading the cache.
 NEW_TOKENS = 3
 
-# How often to look whether the engine was closed meanwhile (seconds).
+# How often to check whether the engine was closed meanwhile (seconds).
 RESULT_POLL = 0.1
 
 

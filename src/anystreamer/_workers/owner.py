@@ -90,7 +90,7 @@ class Owner:
 
     @abstractmethod
     def _wake(self) -> None:
-        """Make `_run` look at `_is_closed`."""
+        """Make `_run` check `_is_closed`."""
 
     def _on_death(self, cause: BaseException) -> None:
         """Note why it cannot serve streams any more, and end all of them. On the loop."""

@@ -15,7 +15,7 @@ from ._portal import Tasks, portal
 
 __all__ = ["OWNER_POLL", "Owned"]
 
-# How often the loop looks whether what is open has been forgotten (seconds).
+# How often the loop checks whether what is open has been forgotten (seconds).
 OWNER_POLL = 1.0
 
 ShownT = TypeVar("ShownT")

@@ -14,7 +14,7 @@ from .._bridge import Phase, StreamState, active_threads, open_streams
 
 __all__ = ["no_worker_left"]
 
-# How often to look whether a worker has ended meanwhile (seconds).
+# How often to check whether a worker has ended meanwhile (seconds).
 POLL = 0.001
 
 
