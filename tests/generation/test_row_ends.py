@@ -10,7 +10,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import EosTokenCriteria, StoppingCriteria, StopStringCriteria
+from transformers import (
+    EosTokenCriteria,
+    LogitsProcessor,
+    MaxTimeCriteria,
+    StoppingCriteria,
+    StopStringCriteria,
+)
 
 from anystreamer import FinishReason, stream_batch
 
@@ -29,6 +35,21 @@ class LastIs(StoppingCriteria):
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         return input_ids[:, -1] == self.id
+
+
+class Late(LogitsProcessor):
+    """Takes more time than a criterion allows, in one step."""
+
+    def __init__(self, step: int) -> None:
+        self.criterion = MaxTimeCriteria(max_time=900.0)
+        self.step = step
+        self._steps = 0
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        self._steps += 1
+        if self._steps == self.step:
+            self.criterion.initial_timestamp -= 1000
+        return scores
 
 
 @st.composite
@@ -60,7 +81,9 @@ def arguments_that_end_rows(draw: st.DrawFn) -> dict[str, Any]:
     return arguments
 
 
-def expected_end(row: str, prompt: str, arguments: dict[str, Any]) -> tuple[str, set[FinishReason]]:
+def expected_end(
+    row: str, prompt: str, arguments: dict[str, Any], late: Late | None
+) -> tuple[str, set[FinishReason]]:
     """The part of a row that is said, and the reasons that are true for its end."""
     criteria = arguments.get("stopping_criteria", [])
     kinds = {type(each) for each in criteria}  # of transformers' own, they replace its settings
@@ -72,6 +95,9 @@ def expected_end(row: str, prompt: str, arguments: dict[str, Any]) -> tuple[str,
         reasons = set()
         if any(each(ids, None).any() for each in criteria):
             reasons.add(FinishReason.CRITERIA)
+        if late is not None and late.step == length:
+            reasons.add(FinishReason.CRITERIA)  # of the whole batch, as the limit of tokens is
+            reasons |= {FinishReason.LENGTH} if length == len(row) else set()
         if EosTokenCriteria not in kinds and ids[0, -1] == arguments["eos_token_id"]:
             reasons.add(FinishReason.EOS)
         if "stop_strings" in arguments and StopStringCriteria not in kinds:
@@ -91,17 +117,30 @@ def expected_end(row: str, prompt: str, arguments: dict[str, Any]) -> tuple[str,
     rows=rows_of_one_length(),
     prompts=st.lists(st.sampled_from(["one", "two", "sixab"]), min_size=4, max_size=4),
     arguments=arguments_that_end_rows(),
+    late=st.none() | st.builds(Late, st.integers(1, 8)),
 )
 @settings(suppress_health_check=[HealthCheck.too_slow])
 def test_a_row_ends_where_generate_ends_it(
-    device: str, rows: list[str], prompts: list[str], arguments: dict[str, Any]
+    device: str,
+    rows: list[str],
+    prompts: list[str],
+    arguments: dict[str, Any],
+    late: Late | None,
 ) -> None:
+    criteria = list(arguments.pop("stopping_criteria", []))
+    own = {**arguments, "stopping_criteria": criteria}
+    processors: list[Any] = [SayRows(*map(ids_of, rows))]
+    if late is not None:
+        processors.append(late)
+        criteria = [late.criterion, *criteria]
+
     async def read() -> Any:
         async with stream_batch(
             llama(),
             tokenizer(),
             prompts[: len(rows)],
-            logits_processor=[SayRows(*map(ids_of, rows))],
+            logits_processor=processors,
+            stopping_criteria=criteria,
             max_new_tokens=len(rows[0]),
             **arguments,
         ) as stream:
@@ -111,7 +150,7 @@ def test_a_row_ends_where_generate_ends_it(
     with deferred_stops() if device == "a step late" else nullcontext():
         stream = anyio.run(read)
     for number, row in enumerate(rows):
-        said, reasons = expected_end(row, prompts[number], arguments)
+        said, reasons = expected_end(row, prompts[number], own, late)
         assert stream.token_ids[number] == ids_of(said)
         assert stream.finish_reason[number] in reasons
         named = stream.stop_string[number] is not None
