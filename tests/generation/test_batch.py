@@ -11,7 +11,11 @@ import torch
 from transformers import (
     EosTokenCriteria,
     GenerationConfig,
+    LogitsProcessor,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
     StoppingCriteria,
+    StoppingCriteriaList,
     StopStringCriteria,
 )
 
@@ -186,6 +190,10 @@ class LastIsC(StoppingCriteria):
 
 SINGLE_ROWS: dict[str, tuple[Callable[[], dict[str, Any]], FinishReason]] = {
     "the caller's": (lambda: {"stopping_criteria": [LastIsC()]}, FinishReason.CRITERIA),
+    "a list in the list": (
+        lambda: {"stopping_criteria": [StoppingCriteriaList([LastIsC()])]},
+        FinishReason.CRITERIA,
+    ),
     "EosTokenCriteria": (
         lambda: {"stopping_criteria": [EosTokenCriteria(ids_of("c"))]},
         FinishReason.CRITERIA,
@@ -263,6 +271,49 @@ async def test_a_row_that_was_stopped_is_not_ended_by_what_a_criterion_says_late
             await stream.read()
     assert stream.finish_reason[1] is FinishReason.STOPPED
     assert stream.finish_reason[::2] == [FinishReason.CRITERIA] * 2
+
+
+class InStep(LogitsProcessor):
+    def __init__(self, step: int, action: Callable[[], object]) -> None:
+        self._left = step
+        self._action = action
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        self._left -= 1
+        if not self._left:
+            self._action()
+        return scores
+
+
+@pytest.mark.parametrize("rows", [[0], [2], [0, 1], [0, 1, 2]])
+@pytest.mark.parametrize("end", ["limit", "length", "time", "none"])
+async def test_a_row_that_is_stopped_in_the_last_step_of_all_has_ended_with_them(
+    end: str, rows: list[int]
+) -> None:
+    time_criterion = MaxTimeCriteria(max_time=900.0)
+    criteria: dict[str, Any] = {"length": MaxLengthCriteria(len("one") + 4), "time": time_criterion}
+
+    def stop() -> None:
+        for row in rows:
+            stream.stop(row)
+        if end == "time":
+            time_criterion.initial_timestamp -= 1000
+
+    stream: Any
+    async with stream_batch(
+        llama(),
+        tokenizer(),
+        ["one", "two", "six"],
+        logits_processor=[SayRows(*map(ids_of, ("abcdef", "ghijkl", "mnopqr"))), InStep(4, stop)],
+        stopping_criteria=[criteria[end]] if end in criteria else [],
+        max_new_tokens=4 if end == "limit" else 900 if rows == [0, 1, 2] or end != "none" else 8,
+    ) as stream:
+        await stream.read()
+    stopped = [FinishReason.STOPPED if row in rows else LENGTH for row in range(3)]
+    reason = LENGTH if end == "limit" else FinishReason.CRITERIA
+    assert stream.finish_reason == (stopped if end == "none" else [reason] * 3)
+    for row, ids in enumerate(stream.token_ids):
+        assert len(ids) == (8 if end == "none" and row not in rows else 4)
 
 
 async def test_a_row_goes_on_where_generate_does_not_see_its_stop_string() -> None:

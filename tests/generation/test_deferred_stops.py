@@ -7,14 +7,23 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from transformers import MaxTimeCriteria, StoppingCriteria
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    PreTrainedTokenizerFast,
+    StoppingCriteria,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from transformers.generation import utils
 
-from anystreamer import FinishReason, stream_batch
+from anystreamer import Choice, FinishReason, stream_batch, stream_text
 
 from ..helpers.deferred_stops import deferred_stops
 from ..helpers.llama_streams import ENDLESS, PROMPT, collect, stream_llama
 from ..helpers.own_ends import OWN_ENDS
-from ..helpers.tiny_models import SayRows, ids_of, llama, steps_of, tokenizer
+from ..helpers.tiny_models import Say, SayRows, ids_of, llama, steps_of, tokenizer
 
 pytestmark = pytest.mark.torch
 
@@ -110,3 +119,105 @@ async def test_a_criterion_of_a_step_that_is_undone(how: str, stop: str | tuple[
     assert stream.token_ids == [ids_of("abc"), ids_of("ijk")]
     reason = FinishReason.STOPPED if how == "stop" else FinishReason.CRITERIA
     assert stream.finish_reason == [reason, reason]
+
+
+LATE_STOPS = [{}, {"stop": "never said"}, {"stopping_criteria": [lambda *_, **__: False]}]
+
+
+@pytest.mark.parametrize("more", LATE_STOPS, ids=["plain", "stop", "criterion"])
+@pytest.mark.parametrize("end", ["length", "criterion"])
+@pytest.mark.parametrize("rows", [1, 2])
+async def test_log_probabilities_are_those_of_their_own_step(
+    rows: int, end: str, more: dict[str, Any]
+) -> None:
+    def in_step_3(input_ids: Any, scores: Any, **kwargs: Any) -> bool:
+        return bool(input_ids.shape[1] >= len("one") + 3)
+
+    kwargs: dict[str, Any] = {**more, "max_new_tokens": 3 if end == "length" else 900}
+    if end == "criterion":
+        kwargs["stopping_criteria"] = [*more.get("stopping_criteria", ()), in_step_3]
+
+    async def logprobs() -> list[list[float]]:
+        said: list[list[float]] = [[] for _ in range(rows)]
+        async with stream_batch(
+            llama(), tokenizer(), ["one", "two"][:rows], logprobs=True, **kwargs
+        ) as stream:
+            async for chunk in stream:
+                said[chunk.row] += chunk.logprobs or []
+            for row, end_of_row in enumerate(stream.textless_end):
+                said[row] += (end_of_row and end_of_row.logprobs) or []
+        assert [len(each) for each in stream.token_ids] == [3] * rows
+        return said
+
+    late = await logprobs()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils.DeferredStopCheck, "is_supported", staticmethod(lambda *a, **k: False))
+        in_time = await logprobs()
+    assert late == in_time
+
+
+@pytest.mark.parametrize("more", LATE_STOPS, ids=["plain", "stop", "criterion"])
+@pytest.mark.parametrize("rows", [1, 2])
+async def test_a_format_is_followed(rows: int, more: dict[str, Any]) -> None:
+    form = Choice(["hello", "help", "yes"])
+    async with stream_batch(
+        llama(), tokenizer(), ["one", "two"][:rows], response_format=form, **ENDLESS, **more
+    ) as stream:
+        await stream.read()
+    assert all(each in form.options for each in stream.text)
+    assert stream.finish_reason == [FinishReason.EOS] * rows
+    assert stream.parsed == stream.text
+
+
+@pytest.mark.parametrize("stop", [(), "zz"], ids=["plain", "stop"])
+async def test_the_smaller_of_two_lengths(stop: str | tuple[()]) -> None:
+    lengths = [MaxLengthCriteria(len(PROMPT) + 50), MaxLengthCriteria(len(PROMPT) + 3)]
+    async with stream_llama(
+        logits_processor=[Say("abcdefgh")], stopping_criteria=lengths, stop=stop, **ENDLESS
+    ) as stream:
+        await stream.read()
+    assert stream.text == "abc"
+    assert stream.finish_reason is FinishReason.CRITERIA
+
+
+@pytest.mark.parametrize("stop", [(), "zz"], ids=["plain", "stop"])
+async def test_a_stop_string_that_only_tokens_have(stop: str | tuple[()]) -> None:
+    """The first token of a text is decoded without its space; `generate()` sees it with it."""
+    model, sentencepiece = t5_with_metaspace()
+    go = sentencepiece.convert_tokens_to_ids(["\u2581stop", "\u2581go", "\u2581on"])
+    async with stream_text(
+        model,
+        sentencepiece,
+        "go",
+        logits_processor=[Say(*go)],
+        stop_strings=[" stop"],
+        stop=stop,
+        max_new_tokens=5,
+    ) as stream:
+        await stream.read()
+    assert stream.token_ids == go[:1] == stream.output[0, 1:].tolist()
+    assert stream.finish_reason is FinishReason.STOP_STRING
+
+
+def t5_with_metaspace() -> tuple[Any, Any]:
+    words = [
+        "<pad>",
+        "</s>",
+        "\u2581stop",
+        "\u2581go",
+        "\u2581on",
+        "\u2581",
+        *"abcdefghijklmnopqrstuvwxyz",
+    ]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    config = T5Config(
+        vocab_size=len(vocabulary), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+    )
+    model = T5ForConditionalGeneration(config).eval()
+    model.generation_config.decoder_start_token_id = 0
+    return model, PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", pad_token="<pad>"
+    )

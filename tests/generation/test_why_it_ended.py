@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -20,18 +22,30 @@ from anyio.lowlevel import checkpoint
 from transformers import (
     EosTokenCriteria,
     GenerationConfig,
+    LlamaForCausalLM,
     MaxLengthCriteria,
     MaxTimeCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
 )
 
-from anystreamer import FinishReason
+from anystreamer import FinishReason, GenerationTimeout, stream_text
+from anystreamer._generation import call, token_streamer
 
 from ..helpers.llama_streams import ENDLESS, PROMPT, collect, raiser, reason_of, says, stream_llama
 from ..helpers.model_calls import Gate
 from ..helpers.own_ends import OWN_ENDS, SUSPECTS, AfterTokens, after_tokens
-from ..helpers.tiny_models import EOS, Say, decoded, generated, ids_of, llama, steps_of, tokenizer
+from ..helpers.tiny_models import (
+    EOS,
+    Say,
+    decoded,
+    generated,
+    ids_of,
+    llama,
+    new_llama,
+    steps_of,
+    tokenizer,
+)
 
 pytestmark = pytest.mark.torch
 
@@ -288,6 +302,142 @@ async def test_a_callers_time_takes_the_place_of_the_setting() -> None:
             await stream.read()
     assert steps.count == 3
     assert stream.finish_reason is FinishReason.STOPPED
+
+
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
+@pytest.mark.parametrize("setting", [{}, {"max_new_tokens": 5}, {"max_length": 15}])
+@pytest.mark.parametrize("how", ["by itself", "stop", "deadline", "max_time"])
+async def test_a_callers_length_takes_the_place_of_the_limit(
+    how: str, setting: dict[str, int]
+) -> None:
+    criterion = MaxLengthCriteria(len(PROMPT) + (40 if how == "by itself" else 900))
+    more: dict[str, Any] = {"deadline": {"timeout": 0.5}, "max_time": {"max_time": 0.5}}.get(
+        how, {}
+    )
+
+    def act() -> None:
+        if how == "stop":
+            stream.stop()
+        elif more:
+            time.sleep(0.6)
+
+    stream: Any
+    with (
+        steps_of(llama(), {30: act}),
+        pytest.raises(GenerationTimeout) if how == "deadline" else nullcontext(),
+    ):
+        async with stream_llama(stopping_criteria=[criterion], **setting, **more) as stream:
+            await stream.read()
+    assert (
+        stream.finish_reason
+        is {
+            "by itself": FinishReason.CRITERIA,
+            "stop": FinishReason.STOPPED,
+            "deadline": FinishReason.TIMEOUT,
+            "max_time": FinishReason.TIME,
+        }[how]
+    )
+    if how in ("by itself", "stop"):
+        assert len(stream.token_ids) == (40 if how == "by itself" else 30)
+
+
+async def test_time_that_passes_in_the_last_put_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passed = 0.0
+    for module in (call, token_streamer):
+        monkeypatch.setattr(module, "perf_counter", lambda: time.perf_counter() + passed)
+    kwargs: dict[str, Any] = {"max_time": 900.0}
+    kwargs["stopping_criteria"] = [MaxLengthCriteria(len(PROMPT) + 3)]
+    processors = [Say("abcdef")]
+    async with stream_llama(
+        logits_processor=processors, max_buffer_size=1, **kwargs, **ENDLESS
+    ) as stream:
+        await stream.wait_until_held()
+        assert await stream.receive() == "a"
+        await stream.wait_until_held()
+        passed = 1000.0
+        assert await stream.read() == "bc"
+    assert stream.finish_reason is FinishReason.CRITERIA
+
+
+class Talker(LlamaForCausalLM):
+    """Makes text, and then something else with the same model, as speech is made."""
+
+    after_text: Callable[[], object]
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().generate(*args, **kwargs)  # type: ignore[misc]
+        self.after_text()
+        with torch.no_grad():
+            self(input_ids=output)  # a step that can be cut
+        return output
+
+
+@pytest.mark.parametrize("cancel_within", ["step", "layer"])
+@pytest.mark.parametrize("end", ["stop", "length", "MaxLength", "criterion"])
+@pytest.mark.parametrize("after", ["max_time", "MaxTime", "stop"])
+async def test_what_follows_the_text_does_not_change_why_it_ended(
+    after: str, end: str, cancel_within: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    length = len(PROMPT) + 3
+    time_criterion = MaxTimeCriteria(max_time=900.0)
+    passed = 0.0
+    stream: Any
+    for module in (call, token_streamer):
+        monkeypatch.setattr(module, "perf_counter", lambda: time.perf_counter() + passed)
+
+    def after_text() -> None:
+        nonlocal passed
+        if after == "stop":
+            stream.stop()
+        else:
+            passed, time_criterion.initial_timestamp = 1000.0, 0.0
+
+    model: Any = new_llama(seed=3)
+    model.__class__ = Talker
+    model.after_text = after_text
+    criteria: dict[str, Any] = {
+        "MaxLength": MaxLengthCriteria(length),
+        "criterion": lambda input_ids, scores, **_: input_ids.shape[1] >= length,
+    }
+    kwargs: dict[str, Any] = {"max_time": 900.0} if after == "max_time" else {}
+    kwargs["stopping_criteria"] = [time_criterion] if after == "MaxTime" else []
+    kwargs["stopping_criteria"] += [criteria[end]] if end in criteria else []
+    kwargs["max_new_tokens"] = 3 if end == "length" else 900
+    kwargs["logits_processor"] = [Say("abcdef")]
+    actions = {3: lambda: stream.stop()} if end == "stop" else {}
+    with steps_of(model, actions):
+        async with stream_text(
+            model, tokenizer(), PROMPT, cancel_within=cancel_within, **kwargs
+        ) as stream:
+            await stream.read()
+    reasons = {"stop": FinishReason.STOPPED, "length": FinishReason.LENGTH}
+    assert stream.finish_reason is reasons.get(end, FinishReason.CRITERIA)
+    assert len(stream.token_ids) == 3
+
+
+async def test_a_stop_string_ends_its_step_though_the_time_passes_in_it() -> None:
+    """After the clock of `generate()` has been asked, in a criterion of the caller's."""
+
+    def slow(input_ids: Any, scores: Any, **kwargs: Any) -> bool:
+        if input_ids.shape[1] == len(PROMPT) + 4:
+            time.sleep(max(0.0, began + 0.6 - time.perf_counter()))
+        return False
+
+    began = time.perf_counter()
+    with steps_of(llama()) as steps:
+        async with stream_llama(
+            logits_processor=[Say("abcdefgh")],
+            stop="cd",
+            max_time=0.5,
+            stopping_criteria=[slow],
+            **ENDLESS,
+        ) as stream:
+            await stream.read()
+    assert stream.text == "ab"
+    assert stream.finish_reason is FinishReason.STOP_STRING
+    assert len(stream.token_ids) == steps.count == 4
 
 
 async def test_time_wins_over_a_stop_in_the_same_step() -> None:

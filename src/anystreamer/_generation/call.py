@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -142,7 +143,13 @@ class _Run:
         self._rows = [request.row_detokenizer(number, row) for number, row in enumerate(state.rows)]
         # Criteria of transformers that end single rows: we call them again to learn which.
         self._row_criteria: list[tuple[Any, FinishReason]] = []
-        self._time_criteria: list[Any] = []
+        # Those of transformers that end all rows: called with the length of the sequences.
+        self._batch_criteria: list[Callable[[int], bool]] = []
+        self._has_length_criteria = False
+        # Why all rows end with a step, for the latest steps. generate() can undo the last of them.
+        self._batch_ends: dict[int, FinishReason | None] = {}
+        # One row's text says which stop string ended it, but not that one in its tokens did.
+        self._stop_string_criterion: Any = None
         self._form_mask: Any = None
         self._sequences: Any = None  # the prompt and the tokens so far, of shape (B, T)
         self._has_windows = uses_windows(request.model, request.generate_kwargs)
@@ -229,9 +236,10 @@ class _Run:
             from .criteria import (
                 LogprobsProcessor,
                 StopFlagCriteria,
+                batch_criteria,
                 criteria_list,
+                ends_batch,
                 processor_list,
-                time_criteria,
                 wrap_criteria,
             )
 
@@ -241,12 +249,15 @@ class _Run:
                 *self._criteria, StopFlagCriteria(self._rows_to_stop)
             )
             self._find_row_criteria()
-            self._time_criteria = time_criteria(self._criteria)
-            if self._time_criteria:  # generate() has them in place of its own
+            own = batch_criteria(self._criteria)
+            self._batch_criteria = [partial(ends_batch, criterion) for criterion, _ in own]
+            replaced = {replaces for _, replaces in own}
+            self._has_length_criteria = "max_length" in replaced
+            if "max_time" in replaced:
                 self._max_time = None
             processors = [*request.score_changes(), *(kwargs.get("logits_processor") or ())]
             if request.options.logprobs:
-                recorder = LogprobsProcessor(request.options.top_logprobs)
+                recorder = LogprobsProcessor(request.options.top_logprobs, self._take_late)
                 processors.insert(0, recorder)
                 self._streamer.logprobs_of = recorder.of
             if request.form is not None:  # last: no other processor allows more again
@@ -281,10 +292,13 @@ class _Run:
         strings = request.setting("stop_strings")
         if "stop_strings" in replaced:
             ends_in_tokens.discard(FinishReason.STOP_STRING)
-        elif strings and len(self._rows) > 1:  # of one row, the text says which one it was
+        elif strings and len(self._rows) > 1:
             ends_in_tokens.discard(FinishReason.STOP_STRING)
             criterion = new_stop_string_criteria(request.text_tokenizer, strings)
             self._row_criteria.append((criterion, FinishReason.STOP_STRING))
+        elif strings and self._decodes_in_criteria:
+            criterion = new_stop_string_criteria(request.text_tokenizer, strings)
+            self._stop_string_criterion = criterion
         for row in self._rows:
             row.ends_in_tokens = frozenset(ends_in_tokens)
 
@@ -298,6 +312,7 @@ class _Run:
             lambda: streamer.prompt_length,
             argument=argument,
             reads_drafts=self._is_assisted,
+            take_late=self._take_late,
         )
         streamer.check_tokens = self._form_mask.take
         return self._form_mask
@@ -314,28 +329,51 @@ class _Run:
             return [streamer.should_stop()]
         reasons = self._row_reasons(sequences, kwargs)
         stopped = [reason is not None for reason in reasons]
-        # On a device that stops one step late, criteria are called once more.
+        # A device that stops one step late computes one more step, and undoes it. put() is not
+        # called for that step, and finds the stop strings of the one before.
         is_last_step = streamer.all_rows_finished or all(stopped)
-        if self._decodes_in_criteria and not is_last_step and not self._is_out_of_time(sequences):
-            streamer.take_from_criteria(sequences)
+        if self._decodes_in_criteria and not is_last_step:
+            streamer.take_new(sequences)
+        ends_all = self._note_batch_end(sequences)
         for row in rows:
             stopped[row.number] |= row.should_stop
             if stopped[row.number]:
                 streamer.mark_row_finished(row.number, sequences, reasons[row.number])
         if self._producer.should_stop():
             stopped = [True] * len(rows)
-        streamer.end_criteria(stopped)
+        streamer.end_criteria([True] * len(rows) if ends_all else stopped)
         return stopped
 
-    def _is_out_of_time(self, sequences: Any) -> bool:
-        """Whether ``generate()`` can have ended all rows because of the time.
+    def _note_batch_end(self, sequences: Any) -> bool:
+        """Note why ``generate()`` ends all rows with this step. Returns whether it does.
 
-        Its own clock begins a little later, so it does not end them before this is true. Stop
-        strings are then found by ``put()``, which is not called for a step that is undone.
+        Its own clock begins a little later, so it does not end them before this finds it.
         """
-        if self._max_time is not None and self._streamer.prompt_seconds() > self._max_time:
-            return True
-        return any(bool(each(sequences, None).any()) for each in self._time_criteria)
+        if self._stop_string_criterion is not None:
+            ends = bool(self._stop_string_criterion(sequences, None).all())
+        else:
+            ends = False
+        if self._max_time is None and not self._batch_criteria:
+            return ends
+        reason = None
+        if any(each(len(sequences[0])) for each in self._batch_criteria):
+            reason = FinishReason.CRITERIA
+        elif self._max_time is not None and self._streamer.prompt_seconds() > self._max_time:
+            reason = FinishReason.TIME
+        step = self._streamer.step_of(sequences)
+        latest = {at: why for at, why in self._batch_ends.items() if at >= step - 1}
+        self._batch_ends = {**latest, step: reason}
+        return ends or reason is not None
+
+    def _take_late(self, sequences: Any) -> None:
+        """Take tokens that a device which stops one step late has not put yet.
+
+        Processors are called with them, before their scores and forms are those of the next step.
+        """
+        if self._is_assisted or self._streamer.is_over or self._sequences is None:
+            return
+        if self._sequences.shape == sequences.shape:  # criteria have seen them
+            self._streamer.take_new(sequences)
 
     def _row_reasons(self, sequences: Any, kwargs: Mapping[str, Any]) -> list[FinishReason | None]:
         """For each row, why a criterion ends it with this step, if one does."""
@@ -367,16 +405,29 @@ class _Run:
         request, state, streamer = self._request, self._state, self._streamer
         model, kwargs = streamer.inner_call or (request.model, self._kwargs)
         limit = new_token_limit(model, kwargs, streamer.prompt_length)
+        if self._has_length_criteria:  # in place of the limit
+            limit = math.inf
         # A model that does not stream can have no limit of tokens, and make more.
         reached_limit = streamer.steps >= limit if streamer.was_called else streamer.steps == limit
-        out_of_time = self._max_time is not None and seconds >= self._max_time
+        # Later, in the last put() or in what follows the text, the time can pass as well.
+        is_known = streamer.was_called and streamer.steps in self._batch_ends
+        known = self._batch_ends.get(streamer.steps) if is_known else None
+        out_of_time = known is FinishReason.TIME or (
+            not is_known and self._max_time is not None and seconds >= self._max_time
+        )
+        is_cut = is_cut and not streamer.is_over  # else what follows the text was cut
+        if is_cut:
+            criteria_met = False
+        elif known is not None or reached_limit or out_of_time:
+            criteria_met = known is FinishReason.CRITERIA
+        else:  # this calls transformers' own criteria again
+            criteria_met = self._would_stop(output, is_known)
         reasons = finish_reasons(
             self._row_ends(),
             is_cut=is_cut,
             reached_limit=reached_limit,
             out_of_time=out_of_time,
-            # Only if nothing above ended it: `_would_stop` calls transformers' own criteria again.
-            criteria_met=not (is_cut or reached_limit or out_of_time) and self._would_stop(output),
+            criteria_met=criteria_met,
             is_stopped=self._producer.should_stop() or state.clock.expired_phase is not None,
             otherwise=self._reason_of_its_own(),
         )
@@ -394,7 +445,12 @@ class _Run:
         # It is known by the step, if criteria were called for the steps that were streamed.
         uses_latest = len(self._rows) == 1 and (self._is_assisted or not self._streamer.was_called)
         return [
-            RowEnd(row.end_reason, uses_latest and stopped, row.last_step != math.inf)
+            RowEnd(
+                row.end_reason,
+                uses_latest and stopped,
+                finished_early=row.last_step < self._streamer.steps,
+                is_stopped=row.should_stop,
+            )
             for row in self._rows
         ]
 
@@ -406,13 +462,15 @@ class _Run:
             return FinishReason.CRITERIA
         return FinishReason.EOS  # a token that only the model's own generate() knows
 
-    def _would_stop(self, output: Any) -> bool:
+    def _would_stop(self, output: Any, is_known: bool) -> bool:
         # What ends single rows is known by the step, and the last one can be past a row's end.
         known = [each for each, _ in self._row_criteria] if self._streamer.was_called else []
-        criteria = [each for each in self._criteria if all(each is not other for other in known)]
-        if not criteria or not self._uses_torch:
+        if not self._criteria or not self._uses_torch:
             return False
-        from .criteria import any_would_stop
+        from .criteria import any_would_stop, batch_criteria
+
+        known += [each for each, _ in batch_criteria(self._criteria)] if is_known else []
+        criteria = [each for each in self._criteria if all(each is not other for other in known)]
 
         sequences = sequences_of(output)
         if getattr(sequences, "ndim", 0) != 2:  # not every model returns what it streams
@@ -428,6 +486,7 @@ class RowEnd:
     ended: FinishReason | None  #: why it ended, if its tokens or the answers of criteria show it
     stopped_by_criterion: bool  #: where they do not: the latest answer of the caller's criteria
     finished_early: bool  #: it ended before others of its batch
+    is_stopped: bool = False  #: we ended it
 
 
 def finish_reasons(
@@ -461,17 +520,20 @@ def finish_reasons(
         common = FinishReason.TIME
     elif criteria_met:
         common = FinishReason.CRITERIA
-    elif not is_stopped:
-        common = otherwise
-    return [_finish_reason(row, common) for row in rows]
+    by_itself = None if is_cut or is_stopped else otherwise
+    return [_finish_reason(row, common, by_itself) for row in rows]
 
 
-def _finish_reason(row: RowEnd, common: FinishReason | None) -> FinishReason | None:
+def _finish_reason(
+    row: RowEnd, common: FinishReason | None, by_itself: FinishReason | None
+) -> FinishReason | None:
     if row.ended is not None:
         return row.ended
     if row.stopped_by_criterion:
         return FinishReason.CRITERIA
-    return None if row.finished_early else common
+    if row.finished_early:
+        return None
+    return common or (None if row.is_stopped else by_itself)
 
 
 def rows_stopped(criteria: Iterable[Any], rows: int) -> list[bool]:

@@ -10,6 +10,7 @@ from transformers import (
     EosTokenCriteria,
     LogitsProcessor,
     LogitsProcessorList,
+    MaxLengthCriteria,
     MaxTimeCriteria,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -23,11 +24,12 @@ __all__ = [
     "RecordingCriteria",
     "StopFlagCriteria",
     "any_would_stop",
+    "batch_criteria",
     "criteria_list",
+    "ends_batch",
     "new_stop_string_criteria",
     "processor_list",
     "row_criteria",
-    "time_criteria",
     "wrap_criteria",
 ]
 
@@ -90,17 +92,20 @@ class RecordingCriteria(StoppingCriteria):
 class LogprobsProcessor(LogitsProcessor):
     """Keeps the log-probabilities of the latest step, and changes nothing.
 
-    *top* is the number of most likely tokens at each position, besides the chosen one.
+    *top* is the number of most likely tokens at each position, besides the chosen one. *take_late*
+    is called first: it takes tokens of the step before that were not put yet.
     ``generate()`` calls the caller's processors after those for its own penalties, and before
     temperature, top-k and similar settings.
     """
 
-    def __init__(self, top: int) -> None:
+    def __init__(self, top: int, take_late: Callable[[torch.Tensor], None]) -> None:
         self._latest = torch.zeros(0)
         self._top = top
+        self._take_late = take_late
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return *scores*, of shape ``(B, vocabulary)``, unchanged."""
+        self._take_late(input_ids)
         self._latest = scores.log_softmax(dim=-1)
         return scores
 
@@ -128,9 +133,16 @@ def row_criteria(criteria: Iterable[Any]) -> list[tuple[Any, str]]:
     return [(each, settings[type(each)]) for each in criteria if type(each) in settings]
 
 
-def time_criteria(criteria: Iterable[Any]) -> list[Any]:
-    """Those of transformers' own that end all rows because of the time."""
-    return [each for each in criteria if type(each) is MaxTimeCriteria]
+def batch_criteria(criteria: Iterable[Any]) -> list[tuple[Any, str]]:
+    """Those of transformers' own that end all rows, with their settings as above."""
+    settings: dict[type, str] = {MaxLengthCriteria: "max_length", MaxTimeCriteria: "max_time"}
+    return [(each, settings[type(each)]) for each in criteria if type(each) in settings]
+
+
+def ends_batch(criterion: Any, length: int) -> bool:
+    """Whether such a criterion ends all rows at this length. It waits for no device."""
+    sequences = torch.zeros(1, 1, dtype=torch.long).expand(1, length)
+    return bool(criterion(sequences, None).all())
 
 
 def new_stop_string_criteria(tokenizer: Any, strings: str | Sequence[str]) -> StoppingCriteria:
@@ -160,11 +172,12 @@ def processor_list(*processors: Any) -> LogitsProcessorList:
 def wrap_criteria(criteria: Iterable[Any], is_over: Callable[[], bool]) -> list[Any]:
     """The caller's criteria, each in a `RecordingCriteria`, except for transformers' own.
 
-    ``generate()`` recognises those by their type.
+    ``generate()`` recognises those by their type; but a list inside the list is any criterion.
     """
     return [
         criterion
         if type(criterion).__module__ == "transformers.generation.stopping_criteria"
+        and not isinstance(criterion, StoppingCriteriaList)
         else RecordingCriteria(criterion, is_over)
         for criterion in criteria
     ]

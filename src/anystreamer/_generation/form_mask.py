@@ -19,13 +19,14 @@ class FormMask(LogitsProcessor):
 
     The tokens are taken from the streamer, which has them on the CPU before the next forward pass
     begins. So a mask is made while a device is still busy with that pass: reading *input_ids* would
-    wait for it. Only drafts, which the streamer does not see, are read.
+    wait for it. It reads only drafts, which the streamer does not see, and tokens not put yet.
 
     Args:
         matchers: of the rows.
         prompt_length: returns how many of the ids are the prompt's.
         argument: the argument that asks for the form, for messages.
         reads_drafts: whether the ids can be drafts, of assisted decoding.
+        take_late: takes tokens of the step before that were not put yet.
     """
 
     def __init__(
@@ -35,11 +36,13 @@ class FormMask(LogitsProcessor):
         *,
         argument: str,
         reads_drafts: bool,
+        take_late: Callable[[torch.Tensor], None],
     ) -> None:
         self._matchers = matchers
         self._prompt_length = prompt_length
         self._argument = argument
         self._made: list[list[int]] | None = [[] for _ in matchers] if reads_drafts else None
+        self._take_late = take_late
         self._was_called = False
 
     def take(self, step: Sequence[Sequence[int]]) -> None:
@@ -72,6 +75,7 @@ class FormMask(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return *scores*, of shape ``(B, vocabulary)``, with -inf where a token is not allowed."""
         self._was_called = True
+        self._take_late(input_ids)
         if self._made is not None:
             for matcher, ids in zip(self._matchers, input_ids.tolist(), strict=True):
                 matcher.seek(ids[self._prompt_length() :])

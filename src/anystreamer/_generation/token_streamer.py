@@ -58,8 +58,8 @@ class TokenStreamer:
         self._next_is_prompt = True
         self.is_over = False  # the answer has ended, though generate() can go on
         self._is_finished = False
-        self.all_rows_finished = False  #: then the scores of the next step are not read
-        self._taken_in_advance = 0  # steps that a criterion handed over before their put()
+        self.all_rows_finished = False  #: then generate() can undo the next step
+        self._taken_in_advance = 0  # steps that a hook handed over before their put()
         self._criteria_were_called = False  # ours, by generate()
         self._puts = 0  # calls with tokens of the answer
         self.prompt_length = 0
@@ -118,6 +118,7 @@ class TokenStreamer:
             if self._token_healing:
                 self._state.rows[row.number].prompt_token_ids = prompt
         self._reasons.clear()
+        self._taken_in_advance = 0  # a step of the window before can have been undone
         if self.steps and self.should_stop():
             raise GenerationStopped  # or each window would begin, and cost a step
         self.prompt_length = len(prompts[0])
@@ -166,9 +167,15 @@ class TokenStreamer:
         """Take the answer of our criteria for each row: whether it ends with this step."""
         self.all_rows_finished = all(stopped[row.number] or row.has_ended for row in self._rows)
 
-    def take_from_criteria(self, sequences: Any) -> None:
-        """Take the new ids among those that a criterion sees, of shape ``(B, T)``."""
+    def step_of(self, sequences: Any) -> int:
+        """The number of the step that made the last of these ids, of shape ``(B, T)``."""
+        return len(sequences[0]) - self.prompt_length
+
+    def take_new(self, sequences: Any) -> None:
+        """Take the new ids, if any, among those that hooks see before ``put()`` does."""
         start = self.prompt_length + self.steps
+        if len(sequences[0]) <= start:
+            return
         if hasattr(sequences, "tolist"):
             new = sequences[:, start:].tolist()
         else:
