@@ -139,7 +139,7 @@ async def test_without_its_processor_pictures_are_refused_with_what_to_install(
     sent = base64.b64encode(png(picture())).decode()
     part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{sent}"}}
     chat = [{"role": "user", "content": [{"type": "text", "text": "What?"}, part]}]
-    shown = f"text alone here, because .* pip install {backend}"
+    shown = f"only text here, because .* pip install {backend}"
     with pytest.raises(ValueError, match=shown):
         async with stream_text(model, encoder, chat):
             pass

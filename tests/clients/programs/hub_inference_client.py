@@ -52,7 +52,7 @@ def forced_tool() -> None:
 
 
 def structured() -> None:
-    """`response_format` with a schema, as OpenAI has it"""
+    """`response_format` with a schema, in the shape of OpenAI"""
     form = {
         "type": "json_schema",
         "json_schema": {"name": "weather", "schema": checks.PARAMETERS, "strict": True},
